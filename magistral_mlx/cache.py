@@ -1,0 +1,169 @@
+"""Keys and values of the positions seen so far, one buffer a layer, allocated ahead and written in place."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import mlx.core as mx
+
+from magistral_mlx.config import ModelConfig
+from magistral_mlx.errors import ContextError, OptionError
+
+STEP = 256  # capacity grows in multiples of this
+
+
+class LayerCache(Protocol):
+    """What attention needs of the past: how long it is, and attention over it."""
+
+    length: int
+
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+        """Append k, v [B, K, T, d]; attend q [B, H, T, d] causally to all S positions: [B, H, T, d]."""
+        ...
+
+
+def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+    """Fused causal attention; the T queries are the last T of the S positions."""
+    mask = "causal" if q.shape[2] > 1 else None
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+
+
+class Uncached:
+    """No past: one forward pass over whole sequences, as in training."""
+
+    length = 0
+
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+        return _attention(q, k, v, scale)
+
+
+class _Buffer:
+    """Arrays [B, K, capacity, *] that are written in place and grow on demand."""
+
+    def __init__(self) -> None:
+        self.arrays: list[mx.array] = []
+        self.capacity = 0
+
+    def write(self, parts: Sequence[mx.array], start: int, capacity: int) -> None:
+        """Write ``parts`` [B, K, T, *] at ``start``; make room for ``capacity`` positions first."""
+        if not self.arrays:
+            self.arrays = [mx.zeros((*p.shape[:2], capacity, p.shape[3]), p.dtype) for p in parts]
+        elif capacity > self.capacity:
+            self.arrays = [
+                mx.concatenate([a[:, :, :start], mx.zeros((*a.shape[:2], capacity - start, a.shape[3]), a.dtype)], axis=2)
+                for a in self.arrays
+            ]
+        self.capacity = max(self.capacity, capacity)
+        stop = start + parts[0].shape[2]
+        for array, part in zip(self.arrays, parts, strict=True):
+            array[:, :, start:stop] = part
+
+    def read(self, length: int) -> list[mx.array]:
+        return [a[:, :, :length] for a in self.arrays]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in self.arrays)
+
+
+class FloatLayer:
+    """One layer's keys and values in the type of the activations."""
+
+    parts = 1  # arrays for keys, and as many for values
+
+    def __init__(self, owner: "KVCache") -> None:
+        self.owner = owner
+        self.length = 0
+        self.buffer = _Buffer()
+
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+        self.append([k, v])
+        keys, values = self.buffer.read(self.length)
+        return _attention(q, keys, values, scale)
+
+    def append(self, parts: Sequence[mx.array]) -> None:
+        start, T = self.length, parts[0].shape[2]
+        self.buffer.write(parts, start, self.owner.room_for(start + T, self.buffer.capacity))
+        self.length = start + T
+
+
+class QuantizedLayer(FloatLayer):
+    """One layer's keys and values packed to 8 or 4 bit, quantized as they arrive.
+
+    Several queries attend through the fused kernel on a view dequantized for this layer alone, so no
+    score matrix is built beyond the kernel's own; a single query multiplies the packed arrays directly.
+    """
+
+    parts = 3  # packed, scales, biases
+
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+        bits, group_size = self.owner.bits, self.owner.group_size
+        self.append([a for x in (k, v) for a in mx.quantize(x, group_size, bits)])
+        arrays = self.buffer.read(self.length)
+        keys, values = arrays[:3], arrays[3:]
+        if q.shape[2] > 1:
+            k, v = (mx.dequantize(*x, group_size, bits) for x in (keys, values))
+            return _attention(q, k, v, scale)
+        B, H, _, d = q.shape
+        K = k.shape[1]
+        rows = (q * scale).reshape(B, K, H // K, d)                                         # [B, K, H/K, d]
+        scores = mx.quantized_matmul(rows, *keys, True, group_size, bits)                   # [B, K, H/K, S]
+        weights = mx.softmax(scores, axis=-1, precise=True)
+        return mx.quantized_matmul(weights, *values, False, group_size, bits).reshape(B, H, 1, d)
+
+
+class KVCache:
+    """The past of one sequence, for every layer.
+
+    Capacity doubles in multiples of 256 up to ``limit`` positions, the planned context; ``reserve``
+    allocates at once what a request is known to need. Never grows past ``limit``.
+    """
+
+    def __init__(self, config: ModelConfig, *, limit: int, bits: int | None = None) -> None:
+        """``bits``: None for the activations' type, or 8 or 4. Raises OptionError for anything else."""
+        if bits not in (None, 4, 8):
+            raise OptionError(f"kv_bits is {bits}; use 8 or 4, or leave it out for an unquantized cache")
+        if bits is not None and config.head_dim % 32:
+            raise OptionError(f"kv_bits needs a head size that is a multiple of 32; this model's is {config.head_dim}")
+        self.limit = limit
+        self.bits = bits or 0
+        self.group_size = 64 if config.head_dim % 64 == 0 else 32
+        self.reserved = 0
+        self.layers = [(QuantizedLayer if bits else FloatLayer)(self) for _ in range(config.num_layers)]
+
+    @property
+    def length(self) -> int:
+        """Positions held."""
+        return self.layers[0].length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated, unused capacity included."""
+        return sum(layer.buffer.nbytes for layer in self.layers)
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """What to evaluate so that everything appended is in memory."""
+        return [a for layer in self.layers for a in layer.buffer.arrays]
+
+    def reserve(self, positions: int) -> None:
+        """Allocate for ``positions`` at the next growth, instead of doubling up to them."""
+        if positions > self.limit:
+            raise ContextError(f"{positions} positions do not fit a cache planned for {self.limit}; load with a larger context")
+        self.reserved = positions
+
+    def room_for(self, positions: int, capacity: int) -> int:
+        """The capacity to have when ``positions`` are needed and ``capacity`` are there."""
+        if positions <= capacity:
+            return capacity
+        if positions > self.limit:
+            raise ContextError(f"the context is full: {self.limit} positions are planned and {positions} are needed")
+        wanted = max(positions, self.reserved, 2 * capacity)
+        return min(self.limit, -(-wanted // STEP) * STEP)
+
+    def trim(self, count: int) -> None:
+        """Forget the last ``count`` positions; what is appended next overwrites them."""
+        if not 0 <= count <= self.length:
+            raise OptionError(f"cannot trim {count} of {self.length} cached positions")
+        length = self.length - count
+        for layer in self.layers:
+            layer.length = length

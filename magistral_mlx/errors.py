@@ -1,0 +1,37 @@
+"""Every error a user can cause. Each message names the thing, what is wrong with it, and the way out."""
+
+
+class MagistralError(Exception):
+    """Something the user can change; command lines print it and exit with 2."""
+
+
+class OptionError(MagistralError):
+    """An option or argument outside what can be honoured."""
+
+
+class CheckpointError(MagistralError):
+    """A checkpoint, or a file of it, that is missing, damaged or of another model."""
+
+
+class TokenizerError(MagistralError):
+    """A tekken.json that cannot be used, or text that cannot be encoded."""
+
+
+class ContextError(MagistralError):
+    """A prompt or a reply that does not fit the context."""
+
+
+class MemoryLimitError(MagistralError):
+    """A plan that does not fit this machine's memory."""
+
+
+class HubError(MagistralError):
+    """The model hub could not be reached, or does not have what was asked for."""
+
+
+class NumericsError(MagistralError):
+    """The model produced NaN: its weights are damaged."""
+
+
+class ConversionError(MagistralError):
+    """A conversion that cannot start, or could not be finished."""

@@ -1,0 +1,114 @@
+"""Magistral Small: a decoder-only transformer with grouped-query attention, RoPE and SwiGLU.
+
+Letters: B batch, T new tokens, S past + new, L layers, D hidden, F feed-forward, H query heads,
+K key/value heads, d head size, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from magistral_mlx.cache import LayerCache, Uncached
+from magistral_mlx.config import ModelConfig
+
+
+class Joint(nn.Module):
+    """Several projections of one input in as few matmuls as their formats allow.
+
+    ``parts`` are linears whose rows are projections stacked; ``pieces`` says where each projection's
+    rows lie, in the order of the output: (part, first row, past the last row).
+    """
+
+    def __init__(self, parts: list[nn.Module], pieces: list[tuple[int, int, int]] | None = None) -> None:
+        super().__init__()
+        self.parts = parts
+        self._pieces = pieces
+
+    def __call__(self, x: mx.array) -> mx.array:                             # [B, T, D]
+        outputs = [part(x) for part in self.parts]
+        if self._pieces is None:
+            return outputs[0]
+        return mx.concatenate([outputs[i][..., a:b] for i, a, b in self._pieces], axis=-1)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions. Source: https://arxiv.org/abs/2305.13245"""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        H, K, d = config.num_heads, config.num_kv_heads, config.head_dim
+        self.qkv_proj = Joint([nn.Linear(config.hidden_size, (H + 2 * K) * d, bias=False)])
+        self.o_proj = nn.Linear(H * d, config.hidden_size, bias=False)
+        self._H, self._K, self._d = H, K, d
+        self._theta = config.rope_theta
+        self._scale = d**-0.5
+
+    def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:          # [B, T, D]
+        H, K, d = self._H, self._K, self._d
+        qkv = mx.unflatten(self.qkv_proj(x), -1, (H + 2 * K, d))             # [B, T, H + 2K, d]
+        heads = qkv.swapaxes(1, 2)                                           # [B, H + 2K, T, d]
+        qk = self.rope(heads[:, : H + K], cache.length)                      # [B, H + K, T, d]
+        q, k, v = qk[:, :H], qk[:, H:], heads[:, H + K :]
+        o = cache.attend(q, k, v, self._scale)                               # [B, H, T, d]
+        return self.o_proj(o.swapaxes(1, 2).flatten(2))                      # [B, T, D]
+
+    def rope(self, x: mx.array, offset: int) -> mx.array:
+        return mx.fast.rope(x, self._d, traditional=False, base=self._theta, scale=1.0, offset=offset)
+
+
+class MLP(nn.Module):
+    """SwiGLU feed-forward. Source: https://arxiv.org/abs/2002.05202"""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up_proj = Joint([nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)])
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:                             # [B, T, D]
+        gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)                # [B, T, F] each
+        return self.down_proj(nn.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """One layer: attention, then feed-forward, each on the normalized residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:          # [B, T, D]
+        x = x + self.self_attn(self.input_layernorm(x), cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Transformer(nn.Module):
+    """Token ids to logits. ``loader.load_model`` puts a checkpoint's weights in."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = [Block(config) for _ in range(config.num_layers)]
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._tied = config.tie_word_embeddings
+
+    def __call__(self, ids: mx.array, cache: Sequence[LayerCache] | None = None) -> mx.array:
+        """Logits [B, T, V] of ids [B, T], after the positions in ``cache``, which they are appended to."""
+        return self.logits(self.hidden(ids, cache))
+
+    def hidden(self, ids: mx.array, cache: Sequence[LayerCache] | None = None) -> mx.array:
+        """The residual stream after the last layer, [B, T, D]."""
+        x = self.embed_tokens(ids)
+        for layer, past in zip(self.layers, cache or [Uncached()] * len(self.layers), strict=True):
+            x = layer(x, past)
+        return x
+
+    def logits(self, x: mx.array) -> mx.array:
+        """Logits [B, T, V] of a residual stream [B, T, D]: call it on the wanted positions only."""
+        x = self.norm(x)
+        return self.embed_tokens.as_linear(x) if self._tied else self.lm_head(x)
