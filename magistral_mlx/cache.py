@@ -132,8 +132,8 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        """Positions held."""
-        return self.layers[0].length
+        """Positions held by every layer; an interrupted pass may have left some layers one step ahead."""
+        return min(layer.length for layer in self.layers)
 
     @property
     def nbytes(self) -> int:
@@ -167,3 +167,15 @@ class KVCache:
         length = self.length - count
         for layer in self.layers:
             layer.length = length
+
+    def state(self) -> list[list[mx.array]]:
+        """Each layer's arrays up to ``length``, for a file."""
+        return [layer.buffer.read(self.length) for layer in self.layers]
+
+    def restore(self, state: Sequence[Sequence[mx.array]], length: int) -> None:
+        """Take over what ``state`` returned; raises ValueError where it does not fit this cache."""
+        for layer, parts in zip(self.layers, state, strict=True):
+            if len(parts) != 2 * layer.parts or any(p.ndim != 4 or p.shape[2] != length for p in parts):
+                raise ValueError(f"its arrays are not {2 * layer.parts} of {length} positions a layer")
+            layer.length = 0
+            layer.append(parts)

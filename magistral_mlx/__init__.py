@@ -1,0 +1,1 @@
+"""Magistral Small on Apple silicon."""

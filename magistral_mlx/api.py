@@ -1,0 +1,329 @@
+"""The library: load a checkpoint, ask it, stream it, sample it, talk to it."""
+
+import json
+import secrets
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from magistral_mlx.cache import KVCache
+from magistral_mlx.cache_file import load_cache, save_cache
+from magistral_mlx.checkpoint import Checkpoint, open_checkpoint, resolve
+from magistral_mlx.config import ModelConfig
+from magistral_mlx.conversation import Chat, KeepReasoning, result_of
+from magistral_mlx.decoding import Stepper, decode, prefill
+from magistral_mlx.errors import CheckpointError, ContextError, OptionError
+from magistral_mlx.loader import load_model
+from magistral_mlx.memory import MemoryPlan, plan_for
+from magistral_mlx.model import Transformer
+from magistral_mlx.paths import cache_dir
+from magistral_mlx.reasoning import Segment
+from magistral_mlx.reply import FinishReason, Reply, ReplyBuilder, Samples, Usage
+from magistral_mlx.sampling import Sampler, SamplingParams
+from magistral_mlx.tokenizer import Tokenizer
+
+Messages = str | Sequence[Mapping[str, Any]]
+DEFAULT_MAX_TOKENS = 40_960  # the model card's
+
+
+def load(
+    model: str | Path,
+    *,
+    context: int | None = None,
+    kv_bits: int | None = None,
+    prefill_step_size: int | None = None,
+    memory_gb: float | None = None,
+    revision: str | None = None,
+) -> "Magistral":
+    """Load a checkpoint: a folder, a hub id such as ``org/name``, or ``"demo"``, the embedded model.
+
+    Args:
+        context: positions to plan for; by default as many as fit, at most 40,960.
+        kv_bits: 8 or 4 for a quantized cache, None for the activations' type.
+        prefill_step_size: prompt ids a pass; by default as many as fit.
+        memory_gb: plan for this much memory instead of what the device recommends.
+        revision: branch, tag or commit of a hub id.
+    Raises:
+        CheckpointError, TokenizerError, HubError: the checkpoint cannot be used or fetched.
+        MemoryLimitError: it does not fit, said before its weights are read.
+        OptionError: an argument is out of range.
+    """
+    return result_of(
+        loading(
+            model,
+            context=context,
+            kv_bits=kv_bits,
+            prefill_step_size=prefill_step_size,
+            memory_gb=memory_gb,
+            revision=revision,
+        )
+    )
+
+
+def loading(
+    model: str | Path,
+    *,
+    context: int | None = None,
+    kv_bits: int | None = None,
+    prefill_step_size: int | None = None,
+    memory_gb: float | None = None,
+    revision: str | None = None,
+) -> Generator[tuple[int, int], None, "Magistral"]:
+    """As ``load``, but a generator: yields (bytes loaded, bytes in all) and returns the Magistral."""
+    checkpoint = open_checkpoint(demo_checkpoint() if model == "demo" else resolve(model, revision=revision))
+    tokenizer = Tokenizer.from_folder(checkpoint.folder)
+    if tokenizer.vocab_size != checkpoint.config.vocab_size:
+        raise CheckpointError(
+            f"{checkpoint.folder}: tekken.json has {tokenizer.vocab_size} ids, the model {checkpoint.config.vocab_size}; "
+            "they are not of the same model: download both again"
+        )
+    plan = plan_for(checkpoint, context=context, kv_bits=kv_bits, prefill_chunk=prefill_step_size, memory_gb=memory_gb)
+    transformer = yield from load_model(checkpoint)
+    return Magistral(transformer, checkpoint, tokenizer, plan)
+
+
+def demo_checkpoint() -> Path:
+    """The embedded checkpoint in 4 bit, converted into the cache folder on first use."""
+    source = Path(__file__).parent / "demo"
+    target = cache_dir() / f"demo-4bit-{open_checkpoint(source).fingerprint()[:16]}"
+    if not target.exists():
+        from magistral_mlx.convert import convert_checkpoint  # the one line where the runtime needs the converter
+
+        convert_checkpoint(source, target, q_method="round", tokenizer_json=False)
+    return target
+
+
+class Magistral:
+    """A loaded model. Call it from one thread: MLX arrays belong to the thread that made them."""
+
+    def __init__(self, model: Transformer, checkpoint: Checkpoint, tokenizer: Tokenizer, plan: MemoryPlan) -> None:
+        self.model = model
+        self.checkpoint = checkpoint
+        self.config: ModelConfig = checkpoint.config
+        self.tokenizer = tokenizer
+        self.plan = plan
+        self._fingerprint = checkpoint.fingerprint()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the live KV cache, and with it the prefix the next prompt could reuse."""
+        self._cache = KVCache(self.config, limit=self.plan.context, bits=self.plan.kv_bits)
+        self._ids: list[int] = []  # what the cache holds
+        self._newest: object = None  # the reply being made: it alone may use the cache
+
+    def ask(
+        self,
+        messages: Messages,
+        sampling: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        system_prompt_only: bool = False,
+        prompt_cache_file: str | Path | None = None,
+    ) -> Reply:
+        """The whole reply to a question, or to a conversation ending in one.
+
+        Args:
+            messages: the user's text, or [{"role": ..., "content": ...}, ...].
+            sampling: how ids are chosen; the model card's values by default.
+            tools: functions the model may call, as OpenAI's tool definitions.
+            system_prompt_only: a system message replaces the checkpoint's instead of joining it;
+                the model may then stop reasoning.
+            prompt_cache_file: reuse what this file holds of the prompt, and write the cache there at the end.
+        Raises:
+            OptionError: a message or option is malformed.
+            ContextError: the prompt, or an explicit max_tokens beside it, does not fit the planned context.
+            NumericsError: the weights are damaged.
+        """
+        return result_of(
+            self.stream(
+                messages,
+                sampling,
+                tools=tools,
+                system_prompt_only=system_prompt_only,
+                prompt_cache_file=prompt_cache_file,
+            )
+        )
+
+    def stream(
+        self,
+        messages: Messages,
+        sampling: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        system_prompt_only: bool = False,
+        prompt_cache_file: str | Path | None = None,
+    ) -> Generator[Segment, None, Reply]:
+        """As ``ask``, in pieces: a generator of Segments that returns the Reply.
+
+        Arguments are checked at once, work begins with the first segment. Close it at any point; the
+        model stays usable.
+        """
+        sampling = sampling or SamplingParams()
+        prompt = self.tokenizer.encode_chat(
+            messages, system_prompt_only=system_prompt_only, tools=tools, think=sampling.think_budget != 0
+        )
+        max_tokens = self._max_tokens(len(prompt), sampling)
+        file = None if prompt_cache_file is None else Path(prompt_cache_file)
+        if file is not None and file.exists():
+            self._open(file)
+        return self._generate(prompt, sampling, max_tokens, file)
+
+    def sample(
+        self,
+        messages: Messages,
+        sampling: SamplingParams | None = None,
+        *,
+        n: int,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        system_prompt_only: bool = False,
+        prompt_cache_file: str | Path | None = None,
+    ) -> Samples:
+        """``n`` replies with seeds seed, seed + 1, ..., over one prefill of the prompt, and their majority."""
+        if n < 1:
+            raise OptionError(f"n is {n}; ask for at least one sample")
+        sampling = sampling or SamplingParams()
+        first = _seed(sampling)
+        return Samples.of(
+            [
+                self.ask(
+                    messages,
+                    replace(sampling, seed=first + i),
+                    tools=tools,
+                    system_prompt_only=system_prompt_only,
+                    prompt_cache_file=prompt_cache_file,
+                )
+                for i in range(n)
+            ]
+        )
+
+    def chat(self, *, keep_reasoning: KeepReasoning = "none", system_prompt: str | None = None) -> "Chat":
+        """A conversation; see Chat."""
+        messages = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+        return Chat(self, keep_reasoning, messages)
+
+    def resume(self, path: str | Path) -> "Chat":
+        """The conversation that ``Chat.save`` wrote, its cache included.
+
+        Raises:
+            OptionError: the file is missing, or of another checkpoint or kind of cache.
+        """
+        state = json.loads(self._open(Path(path)) or "null")
+        if state is None:
+            raise OptionError(f"{path} holds a prompt cache but no conversation; it was not written by Chat.save")
+        return Chat(self, state["keep_reasoning"], state["messages"])
+
+    def _open(self, path: Path) -> str:
+        """Make a cache file the live cache; returns the conversation's state in it."""
+        self._cache, self._ids, chat = load_cache(
+            path, self.config, limit=self.plan.context, fingerprint=self._fingerprint, bits=self.plan.kv_bits
+        )
+        return chat
+
+    def _save(self, path: Path, chat: str = "") -> None:
+        save_cache(path, self._cache, self._ids, fingerprint=self._fingerprint, chat=chat)
+
+    def _max_tokens(self, prompt_tokens: int, sampling: SamplingParams) -> int:
+        """What the reply may take: as asked, or the card's 40,960, beside the prompt in the context."""
+        room = self.plan.context - prompt_tokens
+        if room < 1:
+            raise ContextError(
+                f"the prompt is {prompt_tokens} tokens and the context {self.plan.context}; shorten it, "
+                "or load with a larger context (--max-kv-size)"
+            )
+        if sampling.max_tokens is not None and sampling.max_tokens > room:
+            raise ContextError(
+                f"max_tokens is {sampling.max_tokens}, but beside a prompt of {prompt_tokens} tokens the context of "
+                f"{self.plan.context} has room for {room}; ask for less, or load with a larger context (--max-kv-size)"
+            )
+        return min(DEFAULT_MAX_TOKENS, room) if sampling.max_tokens is None else sampling.max_tokens
+
+    def _reuse(self, prompt: Sequence[int]) -> int:
+        """Trim the live cache to the longest prefix of ``prompt`` it holds, short of its last id, whose logits are needed."""
+        common = 0
+        for ours, theirs in zip(self._ids, prompt[:-1], strict=False):
+            if ours != theirs:
+                break
+            common += 1
+        self._cache.trim(self._cache.length - common)
+        return common
+
+    def _generate(
+        self, prompt: list[int], sampling: SamplingParams, max_tokens: int, file: Path | None
+    ) -> Generator[Segment, None, Reply]:
+        seed = _seed(sampling)
+        mx.reset_peak_memory()
+        started = time.perf_counter()
+        cached = self._reuse(prompt)
+        if sampling.max_tokens is not None:
+            self._cache.reserve(len(prompt) + max_tokens)
+        step = Stepper(self.model, self._cache)
+        builder = ReplyBuilder(self.tokenizer, sampling, max_tokens)
+        self._ids, self._newest = list(prompt), builder
+        finish_reason: FinishReason = "stop"
+        first = started
+        try:
+            prefilling = prefill(step, prompt[cached:], chunk=self.plan.prefill_chunk)
+            logits = yield from _progress(prefilling, cached, len(prompt))
+            decoding = decode(
+                step,
+                logits,
+                Sampler(sampling, seed),
+                stop=self.tokenizer.stop_ids,
+                max_tokens=max_tokens,
+                steer=builder.forced,
+            )
+            while not builder.is_stopped:
+                if self._newest is not builder:
+                    raise OptionError("a newer reply has begun on this model; finish or close a stream before the next")
+                try:
+                    identity, logits = next(decoding)
+                except StopIteration as end:
+                    finish_reason = end.value
+                    break
+                finally:
+                    first = first if first > started else time.perf_counter()
+                self._ids.append(identity)
+                yield from builder.push(identity, logits)
+            yield from builder.flush()
+        except RuntimeError:  # MLX: out of memory, or a device that failed; what the arrays hold is unknown
+            self.forget()
+            raise
+        finally:
+            if self._newest is builder:  # the look-ahead may be one position too many, an interruption leaves too few
+                self._cache.trim(max(0, self._cache.length - len(self._ids)))
+                del self._ids[self._cache.length :]
+        if file is not None:
+            self._save(file)
+        usage = Usage(
+            prompt_tokens=len(prompt),
+            completion_tokens=builder.tokens,
+            reasoning_tokens=builder.reasoning_tokens,
+            cached_tokens=cached,
+            forward_passes=step.passes,
+            prefill_seconds=first - started,
+            decode_seconds=time.perf_counter() - first,
+            peak_memory_bytes=mx.get_peak_memory(),
+            max_tokens=max_tokens,
+            seed=seed,
+        )
+        return builder.reply(finish_reason, usage)
+
+
+def _seed(sampling: SamplingParams) -> int:
+    return secrets.randbits(31) if sampling.seed is None else sampling.seed
+
+
+def _progress(
+    prefilling: Generator[int, None, mx.array], cached: int, total: int
+) -> Generator[Segment, None, mx.array]:
+    """Prefill as progress segments, whose text is "ids done/ids in all"."""
+    while True:
+        try:
+            done = next(prefilling)
+        except StopIteration as end:
+            return end.value
+        yield Segment("progress", f"{cached + done}/{total}")

@@ -1,0 +1,67 @@
+"""A KV cache on disk: one safetensors file with the ids it holds and what it belongs to."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import mlx.core as mx
+
+from magistral_mlx.cache import KVCache
+from magistral_mlx.checkpoint import Shard
+from magistral_mlx.config import ModelConfig
+from magistral_mlx.errors import CheckpointError, OptionError
+
+FORMAT = "magistral-mlx prompt cache 1"
+
+
+def save_cache(path: Path, cache: KVCache, ids: Sequence[int], *, fingerprint: str, chat: str = "") -> None:
+    """Write the cache of ``ids`` atomically: the file is the old one or the new one, never half of one.
+
+    Args:
+        fingerprint: the checkpoint's, without which the keys and values mean nothing.
+        chat: a conversation's own state, as JSON.
+    """
+    arrays = {f"layer.{i}.{j}": a for i, parts in enumerate(cache.state()) for j, a in enumerate(parts)}
+    arrays["ids"] = mx.array(ids, dtype=mx.int32)
+    metadata = {"format": FORMAT, "fingerprint": fingerprint, "kv_bits": str(cache.bits), "chat": chat}
+    partial = path.parent / f".{path.name}.{os.getpid()}.safetensors"
+    try:
+        mx.save_safetensors(str(partial), arrays, metadata)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise OptionError(f"{path}: the prompt cache could not be written: {error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_cache(path: Path, config: ModelConfig, *, limit: int, fingerprint: str, bits: int | None) -> tuple[KVCache, list[int], str]:
+    """Read a cache back: the cache, its ids, the conversation's state.
+
+    Raises:
+        OptionError: the file is of another checkpoint or kind of cache, or longer than ``limit``.
+        CheckpointError: it is damaged, or no such file.
+    """
+    if not path.is_file():
+        raise OptionError(f"{path}: no such prompt cache; check the path, or leave it out to start anew")
+    Shard.open(path)
+    arrays, metadata = mx.load(str(path), format="safetensors", return_metadata=True)
+    if metadata.get("format") != FORMAT:
+        raise OptionError(f"{path} is not a prompt cache of this software; name another file")
+    cache = KVCache(config, limit=limit, bits=bits)
+    for key, wanted in {"fingerprint": fingerprint, "kv_bits": str(cache.bits)}.items():
+        if metadata[key] != wanted:
+            raise OptionError(
+                f"{path} was made with {key} {metadata[key]}, this model has {wanted}; "
+                "load the checkpoint and kind of cache it was made with, or name another file"
+            )
+    ids = arrays.pop("ids").tolist()
+    if len(ids) > limit:
+        raise OptionError(f"{path} holds {len(ids)} positions, but the context is {limit}; load with a larger context")
+    parts = len(arrays) // config.num_layers
+    try:
+        cache.restore([[arrays[f"layer.{i}.{j}"] for j in range(parts)] for i in range(config.num_layers)], len(ids))
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); delete it to start anew") from None
+    return cache, ids, metadata["chat"]

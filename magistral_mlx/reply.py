@@ -1,0 +1,154 @@
+"""What comes back: replies, what they cost, and how a reply is put together while its ids arrive."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import mlx.core as mx
+
+from magistral_mlx.reasoning import THINK_CLOSE, Segment, Splitter, StopStrings
+from magistral_mlx.sampling import SamplingParams, top_logprobs
+from magistral_mlx.tokenizer import TextStream, Tokenizer
+
+FinishReason = Literal["stop", "length", "tool_calls", "loop", "cancelled"]
+ClosedBy = Literal["model", "budget", "loop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a reply cost."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int       # of these, until the trace closed, tags included
+    cached_tokens: int          # of the prompt, found in the cache
+    forward_passes: int         # over all the weights, prefill included
+    prefill_seconds: float      # to the first id
+    decode_seconds: float       # from the first id on
+    peak_memory_bytes: int      # MLX's, weights included
+    max_tokens: int             # what the reply was allowed
+    seed: int                   # asks for this very reply again, on this machine
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One finished reply. ``reasoning_closed_by`` is None when no trace was closed."""
+
+    reasoning: str
+    answer: str
+    finish_reason: FinishReason
+    reasoning_closed_by: ClosedBy | None
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Several replies to one prompt, and the answer most of them agree on (self-consistency).
+
+    ``votes`` counts the replies by their answer's last number, else by its normalized text; a reply
+    without an answer has no vote. ``majority`` is the answer of the first reply with the most votes.
+    """
+
+    replies: tuple[Reply, ...]
+    majority: str
+    votes: dict[str, int]
+
+    @classmethod
+    def of(cls, replies: Sequence[Reply]) -> "Samples":
+        keys = [vote(reply.answer) for reply in replies]
+        votes = Counter(key for key in keys if key)
+        if not votes:
+            return cls(tuple(replies), "", {})
+        winner = votes.most_common(1)[0][0]
+        return cls(tuple(replies), replies[keys.index(winner)].answer, dict(votes.most_common()))
+
+
+def vote(answer: str) -> str:
+    """What two answers must share to agree: the last number, else the words in lower case."""
+    numbers = re.findall(r"-?\d+(?:[.,]\d+)*", answer.replace("\u2212", "-"))
+    return numbers[-1] if numbers else " ".join(re.findall(r"\w+", answer.casefold()))
+
+
+@dataclass
+class ReplyBuilder:
+    """Ids in, segments out, and in the end the reply: detokenizer, splitter, stop strings, budget."""
+
+    tokenizer: Tokenizer
+    sampling: SamplingParams
+    max_tokens: int
+    is_stopped: bool = False            # a stop string was reached: the caller ends the reply
+    tokens: int = 0
+    reasoning_tokens: int = 0
+    _text: TextStream = field(init=False)
+    _splitter: Splitter = field(init=False)
+    _stop: StopStrings = field(init=False)
+    _segments: list[Segment] = field(default_factory=list)
+    _logprobs: list[dict[int, float]] = field(default_factory=list)
+    _is_forced: bool = False
+    _was_opened: bool = False
+
+    def __post_init__(self) -> None:
+        self._text = self.tokenizer.stream()
+        self._splitter = Splitter(thinking=self.sampling.think_budget != 0)
+        self._stop = StopStrings(self.sampling.stop)
+
+    def push(self, identity: int, logits: mx.array) -> list[Segment]:
+        """Take one id and the logits [1, V] it was drawn from."""
+        self.tokens += 1
+        self.reasoning_tokens += self._splitter.state != "answer"
+        if self.sampling.logprobs:
+            ids, values = top_logprobs(logits, self.sampling.logprobs)
+            self._logprobs.append(dict(zip(ids[0].tolist(), values[0].tolist(), strict=True)))
+        return self._emit(self._splitter.push(self._text.push(identity)))
+
+    def flush(self) -> list[Segment]:
+        """What was held back, once no more ids come."""
+        segments = self._emit(self._splitter.push(self._text.flush())) + self._emit(self._splitter.flush())
+        held = "" if self.is_stopped else self._stop.flush()
+        return segments + (self._keep([Segment("answer", held)]) if held else [])
+
+    def forced(self) -> list[int]:
+        """The ids that close a trace which has used up its budget, else none.
+
+        With a budget some tokens stay reserved for the answer, so that the trace cannot eat them all.
+        """
+        budget = self.sampling.think_budget
+        if not budget or self._splitter.state != "reasoning":
+            return []
+        if self.reasoning_tokens < min(budget, self.max_tokens - min(512, self.max_tokens // 4)):
+            return []
+        self._is_forced = True
+        return self.tokenizer.encode(THINK_CLOSE)
+
+    def reply(self, finish_reason: FinishReason, usage: Usage) -> Reply:
+        def text(kind: str) -> str:
+            return "".join(s.text for s in self._segments if s.kind == kind)
+
+        closed_by: ClosedBy | None = None
+        if self._splitter.state == "answer":
+            if self._is_forced or self.sampling.think_budget == 0:
+                closed_by = "budget"
+            elif self._was_opened:
+                closed_by = "model"
+        return Reply(text("reasoning"), text("answer"), finish_reason, closed_by, usage)
+
+    def _emit(self, segments: list[Segment]) -> list[Segment]:
+        """Pass answers through the stop strings and attach the log-probabilities waiting for a segment."""
+        self._was_opened |= self._splitter.was_opened
+        out: list[Segment] = []
+        for segment in segments:
+            if segment.kind != "answer":
+                out.append(segment)
+            elif not self.is_stopped:
+                text, self.is_stopped = self._stop.push(segment.text)
+                out += [Segment("answer", text)] if text else []
+        return self._keep(out)
+
+    def _keep(self, segments: list[Segment]) -> list[Segment]:
+        if segments and self._logprobs:
+            segments[0] = replace(segments[0], logprobs=tuple(self._logprobs))
+            self._logprobs.clear()
+        self._segments += segments
+        return segments
