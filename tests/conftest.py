@@ -1,0 +1,36 @@
+"""Fixtures and the device the suite runs on. Builders are in tiny.py."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from magistral_mlx.config import ModelConfig
+from tests.tiny import make_config, make_weights, write_checkpoint
+
+# CI's Mac runs the suite on its CPU stream: MAGISTRAL_TEST_DEVICE=cpu. Left unset, MLX's own default.
+if os.environ.get("MAGISTRAL_TEST_DEVICE") == "cpu":
+    mx.set_default_device(mx.Device(mx.DeviceType.cpu))
+
+
+@pytest.fixture
+def tiny_config() -> ModelConfig:
+    return make_config()
+
+
+@pytest.fixture
+def checkpoint_folder(tmp_path: Path) -> Callable[..., Path]:
+    """``checkpoint_folder(config, weights=None, name="model")`` writes an HF folder and returns it."""
+
+    def write(config: ModelConfig, weights: dict[str, mx.array] | None = None, name: str = "model") -> Path:
+        return write_checkpoint(tmp_path / name, config, weights or make_weights(config, mx.bfloat16))
+
+    return write
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The demo is converted once for the whole run, never into the user's cache."""
+    os.environ["MAGISTRAL_MLX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
