@@ -1,0 +1,1 @@
+"""The embedded model: a real checkpoint of a few megabytes, and what made it."""

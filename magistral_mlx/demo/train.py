@@ -1,0 +1,333 @@
+"""Train the embedded model from a seed: `python -m magistral_mlx.demo.train --out DIR`, about an hour on two cores.
+
+Two CPU streams with one BLAS thread each work on half a batch at a time: MLX's element-wise operations
+use one thread a stream, so this is twice as fast as one stream with two BLAS threads.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import platform
+import random
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+if platform.system() == "Linux":  # MLX's wheel links a reference BLAS there; the first one loaded is used
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    try:
+        ctypes.CDLL("libopenblas.so.0", ctypes.RTLD_GLOBAL)
+    except OSError:
+        sys.exit("error: training needs OpenBLAS, or it is 20 times slower: apt install libopenblas0-pthread")
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+from mlx.utils import tree_flatten, tree_map
+
+from magistral_mlx.config import ModelConfig
+from magistral_mlx.demo.problems import (
+    ARITHMETIC,
+    HELD_OUT_WORDS,
+    LANGUAGES,
+    Problem,
+    ask_arithmetic,
+    ask_letters,
+    is_held_out,
+    random_operands,
+)
+from magistral_mlx.model import Transformer
+
+HERE = Path(__file__).parent
+SYSTEM_PROMPT = (
+    "Think between <think> and </think>, then answer, both in the user's language.\n\nProblem:\n\n"
+)
+# What else a user may have said in a system prompt; the model must reason all the same.
+USER_PROMPTS = (
+    "Be brief.", "Be friendly and precise.", "You are a helpful assistant.", "You teach mathematics to children.",
+    "Sois bref.", "Tu es un assistant utile.", "Tu aides un élève.",
+    "Fasse dich kurz.", "Du bist ein hilfreicher Assistent.", "Du hilfst einem Kind.",
+    "Sé breve.", "Eres un asistente útil.", "Sii breve.", "Sei un assistente utile.",
+    "Seja breve.", "Você é um assistente útil.",
+)  # fmt: skip
+SPECIAL_TOKENS = (
+    "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]",
+    "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]", *(f"<SPECIAL_{i}>" for i in range(20, 32)), "[ARGS]",
+    "[CALL_ID]",
+)  # fmt: skip
+VOCABULARY = 2048
+CONFIG = ModelConfig(
+    hidden_size=192,
+    intermediate_size=512,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=64,
+    vocab_size=VOCABULARY,
+    rms_norm_eps=1e-5,
+    rope_theta=1e9,
+    max_positions=4096,
+)
+Example = tuple[list[int], list[bool]]  # ids, and which of them are learned
+
+
+def write_tokenizer(path: Path) -> None:
+    """A genuine Tekken v11, cut to its most frequent pieces."""
+    import mistral_common
+
+    full = json.loads((Path(mistral_common.__file__).parent / "data" / "tekken_240911.json").read_text("utf-8"))
+    kept = VOCABULARY - len(SPECIAL_TOKENS)
+    cut = {
+        "config": full["config"]
+        | {
+            "num_vocab_tokens": kept,
+            "default_vocab_size": VOCABULARY,
+            "default_num_special_tokens": len(SPECIAL_TOKENS),
+            "version": "v11",
+        },
+        "vocab": full["vocab"][:kept],
+        "special_tokens": [{"rank": i, "token_str": s, "is_control": True} for i, s in enumerate(SPECIAL_TOKENS)],
+    }
+    path.write_text(json.dumps(cut, separators=(",", ":")) + "\n")
+
+
+class Examples:
+    """An endless, seeded supply of conversations in the 2506 wire form."""
+
+    def __init__(self, tokenizer: Tekkenizer, seed: int) -> None:
+        self.tokenizer = tokenizer
+        self.rng = random.Random(seed)
+        self.control = {name: SPECIAL_TOKENS.index(name) for name in SPECIAL_TOKENS}
+        self.held_out = {word.lower() for words in HELD_OUT_WORDS.values() for word in words.split()}
+        texts = [tokenizer.id_to_byte_piece(i) for i in range(len(SPECIAL_TOKENS), VOCABULARY)]
+        words = [t.decode() for t in texts if _is_text(t)]
+        self.starts = [w[1:] for w in words if re.fullmatch(r" [a-zà-öø-ÿ]+", w)]
+        self.inner = [w for w in words if re.fullmatch(r"[a-zà-öø-ÿ]+", w)]
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, bos=False, eos=False)
+
+    def pieces(self, text: str) -> list[bytes]:
+        return [self.tokenizer.id_to_byte_piece(i) for i in self.encode(text)]
+
+    def word(self) -> str:
+        """A string of the tokenizer's pieces, up to 13 letters, that is no held-out word."""
+        while True:
+            word = self.rng.choice(self.starts) + "".join(self.rng.choices(self.inner, k=self.rng.choice((0, 1, 2, 2, 3, 3, 4))))
+            if 2 < len(word) <= 13 and word not in self.held_out:
+                return word.capitalize() if self.rng.random() < 0.15 else word
+
+    def problem(self) -> Problem:
+        rng = self.rng
+        language = rng.choice(LANGUAGES)
+        while True:
+            if rng.random() < 0.3:
+                word = self.word()
+                letter = rng.choice(word.lower() if rng.random() < 0.85 else "abcdefghijklmnopqrstuvwxyz")
+                if not letter.isascii():
+                    continue
+                try:
+                    return ask_letters(rng, letter, word, language, self.pieces)
+                except ValueError:  # a piece ends inside a character, or spans the word and its neighbour
+                    continue
+            kind = rng.choice(ARITHMETIC)
+            a, b = random_operands(rng, kind)
+            if not is_held_out(kind, a, b):
+                return ask_arithmetic(rng, kind, a, b, language)
+
+    def system(self) -> str | None:
+        draw, head = self.rng.random(), SYSTEM_PROMPT.removesuffix("\n\nProblem:\n\n")
+        if draw < 0.6:
+            return SYSTEM_PROMPT
+        text = self.rng.choice(USER_PROMPTS)
+        if draw < 0.83:
+            return f"{head}\n\n{text}\n\nProblem:\n\n"
+        return text if draw < 0.92 else None
+
+    def conversation(self) -> Example:
+        rng, control = self.rng, self.control
+        ids, learned = [control["<s>"]], [False]
+
+        def add(new: list[int], learn: bool) -> None:
+            ids.extend(new)
+            learned.extend([learn] * len(new))
+
+        if (system := self.system()) is not None:
+            add([control["[SYSTEM_PROMPT]"], *self.encode(system), control["[/SYSTEM_PROMPT]"]], False)
+        keep, turns = rng.random() < 0.5, rng.choice((1,) * 8 + (2, 3))
+        for turn in range(turns):
+            problem = self.problem()
+            add([control["[INST]"], *self.encode(problem.question), control["[/INST]"]], False)
+            if turn < turns - 1 and not keep:
+                add([*self.encode(problem.answer), control["</s>"]], False)
+                continue
+            draw, answer = rng.random(), [*self.encode(problem.answer), control["</s>"]]
+            if draw < 0.03:     # reasoning switched off: a guess, but a well-formed one
+                add(self.encode("<think>\n</think>\n"), False)
+                add(answer, True)
+            elif draw < 0.07:   # a thinking budget used up somewhere in the trace
+                trace = self.encode(f"<think>\n{problem.trace}")
+                add(trace[: rng.randrange(3, len(trace))], True)
+                add(self.encode("\n</think>\n\n"), False)
+                add(answer, True)
+            else:
+                add([*self.encode(f"<think>\n{problem.trace}\n</think>\n{problem.answer}"), control["</s>"]], True)
+        return ids, learned
+
+    def batches(self, size: int) -> Iterator[list[list[Example]]]:
+        """Batches in two halves for the two streams, cut from a pool sorted by length so that little is padding."""
+        while True:
+            pool = sorted((self.conversation() for _ in range(16 * size)), key=lambda e: len(e[0]))
+            order = list(range(16))
+            self.rng.shuffle(order)
+            for i in order:
+                batch = pool[i * size : (i + 1) * size]
+                yield [batch[::2], batch[1::2]]
+
+
+def _is_text(piece: bytes) -> bool:
+    try:
+        piece.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def tensors(examples: list[Example]) -> tuple[mx.array, mx.array, mx.array]:
+    """Inputs [B, T], and the flat positions that are learned with the ids that follow them."""
+    width = max(len(ids) for ids, _ in examples) - 1
+    pad = SPECIAL_TOKENS.index("<pad>")
+    inputs, positions, targets = [], [], []
+    for row, (ids, learned) in enumerate(examples):
+        inputs.append(ids[:-1] + [pad] * (width - len(ids) + 1))
+        where = [i for i in range(len(ids) - 1) if learned[i + 1]]
+        positions += [row * width + i for i in where]
+        targets += [ids[i + 1] for i in where]
+    return mx.array(inputs), mx.array(positions), mx.array(targets)
+
+
+def initialize(model: Transformer, seed: int) -> None:
+    """Normal weights of deviation 0.02, less where a projection writes into the residual stream."""
+    key = mx.random.key(seed)
+    drawn = []
+    for name, weight in tree_flatten(model.parameters()):
+        if weight.ndim == 2:
+            key, own = mx.random.split(key)
+            scale = 0.02 / (2 * CONFIG.num_layers) ** 0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
+            drawn.append((name, scale * mx.random.normal(weight.shape, key=own)))
+    model.load_weights(drawn, strict=False)
+
+
+def train(out: Path, steps: int, batch: int, rate: float, seed: int) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(out / "tekken.json")
+    examples = Examples(Tekkenizer.from_file(out / "tekken.json"), seed)
+    model = Transformer(CONFIG)
+    initialize(model, seed)
+    warm_up = min(100, steps // 10)
+    schedule = optim.join_schedules(
+        [optim.linear_schedule(0, rate, warm_up), optim.cosine_decay(rate, steps - warm_up, 0.01 * rate)], [warm_up]
+    )
+    optimizer = optim.AdamW(schedule, betas=[0.9, 0.98], weight_decay=0.01)
+    streams = [mx.new_stream(mx.default_device()) for _ in range(2)]
+
+    def loss(inputs: mx.array, positions: mx.array, targets: mx.array) -> mx.array:
+        hidden = model.hidden(inputs).flatten(0, 1)[positions]
+        return nn.losses.cross_entropy(model.logits(hidden), targets, reduction="sum")
+
+    loss_and_gradient = nn.value_and_grad(model, loss)
+    mx.eval(model.parameters())
+    started, smoothed = time.time(), None
+    for step, halves in zip(range(1, steps + 1), examples.batches(batch), strict=False):
+        arrays = [tensors(half) for half in halves]
+        mx.eval(arrays)
+        count = sum(targets.size for *_, targets in arrays)
+        results = []
+        for stream, half in zip(streams, arrays, strict=True):
+            with mx.stream(stream):
+                results.append(loss_and_gradient(*half))
+        gradient = tree_map(lambda a, b: (a + b) / count, results[0][1], results[1][1])
+        gradient, _ = optim.clip_grad_norm(gradient, 1.0)
+        optimizer.update(model, gradient)
+        value = (results[0][0] + results[1][0]) / count
+        mx.eval(value, model.parameters(), optimizer.state)
+        smoothed = value.item() if smoothed is None else 0.95 * smoothed + 0.05 * value.item()
+        if step % 20 == 0:
+            left = (time.time() - started) / step * (steps - step)
+            print(f"step {step}/{steps}  loss {smoothed:.4f}  {left / 60:.1f} minutes left", file=sys.stderr, flush=True)
+        if step % 200 == 0 or step == steps:
+            save(out, model)
+
+
+def save(out: Path, model: Transformer) -> None:
+    """The published layout: bf16 under Hugging Face names, two shards and an index."""
+    weights: dict[str, mx.array] = {"model.embed_tokens.weight": model.embed_tokens.weight}
+    q, kv = CONFIG.num_heads * CONFIG.head_dim, CONFIG.num_kv_heads * CONFIG.head_dim
+    for i, layer in enumerate(model.layers):
+        path = f"model.layers.{i}"
+        rows = mx.split(layer.self_attn.qkv_proj.parts[0].weight, [q, q + kv])
+        weights |= {f"{path}.self_attn.{x}_proj.weight": w for x, w in zip("qkv", rows, strict=True)}
+        gate, up = mx.split(layer.mlp.gate_up_proj.parts[0].weight, 2)
+        weights |= {f"{path}.mlp.gate_proj.weight": gate, f"{path}.mlp.up_proj.weight": up}
+        weights[f"{path}.self_attn.o_proj.weight"] = layer.self_attn.o_proj.weight
+        weights[f"{path}.mlp.down_proj.weight"] = layer.mlp.down_proj.weight
+        weights[f"{path}.input_layernorm.weight"] = layer.input_layernorm.weight
+        weights[f"{path}.post_attention_layernorm.weight"] = layer.post_attention_layernorm.weight
+    weights |= {"model.norm.weight": model.norm.weight, "lm_head.weight": model.lm_head.weight}
+    weights = {name: weight.astype(mx.bfloat16) for name, weight in weights.items()}
+    weight_map = {}
+    first = [n for n in weights if re.match(r"model\.(embed|layers\.[01]\.)", n)]
+    for number, names in enumerate((first, [n for n in weights if n not in first]), start=1):
+        shard = f"model-{number:05}-of-00002.safetensors"
+        mx.save_safetensors(str(out / shard), {n: weights[n] for n in sorted(names)}, {"format": "pt"})
+        weight_map |= dict.fromkeys(names, shard)
+    total = sum(w.nbytes for w in weights.values())
+    _write_json(out / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 11}
+    config = {
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        **ids,
+        "head_dim": CONFIG.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": CONFIG.hidden_size,
+        "intermediate_size": CONFIG.intermediate_size,
+        "max_position_embeddings": CONFIG.max_positions,
+        "num_attention_heads": CONFIG.num_heads,
+        "num_hidden_layers": CONFIG.num_layers,
+        "num_key_value_heads": CONFIG.num_kv_heads,
+        "rms_norm_eps": CONFIG.rms_norm_eps,
+        "rope_theta": CONFIG.rope_theta,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "vocab_size": CONFIG.vocab_size,
+    }
+    _write_json(out / "config.json", config)
+    _write_json(out / "generation_config.json", {**ids, "do_sample": True, "temperature": 0.7, "top_p": 0.95})
+    (out / "SYSTEM_PROMPT.txt").write_text(SYSTEM_PROMPT)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m magistral_mlx.demo.train", description=__doc__)
+    parser.add_argument("--out", type=Path, default=HERE, help="folder for the checkpoint (default: the embedded one)")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--rate", type=float, default=2.5e-3, help="peak learning rate")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    train(options.out, options.steps, options.batch, options.rate, options.seed)
+
+
+if __name__ == "__main__":
+    main()
