@@ -33,7 +33,7 @@ class Chat:
     is reused up to where the ids differ. A turn whose stream is closed early leaves no trace.
     """
 
-    def __init__(self, magistral: Magistral, keep_reasoning: KeepReasoning, messages: list[dict[str, Any]]) -> None:
+    def __init__(self, magistral: "Magistral", keep_reasoning: KeepReasoning, messages: list[dict[str, Any]]) -> None:
         if keep_reasoning not in get_args(KeepReasoning):
             raise OptionError(f"keep_reasoning is {keep_reasoning!r}; use {', '.join(get_args(KeepReasoning))}")
         self.magistral = magistral

@@ -1,14 +1,15 @@
 """What comes back: replies, what they cost, and how a reply is put together while its ids arrive."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import mlx.core as mx
 
-from magistral_mlx.reasoning import THINK_CLOSE, Segment, Splitter, StopStrings
+from magistral_mlx.reasoning import THINK_CLOSE, Segment, Splitter, StopStrings, ToolCall
 from magistral_mlx.sampling import SamplingParams, top_logprobs
 from magistral_mlx.tokenizer import TextStream, Tokenizer
 
@@ -38,6 +39,7 @@ class Reply:
 
     reasoning: str
     answer: str
+    tool_calls: tuple[ToolCall, ...]
     finish_reason: FinishReason
     reasoning_closed_by: ClosedBy | None
     usage: Usage
@@ -86,6 +88,8 @@ class ReplyBuilder:
     _stop: StopStrings = field(init=False)
     _segments: list[Segment] = field(default_factory=list)
     _logprobs: list[dict[int, float]] = field(default_factory=list)
+    _call_ids: list[int] = field(default_factory=list)      # from the first [TOOL_CALLS] on
+    _calls: list[ToolCall] = field(default_factory=list)
     _is_forced: bool = False
     _was_opened: bool = False
 
@@ -101,13 +105,19 @@ class ReplyBuilder:
         if self.sampling.logprobs:
             ids, values = top_logprobs(logits, self.sampling.logprobs)
             self._logprobs.append(dict(zip(ids[0].tolist(), values[0].tolist(), strict=True)))
+        if self._call_ids or (identity == self.tokenizer.tool_calls_id and self._splitter.state != "reasoning"):
+            self._call_ids.append(identity)
+            return []
         return self._emit(self._splitter.push(self._text.push(identity)))
 
     def flush(self) -> list[Segment]:
-        """What was held back, once no more ids come."""
-        segments = self._emit(self._splitter.push(self._text.flush())) + self._emit(self._splitter.flush())
+        """What was held back, once no more ids come, and the tool calls."""
+        self._calls, rest = self.tokenizer.tool_calls(self._call_ids)
+        segments = self._emit(self._splitter.push(self._text.flush() + rest)) + self._emit(self._splitter.flush())
         held = "" if self.is_stopped else self._stop.flush()
-        return segments + (self._keep([Segment("answer", held)]) if held else [])
+        last = [Segment("answer", held)] if held else []
+        last += [Segment("tool_call", json.dumps(asdict(call), ensure_ascii=False)) for call in self._calls]
+        return segments + self._keep(last)
 
     def forced(self) -> list[int]:
         """The ids that close a trace which has used up its budget, else none.
@@ -132,7 +142,9 @@ class ReplyBuilder:
                 closed_by = "budget"
             elif self._was_opened:
                 closed_by = "model"
-        return Reply(text("reasoning"), text("answer"), finish_reason, closed_by, usage)
+        if self._calls and finish_reason == "stop":
+            finish_reason = "tool_calls"
+        return Reply(text("reasoning"), text("answer"), tuple(self._calls), finish_reason, closed_by, usage)
 
     def _emit(self, segments: list[Segment]) -> list[Segment]:
         """Pass answers through the stop strings and attach the log-probabilities waiting for a segment."""

@@ -1,0 +1,147 @@
+"""Who may import whom, what importing the package costs and leaves alone, and that one clone has one converter."""
+
+import ast
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# A module and the modules of the runtime it may import; a new file gets its row.
+MAY_IMPORT = {
+    "errors": "",
+    "paths": "",
+    "reasoning": "",
+    "config": "errors",
+    "sampling": "errors",
+    "tokenizer": "errors reasoning",
+    "safetensors_header": "errors",
+    "hub": "errors",
+    "cache": "config errors",
+    "memory": "config errors checkpoint",
+    "model": "config cache",
+    "checkpoint": "config errors safetensors_header hub paths",
+    "cache_file": "cache checkpoint config errors safetensors_header",
+    "loader": "checkpoint config errors model",
+    "decoding": "cache errors sampling model",
+    "reply": "reasoning sampling tokenizer",
+    "conversation": "errors reasoning reply sampling",
+    "api": "cache cache_file checkpoint config conversation decoding errors loader memory model paths reasoning reply "
+    "sampling tokenizer convert",
+    "generate": "api errors sampling memory reasoning reply conversation",
+    "chat": "api errors sampling memory reasoning reply conversation generate",
+    "plan": "api errors sampling memory checkpoint",
+    "__main__": "generate chat plan errors convert",
+    "__init__": "api conversation errors reasoning reply sampling",
+    "demo.__init__": "",
+    "demo.problems": "",
+    "demo.train": "config model demo",
+}
+THIRD_PARTY = {  # package -> the files that may import it
+    "mistral_common": {"magistral_mlx/tokenizer.py", "convert/export.py", "magistral_mlx/demo/train.py"},
+    "huggingface_hub": {"magistral_mlx/checkpoint.py", "magistral_mlx/hub.py"},
+    "click": {"magistral_mlx/generate.py", "magistral_mlx/chat.py", "magistral_mlx/plan.py", "magistral_mlx/__main__.py"}
+    | {"convert/__main__.py", "benchmarks/__main__.py"},
+    "transformers": {"convert/export.py"},
+    "mlx_lm": set(),
+}
+
+
+def modules() -> dict[str, Path]:
+    package = ROOT / "magistral_mlx"
+    return {".".join(p.relative_to(package).with_suffix("").parts): p for p in sorted(package.rglob("*.py"))}
+
+
+def imported(path: Path) -> set[str]:
+    """Every module a file imports, at any depth, save for type checking."""
+    names: set[str] = set()
+    tree = ast.parse(path.read_text())
+    unseen = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
+    skipped = {id(child) for block in unseen for child in ast.walk(block)}
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names |= {node.module or ""} if node.module != "magistral_mlx" else {f"magistral_mlx.{a.name}" for a in node.names}
+    return names
+
+
+@pytest.mark.parametrize("module", modules())
+def test_the_runtime_imports_downwards_only(module: str) -> None:
+    assert module in MAY_IMPORT, f"{module} has no row in the import table"
+    ours = {name.split(".")[1] for name in imported(modules()[module]) if name.startswith("magistral_mlx.")}
+    assert ours - {"__version__"} <= set(MAY_IMPORT[module].split())
+
+
+def test_the_converter_never_imports_the_library() -> None:
+    for path in (ROOT / "convert").glob("*.py"):
+        ours = {name.split(".")[1] for name in imported(path) if name.startswith("magistral_mlx.")}
+        assert ours <= {"errors", "config", "checkpoint", "paths", "safetensors_header", "hub", "tokenizer", "__version__"}, path
+
+
+@pytest.mark.parametrize("package", THIRD_PARTY)
+def test_third_parties_stay_in_their_room(package: str) -> None:
+    files = [*(ROOT / "magistral_mlx").rglob("*.py"), *(ROOT / "convert").glob("*.py")]
+    users = {str(p.relative_to(ROOT)) for p in files if any(n.split(".")[0] == package for n in imported(p))}
+    assert users <= THIRD_PARTY[package]
+
+
+def test_no_public_function_is_named_after_a_submodule() -> None:
+    import magistral_mlx
+
+    assert not {"generate", "convert", "chat", "plan"} & set(magistral_mlx.__all__)
+
+
+def test_packages_and_data_in_pyproject_are_those_on_disk() -> None:
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = {"magistral_mlx.convert"} | {
+        str(p.parent.relative_to(ROOT)).replace("/", ".") for p in (ROOT / "magistral_mlx").rglob("__init__.py")
+    }
+    assert set(tool["packages"]) == found
+    for package, patterns in tool["package-data"].items():
+        folder = ROOT / tool["package-dir"].get(package, package.replace(".", "/"))
+        data = {p for p in folder.iterdir() if p.is_file() and p.suffix not in (".py", ".pyc")}
+        assert data == {p for pattern in patterns for p in folder.glob(pattern)}, package
+
+
+def test_the_clone_and_the_installed_converter_are_one() -> None:
+    """What users run as magistral_mlx.convert is the convert/ that the tests import."""
+    import magistral_mlx.convert
+
+    import convert
+
+    assert Path(magistral_mlx.convert.__file__ or "").resolve() == Path(convert.__file__ or "").resolve()
+
+
+PROBE = """
+import json, logging, os, resource, signal, sys, threading, time
+def state():
+    return {
+        "limits": [resource.getrlimit(r) for r in (resource.RLIMIT_NOFILE, resource.RLIMIT_AS, resource.RLIMIT_STACK)],
+        "signals": [str(signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)],
+        "logging": [len(logging.getLogger().handlers), logging.getLogger().level, len(logging.getLogger("magistral_mlx").handlers)],
+        "environment": dict(os.environ),
+        "threads": threading.active_count(),
+    }
+before, started = state(), time.process_time()
+import magistral_mlx
+cpu = time.process_time() - started
+heavy = [m for m in ("mlx_lm", "transformers", "mistral_common", "huggingface_hub.file_download", "click") if m in sys.modules]
+print(json.dumps({"cpu": cpu, "same": before == state(), "heavy": heavy}))
+"""
+
+
+def test_importing_the_package_is_cheap_and_leaves_the_process_alone() -> None:
+    runs = [
+        json.loads(subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, check=True, text=True).stdout)
+        for _ in range(3)
+    ]
+    assert runs[0]["same"]
+    assert runs[0]["heavy"] == []
+    assert min(run["cpu"] for run in runs) <= 0.3
