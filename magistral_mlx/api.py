@@ -78,8 +78,8 @@ def loading(
     tokenizer = Tokenizer.from_folder(checkpoint.folder)
     if tokenizer.vocab_size != checkpoint.config.vocab_size:
         raise CheckpointError(
-            f"{checkpoint.folder}: tekken.json has {tokenizer.vocab_size} ids, the model {checkpoint.config.vocab_size}; "
-            "they are not of the same model: download both again"
+            f"{checkpoint.folder}: tekken.json has {tokenizer.vocab_size} ids, the model "
+            f"{checkpoint.config.vocab_size}; they are not of the same model: download both again"
         )
     plan = plan_for(checkpoint, context=context, kv_bits=kv_bits, prefill_chunk=prefill_step_size, memory_gb=memory_gb)
     transformer = yield from load_model(checkpoint)
@@ -242,7 +242,10 @@ class Magistral:
         return min(DEFAULT_MAX_TOKENS, room) if sampling.max_tokens is None else sampling.max_tokens
 
     def _reuse(self, prompt: Sequence[int]) -> int:
-        """Trim the live cache to the longest prefix of ``prompt`` it holds, short of its last id, whose logits are needed."""
+        """Trim the live cache to the longest prefix of ``prompt`` it holds; its length.
+
+        Short of the prompt's last id, whose logits are needed.
+        """
         common = 0
         for ours, theirs in zip(self._ids, prompt[:-1], strict=False):
             if ours != theirs:

@@ -49,7 +49,9 @@ class _Buffer:
             self.arrays = [mx.zeros((*p.shape[:2], capacity, p.shape[3]), p.dtype) for p in parts]
         elif capacity > self.capacity:
             self.arrays = [
-                mx.concatenate([a[:, :, :start], mx.zeros((*a.shape[:2], capacity - start, a.shape[3]), a.dtype)], axis=2)
+                mx.concatenate(
+                    [a[:, :, :start], mx.zeros((*a.shape[:2], capacity - start, a.shape[3]), a.dtype)], axis=2
+                )
                 for a in self.arrays
             ]
         self.capacity = max(self.capacity, capacity)
@@ -105,8 +107,8 @@ class QuantizedLayer(FloatLayer):
             return _attention(q, k, v, scale)
         B, H, _, d = q.shape
         K = k.shape[1]
-        rows = (q * scale).reshape(B, K, H // K, d)                                         # [B, K, H/K, d]
-        scores = mx.quantized_matmul(rows, *keys, True, group_size, bits)                   # [B, K, H/K, S]
+        rows = (q * scale).reshape(B, K, H // K, d)  # [B, K, H/K, d]
+        scores = mx.quantized_matmul(rows, *keys, True, group_size, bits)  # [B, K, H/K, S]
         weights = mx.softmax(scores, axis=-1, precise=True)
         return mx.quantized_matmul(weights, *values, False, group_size, bits).reshape(B, H, 1, d)
 
@@ -148,7 +150,9 @@ class KVCache:
     def reserve(self, positions: int) -> None:
         """Allocate for ``positions`` at the next growth, instead of doubling up to them."""
         if positions > self.limit:
-            raise ContextError(f"{positions} positions do not fit a cache planned for {self.limit}; load with a larger context")
+            raise ContextError(
+                f"{positions} positions do not fit a cache planned for {self.limit}; load with a larger context"
+            )
         self.reserved = positions
 
     def room_for(self, positions: int, capacity: int) -> int:

@@ -7,9 +7,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from magistral_mlx.cache import KVCache
-from magistral_mlx.checkpoint import Shard
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.errors import CheckpointError, OptionError
+from magistral_mlx.safetensors_header import Shard
 
 FORMAT = "magistral-mlx prompt cache 1"
 
@@ -36,7 +36,9 @@ def save_cache(path: Path, cache: KVCache, ids: Sequence[int], *, fingerprint: s
         partial.unlink(missing_ok=True)
 
 
-def load_cache(path: Path, config: ModelConfig, *, limit: int, fingerprint: str, bits: int | None) -> tuple[KVCache, list[int], str]:
+def load_cache(
+    path: Path, config: ModelConfig, *, limit: int, fingerprint: str, bits: int | None
+) -> tuple[KVCache, list[int], str]:
     """Read a cache back: the cache, its ids, the conversation's state.
 
     Raises:

@@ -245,7 +245,9 @@ def _rope_theta(raw: Mapping[str, Any], source: Path) -> float:
         raise CheckpointError(f"{source}: rope_parameters is {parameters!r}; Magistral uses plain RoPE")
     stated = {value for value in (raw.get("rope_theta"), parameters.get("rope_theta")) if value is not None}
     if not stated:
-        raise CheckpointError(f"{source}: rope_theta is missing, and no value may be assumed; download config.json again")
+        raise CheckpointError(
+            f"{source}: rope_theta is missing, and no value may be assumed; download config.json again"
+        )
     if len(stated) > 1:
         raise CheckpointError(f"{source}: rope_theta is {raw['rope_theta']} and also {parameters['rope_theta']}")
     theta = stated.pop()

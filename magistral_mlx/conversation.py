@@ -54,7 +54,9 @@ class Chat:
         state = {"keep_reasoning": self.keep_reasoning, "messages": self.messages}
         self.magistral._save(Path(path), json.dumps(state, ensure_ascii=False))
 
-    def _turn(self, question: dict[str, Any], stream: Generator[Segment, None, Reply]) -> Generator[Segment, None, Reply]:
+    def _turn(
+        self, question: dict[str, Any], stream: Generator[Segment, None, Reply]
+    ) -> Generator[Segment, None, Reply]:
         reply = yield from stream
         answer = {"role": "assistant", "content": reply.answer, "reasoning": reply.reasoning}
         self.messages += [question, answer]
@@ -64,6 +66,6 @@ class Chat:
         """The turns so far, with the traces that are kept."""
         last = max((i for i, m in enumerate(self.messages) if m["role"] == "assistant"), default=-1)
         kept = {"all": range(len(self.messages)), "last": [last], "none": ()}[self.keep_reasoning]
-        return [m if i in kept else {k: v for k, v in m.items() if k != "reasoning"} for i, m in enumerate(self.messages)]
-
-
+        return [
+            m if i in kept else {k: v for k, v in m.items() if k != "reasoning"} for i, m in enumerate(self.messages)
+        ]

@@ -81,7 +81,9 @@ def decode(
             token = sampler.draw_exact(logits, count)
             continue
         if current == INVALID:
-            raise NumericsError("the model's logits are not numbers: its weights are damaged; verify or convert it again")
+            raise NumericsError(
+                "the model's logits are not numbers: its weights are damaged; verify or convert it again"
+            )
         if current in stop:
             return "stop"
         yield current, logits

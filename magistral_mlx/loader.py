@@ -3,7 +3,7 @@
 from collections.abc import Generator, Sequence
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx import nn
 
 from magistral_mlx.checkpoint import Checkpoint
 from magistral_mlx.config import QuantFormat

@@ -7,7 +7,7 @@ K key/value heads, d head size, V vocabulary.
 from collections.abc import Sequence
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx import nn
 
 from magistral_mlx.cache import LayerCache, Uncached
 from magistral_mlx.config import ModelConfig
@@ -25,7 +25,7 @@ class Joint(nn.Module):
         self.parts = parts
         self._pieces = pieces
 
-    def __call__(self, x: mx.array) -> mx.array:                             # [B, T, D]
+    def __call__(self, x: mx.array) -> mx.array:  # [B, T, D]
         outputs = [part(x) for part in self.parts]
         if self._pieces is None:
             return outputs[0]
@@ -44,14 +44,14 @@ class Attention(nn.Module):
         self._theta = config.rope_theta
         self._scale = d**-0.5
 
-    def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:          # [B, T, D]
+    def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:  # [B, T, D]
         H, K, d = self._H, self._K, self._d
-        qkv = mx.unflatten(self.qkv_proj(x), -1, (H + 2 * K, d))             # [B, T, H + 2K, d]
-        heads = qkv.swapaxes(1, 2)                                           # [B, H + 2K, T, d]
-        qk = self.rope(heads[:, : H + K], cache.length)                      # [B, H + K, T, d]
+        qkv = mx.unflatten(self.qkv_proj(x), -1, (H + 2 * K, d))  # [B, T, H + 2K, d]
+        heads = qkv.swapaxes(1, 2)  # [B, H + 2K, T, d]
+        qk = self.rope(heads[:, : H + K], cache.length)  # [B, H + K, T, d]
         q, k, v = qk[:, :H], qk[:, H:], heads[:, H + K :]
-        o = cache.attend(q, k, v, self._scale)                               # [B, H, T, d]
-        return self.o_proj(o.swapaxes(1, 2).flatten(2))                      # [B, T, D]
+        o = cache.attend(q, k, v, self._scale)  # [B, H, T, d]
+        return self.o_proj(o.swapaxes(1, 2).flatten(2))  # [B, T, D]
 
     def rope(self, x: mx.array, offset: int) -> mx.array:
         return mx.fast.rope(x, self._d, traditional=False, base=self._theta, scale=1.0, offset=offset)
@@ -65,8 +65,8 @@ class MLP(nn.Module):
         self.gate_up_proj = Joint([nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)])
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def __call__(self, x: mx.array) -> mx.array:                             # [B, T, D]
-        gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)                # [B, T, F] each
+    def __call__(self, x: mx.array) -> mx.array:  # [B, T, D]
+        gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)  # [B, T, F] each
         return self.down_proj(nn.silu(gate) * up)
 
 
@@ -80,7 +80,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:          # [B, T, D]
+    def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:  # [B, T, D]
         x = x + self.self_attn(self.input_layernorm(x), cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 

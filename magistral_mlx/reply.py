@@ -23,14 +23,14 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
-    reasoning_tokens: int       # of these, until the trace closed, tags included
-    cached_tokens: int          # of the prompt, found in the cache
-    forward_passes: int         # over all the weights, prefill included
-    prefill_seconds: float      # to the first id
-    decode_seconds: float       # from the first id on
-    peak_memory_bytes: int      # MLX's, weights included
-    max_tokens: int             # what the reply was allowed
-    seed: int                   # asks for this very reply again, on this machine
+    reasoning_tokens: int  # of these, until the trace closed, tags included
+    cached_tokens: int  # of the prompt, found in the cache
+    forward_passes: int  # over all the weights, prefill included
+    prefill_seconds: float  # to the first id
+    decode_seconds: float  # from the first id on
+    peak_memory_bytes: int  # MLX's, weights included
+    max_tokens: int  # what the reply was allowed
+    seed: int  # asks for this very reply again, on this machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class ReplyBuilder:
     tokenizer: Tokenizer
     sampling: SamplingParams
     max_tokens: int
-    is_stopped: bool = False            # a stop string was reached: the caller ends the reply
+    is_stopped: bool = False  # a stop string was reached: the caller ends the reply
     tokens: int = 0
     reasoning_tokens: int = 0
     _text: TextStream = field(init=False)
@@ -88,7 +88,7 @@ class ReplyBuilder:
     _stop: StopStrings = field(init=False)
     _segments: list[Segment] = field(default_factory=list)
     _logprobs: list[dict[int, float]] = field(default_factory=list)
-    _call_ids: list[int] = field(default_factory=list)      # from the first [TOOL_CALLS] on
+    _call_ids: list[int] = field(default_factory=list)  # from the first [TOOL_CALLS] on
     _calls: list[ToolCall] = field(default_factory=list)
     _is_forced: bool = False
     _was_opened: bool = False

@@ -19,7 +19,7 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
 def rotate(x: Array, theta: float) -> Array:
     """RoPE on x [heads, positions, d]: dimension j turns together with j + d/2."""
     d = x.shape[-1]
-    angles = np.arange(x.shape[1])[:, None] * theta ** (-np.arange(0, d, 2) / d)   # [positions, d/2]
+    angles = np.arange(x.shape[1])[:, None] * theta ** (-np.arange(0, d, 2) / d)  # [positions, d/2]
     complex_form = (x[..., : d // 2] + 1j * x[..., d // 2 :]) * np.exp(1j * angles)
     return np.concatenate([complex_form.real, complex_form.imag], axis=-1)
 

@@ -6,7 +6,6 @@ import mlx.core as mx
 import pytest
 
 from magistral_mlx.cache import KVCache
-from magistral_mlx.config import ModelConfig
 from magistral_mlx.conversation import result_of
 from magistral_mlx.decoding import Stepper, decode, prefill
 from magistral_mlx.errors import NumericsError

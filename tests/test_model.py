@@ -36,7 +36,13 @@ def test_logits_equal_the_float64_forward_pass(config: ModelConfig) -> None:
 @pytest.mark.slow
 def test_logits_at_true_width_equal_the_float64_forward_pass() -> None:
     config = make_config(
-        hidden_size=5120, intermediate_size=32768, num_layers=2, num_heads=32, num_kv_heads=8, head_dim=128, vocab_size=512
+        hidden_size=5120,
+        intermediate_size=32768,
+        num_layers=2,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        vocab_size=512,
     )
     weights = make_weights(config)
     model = fill(Transformer(config), config, weights)
@@ -104,7 +110,9 @@ def test_reserve_allocates_at_once_and_growth_keeps_what_is_there(model: Transfo
     position_bytes = 2 * 3 * 2 * 32 * 4
     assert reserved.nbytes == 700 * position_bytes
     assert cache.nbytes == 700 * position_bytes
-    assert mx.allclose(model(mx.array([[4]]), cache.layers)[0, 0], model(mx.concatenate([long, mx.array([[4]])], 1))[0, -1], atol=1e-4)
+    assert mx.allclose(
+        model(mx.array([[4]]), cache.layers)[0, 0], model(mx.concatenate([long, mx.array([[4]])], 1))[0, -1], atol=1e-4
+    )
     with pytest.raises(ContextError, match="701"):
         cache.reserve(701)
 

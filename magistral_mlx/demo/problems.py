@@ -7,7 +7,6 @@ Pure Python; `train.py` learns from it, tests and benchmarks ask from it.
 
 import random
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from zlib import crc32
@@ -17,7 +16,7 @@ KINDS = ("add", "subtract", "multiply", "letters")
 ARITHMETIC = KINDS[:3]
 SIGNS = {"add": "+", "subtract": "-", "multiply": "*"}
 
-Pieces = Callable[[str], list[bytes]]   # text -> the tokenizer's pieces, in UTF-8
+Pieces = Callable[[str], list[bytes]]  # text -> the tokenizer's pieces, in UTF-8
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +35,8 @@ class Problem:
 class Phrases:
     """One language. `{a}`, `{b}` are operands, `{s}` a sign, `{c}` a letter, `{w}` a word."""
 
-    symbolic: tuple[str, ...]               # any operation, with its sign
-    spoken: dict[str, tuple[str, ...]]      # by kind
+    symbolic: tuple[str, ...]  # any operation, with its sign
+    spoken: dict[str, tuple[str, ...]]  # by kind
     letters: tuple[str, ...]
     intro: str
     carry: str
@@ -45,7 +44,7 @@ class Phrases:
     spell: str
     result: str
     count: str
-    times: tuple[str, str]                  # singular, plural
+    times: tuple[str, str]  # singular, plural
 
 
 PHRASES = {
@@ -62,11 +61,21 @@ PHRASES = {
             "Count the letter {c} in {w}.",
             "How many {c}s are there in the word {w}?",
         ),
-        "Right to left:", "carry", "borrow", "Letter by letter:",
-        "The answer is **{r}**.", "The letter {c} appears **{r}** {t}.", ("time", "times"),
+        "Right to left:",
+        "carry",
+        "borrow",
+        "Letter by letter:",
+        "The answer is **{r}**.",
+        "The letter {c} appears **{r}** {t}.",
+        ("time", "times"),
     ),
     "fr": Phrases(
-        ("Combien font {a} {s} {b} ?", "{a} {s} {b} = ?", "Calcule {a} {s} {b}.", "Quel est le résultat de {a} {s} {b} ?"),
+        (
+            "Combien font {a} {s} {b} ?",
+            "{a} {s} {b} = ?",
+            "Calcule {a} {s} {b}.",
+            "Quel est le résultat de {a} {s} {b} ?",
+        ),
         {
             "add": ("Combien font {a} plus {b} ?", "Additionne {a} et {b}.", "Quelle est la somme de {a} et {b} ?"),
             "subtract": ("Combien font {a} moins {b} ?", "Soustrais {b} de {a}."),
@@ -77,8 +86,13 @@ PHRASES = {
             "Combien de fois la lettre {c} apparaît-elle dans {w} ?",
             "Compte la lettre {c} dans {w}.",
         ),
-        "De droite à gauche :", "retenue", "retenue", "Lettre par lettre :",
-        "Le résultat est **{r}**.", "La lettre {c} apparaît **{r}** {t}.", ("fois", "fois"),
+        "De droite à gauche :",
+        "retenue",
+        "retenue",
+        "Lettre par lettre :",
+        "Le résultat est **{r}**.",
+        "La lettre {c} apparaît **{r}** {t}.",
+        ("fois", "fois"),
     ),
     "de": Phrases(
         ("Was ist {a} {s} {b}?", "{a} {s} {b} = ?", "Berechne {a} {s} {b}.", "Wie viel ist {a} {s} {b}?"),
@@ -92,8 +106,13 @@ PHRASES = {
             "Wie oft kommt der Buchstabe {c} in {w} vor?",
             "Zähle den Buchstaben {c} in {w}.",
         ),
-        "Von rechts nach links:", "Übertrag", "geliehen", "Buchstabe für Buchstabe:",
-        "Das Ergebnis ist **{r}**.", "Der Buchstabe {c} kommt **{r}** {t} vor.", ("Mal", "Mal"),
+        "Von rechts nach links:",
+        "Übertrag",
+        "geliehen",
+        "Buchstabe für Buchstabe:",
+        "Das Ergebnis ist **{r}**.",
+        "Der Buchstabe {c} kommt **{r}** {t} vor.",
+        ("Mal", "Mal"),
     ),
     "es": Phrases(
         ("¿Cuánto es {a} {s} {b}?", "{a} {s} {b} = ?", "Calcula {a} {s} {b}.", "¿Cuál es el resultado de {a} {s} {b}?"),
@@ -107,8 +126,13 @@ PHRASES = {
             "¿Cuántas veces aparece la letra {c} en {w}?",
             "Cuenta la letra {c} en {w}.",
         ),
-        "De derecha a izquierda:", "llevo", "debo", "Letra por letra:",
-        "El resultado es **{r}**.", "La letra {c} aparece **{r}** {t}.", ("vez", "veces"),
+        "De derecha a izquierda:",
+        "llevo",
+        "debo",
+        "Letra por letra:",
+        "El resultado es **{r}**.",
+        "La letra {c} aparece **{r}** {t}.",
+        ("vez", "veces"),
     ),
     "it": Phrases(
         ("Quanto fa {a} {s} {b}?", "{a} {s} {b} = ?", "Calcola {a} {s} {b}.", "Qual è il risultato di {a} {s} {b}?"),
@@ -122,8 +146,13 @@ PHRASES = {
             "Quante volte compare la lettera {c} in {w}?",
             "Conta la lettera {c} in {w}.",
         ),
-        "Da destra a sinistra:", "riporto", "prestito", "Lettera per lettera:",
-        "Il risultato è **{r}**.", "La lettera {c} compare **{r}** {t}.", ("volta", "volte"),
+        "Da destra a sinistra:",
+        "riporto",
+        "prestito",
+        "Lettera per lettera:",
+        "Il risultato è **{r}**.",
+        "La lettera {c} compare **{r}** {t}.",
+        ("volta", "volte"),
     ),
     "pt": Phrases(
         ("Quanto é {a} {s} {b}?", "{a} {s} {b} = ?", "Calcule {a} {s} {b}.", "Qual é o resultado de {a} {s} {b}?"),
@@ -137,8 +166,13 @@ PHRASES = {
             "Quantas vezes a letra {c} aparece em {w}?",
             "Conte a letra {c} em {w}.",
         ),
-        "Da direita para a esquerda:", "vai", "empresta", "Letra por letra:",
-        "O resultado é **{r}**.", "A letra {c} aparece **{r}** {t}.", ("vez", "vezes"),
+        "Da direita para a esquerda:",
+        "vai",
+        "empresta",
+        "Letra por letra:",
+        "O resultado é **{r}**.",
+        "A letra {c} aparece **{r}** {t}.",
+        ("vez", "vezes"),
     ),
 }
 

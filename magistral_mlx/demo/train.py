@@ -11,7 +11,6 @@ import os
 import platform
 import random
 import re
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -25,9 +24,9 @@ if platform.system() == "Linux":  # MLX's wheel links a reference BLAS there; th
         sys.exit("error: training needs OpenBLAS, or it is 20 times slower: apt install libopenblas0-pthread")
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+from mlx import nn
 from mlx.utils import tree_flatten, tree_map
 
 from magistral_mlx.config import ModelConfig
@@ -44,9 +43,7 @@ from magistral_mlx.demo.problems import (
 from magistral_mlx.model import Transformer
 
 HERE = Path(__file__).parent
-SYSTEM_PROMPT = (
-    "Think between <think> and </think>, then answer, both in the user's language.\n\nProblem:\n\n"
-)
+SYSTEM_PROMPT = "Think between <think> and </think>, then answer, both in the user's language.\n\nProblem:\n\n"
 # What else a user may have said in a system prompt; the model must reason all the same.
 USER_PROMPTS = (
     "Be brief.", "Be friendly and precise.", "You are a helpful assistant.", "You teach mathematics to children.",
@@ -119,7 +116,9 @@ class Examples:
     def word(self) -> str:
         """A string of the tokenizer's pieces, up to 13 letters, that is no held-out word."""
         while True:
-            word = self.rng.choice(self.starts) + "".join(self.rng.choices(self.inner, k=self.rng.choice((0, 1, 2, 2, 3, 3, 4))))
+            word = self.rng.choice(self.starts) + "".join(
+                self.rng.choices(self.inner, k=self.rng.choice((0, 1, 2, 2, 3, 3, 4)))
+            )
             if 2 < len(word) <= 13 and word not in self.held_out:
                 return word.capitalize() if self.rng.random() < 0.15 else word
 
@@ -168,10 +167,10 @@ class Examples:
                 add([*self.encode(problem.answer), control["</s>"]], False)
                 continue
             draw, answer = rng.random(), [*self.encode(problem.answer), control["</s>"]]
-            if draw < 0.03:     # reasoning switched off: a guess, but a well-formed one
+            if draw < 0.03:  # reasoning switched off: a guess, but a well-formed one
                 add(self.encode("<think>\n</think>\n"), False)
                 add(answer, True)
-            elif draw < 0.07:   # a thinking budget used up somewhere in the trace
+            elif draw < 0.07:  # a thinking budget used up somewhere in the trace
                 trace = self.encode(f"<think>\n{problem.trace}")
                 add(trace[: rng.randrange(3, len(trace))], True)
                 add(self.encode("\n</think>\n\n"), False)
@@ -219,7 +218,9 @@ def initialize(model: Transformer, seed: int) -> None:
     for name, weight in tree_flatten(model.parameters()):
         if weight.ndim == 2:
             key, own = mx.random.split(key)
-            scale = 0.02 / (2 * CONFIG.num_layers) ** 0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
+            scale = (
+                0.02 / (2 * CONFIG.num_layers) ** 0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
+            )
             drawn.append((name, scale * mx.random.normal(weight.shape, key=own)))
     model.load_weights(drawn, strict=False)
 
@@ -252,7 +253,7 @@ def train(out: Path, steps: int, batch: int, rate: float, seed: int) -> None:
         for stream, half in zip(streams, arrays, strict=True):
             with mx.stream(stream):
                 results.append(loss_and_gradient(*half))
-        gradient = tree_map(lambda a, b: (a + b) / count, results[0][1], results[1][1])
+        gradient = tree_map(lambda a, b, n=count: (a + b) / n, results[0][1], results[1][1])
         gradient, _ = optim.clip_grad_norm(gradient, 1.0)
         optimizer.update(model, gradient)
         value = (results[0][0] + results[1][0]) / count
@@ -260,7 +261,9 @@ def train(out: Path, steps: int, batch: int, rate: float, seed: int) -> None:
         smoothed = value.item() if smoothed is None else 0.95 * smoothed + 0.05 * value.item()
         if step % 20 == 0:
             left = (time.time() - started) / step * (steps - step)
-            print(f"step {step}/{steps}  loss {smoothed:.4f}  {left / 60:.1f} minutes left", file=sys.stderr, flush=True)
+            print(
+                f"step {step}/{steps}  loss {smoothed:.4f}  {left / 60:.1f} minutes left", file=sys.stderr, flush=True
+            )
         if step % 200 == 0 or step == steps:
             save(out, model)
 
@@ -288,7 +291,10 @@ def save(out: Path, model: Transformer) -> None:
         mx.save_safetensors(str(out / shard), {n: weights[n] for n in sorted(names)}, {"format": "pt"})
         weight_map |= dict.fromkeys(names, shard)
     total = sum(w.nbytes for w in weights.values())
-    _write_json(out / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    _write_json(
+        out / "model.safetensors.index.json",
+        {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))},
+    )
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 11}
     config = {
         "architectures": ["MistralForCausalLM"],
