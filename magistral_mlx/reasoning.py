@@ -1,0 +1,139 @@
+"""The text of a reply: its trace told from its answer, stop strings, and what is safe to show. Strings only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+OPEN, CLOSE = "<think>", "</think>"
+EMPTY_TRACE = "<think>\n</think>\n"  # put after the prompt, it asks for an answer without a trace
+THINK_CLOSE = "\n</think>\n\n"  # written into a trace, it ends it
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of a reply. ``logprobs``: for each id it took, the best ids and their log-probabilities, if asked for."""
+
+    kind: Literal["progress", "reasoning", "answer", "tool_call"]
+    text: str
+    logprobs: tuple[dict[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function the model asks to be called; ``id`` is nine letters and digits, "" if it gave none."""
+
+    name: str
+    arguments: dict[str, Any]
+    id: str = ""
+
+
+class Splitter:
+    """Tells reasoning from answer in the text of one reply, which may arrive in any pieces.
+
+    A trace opens with a ``<think>`` that only white space precedes, and closes with the first ``</think>``;
+    any later tag is text. One newline after ``<think>``, one before ``</think>``, all white space before
+    the reply and all newlines before the answer are the protocol's and belong to neither part. At most
+    ``len("</think>")`` characters are held back. A trace that never closes is reasoning to its end.
+
+    Attributes:
+        state: the part that the next text belongs to, "start" while a ``<think>`` may still come.
+        was_opened: whether a trace was opened.
+    """
+
+    def __init__(self, *, thinking: bool = True) -> None:
+        self.state: Literal["start", "reasoning", "answer"] = "start" if thinking else "answer"
+        self.was_opened = False
+        self._held = ""
+        self._is_at_edge = True  # no text of this part has come yet
+
+    def push(self, text: str) -> list[Segment]:
+        """Take the next piece of the reply, and give the segments that are certain by now."""
+        self._held += text
+        segments = []
+        if self.state == "start":
+            self._start()
+        if self.state == "reasoning" and (reasoning := self._reasoning()):
+            segments.append(Segment("reasoning", reasoning))
+        if self.state == "answer" and (answer := self._answer()):
+            segments.append(Segment("answer", answer))
+        return segments
+
+    def flush(self) -> list[Segment]:
+        """The text still held back, once the reply has ended."""
+        held, self._held = self._held, ""
+        if not held:
+            return []
+        if self.state == "start":
+            self.state = "answer"
+        return [Segment(self.state, held)]
+
+    def _start(self) -> None:
+        self._held = self._held.lstrip()
+        if self._held.startswith(OPEN):
+            self._held = self._held.removeprefix(OPEN)
+            self.state, self.was_opened = "reasoning", True
+        elif not OPEN.startswith(self._held):
+            self.state = "answer"
+
+    def _reasoning(self) -> str:
+        if self._is_at_edge and self._held:
+            self._held = self._held.removeprefix("\n")
+            self._is_at_edge = False
+        reasoning, close, rest = self._held.partition(CLOSE)
+        if close:
+            self.state, self._held, self._is_at_edge = "answer", rest, True
+            return reasoning.removesuffix("\n")
+        certain = len(self._held) - _held_length(self._held, (CLOSE, "\n" + CLOSE))
+        reasoning, self._held = self._held[:certain], self._held[certain:]
+        return reasoning
+
+    def _answer(self) -> str:
+        answer, self._held = self._held, ""
+        if self._is_at_edge:
+            answer = answer.lstrip("\n")
+            self._is_at_edge = not answer
+        return answer
+
+
+class StopStrings:
+    """Ends an answer at the first of several strings, which is not part of it.
+
+    They apply to the answer only: a stop such as a newline must not end the trace. The string that is
+    complete first wins, and of two complete at once the longer.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = tuple(stop)
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Take the next piece of the answer; gives what is certain by now, and whether a stop string was reached."""
+        text, self._held = self._held + text, ""
+        found = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
+        if found:
+            return text[: min(found)[1]], True
+        certain = len(text) - _held_length(text, self._stop)
+        self._held = text[certain:]
+        return text[:certain], False
+
+    def flush(self) -> str:
+        """The text still held back, once the reply has ended without a stop string."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _held_length(text: str, tags: Sequence[str]) -> int:
+    """Length of the longest end of ``text`` that may be the beginning of one of ``tags``."""
+    longest = max((len(tag) for tag in tags), default=1) - 1
+    lengths = range(min(longest, len(text)), 0, -1)
+    return next((n for n in lengths if any(tag.startswith(text[-n:]) for tag in tags)), 0)
+
+
+# Controls but newline and tab, and the characters that reorder the text after them: a terminal, or the eye, obeys them.
+_HARMFUL = [*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+_VISIBLE = {c: f"\\x{c:02x}" if c < 0x100 else f"\\u{c:04x}" for c in _HARMFUL if c not in (0x09, 0x0A)}
+
+
+def visible(text: str) -> str:
+    r"""``text`` made harmless for a terminal: control characters and text-direction overrides as ``\x1b``, ``\u202e``."""
+    return text.translate(_VISIBLE)

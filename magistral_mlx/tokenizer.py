@@ -1,0 +1,215 @@
+"""Text and ids: a chat encoded by mistral-common, ids decoded without ever splitting a character."""
+
+import codecs
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from magistral_mlx.errors import OptionError, TokenizerError
+from magistral_mlx.messages import CARD_SYSTEM_PROMPT, Messages, checked, conversation
+from magistral_mlx.reasoning import EMPTY_TRACE, ToolCall
+
+if TYPE_CHECKING:
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+TEKKEN_FILE = "tekken.json"
+SYSTEM_PROMPT_FILE = "SYSTEM_PROMPT.txt"
+VERSION = "v11"  # of tekken.json: what Magistral Small 2506 speaks
+
+
+class Tokenizer:
+    """Magistral Small 2506's tokenizer. Make one with ``from_folder``.
+
+    Attributes:
+        vocab_size: ids are 0 to ``vocab_size - 1``.
+        bos_id, eos_id, pad_id, tool_calls_id: control ids; ``stop_ids``: those that end a reply.
+        system_prompt: the default, which asks for reasoning.
+        version: of tekken.json.
+    """
+
+    def __init__(self, tekken: "Tekkenizer", system_prompt: str) -> None:
+        from mistral_common.protocol.instruct.normalize import get_normalizer
+        from mistral_common.protocol.instruct.validator import ValidationMode, get_validator
+        from mistral_common.tokens.tokenizers.instruct import InstructTokenizerV11
+        from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+        self.version: str = tekken.version.value
+        self.vocab_size = tekken.n_words
+        self.bos_id, self.eos_id, self.pad_id = tekken.bos_id, tekken.eos_id, tekken.pad_id
+        self.stop_ids = frozenset({tekken.eos_id})
+        self.tool_calls_id = tekken.get_special_token("[TOOL_CALLS]")
+        self.system_prompt = system_prompt
+        self._call_id, self._args_id = tekken.get_special_token("[CALL_ID]"), tekken.get_special_token("[ARGS]")
+        self._tekken = tekken
+        # Not MistralTokenizer.from_file: it would build the image encoder that tekken.json may describe.
+        self._mistral: MistralTokenizer[Any, Any, Any, Any, Any, Any, Any, Any] = MistralTokenizer(
+            InstructTokenizerV11(tekken),
+            validator=get_validator(tekken.version, mode=ValidationMode.test),
+            request_normalizer=get_normalizer(tekken.version),
+        )
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Tokenizer":
+        """Read ``tekken.json`` and, where there is one, ``SYSTEM_PROMPT.txt`` of a checkpoint.
+
+        Raises:
+            TokenizerError: tekken.json is missing, damaged or of another release; SYSTEM_PROMPT.txt is no text.
+        """
+        path = folder / TEKKEN_FILE
+        if not path.is_file():
+            raise TokenizerError(
+                f"{path} is missing; it is the tokenizer of every Magistral checkpoint: "
+                "copy it into this folder from where the model was published"
+            )
+        system_prompt = read_system_prompt(folder)
+        from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+        try:
+            tekken = Tekkenizer.from_file(path)
+            version = tekken.version.value
+            if version == VERSION:
+                return cls(tekken, system_prompt)
+        # What mistral-common raises depends on where the file is damaged.
+        except (ValueError, TypeError, LookupError, AssertionError, AttributeError, OverflowError) as error:
+            reason = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")[:200]
+            raise TokenizerError(f"{path} is damaged or unknown; download it again ({reason})") from None
+        raise TokenizerError(
+            f"{path} has version {version}; this software runs Magistral Small 2506, whose tokenizer is {VERSION} "
+            "(2507 and 2509 have v13)"
+        )
+
+    def encode_chat(
+        self,
+        messages: Messages,
+        *,
+        system_prompt_only: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        think: bool = True,
+    ) -> list[int]:
+        """The ids of a conversation that ends in a question, ready for the model's reply.
+
+        Text is always text: nothing in a message or tool can add a control id. System messages join the
+        default system prompt before its final ``Problem:``. A user's messages in a row are joined by a
+        blank line.
+
+        Args:
+            messages: a user's text, or messages as OpenAI's, whose content is text. An assistant's may
+                carry its trace as ``reasoning`` (or ``reasoning_content``) and its ``tool_calls``.
+            system_prompt_only: the system messages replace the default system prompt.
+            tools: functions the model may call, as OpenAI's tool definitions.
+            think: False asks for an answer without a trace.
+        Raises:
+            OptionError: a message or tool is malformed, or a message is out of turn.
+        """
+        turns = conversation(messages, self.system_prompt, system_prompt_only=system_prompt_only)
+        from mistral_common.exceptions import MistralCommonException
+        from mistral_common.protocol.instruct.request import ChatCompletionRequest
+        from mistral_common.protocol.instruct.tool_calls import Tool
+
+        try:
+            checked(json.dumps(list(tools or ()), ensure_ascii=False), "a tool's definition")
+            request = ChatCompletionRequest.model_validate(
+                {"messages": turns, "tools": [Tool.from_openai(dict(tool)) for tool in tools] if tools else None}
+            )
+            ids: list[int] = self._mistral.encode_chat_completion(request).tokens
+        except (ValueError, TypeError, AttributeError, MistralCommonException) as error:
+            reason = re.sub(r"\s+", " ", str(error).partition("For further information")[0]).strip()
+            raise OptionError(f"the messages or tools cannot be encoded: {reason}") from None
+        return ids if think else ids + self.encode(EMPTY_TRACE)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of plain text, never a control id.
+
+        Raises:
+            OptionError: the text is no Unicode text.
+        """
+        return self._tekken.encode(checked(text, "the text"), bos=False, eos=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; control ids give none, and bytes that form no character give U+FFFD."""
+        runs = groupby(ids, self.is_control)
+        return "".join(self._bytes(run).decode(errors="replace") for is_control, run in runs if not is_control)
+
+    def stream(self) -> "TextStream":
+        """A decoder that takes ids one at a time and gives the same text as ``decode``."""
+        return TextStream(self)
+
+    def is_control(self, identity: int) -> bool:
+        """Whether an id is one of the control ids, which stand for no text.
+
+        Raises:
+            TokenizerError: it is no id of this vocabulary.
+        """
+        if not 0 <= identity < self.vocab_size:
+            raise TokenizerError(f"{identity} is no id of this vocabulary, which has {self.vocab_size}")
+        return identity < self._tekken.num_special_tokens
+
+    def tool_calls(self, ids: Sequence[int]) -> tuple[list[ToolCall], str]:
+        """The tool calls in the ids of a reply after its trace, and the text of the rest.
+
+        A call begins at the control id [TOOL_CALLS], never at its spelling. One that is not
+        ``name [CALL_ID] id [ARGS] {json}``, the id being optional, stays text.
+        """
+        calls, rest, start = [], [], 0
+        for end in [*(i for i, identity in enumerate(ids) if identity == self.tool_calls_id), len(ids)]:
+            block = [i for i in ids[start:end] if i not in self.stop_ids]
+            call = self._tool_call(block[1:]) if block[:1] == [self.tool_calls_id] else None
+            if call is None:
+                rest.append(self.decode(block))
+            else:
+                calls.append(call)
+            start = end
+        return calls, "".join(rest)
+
+    def _tool_call(self, block: list[int]) -> ToolCall | None:
+        controls = [identity for identity in block if self.is_control(identity)]
+        texts = [self.decode(list(run)) for is_control, run in groupby(block, self.is_control) if not is_control]
+        if controls not in ([self._args_id], [self._call_id, self._args_id]) or len(texts) != len(controls) + 1:
+            return None
+        try:
+            arguments = json.loads(texts[-1])
+        except (ValueError, RecursionError):
+            return None
+        return ToolCall(texts[0].strip(), arguments, *texts[1:-1]) if isinstance(arguments, dict) else None
+
+    def _bytes(self, ids: Iterable[int]) -> bytes:
+        return b"".join(self._tekken.id_to_byte_piece(identity) for identity in ids)
+
+
+class TextStream:
+    """Ids to text as they come: whole characters only, flushed at every control id."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, identity: int) -> str:
+        """The characters that this id completes."""
+        if self._tokenizer.is_control(identity):
+            return self.flush()
+        return self._decoder.decode(self._tokenizer._bytes([identity]))
+
+    def flush(self) -> str:
+        """What is left at the end: nothing, or U+FFFD for a character that was never completed."""
+        return self._decoder.decode(b"", final=True)
+
+
+def read_system_prompt(folder: Path) -> str:
+    """A checkpoint's own default system prompt, or the model card's.
+
+    Raises:
+        TokenizerError: SYSTEM_PROMPT.txt is empty or not UTF-8.
+    """
+    path = folder / SYSTEM_PROMPT_FILE
+    if not path.is_file():
+        return CARD_SYSTEM_PROMPT
+    try:
+        prompt = path.read_bytes().decode()
+    except UnicodeDecodeError:
+        prompt = ""
+    if not prompt.strip():
+        raise TokenizerError(f"{path} is empty or not UTF-8; download it again, or delete it to use the model card's")
+    return prompt
