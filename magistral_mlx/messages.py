@@ -143,7 +143,7 @@ def _tool_call(raw: Any, where: str) -> dict[str, Any]:
 
 
 def _call_id(identity: str) -> str:
-    """A tool call's id as Magistral writes it: nine letters and digits. Any other becomes its hash, in call and result."""
+    """A tool call's id as Magistral writes it: nine letters and digits. Any other becomes its hash, everywhere."""
     if re.fullmatch("[a-zA-Z0-9]{9}", identity):
         return identity
     return hashlib.sha256(identity.encode()).hexdigest()[:9]

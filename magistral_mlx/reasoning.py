@@ -135,5 +135,5 @@ _VISIBLE = {c: f"\\x{c:02x}" if c < 0x100 else f"\\u{c:04x}" for c in _HARMFUL i
 
 
 def visible(text: str) -> str:
-    r"""``text`` made harmless for a terminal: control characters and text-direction overrides as ``\x1b``, ``\u202e``."""
+    r"""``text`` made harmless for a terminal: controls and text-direction overrides as ``\x1b``, ``\u202e``."""
     return text.translate(_VISIBLE)

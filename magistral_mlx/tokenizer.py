@@ -45,7 +45,7 @@ class Tokenizer:
         self._call_id, self._args_id = tekken.get_special_token("[CALL_ID]"), tekken.get_special_token("[ARGS]")
         self._tekken = tekken
         # Not MistralTokenizer.from_file: it would build the image encoder that tekken.json may describe.
-        self._mistral: MistralTokenizer[Any, Any, Any, Any, Any, Any, Any, Any] = MistralTokenizer(
+        self._mistral: MistralTokenizer[Any, Any, Any, Any, Any] = MistralTokenizer(
             InstructTokenizerV11(tekken),
             validator=get_validator(tekken.version, mode=ValidationMode.test),
             request_normalizer=get_normalizer(tekken.version),
@@ -111,7 +111,7 @@ class Tokenizer:
 
         try:
             checked(json.dumps(list(tools or ()), ensure_ascii=False), "a tool's definition")
-            request = ChatCompletionRequest.model_validate(
+            request: ChatCompletionRequest[Any] = ChatCompletionRequest.model_validate(
                 {"messages": turns, "tools": [Tool.from_openai(dict(tool)) for tool in tools] if tools else None}
             )
             ids: list[int] = self._mistral.encode_chat_completion(request).tokens
