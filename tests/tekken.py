@@ -1,0 +1,23 @@
+"""A tokenizer of the real kind, cut to any size from the one mistral-common carries."""
+
+import json
+from pathlib import Path
+
+import mistral_common
+from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+BUNDLED = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
+
+
+def write_tekken(folder: Path, vocab_size: int = 2048, version: str = "v11") -> Path:
+    """``tekken.json`` with the first ids of the real vocabulary; all 131,072 give Magistral Small 2506's ids."""
+    raw = json.loads(BUNDLED.read_text())
+    texts = vocab_size - raw["config"]["default_num_special_tokens"]
+    names = [t["token_str"].value for t in Tekkenizer.DEPRECATED_SPECIAL_TOKENS]
+    names += [f"<SPECIAL_{i}>" for i in range(20, 32)] + ["[ARGS]", "[CALL_ID]"]
+    raw["vocab"] = raw["vocab"][:texts]
+    raw["special_tokens"] = [{"rank": i, "token_str": name, "is_control": True} for i, name in enumerate(names)]
+    raw["config"] |= {"default_vocab_size": vocab_size, "num_vocab_tokens": texts, "version": version}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tekken.json").write_text(json.dumps(raw))
+    return folder
