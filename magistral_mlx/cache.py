@@ -98,19 +98,24 @@ class QuantizedLayer(FloatLayer):
     parts = 3  # packed, scales, biases
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-        bits, group_size = self.owner.bits, self.owner.group_size
-        self.append([a for x in (k, v) for a in mx.quantize(x, group_size, bits)])
+        self.append([a for x in (k, v) for a in mx.quantize(x, self.owner.group_size, self.owner.bits)])
         arrays = self.buffer.read(self.length)
         keys, values = arrays[:3], arrays[3:]
         if q.shape[2] > 1:
-            k, v = (mx.dequantize(*x, group_size, bits) for x in (keys, values))
-            return _attention(q, k, v, scale)
+            return _attention(q, self._unpack(keys), self._unpack(values), scale)
         B, H, _, d = q.shape
         K = k.shape[1]
         rows = (q * scale).reshape(B, K, H // K, d)  # [B, K, H/K, d]
-        scores = mx.quantized_matmul(rows, *keys, True, group_size, bits)  # [B, K, H/K, S]
-        weights = mx.softmax(scores, axis=-1, precise=True)
-        return mx.quantized_matmul(weights, *values, False, group_size, bits).reshape(B, H, 1, d)
+        weights = mx.softmax(self._matmul(rows, keys, transpose=True), axis=-1, precise=True)  # [B, K, H/K, S]
+        return self._matmul(weights, values, transpose=False).reshape(B, H, 1, d)
+
+    def _unpack(self, packed: list[mx.array]) -> mx.array:
+        codes, scales, biases = packed
+        return mx.dequantize(codes, scales, biases, self.owner.group_size, self.owner.bits)
+
+    def _matmul(self, x: mx.array, packed: list[mx.array], *, transpose: bool) -> mx.array:
+        codes, scales, biases = packed
+        return mx.quantized_matmul(x, codes, scales, biases, transpose, self.owner.group_size, self.owner.bits)
 
 
 class KVCache:

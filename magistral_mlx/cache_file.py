@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 
 from magistral_mlx.cache import KVCache
 from magistral_mlx.config import ModelConfig
@@ -22,7 +23,7 @@ def save_cache(path: Path, cache: KVCache, ids: Sequence[int], *, fingerprint: s
         chat: a conversation's own state, as JSON.
     """
     arrays = {f"layer.{i}.{j}": a for i, parts in enumerate(cache.state()) for j, a in enumerate(parts)}
-    arrays["ids"] = mx.array(ids, dtype=mx.int32)
+    arrays["ids"] = mx.array(list(ids), dtype=mx.int32)
     metadata = {"format": FORMAT, "fingerprint": fingerprint, "kv_bits": str(cache.bits), "chat": chat}
     partial = path.parent / f".{path.name}.{os.getpid()}.safetensors"
     try:
@@ -47,8 +48,8 @@ def load_cache(
     """
     if not path.is_file():
         raise OptionError(f"{path}: no such prompt cache; check the path, or leave it out to start anew")
-    Shard.open(path)
-    arrays, metadata = mx.load(str(path), format="safetensors", return_metadata=True)
+    shard = Shard.open(path)
+    metadata = shard.metadata
     if metadata.get("format") != FORMAT:
         raise OptionError(f"{path} is not a prompt cache of this software; name another file")
     cache = KVCache(config, limit=limit, bits=bits)
@@ -58,12 +59,16 @@ def load_cache(
                 f"{path} was made with {key} {metadata[key]}, this model has {wanted}; "
                 "load the checkpoint and kind of cache it was made with, or name another file"
             )
-    ids = arrays.pop("ids").tolist()
-    if len(ids) > limit:
-        raise OptionError(f"{path} holds {len(ids)} positions, but the context is {limit}; load with a larger context")
-    parts = len(arrays) // config.num_layers
+    parts = (len(shard.header) - 1) // config.num_layers
     try:
-        cache.restore([[arrays[f"layer.{i}.{j}"] for j in range(parts)] for i in range(config.num_layers)], len(ids))
-    except (KeyError, ValueError) as error:
+        length = shard.header["ids"].shape[0]
+        if length > limit:
+            raise OptionError(
+                f"{path} holds {length} positions, but the context is {limit}; load with a larger context"
+            )
+        ids = [int(i) for i in np.array(shard.read("ids"))]
+        state = [[shard.read(f"layer.{i}.{j}") for j in range(parts)] for i in range(config.num_layers)]
+        cache.restore(state, length)
+    except (KeyError, IndexError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); delete it to start anew") from None
     return cache, ids, metadata["chat"]

@@ -1,7 +1,7 @@
 """What a checkpoint says about itself: read once, checked once, frozen."""
 
 import logging
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 
 Mode = Literal["affine", "mxfp4", "nvfp4", "mxfp8"]
 Shape = tuple[int, ...]
+LARGEST = sys.float_info.max  # JSON may hold infinity, and whole numbers that no float can
 
 # What mx.quantize accepts, per mode.
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
@@ -48,7 +49,7 @@ class QuantFormat:
         """Shapes of ``weight``, ``scales`` and (affine) ``biases`` for a weight of ``shape`` [rows, columns]."""
         rows, columns = shape
         groups = columns // self.group_size
-        shapes = {"weight": (rows, columns * self.bits // 32), "scales": (rows, groups)}
+        shapes: dict[str, Shape] = {"weight": (rows, columns * self.bits // 32), "scales": (rows, groups)}
         return shapes | ({"biases": (rows, groups)} if self.mode == "affine" else {})
 
 
@@ -163,7 +164,7 @@ class ModelConfig:
             value = raw.get(key)
             if value is None:
                 raise fail(f"{key} is missing; the file is not a complete Mistral config, download it again")
-            if isinstance(value, bool) or not isinstance(value, int | kind) or not value > 0 or value == math.inf:
+            if isinstance(value, bool) or not isinstance(value, int | kind) or not 0 < value <= LARGEST:
                 raise fail(f"{key} is {value!r}, expected a positive number")
             return kind(value)
 
@@ -243,14 +244,14 @@ def _rope_theta(raw: Mapping[str, Any], source: Path) -> float:
     parameters = raw.get("rope_parameters") or {}
     if not isinstance(parameters, dict) or parameters.get("rope_type", "default") != "default":
         raise CheckpointError(f"{source}: rope_parameters is {parameters!r}; Magistral uses plain RoPE")
-    stated = {value for value in (raw.get("rope_theta"), parameters.get("rope_theta")) if value is not None}
+    stated = [value for value in (raw.get("rope_theta"), parameters.get("rope_theta")) if value is not None]
     if not stated:
         raise CheckpointError(
             f"{source}: rope_theta is missing, and no value may be assumed; download config.json again"
         )
-    if len(stated) > 1:
+    if stated[0] != stated[-1]:
         raise CheckpointError(f"{source}: rope_theta is {raw['rope_theta']} and also {parameters['rope_theta']}")
-    theta = stated.pop()
-    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 1 < theta < math.inf:
+    theta = stated[0]
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 1 < theta <= LARGEST:
         raise CheckpointError(f"{source}: rope_theta is {theta!r}, expected a number over 1")
     return float(theta)

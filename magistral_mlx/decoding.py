@@ -34,7 +34,7 @@ def prefill(step: Stepper, ids: Sequence[int], *, chunk: int) -> Generator[int, 
     The last prompt id is part of the last chunk, so a prompt that fits one chunk costs one pass over
     the weights. Earlier chunks evaluate the cache only: their last layer's output is never computed.
     """
-    prompt = mx.array(ids)[None]  # [1, T]
+    prompt = mx.array(list(ids))[None]  # [1, T]
     last = (len(ids) - 1) // chunk * chunk
     for start in range(0, last, chunk):
         step.extend(prompt[:, start : start + chunk])
@@ -75,7 +75,7 @@ def decode(
             next_logits = step(token[None])
             next_token = sampler.draw(next_logits, count + 1)
             mx.async_eval(next_token)
-        current = int(token.item())
+        current = _read(token)
         if current == SPILLED:  # rare: the nucleus is wider than the sampler's candidates
             step.cache.trim(int(ahead))
             token = sampler.draw_exact(logits, count)
@@ -92,10 +92,17 @@ def decode(
             break
         logits, token = next_logits, next_token
         if forced := steer()[: max_tokens - count]:
-            logits = step(mx.array(forced)[None])
+            logits = step(mx.array(list(forced))[None])
             token = sampler.draw(logits, count + len(forced))
             mx.async_eval(token)
             for identity in forced:
                 yield identity, logits
             count += len(forced)
     return "length"
+
+
+def _read(token: mx.array) -> int:
+    """Wait for an id [1]."""
+    value = token.item()
+    assert isinstance(value, int)
+    return value

@@ -39,7 +39,7 @@ class Attention(nn.Module):
         super().__init__()
         H, K, d = config.num_heads, config.num_kv_heads, config.head_dim
         self.qkv_proj = Joint([nn.Linear(config.hidden_size, (H + 2 * K) * d, bias=False)])
-        self.o_proj = nn.Linear(H * d, config.hidden_size, bias=False)
+        self.o_proj: nn.Module = nn.Linear(H * d, config.hidden_size, bias=False)
         self._H, self._K, self._d = H, K, d
         self._theta = config.rope_theta
         self._scale = d**-0.5
@@ -63,7 +63,7 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.gate_up_proj = Joint([nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)])
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.down_proj: nn.Module = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:  # [B, T, D]
         gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)  # [B, T, F] each
@@ -90,11 +90,11 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [Block(config) for _ in range(config.num_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self._tied = config.tie_word_embeddings
 
     def __call__(self, ids: mx.array, cache: Sequence[LayerCache] | None = None) -> mx.array:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import mlx.core as mx
+import numpy as np
 
 from magistral_mlx.reasoning import THINK_CLOSE, Segment, Splitter, StopStrings, ToolCall
 from magistral_mlx.sampling import SamplingParams, top_logprobs
@@ -104,7 +105,8 @@ class ReplyBuilder:
         self.reasoning_tokens += self._splitter.state != "answer"
         if self.sampling.logprobs:
             ids, values = top_logprobs(logits, self.sampling.logprobs)
-            self._logprobs.append(dict(zip(ids[0].tolist(), values[0].tolist(), strict=True)))
+            pairs = zip(map(int, np.array(ids[0])), map(float, np.array(values[0])), strict=True)
+            self._logprobs.append(dict(pairs))
         if self._call_ids or (identity == self.tokenizer.tool_calls_id and self._splitter.state != "reasoning"):
             self._call_ids.append(identity)
             return []

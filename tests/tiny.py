@@ -5,7 +5,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.config import ModelConfig, QuantFormat
 from magistral_mlx.model import Transformer
 
 DEMO = Path(__file__).parent.parent / "magistral_mlx" / "demo"
@@ -59,10 +59,13 @@ def make_weights(config: ModelConfig, dtype: mx.Dtype = mx.float32, seed: int = 
     return weights
 
 
-def write_checkpoint(folder: Path, config: ModelConfig, weights: dict[str, mx.array]) -> Path:
+def write_checkpoint(
+    folder: Path, config: ModelConfig, weights: dict[str, mx.array], quantization: dict[str, object] | None = None
+) -> Path:
     """A folder in the published layout, without a tokenizer: two shards and an index."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(raw_config(config)))
+    raw = raw_config(config) | ({} if quantization is None else {"quantization": quantization})
+    (folder / "config.json").write_text(json.dumps(raw))
     names, weight_map = sorted(weights), {}
     for i, part in enumerate((names[::2], names[1::2]), start=1):
         shard = f"model-{i:05}-of-00002.safetensors"
@@ -90,3 +93,23 @@ def fill(model: Transformer, config: ModelConfig, weights: dict[str, mx.array]) 
     if not config.tie_word_embeddings:
         model.lm_head.weight = weights["lm_head.weight"]
     return model
+
+
+def quantize_weights(
+    weights: dict[str, mx.array], default: QuantFormat, overrides: dict[str, QuantFormat | None] | None = None
+) -> tuple[dict[str, mx.array], dict[str, object]]:
+    """Every matrix packed as ``default`` or its module's override (None: not): the tensors, and config.json's block."""
+
+    def block(quant: QuantFormat) -> dict[str, object]:
+        return {"group_size": quant.group_size, "bits": quant.bits, "mode": quant.mode}
+
+    tensors: dict[str, mx.array] = {}
+    for name, weight in weights.items():
+        module = name.removesuffix(".weight")
+        quant = (overrides or {}).get(module, default)
+        if weight.ndim == 1 or quant is None:
+            tensors[name] = weight
+            continue
+        packed = mx.quantize(weight, quant.group_size, quant.bits, quant.mode)
+        tensors |= {f"{module}.{kind}": a for kind, a in zip(("weight", "scales", "biases"), packed, strict=False)}
+    return tensors, block(default) | {m: block(q) if q else False for m, q in (overrides or {}).items()}

@@ -257,7 +257,7 @@ def _product_lines(a: int, b: int, word: str) -> list[str]:
 
 
 def letters(letter: str, word: str, language: str, template: str, pieces: Pieces) -> Problem:
-    """Count `letter` in `word`, in either case; `template` holds `{c}` and, once, `{w}`. Accented letters are others."""
+    """Count `letter` in `word`, in either case; `template` holds `{c}` and, once, `{w}`. An accent makes another letter."""
     phrases = PHRASES[language]
     template = template.replace("{c}", letter)
     question = template.replace("{w}", word)
@@ -326,7 +326,8 @@ def random_operands(rng: random.Random, kind: str) -> tuple[int, int]:
 
 def held_out_problems(n: int, seed: int, pieces: Pieces, kinds: Sequence[str] = ARITHMETIC) -> list[Problem]:
     """`n` problems that training never saw, kinds and languages in turn."""
-    rng, found = random.Random(seed), []
+    rng = random.Random(seed)
+    found: list[Problem] = []
     while len(found) < n:
         kind, language = kinds[len(found) % len(kinds)], rng.choice(LANGUAGES)
         if kind == "letters":

@@ -215,7 +215,8 @@ def initialize(model: Transformer, seed: int) -> None:
     """Normal weights of deviation 0.02, less where a projection writes into the residual stream."""
     key = mx.random.key(seed)
     drawn = []
-    for name, weight in tree_flatten(model.parameters()):
+    parameters: list[tuple[str, mx.array]] = tree_flatten(model.parameters())  # type: ignore[assignment]
+    for name, weight in parameters:
         if weight.ndim == 2:
             key, own = mx.random.split(key)
             scale = (
@@ -284,7 +285,7 @@ def save(out: Path, model: Transformer) -> None:
         weights[f"{path}.post_attention_layernorm.weight"] = layer.post_attention_layernorm.weight
     weights |= {"model.norm.weight": model.norm.weight, "lm_head.weight": model.lm_head.weight}
     weights = {name: weight.astype(mx.bfloat16) for name, weight in weights.items()}
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     first = [n for n in weights if re.match(r"model\.(embed|layers\.[01]\.)", n)]
     for number, names in enumerate((first, [n for n in weights if n not in first]), start=1):
         shard = f"model-{number:05}-of-00002.safetensors"

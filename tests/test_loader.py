@@ -1,0 +1,86 @@
+"""Weights in, a Transformer out: joined projections change nothing, bad numbers are refused."""
+
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.config import QuantFormat
+from magistral_mlx.conversation import result_of
+from magistral_mlx.errors import CheckpointError
+from magistral_mlx.loader import load_model
+from magistral_mlx.model import Transformer
+from tests.tiny import fill, make_config, make_weights, quantize_weights, write_checkpoint
+
+CONFIG = make_config(intermediate_size=128)
+FOUR, SIX = QuantFormat(4, 32), QuantFormat(6, 32)
+MIXED = {
+    "all agree": {},
+    "v differs": {"model.layers.0.self_attn.v_proj": SIX, "model.layers.1.mlp.down_proj": SIX},
+    "k differs, between q and v": {"model.layers.0.self_attn.k_proj": SIX, "model.layers.2.mlp.up_proj": SIX},
+    "q is not quantized": {"model.layers.0.self_attn.q_proj": None, "lm_head": None, "model.embed_tokens": None},
+    "all differ": {"model.layers.0.self_attn.k_proj": SIX, "model.layers.0.self_attn.v_proj": QuantFormat(8, 64)},
+}
+
+
+def load(folder: Path) -> Transformer:
+    return result_of(load_model(open_checkpoint(folder)))
+
+
+@pytest.mark.parametrize("overrides", MIXED.values(), ids=MIXED.keys())
+@pytest.mark.parametrize("rows", [1, 7])
+def test_joined_projections_equal_separate_ones_bit_for_bit(
+    tmp_path: Path, overrides: dict[str, QuantFormat | None], rows: int
+) -> None:
+    weights, block = quantize_weights(make_weights(CONFIG), FOUR, overrides)
+    model = load(write_checkpoint(tmp_path / "m", CONFIG, weights, block))
+    x = mx.random.normal((1, rows, 64), key=mx.random.key(5))
+
+    def separately(module: str) -> mx.array:
+        quant = overrides.get(module, FOUR)
+        if quant is None:
+            return x @ weights[f"{module}.weight"].T
+        packed = [weights[f"{module}.{kind}"] for kind in ("weight", "scales", "biases")]
+        return mx.quantized_matmul(x, *packed, True, quant.group_size, quant.bits)
+
+    for i, layer in enumerate(model.layers):
+        path = f"model.layers.{i}"
+        q, k, v = (separately(f"{path}.self_attn.{p}_proj") for p in "qkv")
+        gate, up = (separately(f"{path}.mlp.{p}_proj") for p in ("gate", "up"))
+        assert mx.array_equal(layer.self_attn.qkv_proj(x), mx.concatenate([q, k, v], axis=-1))
+        assert mx.array_equal(layer.mlp.gate_up_proj(x), mx.concatenate([gate, up], axis=-1))
+    formats = {overrides.get(f"model.layers.0.self_attn.{p}_proj", FOUR) for p in "qkv"}
+    assert len(model.layers[0].self_attn.qkv_proj.parts) == len(formats)
+
+
+def test_a_float_checkpoint_loads_as_it_is(tmp_path: Path) -> None:
+    config = make_config(tie_word_embeddings=True)
+    weights = make_weights(config, mx.bfloat16)
+    model = load(write_checkpoint(tmp_path / "m", config, weights))
+    by_hand = fill(Transformer(config), config, {n: w.astype(mx.float32) for n, w in weights.items()})
+    ids = mx.array([[3, 1, 319]])
+    assert mx.allclose(model(ids), by_hand(ids), atol=1e-5)
+    if mx.default_device().type == mx.DeviceType.cpu:
+        assert model.norm.weight.dtype == mx.float32
+
+
+def test_progress_counts_every_byte_once(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "m", CONFIG, make_weights(CONFIG))
+    steps = list(load_model(open_checkpoint(folder)))
+    assert [done for done, _ in steps] == sorted({done for done, _ in steps})
+    assert steps[-1] == (steps[0][1], sum(w.nbytes for w in make_weights(CONFIG).values()))
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.mlp.up_proj.scales", "lm_head.biases", "model.norm.weight", "model.embed_tokens.scales"]
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scales_biases_and_norms_must_be_finite(tmp_path: Path, name: str, value: float) -> None:
+    weights, block = quantize_weights(make_weights(CONFIG), FOUR)
+    flat = weights[name].flatten()
+    flat[-1] = value
+    weights[name] = flat.reshape(weights[name].shape)
+    folder = write_checkpoint(tmp_path / "m", CONFIG, weights, block)
+    with pytest.raises(CheckpointError, match=rf"{name}.*NaN or infinity.*again"):
+        load(folder)
