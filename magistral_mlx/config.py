@@ -249,7 +249,7 @@ def _rope_theta(raw: Mapping[str, Any], source: Path) -> float:
         raise CheckpointError(
             f"{source}: rope_theta is missing, and no value may be assumed; download config.json again"
         )
-    if stated[0] != stated[-1]:
+    if len(stated) > 1 and stated[0] != stated[1]:
         raise CheckpointError(f"{source}: rope_theta is {raw['rope_theta']} and also {parameters['rope_theta']}")
     theta = stated[0]
     if isinstance(theta, bool) or not isinstance(theta, int | float) or not 1 < theta <= LARGEST:
