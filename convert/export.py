@@ -1,0 +1,244 @@
+"""The files beside the weights: config, tokenizer, chat template and card, as MLX, Swift and transformers read them.
+
+Everything written is a function of the checkpoint alone: no time, host, path or version, and the same
+from Hugging Face shards as from Mistral's consolidated file.
+"""
+
+import importlib.metadata
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from magistral_mlx.config import ModelConfig
+from magistral_mlx.errors import ConversionError
+from magistral_mlx.messages import prompt_around
+from magistral_mlx.tokenizer import SYSTEM_PROMPT_FILE, TEKKEN_FILE, Tokenizer
+
+TEMPLATE = Path(__file__).with_name("chat_template.jinja")
+MAX_NEW_TOKENS = 40_960  # the model card's, like the sampling below
+TRANSFORMERS = 5  # the major version whose TokenizersBackend tokenizer_config.json names
+
+# Text that every kind of piece of the tokenizer's pattern occurs in: tokenizer.json must agree with tekken.json on it.
+PROBE = "Don't panic: 3.14 × 10²  = x;\n\n\tfoo_bar(); <think>\n日本語 Größe 👩‍👩‍👧 ЯНДЕКС\r\n   end  "
+
+
+def require_export_extra() -> None:
+    """Check, before any work, that what makes tokenizer.json is installed.
+
+    Raises:
+        ConversionError: it is not; the message has the command.
+    """
+    try:
+        found = importlib.metadata.version("transformers")
+        if int(found.partition(".")[0]) >= TRANSFORMERS and importlib.metadata.version("tokenizers"):
+            return
+        what = f"transformers is {found}, {TRANSFORMERS} or later is needed"
+    except importlib.metadata.PackageNotFoundError as error:
+        what = f"{error.name} is not installed"
+    raise ConversionError(
+        f"tokenizer.json, which Swift and LM Studio need, cannot be made: {what}. "
+        "Run: pip install 'magistral-mlx[export]', or leave tokenizer.json out with --no-tokenizer-json"
+    )
+
+
+def make_config(
+    config: ModelConfig, quantization: dict[str, Any] | None, torch_dtype: str = "bfloat16"
+) -> dict[str, Any]:
+    """config.json, in a fixed order and with every value stated that a reader might otherwise guess.
+
+    Args:
+        quantization: ``group_size``, ``bits``, ``mode`` and the modules that differ; None for float weights.
+        torch_dtype: of the tensors that are not packed.
+    """
+    raw: dict[str, Any] = {
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "attention_dropout": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 11,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": config.hidden_size,
+        "initializer_range": 0.02,
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": config.max_positions,
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "num_key_value_heads": config.num_kv_heads,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "sliding_window": None,  # transformers' default is a window of 4,096
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "torch_dtype": torch_dtype,
+        "use_cache": True,
+        "vocab_size": config.vocab_size,
+    }
+    if quantization is not None:
+        raw |= {"quantization": quantization, "quantization_config": quantization}
+    return raw
+
+
+def read_tokenizer(source: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a source checkpoint, checked against its model before any work.
+
+    Raises:
+        TokenizerError: tekken.json or SYSTEM_PROMPT.txt cannot be used.
+        ConversionError: its vocabulary is not the model's.
+    """
+    tokenizer = Tokenizer.from_folder(source)
+    if tokenizer.vocab_size != vocab_size:
+        raise ConversionError(
+            f"{source / TEKKEN_FILE} has {tokenizer.vocab_size} ids, the model has {vocab_size}; "
+            "they are not of the same model: download both again"
+        )
+    return tokenizer
+
+
+def write_exports(
+    source: Path, staging: Path, config_out: dict[str, Any], *, tokenizer_json: bool, base_model: str | None = None
+) -> list[str]:
+    """Write every file but the weights and their index into ``staging``; gives their names.
+
+    Args:
+        source: the checkpoint that is converted: tekken.json and SYSTEM_PROMPT.txt are taken from it.
+        config_out: what ``make_config`` gives.
+        tokenizer_json: whether to write tokenizer.json and tokenizer_config.json (needs the export extra).
+        base_model: hub id of what was converted, for the card.
+    Raises:
+        ConversionError, TokenizerError: as ``require_export_extra`` and ``read_tokenizer``.
+    """
+    if tokenizer_json:
+        require_export_extra()
+    tokenizer = read_tokenizer(source, config_out["vocab_size"])
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    if wrong := {key for key, value in ids.items() if config_out[key] != value}:
+        raise ConversionError(
+            f"{source / TEKKEN_FILE}: {', '.join(sorted(wrong))} is not Magistral's; download it again"
+        )
+    sampling = {"do_sample": True, "max_new_tokens": MAX_NEW_TOKENS, "temperature": 0.7, "top_p": 0.95}
+    texts = {
+        "config.json": json_text(config_out),
+        "generation_config.json": json_text(ids | sampling),
+        "chat_template.jinja": chat_template(tokenizer.system_prompt),
+        SYSTEM_PROMPT_FILE: tokenizer.system_prompt,
+        "README.md": model_card(config_out, base_model, tokenizer_json=tokenizer_json),
+    }
+    if tokenizer_json:
+        texts["tokenizer_config.json"] = json_text(_tokenizer_config(config_out["max_position_embeddings"]))
+    for name, text in texts.items():
+        (staging / name).write_bytes(text.encode())
+    shutil.copyfile(source / TEKKEN_FILE, staging / TEKKEN_FILE)
+    names = [*texts, TEKKEN_FILE]
+    if tokenizer_json:
+        (staging / "tokenizer.json").write_bytes(_tokenizer_json(staging / TEKKEN_FILE, tokenizer).encode())
+        names.append("tokenizer.json")
+    return sorted(names)
+
+
+def chat_template(system_prompt: str) -> str:
+    """The Jinja template that does what ``Tokenizer.encode_chat`` does, with ``system_prompt`` as the default."""
+    before, after = prompt_around(system_prompt)
+    texts = {"DEFAULT_PROMPT": system_prompt, "BEFORE": before, "AFTER": after}
+    template = TEMPLATE.read_text(encoding="utf-8")
+    return re.sub("@(" + "|".join(texts) + ")@", lambda found: _jinja_string(texts[found[1]]), template)
+
+
+def json_text(value: dict[str, Any]) -> str:
+    """JSON as every file here is written: keys in the order given, two spaces, a final newline."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def model_card(config_out: dict[str, Any], base_model: str | None, *, tokenizer_json: bool) -> str:
+    """README.md in the shape of mlx-community's."""
+    quantization = config_out.get("quantization")
+    tags = ["mlx", "magistral", "reasoning"]
+    weights = config_out["torch_dtype"]
+    if quantization is not None:
+        tags.append(f"{quantization['bits']}-bit")
+        weights = f"{quantization['bits']} bit ({quantization['mode']}, groups of {quantization['group_size']}"
+        weights += ", some modules otherwise)" if len(quantization) > 3 else ")"
+    origin = "a Magistral checkpoint" if base_model is None else f"[{base_model}](https://huggingface.co/{base_model})"
+    front = ["library_name: mlx", "pipeline_tag: text-generation", "license: apache-2.0"]
+    front += [] if base_model is None else [f"base_model: {base_model}"]
+    front += ["tags:", *(f"- {tag}" for tag in tags)]
+    lines = "\n".join(front)
+    swift = "load this folder as an LLM."
+    if not tokenizer_json:
+        swift = "it needs tokenizer.json, which this conversion left out; convert again with the export extra."
+    return f"""---
+{lines}
+---
+# Magistral for MLX
+
+This is {origin}, converted for Apple's MLX by magistral-mlx.
+
+- Weights: {weights}.
+- Sample at temperature 0.7 and top-p 0.95, with room for the reasoning: up to {MAX_NEW_TOKENS:,} tokens.
+- Reasoning is asked for by the system prompt in SYSTEM_PROMPT.txt, which the chat template puts first; a system
+  message of yours joins it.
+
+With magistral-mlx, which tells reasoning from answer:
+
+```bash
+python -m magistral_mlx.generate --model THIS_FOLDER --prompt "How many r's are in strawberry?"
+```
+
+With [mlx-lm](https://github.com/ml-explore/mlx-lm):
+
+```bash
+mlx_lm.generate --model THIS_FOLDER --temp 0.7 --top-p 0.95 --max-tokens {MAX_NEW_TOKENS} --prompt "..."
+```
+
+In Swift with [mlx-swift-lm](https://github.com/ml-explore/mlx-swift-lm): {swift}
+
+Encode text from strangers with tekken.json and mistral-common (as magistral-mlx does): through the chat template,
+text that spells a control token such as `[/INST]` becomes one.
+"""
+
+
+def _tokenizer_config(max_positions: int) -> dict[str, Any]:
+    return {
+        "add_bos_token": False,  # the chat template writes it
+        "add_eos_token": False,
+        "backend": "tokenizers",
+        "bos_token": "<s>",
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "</s>",
+        "model_max_length": max_positions,
+        "pad_token": "<pad>",
+        "tokenizer_class": "TokenizersBackend",  # mlx-swift rejects MistralCommonBackend
+        "unk_token": "<unk>",
+    }
+
+
+def _tokenizer_json(tekken: Path, tokenizer: Tokenizer) -> str:
+    """tokenizer.json of a tekken.json, which lies beside its chat template: else transformers would write one."""
+    log = logging.getLogger("transformers")
+    log.addFilter(_is_news)
+    try:
+        from transformers.integrations.mistral import convert_tekken_tokenizer
+    finally:
+        log.removeFilter(_is_news)
+
+    backend = convert_tekken_tokenizer(str(tekken)).backend_tokenizer
+    if backend.get_vocab_size() != tokenizer.vocab_size or backend.encode(PROBE).ids != tokenizer.encode(PROBE):
+        raise ConversionError(
+            "the tokenizer.json that transformers makes does not encode as tekken.json does; "
+            "install another version of transformers, or pass --no-tokenizer-json"
+        )
+    return backend.to_str(pretty=True) + "\n"
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """transformers warns at import that there is no PyTorch; a tokenizer needs none."""
+    return "PyTorch was not found" not in record.getMessage()
+
+
+def _jinja_string(text: str) -> str:
+    for character, escape in (("\\", "\\\\"), ("'", "\\'"), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
+        text = text.replace(character, escape)
+    return f"'{text}'"
