@@ -220,7 +220,7 @@ def _tokenizer_json(tekken: Path, tokenizer: Tokenizer) -> str:
     log = logging.getLogger("transformers")
     log.addFilter(_is_news)
     try:
-        from transformers.integrations.mistral import convert_tekken_tokenizer
+        from transformers.integrations.mistral import convert_tekken_tokenizer  # type: ignore[attr-defined]  # a lazy module
     finally:
         log.removeFilter(_is_news)
 

@@ -13,7 +13,7 @@ def write_tekken(folder: Path, vocab_size: int = 2048, version: str = "v11") -> 
     """``tekken.json`` with the first ids of the real vocabulary; all 131,072 give Magistral Small 2506's ids."""
     raw = json.loads(BUNDLED.read_text())
     texts = vocab_size - raw["config"]["default_num_special_tokens"]
-    names = [t["token_str"].value for t in Tekkenizer.DEPRECATED_SPECIAL_TOKENS]
+    names = [str(t["token_str"]) for t in Tekkenizer.DEPRECATED_SPECIAL_TOKENS]
     names += [f"<SPECIAL_{i}>" for i in range(20, 32)] + ["[ARGS]", "[CALL_ID]"]
     raw["vocab"] = raw["vocab"][:texts]
     raw["special_tokens"] = [{"rank": i, "token_str": name, "is_control": True} for i, name in enumerate(names)]

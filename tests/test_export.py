@@ -91,7 +91,7 @@ def conversations(n: int) -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:
                 messages += [reply, *results, {"role": "assistant", "content": text()}]
             else:
                 messages.append(reply)
-        messages.append({"role": "user", "content": text()})
+        messages += [{"role": "user", "content": text()} for _ in range(rng.choice((1, 1, 2)))]
         has_system = any(m["role"] == "system" for m in messages)
         options = {"tools": TOOLS if i % 4 == 1 else None, "think": i % 5 > 0}
         made.append((messages, options | {"system_prompt_only": has_system and i % 7 == 0}))

@@ -34,7 +34,13 @@ def ids_of(tokenizer: Tokenizer, *parts: int | str) -> list[int]:
 
 def test_the_full_vocabulary_gives_the_published_ids(tmp_path: Path) -> None:
     real = Tokenizer.from_folder(write_tekken(tmp_path, 131_072))
-    assert (real.vocab_size, real.bos_id, real.eos_id, real.pad_id, real.stop_ids) == (131_072, 1, 2, 11, {2})
+    assert (real.vocab_size, real.bos_id, real.eos_id, real.pad_id, real.stop_ids) == (
+        131_072,
+        1,
+        2,
+        11,
+        frozenset({2}),
+    )
     assert real.encode("<think>") == [49250, 2077, 1062]
     assert real.encode("</think>") == [1885, 74045, 1062]
     assert real.encode(THINK_CLOSE) == [1010, 1885, 74045, 3318]
