@@ -99,6 +99,7 @@ def test_the_converter_never_imports_the_library() -> None:
             "paths",
             "safetensors_header",
             "hub",
+            "messages",
             "tokenizer",
             "__version__",
         }, path
