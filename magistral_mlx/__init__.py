@@ -1,1 +1,40 @@
-"""Magistral Small on Apple silicon."""
+"""Magistral Small on Apple silicon. ``load`` a checkpoint, then ``ask``, ``stream``, ``sample`` or ``chat``."""
+
+from magistral_mlx.api import Magistral, load
+from magistral_mlx.conversation import Chat
+from magistral_mlx.errors import (
+    CheckpointError,
+    ContextError,
+    ConversionError,
+    HubError,
+    MagistralError,
+    MemoryLimitError,
+    NumericsError,
+    OptionError,
+    TokenizerError,
+)
+from magistral_mlx.reasoning import Segment
+from magistral_mlx.reply import Reply, Samples, Usage
+from magistral_mlx.sampling import SamplingParams
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Chat",
+    "CheckpointError",
+    "ContextError",
+    "ConversionError",
+    "HubError",
+    "Magistral",
+    "MagistralError",
+    "MemoryLimitError",
+    "NumericsError",
+    "OptionError",
+    "Reply",
+    "Samples",
+    "SamplingParams",
+    "Segment",
+    "TokenizerError",
+    "Usage",
+    "load",
+]

@@ -1,0 +1,278 @@
+"""What a model needs in memory, what the device allows, and the largest context and chunk that fit."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from magistral_mlx.checkpoint import Checkpoint
+from magistral_mlx.config import ModelConfig, QuantFormat
+from magistral_mlx.errors import MemoryLimitError, OptionError
+
+DEFAULT_CONTEXT = 40_960  # the model card advises no more
+CHUNKS = (2048, 1024, 512, 256, 128, 64)  # prompt ids a prefill pass; beyond 2048 nothing gets faster
+STEP = 256  # a context that we choose is a multiple of this
+FLOAT_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+FUSED_HEAD_DIMS = (64, 80, 128)  # those MLX's Metal attention kernel takes; others build a score matrix
+
+# Magistral Small, for tables made without a checkpoint. The published file may state more positions.
+MAGISTRAL_SMALL = ModelConfig(
+    hidden_size=5120,
+    intermediate_size=32_768,
+    num_layers=40,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    vocab_size=131_072,
+    rms_norm_eps=1e-5,
+    rope_theta=1e9,
+    max_positions=40_960,
+)
+MAC_GB = (16, 24, 32, 36, 48, 64)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What a loaded model will need at most, in bytes, and what there is."""
+
+    weights_bytes: int
+    kv_bytes: int  # of a full context
+    workspace_bytes: int  # of one prefill pass
+    budget_bytes: int
+    context: int  # positions, prompt and reply together
+    kv_bits: int | None
+    prefill_chunk: int  # prompt ids a pass
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.kv_bytes + self.workspace_bytes
+
+    @property
+    def fits(self) -> bool:
+        return self.total_bytes <= self.budget_bytes
+
+
+def kv_bytes(config: ModelConfig, tokens: int, *, kv_bits: int | None = None, itemsize: int = 2) -> int:
+    """Bytes the KV cache holds for ``tokens`` positions.
+
+    Keys and values of ``[L, K, tokens, d]``: 160 KiB a token for Magistral Small in bf16. Packed ones
+    have a scale and a bias of ``itemsize`` bytes for each group of 64 (32 where 64 does not divide d).
+
+    Raises:
+        OptionError: ``tokens`` is over ``config.max_positions``, or ``kv_bits`` is not 8, 4 or None.
+    Source: https://arxiv.org/abs/2305.13245 (grouped-query attention).
+    """
+    if tokens > config.max_positions:
+        raise OptionError(f"{tokens} positions are asked for; the model has {config.max_positions}")
+    d = config.head_dim
+    if kv_bits is None:
+        row = d * itemsize
+    elif kv_bits not in (4, 8) or d % 32:
+        raise OptionError(
+            f"kv_bits is {kv_bits} with a head size of {d}; use 8 or 4, where a head's size is a multiple of 32, "
+            "or leave it out"
+        )
+    else:
+        row = d * kv_bits // 8 + 2 * itemsize * (d // (64 if d % 64 == 0 else 32))
+    return 2 * config.num_layers * config.num_kv_heads * row * tokens
+
+
+def workspace_bytes(config: ModelConfig, chunk: int, context: int, *, itemsize: int, on_gpu: bool) -> int:
+    """Bytes beside weights and cache while a chunk of ``chunk`` ids is read at the end of ``context`` positions.
+
+    An upper estimate from shapes: one layer's activations; that layer's keys and values once more, for
+    unpacking them or growing the cache; what sampling holds of the logits; and where attention is not
+    fused, as on a CPU, its float32 scores [H, chunk, context] with their softmax.
+    """
+    D, F, H, K, d = (
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_heads,
+        config.num_kv_heads,
+        config.head_dim,
+    )
+    activations = chunk * itemsize * (4 * D + max((3 * H + 4 * K) * d, 5 * F))
+    layer = 2 * K * context * d * itemsize
+    logits = 48 * config.vocab_size
+    is_fused = on_gpu and d in FUSED_HEAD_DIMS
+    scores = 0 if is_fused else 2 * H * chunk * context * 4
+    return activations + layer + logits + scores
+
+
+def resident_bytes(checkpoint: Checkpoint, *, on_gpu: bool) -> int:
+    """Bytes the weights take once loaded: as stored on a GPU; on a CPU what is not packed becomes float32."""
+    return sum(
+        entry.nbytes if on_gpu or entry.dtype not in FLOAT_BYTES else entry.nbytes // FLOAT_BYTES[entry.dtype] * 4
+        for shard in checkpoint.shards
+        for entry in shard.header.values()
+    )
+
+
+def packed_bytes(config: ModelConfig, quant: QuantFormat) -> int:
+    """Bytes of a checkpoint whose matrices are all packed as ``quant`` (affine), the rest in bf16."""
+    total = 0
+    for shape in config.parameter_shapes().values():
+        if len(shape) == 1:
+            total += 2 * shape[0]
+            continue
+        for kind, (rows, columns) in quant.packed_shapes(shape).items():
+            total += rows * columns * (4 if kind == "weight" else 2)
+    return total
+
+
+def device_budget_bytes(memory_gb: float | None = None) -> int:
+    """What may be used: ``memory_gb`` (10^9 bytes) if given, a GPU's recommended working set, else all memory.
+
+    Raises:
+        OptionError: ``memory_gb`` is not over 0.
+    """
+    if memory_gb is not None:
+        if not 0 < memory_gb < 1e6:
+            raise OptionError(f"memory_gb is {memory_gb}; use a number of gigabytes over 0")
+        return int(memory_gb * 1e9)
+    if _on_gpu():
+        info = mx.device_info()
+        # Metal's name first; the others are what further backends of MLX call their memory.
+        for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
+            if key in info:
+                return int(info[key])
+        raise MemoryLimitError("this device does not tell how much memory it has; say it with memory_gb")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def plan_for(
+    checkpoint: Checkpoint,
+    *,
+    context: int | None = None,
+    kv_bits: int | None = None,
+    prefill_chunk: int | None = None,
+    memory_gb: float | None = None,
+) -> MemoryPlan:
+    """``make_plan`` for a checkpoint on this device."""
+    on_gpu = _on_gpu()
+    stored = {entry.dtype for shard in checkpoint.shards for entry in shard.header.values()}
+    widest = max(FLOAT_BYTES[dtype] for dtype in stored & set(FLOAT_BYTES))
+    return make_plan(
+        checkpoint.config,
+        resident_bytes(checkpoint, on_gpu=on_gpu),
+        context=context,
+        kv_bits=kv_bits,
+        prefill_chunk=prefill_chunk,
+        memory_gb=memory_gb,
+        itemsize=widest if on_gpu else 4,
+        on_gpu=on_gpu,
+    )
+
+
+def make_plan(
+    config: ModelConfig,
+    weights_bytes: int,
+    *,
+    context: int | None = None,
+    kv_bits: int | None = None,
+    prefill_chunk: int | None = None,
+    memory_gb: float | None = None,
+    itemsize: int = 2,
+    on_gpu: bool = True,
+) -> MemoryPlan:
+    """The largest context, and for it the largest chunk, that fit.
+
+    Args:
+        weights_bytes: the weights once loaded.
+        context: positions wanted; by default as many as fit, at most 40,960.
+        kv_bits: 8 or 4 for a quantized cache.
+        prefill_chunk: prompt ids a pass; by default the largest of ``CHUNKS`` that fits.
+        memory_gb: instead of what the device allows.
+        itemsize: bytes of the activations' type.
+    Raises:
+        MemoryLimitError: nothing fits, or not the context asked for; the message names what would.
+        OptionError: an argument is out of range.
+    """
+    if context is not None and not 1 <= context <= config.max_positions:
+        raise OptionError(f"the context is {context}; this model has from 1 to {config.max_positions} positions")
+    if prefill_chunk is not None and prefill_chunk < 1:
+        raise OptionError(f"prefill_step_size is {prefill_chunk}; use at least 1")
+    budget = device_budget_bytes(memory_gb)
+    chunks = CHUNKS if prefill_chunk is None else (prefill_chunk,)
+
+    def plan(tokens: int, chunk: int, bits: int | None) -> MemoryPlan:
+        workspace = workspace_bytes(config, min(chunk, tokens), tokens, itemsize=itemsize, on_gpu=on_gpu)
+        cache = kv_bytes(config, tokens, kv_bits=bits, itemsize=itemsize)
+        return MemoryPlan(weights_bytes, cache, workspace, budget, tokens, bits, chunk)
+
+    def largest(bits: int | None) -> MemoryPlan | None:
+        """The largest context that fits, or None; every byte grows with it, so it can be searched by halves."""
+        most = min(config.max_positions, DEFAULT_CONTEXT)
+        lengths = [most, *range((most - 1) // STEP * STEP, 0, -STEP)]
+        low, high = 0, len(lengths)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if plan(lengths[middle], chunks[-1], bits).fits else (middle + 1, high)
+        return None if low == len(lengths) else _first_that_fits(plan(lengths[low], chunk, bits) for chunk in chunks)
+
+    found = largest(kv_bits) if context is None else _first_that_fits(plan(context, c, kv_bits) for c in chunks)
+    if found is not None:
+        return found
+    wanted = plan(context or min(STEP, config.max_positions), chunks[-1], kv_bits)
+    ways = [] if context is None else [(kv_bits, largest(kv_bits))]
+    if config.head_dim % 32 == 0:
+        ways += [(bits, largest(bits)) for bits in (8, 4) if kv_bits is None or bits < kv_bits]
+    raise MemoryLimitError(_refusal(wanted, ways))
+
+
+def mac_budget_bytes(memory_gb: int) -> int:
+    """The working set a Mac with ``memory_gb`` GiB recommends by default.
+
+    Two thirds, and three quarters above 36 GB: read off published logs of 16, 32 and 64 GB Macs; the
+    others are assumed to follow. On the Mac itself the device is asked.
+    """
+    return memory_gb * 2**30 * 2 // 3 if memory_gb <= 36 else memory_gb * 2**30 * 3 // 4
+
+
+def mac_table(config: ModelConfig = MAGISTRAL_SMALL) -> str:
+    """A Markdown table: the context that fits each Mac, by the bits of the weights and of the cache."""
+    weights = {bits: packed_bytes(config, QuantFormat(bits, 64)) for bits in (4, 6, 8)}
+    columns = [(bits, kv_bits) for bits in weights for kv_bits in (None, 8)]
+    heads = [f"{bits} bit" + (", 8-bit cache" if kv_bits else "") for bits, kv_bits in columns]
+    lines = [
+        "| Mac | may use | " + " | ".join(heads) + " |",
+        "|---|---|" + "---|" * len(heads),
+    ]
+    for memory_gb in MAC_GB:
+        budget = mac_budget_bytes(memory_gb)
+        cells = []
+        for bits, kv_bits in columns:
+            try:
+                plan = make_plan(config, weights[bits], kv_bits=kv_bits, memory_gb=budget / 1e9)
+                cells.append(f"{plan.context:,}")
+            except MemoryLimitError:
+                cells.append("-")
+        lines.append(f"| {memory_gb} GB | {budget / 1e9:.1f} GB | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _on_gpu() -> bool:
+    return mx.default_device().type == mx.DeviceType.gpu
+
+
+def _first_that_fits(plans: Iterable[MemoryPlan]) -> MemoryPlan | None:
+    return next((plan for plan in plans if plan.fits), None)
+
+
+def _refusal(wanted: MemoryPlan, ways: list[tuple[int | None, MemoryPlan | None]]) -> str:
+    """What does not fit, and what would."""
+    message = (
+        f"a context of {wanted.context:,} needs {wanted.total_bytes / 1e9:.2f} GB "
+        f"(weights {wanted.weights_bytes / 1e9:.2f}, KV cache {wanted.kv_bytes / 1e9:.2f}, workspace "
+        f"{wanted.workspace_bytes / 1e9:.2f}), and {wanted.budget_bytes / 1e9:.2f} GB may be used; "
+    )
+    fitting = [
+        f"a context of {plan.context:,} (--max-kv-size {plan.context})"
+        + (f" with a {bits}-bit cache (--kv-bits {bits})" if bits else "")
+        for bits, plan in ways
+        if plan is not None
+    ]
+    if fitting:
+        return message + "what fits: " + ", or ".join(fitting)
+    return message + "no context fits beside these weights: use a checkpoint of fewer bits, or a larger machine"
