@@ -30,7 +30,8 @@ class Chat:
     """A conversation: each question sees the turns before it, with their traces kept or dropped.
 
     ``keep_reasoning``: "all" keeps every trace, "last" the newest, "none" drops them. The live cache
-    is reused up to where the ids differ. A turn whose stream is closed early leaves no trace.
+    is reused up to where the ids differ. A turn whose stream is closed early, or that brought no text,
+    is forgotten; one that was cut off before its answer keeps its trace, which is all there is of it.
     """
 
     def __init__(self, magistral: "Magistral", keep_reasoning: KeepReasoning, messages: list[dict[str, Any]]) -> None:
@@ -58,8 +59,9 @@ class Chat:
         self, question: dict[str, Any], stream: Generator[Segment, None, Reply]
     ) -> Generator[Segment, None, Reply]:
         reply = yield from stream
-        answer = {"role": "assistant", "content": reply.answer, "reasoning": reply.reasoning}
-        self.messages += [question, answer]
+        if reply.reasoning or reply.answer:
+            answer = {"role": "assistant", "content": reply.answer, "reasoning": reply.reasoning}
+            self.messages += [question, answer]
         return reply
 
     def _history(self) -> list[dict[str, Any]]:
@@ -67,5 +69,6 @@ class Chat:
         last = max((i for i, m in enumerate(self.messages) if m["role"] == "assistant"), default=-1)
         kept = {"all": range(len(self.messages)), "last": [last], "none": ()}[self.keep_reasoning]
         return [
-            m if i in kept else {k: v for k, v in m.items() if k != "reasoning"} for i, m in enumerate(self.messages)
+            m if i in kept or not m["content"] else {k: v for k, v in m.items() if k != "reasoning"}
+            for i, m in enumerate(self.messages)
         ]

@@ -83,7 +83,6 @@ class ReplyBuilder:
     max_tokens: int
     is_stopped: bool = False  # a stop string was reached: the caller ends the reply
     tokens: int = 0
-    reasoning_tokens: int = 0
     _text: TextStream = field(init=False)
     _splitter: Splitter = field(init=False)
     _stop: StopStrings = field(init=False)
@@ -91,18 +90,23 @@ class ReplyBuilder:
     _logprobs: list[dict[int, float]] = field(default_factory=list)
     _call_ids: list[int] = field(default_factory=list)  # from the first [TOOL_CALLS] on
     _calls: list[ToolCall] = field(default_factory=list)
+    _tokens_before_answer: int = 0
     _is_forced: bool = False
-    _was_opened: bool = False
 
     def __post_init__(self) -> None:
         self._text = self.tokenizer.stream()
         self._splitter = Splitter(thinking=self.sampling.think_budget != 0)
         self._stop = StopStrings(self.sampling.stop)
 
+    @property
+    def reasoning_tokens(self) -> int:
+        """Tokens until the trace closed, its tags included; none without a trace."""
+        return self._tokens_before_answer if self._splitter.was_opened else 0
+
     def push(self, identity: int, logits: mx.array) -> list[Segment]:
         """Take one id and the logits [1, V] it was drawn from."""
         self.tokens += 1
-        self.reasoning_tokens += self._splitter.state != "answer"
+        self._tokens_before_answer += self._splitter.state != "answer"
         if self.sampling.logprobs:
             ids, values = top_logprobs(logits, self.sampling.logprobs)
             pairs = zip(map(int, np.array(ids[0])), map(float, np.array(values[0])), strict=True)
@@ -142,7 +146,7 @@ class ReplyBuilder:
         if self._splitter.state == "answer":
             if self._is_forced or self.sampling.think_budget == 0:
                 closed_by = "budget"
-            elif self._was_opened:
+            elif self._splitter.was_opened:
                 closed_by = "model"
         if self._calls and finish_reason == "stop":
             finish_reason = "tool_calls"
@@ -150,7 +154,6 @@ class ReplyBuilder:
 
     def _emit(self, segments: list[Segment]) -> list[Segment]:
         """Pass answers through the stop strings and attach the log-probabilities waiting for a segment."""
-        self._was_opened |= self._splitter.was_opened
         out: list[Segment] = []
         for segment in segments:
             if segment.kind != "answer":

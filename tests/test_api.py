@@ -209,6 +209,14 @@ def test_a_chat_keeps_or_drops_traces(magistral: mm.Magistral, keep: KeepReasoni
     assert third.usage.cached_tokens > 0
 
 
+def test_a_turn_cut_off_before_its_answer_keeps_its_trace(magistral: mm.Magistral) -> None:
+    chat = magistral.chat(keep_reasoning="none")
+    cut = chat.ask(QUESTION, replace(GREEDY, max_tokens=12))
+    assert (cut.answer, cut.finish_reason) == ("", "length")
+    assert chat.ask("What is 7 * 8?", GREEDY).answer
+    assert [m["role"] for m in chat.messages] == ["user", "assistant"] * 2
+
+
 def test_a_turn_closed_early_leaves_no_trace(magistral: mm.Magistral) -> None:
     chat = magistral.chat()
     stream = chat.stream(QUESTION)
