@@ -79,7 +79,7 @@ def test_a_contradiction_is_refused(changes: dict[str, Any], words: str) -> None
 
 
 def test_a_tied_flag_without_its_meaning_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="tie_word_embeddings is False, but lm_head.weight is missing"):
+    with pytest.raises(CheckpointError, match=r"tie_word_embeddings is False, but lm_head\.weight is missing"):
         read(make_config(tie_word_embeddings=True), tie_word_embeddings=False)
 
 
