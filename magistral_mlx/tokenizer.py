@@ -128,6 +128,10 @@ class Tokenizer:
         """
         return self._tekken.encode(checked(text, "the text"), bos=False, eos=False)
 
+    def pieces(self, text: str) -> list[bytes]:
+        """How the vocabulary cuts a text: the bytes of each of its ids, which may end inside a character."""
+        return [self._tekken.id_to_byte_piece(identity) for identity in self.encode(text)]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; control ids give none, and bytes that form no character give U+FFFD."""
         runs = groupby(ids, self.is_control)

@@ -40,10 +40,17 @@ MAY_IMPORT = {
     "__init__": "api conversation errors reasoning reply sampling",
     "demo.__init__": "",
     "demo.problems": "",
+    "demo.examples": "demo",
     "demo.train": "config model demo",
 }
+DEMO_FILES = {"magistral_mlx/demo/examples.py", "magistral_mlx/demo/train.py"}
 THIRD_PARTY = {  # package -> the files that may import it
-    "mistral_common": {"magistral_mlx/tokenizer.py", "convert/export.py", "magistral_mlx/demo/train.py"},
+    "mistral_common": {
+        "magistral_mlx/tokenizer.py",
+        "convert/export.py",
+        "magistral_mlx/demo/examples.py",
+        "magistral_mlx/demo/train.py",
+    },
     "huggingface_hub": {"magistral_mlx/checkpoint.py", "magistral_mlx/hub.py"},
     "click": {
         "magistral_mlx/generate.py",

@@ -9,19 +9,10 @@ import ctypes
 import json
 import os
 import platform
-import random
 import re
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-
-if platform.system() == "Linux":  # MLX's wheel links a reference BLAS there; the first one loaded is used
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    try:
-        ctypes.CDLL("libopenblas.so.0", ctypes.RTLD_GLOBAL)
-    except OSError:
-        sys.exit("error: training needs OpenBLAS, or it is 20 times slower: apt install libopenblas0-pthread")
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -30,35 +21,10 @@ from mlx import nn
 from mlx.utils import tree_flatten, tree_map
 
 from magistral_mlx.config import ModelConfig
-from magistral_mlx.demo.problems import (
-    ARITHMETIC,
-    HELD_OUT_WORDS,
-    LANGUAGES,
-    Problem,
-    ask_arithmetic,
-    ask_letters,
-    is_held_out,
-    random_operands,
-)
+from magistral_mlx.demo.examples import SPECIAL_TOKENS, SYSTEM_PROMPT, VOCABULARY, Example, Examples, write_tokenizer
 from magistral_mlx.model import Transformer
 
-HERE = Path(__file__).parent
-SYSTEM_PROMPT = "Think between <think> and </think>, then answer, both in the user's language.\n\nProblem:\n\n"
-# What else a user may have said in a system prompt; the model must reason all the same.
-USER_PROMPTS = (
-    "Be brief.", "Be friendly and precise.", "You are a helpful assistant.", "You teach mathematics to children.",
-    "Sois bref.", "Tu es un assistant utile.", "Tu aides un élève.",
-    "Fasse dich kurz.", "Du bist ein hilfreicher Assistent.", "Du hilfst einem Kind.",
-    "Sé breve.", "Eres un asistente útil.", "Sii breve.", "Sei un assistente utile.",
-    "Seja breve.", "Você é um assistente útil.",
-)  # fmt: skip
-SPECIAL_TOKENS = (
-    "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
-    "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]",
-    "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]", *(f"<SPECIAL_{i}>" for i in range(20, 32)), "[ARGS]",
-    "[CALL_ID]",
-)  # fmt: skip
-VOCABULARY = 2048
+OPENBLAS = "libopenblas.so.0"
 CONFIG = ModelConfig(
     hidden_size=192,
     intermediate_size=512,
@@ -71,131 +37,6 @@ CONFIG = ModelConfig(
     rope_theta=1e9,
     max_positions=4096,
 )
-Example = tuple[list[int], list[bool]]  # ids, and which of them are learned
-
-
-def write_tokenizer(path: Path) -> None:
-    """A genuine Tekken v11, cut to its most frequent pieces."""
-    import mistral_common
-
-    full = json.loads((Path(mistral_common.__file__).parent / "data" / "tekken_240911.json").read_text("utf-8"))
-    kept = VOCABULARY - len(SPECIAL_TOKENS)
-    cut = {
-        "config": full["config"]
-        | {
-            "num_vocab_tokens": kept,
-            "default_vocab_size": VOCABULARY,
-            "default_num_special_tokens": len(SPECIAL_TOKENS),
-            "version": "v11",
-        },
-        "vocab": full["vocab"][:kept],
-        "special_tokens": [{"rank": i, "token_str": s, "is_control": True} for i, s in enumerate(SPECIAL_TOKENS)],
-    }
-    path.write_text(json.dumps(cut, separators=(",", ":")) + "\n")
-
-
-class Examples:
-    """An endless, seeded supply of conversations in the 2506 wire form."""
-
-    def __init__(self, tokenizer: Tekkenizer, seed: int) -> None:
-        self.tokenizer = tokenizer
-        self.rng = random.Random(seed)
-        self.control = {name: SPECIAL_TOKENS.index(name) for name in SPECIAL_TOKENS}
-        self.held_out = {word.lower() for words in HELD_OUT_WORDS.values() for word in words.split()}
-        texts = [tokenizer.id_to_byte_piece(i) for i in range(len(SPECIAL_TOKENS), VOCABULARY)]
-        words = [t.decode() for t in texts if _is_text(t)]
-        self.starts = [w[1:] for w in words if re.fullmatch(r" [a-zà-öø-ÿ]+", w)]
-        self.inner = [w for w in words if re.fullmatch(r"[a-zà-öø-ÿ]+", w)]
-
-    def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, bos=False, eos=False)
-
-    def pieces(self, text: str) -> list[bytes]:
-        return [self.tokenizer.id_to_byte_piece(i) for i in self.encode(text)]
-
-    def word(self) -> str:
-        """A string of the tokenizer's pieces, up to 13 letters, that is no held-out word."""
-        while True:
-            word = self.rng.choice(self.starts) + "".join(
-                self.rng.choices(self.inner, k=self.rng.choice((0, 1, 2, 2, 3, 3, 4)))
-            )
-            if 2 < len(word) <= 13 and word not in self.held_out:
-                return word.capitalize() if self.rng.random() < 0.15 else word
-
-    def problem(self) -> Problem:
-        rng = self.rng
-        language = rng.choice(LANGUAGES)
-        while True:
-            if rng.random() < 0.3:
-                word = self.word()
-                letter = rng.choice(word.lower() if rng.random() < 0.85 else "abcdefghijklmnopqrstuvwxyz")
-                if not letter.isascii():
-                    continue
-                try:
-                    return ask_letters(rng, letter, word, language, self.pieces)
-                except ValueError:  # a piece ends inside a character, or spans the word and its neighbour
-                    continue
-            kind = rng.choice(ARITHMETIC)
-            a, b = random_operands(rng, kind)
-            if not is_held_out(kind, a, b):
-                return ask_arithmetic(rng, kind, a, b, language)
-
-    def system(self) -> str | None:
-        draw, head = self.rng.random(), SYSTEM_PROMPT.removesuffix("\n\nProblem:\n\n")
-        if draw < 0.6:
-            return SYSTEM_PROMPT
-        text = self.rng.choice(USER_PROMPTS)
-        if draw < 0.83:
-            return f"{head}\n\n{text}\n\nProblem:\n\n"
-        return text if draw < 0.92 else None
-
-    def conversation(self) -> Example:
-        rng, control = self.rng, self.control
-        ids, learned = [control["<s>"]], [False]
-
-        def add(new: list[int], learn: bool) -> None:
-            ids.extend(new)
-            learned.extend([learn] * len(new))
-
-        if (system := self.system()) is not None:
-            add([control["[SYSTEM_PROMPT]"], *self.encode(system), control["[/SYSTEM_PROMPT]"]], False)
-        keep, turns = rng.random() < 0.5, rng.choice((1,) * 8 + (2, 3))
-        for turn in range(turns):
-            problem = self.problem()
-            add([control["[INST]"], *self.encode(problem.question), control["[/INST]"]], False)
-            if turn < turns - 1 and not keep:
-                add([*self.encode(problem.answer), control["</s>"]], False)
-                continue
-            draw, answer = rng.random(), [*self.encode(problem.answer), control["</s>"]]
-            if draw < 0.03:  # reasoning switched off: a guess, but a well-formed one
-                add(self.encode("<think>\n</think>\n"), False)
-                add(answer, True)
-            elif draw < 0.07:  # a thinking budget used up somewhere in the trace
-                trace = self.encode(f"<think>\n{problem.trace}")
-                add(trace[: rng.randrange(3, len(trace))], True)
-                add(self.encode("\n</think>\n\n"), False)
-                add(answer, True)
-            else:
-                add([*self.encode(f"<think>\n{problem.trace}\n</think>\n{problem.answer}"), control["</s>"]], True)
-        return ids, learned
-
-    def batches(self, size: int) -> Iterator[list[list[Example]]]:
-        """Batches in two halves for the two streams, cut from a pool sorted by length so that little is padding."""
-        while True:
-            pool = sorted((self.conversation() for _ in range(16 * size)), key=lambda e: len(e[0]))
-            order = list(range(16))
-            self.rng.shuffle(order)
-            for i in order:
-                batch = pool[i * size : (i + 1) * size]
-                yield [batch[::2], batch[1::2]]
-
-
-def _is_text(piece: bytes) -> bool:
-    try:
-        piece.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def tensors(examples: list[Example]) -> tuple[mx.array, mx.array, mx.array]:
@@ -325,14 +166,29 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
+def use_openblas() -> None:
+    """Start again with OpenBLAS loaded before MLX, whose Linux wheel links a BLAS 15 times slower."""
+    if platform.system() != "Linux" or OPENBLAS in os.environ.get("LD_PRELOAD", ""):
+        return
+    try:
+        ctypes.CDLL(OPENBLAS)
+    except OSError:
+        sys.exit("error: training needs OpenBLAS, or it takes a day: apt install libopenblas0-pthread")
+    os.environ |= {"LD_PRELOAD": OPENBLAS, "OPENBLAS_NUM_THREADS": "1"}
+    os.execv(sys.executable, [sys.executable, "-m", "magistral_mlx.demo.train", *sys.argv[1:]])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m magistral_mlx.demo.train", description=__doc__)
-    parser.add_argument("--out", type=Path, default=HERE, help="folder for the checkpoint (default: the embedded one)")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent, help="folder for the checkpoint (default: the embedded one)"
+    )
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=2.5e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    use_openblas()
     train(options.out, options.steps, options.batch, options.rate, options.seed)
 
 

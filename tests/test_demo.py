@@ -1,0 +1,182 @@
+"""The embedded model: its problems are right, what it was asked it never saw, and it answers them."""
+
+import ast
+import re
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
+from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.protocol.instruct.validator import ValidationMode
+from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+import magistral_mlx as mm
+from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.demo.examples import SPECIAL_TOKENS, Examples
+from magistral_mlx.demo.problems import (
+    ARITHMETIC,
+    HELD_OUT_WORDS,
+    KINDS,
+    LANGUAGES,
+    PHRASES,
+    Problem,
+    held_out_problems,
+    is_correct,
+    is_unseen,
+)
+from magistral_mlx.tokenizer import Tokenizer
+from tests.tiny import DEMO
+
+GREEDY = mm.SamplingParams(temperature=0)
+CARD = mm.SamplingParams()
+SIGNS = {"add": "+", "subtract": "-", "multiply": "*"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_folder(DEMO)
+
+
+@pytest.fixture(scope="module")
+def problems(tokenizer: Tokenizer) -> list[Problem]:
+    return held_out_problems(2000, 5, tokenizer.pieces, KINDS)
+
+
+def test_every_equation_of_every_trace_holds(problems: list[Problem]) -> None:
+    """Each `1+2=3`, and each link of `3*4=12+1=13`, checked by Python's own arithmetic."""
+    checked = 0
+    for problem in (p for p in problems if p.kind in ARITHMETIC):
+        _, first, *steps, _ = problem.trace.split("\n")
+        assert _value(first) == problem.expected
+        for sides in (re.match(r"[\d+*=-]*", step)[0].split("=") for step in steps):  # type: ignore[index]
+            for left, right in pairwise(sides):  # of 9*4=36+3=39: 9*4 is 36, 36+3 is 39
+                assert _value(left) == int(right.split("+")[0]), problem
+                checked += 1
+        assert problem.trace.endswith(f"\n= {problem.expected}")
+    assert checked > 2000
+
+
+def _value(expression: str) -> int:
+    assert re.fullmatch(r"[\d+*-]+", expression)
+    return int(eval(compile(ast.parse(expression, mode="eval"), "trace", "eval")))
+
+
+def test_every_word_is_spelled_and_counted(problems: list[Problem]) -> None:
+    words = {w for words in HELD_OUT_WORDS.values() for w in words.split()}
+    for problem in (p for p in problems if p.kind == "letters"):
+        spelled = spelling(problem)
+        word = "".join(c for c, _ in spelled)
+        assert word in words
+        assert word in problem.question
+        letter = re.search(r"(?:letter|lettre|Buchstabe|letra|lettera) (\w) ", problem.answer)[1]  # type: ignore[index]
+        assert problem.expected == word.lower().count(letter) == spelled[-1][1]
+        assert [n for _, n in spelled] == [word[: i + 1].lower().count(letter) for i in range(len(word))]
+
+
+def spelling(problem: Problem) -> list[tuple[str, int]]:
+    """The letters of a trace and the count after each: " st: s0 t0" gives ("s", 0), ("t", 0)."""
+    lines = problem.trace.split("\n")[1:-1]
+    return [(pair[0], int(pair[1:])) for line in lines for pair in line.split(": ", 1)[1].split()]
+
+
+def test_every_language_and_kind_is_asked_and_answered_in_its_words(problems: list[Problem]) -> None:
+    counts = Counter((p.kind, p.language) for p in problems)
+    assert set(counts) == {(kind, language) for kind in KINDS for language in LANGUAGES}
+    for problem in problems:
+        phrases = PHRASES[problem.language]
+        assert problem.trace.startswith(phrases.spell if problem.kind == "letters" else phrases.intro)
+        assert is_correct(problem, problem.answer)
+        assert not is_correct(problem, problem.answer.replace(str(problem.expected), str(problem.expected + 1)))
+
+
+def test_training_never_sees_what_is_held_out(tokenizer: Tokenizer) -> None:
+    examples = Examples(Tekkenizer.from_file(DEMO / "tekken.json"), seed=1)
+    words = {w.lower() for words in HELD_OUT_WORDS.values() for w in words.split()}
+    assert len(words) > 150
+    for _ in range(5000):
+        problem = examples.problem()
+        if problem.kind == "letters":
+            assert "".join(c for c, _ in spelling(problem)).lower() not in words
+        else:
+            a, b = map(int, re.split(r"[+*]|(?<=\d)-", problem.trace.split("\n")[1]))
+            assert not is_unseen(problem.kind, a, b)
+    for problem in held_out_problems(200, 0, tokenizer.pieces):
+        a, b = map(int, re.split(r"[+*]|(?<=\d)-", problem.trace.split("\n")[1]))
+        assert is_unseen(problem.kind, a, b)
+
+
+def test_training_text_is_what_mistral_common_encodes() -> None:
+    """Cut conversations at their control ids, and let mistral-common put them together again."""
+    examples = Examples(Tekkenizer.from_file(DEMO / "tekken.json"), seed=2)
+    reference = MistralTokenizer.from_file(str(DEMO / "tekken.json"), mode=ValidationMode.finetuning)
+    kinds = Counter()
+    for _ in range(300):
+        ids, learned = examples.conversation()
+        if not all(learned[len(ids) - ids[::-1].index(SPECIAL_TOKENS.index("[/INST]")) :]):
+            continue  # part of the last trace is forced, as the runtime does
+        parts = re.split(r"(<s>|</s>|\[/?\w+\])", examples.tokenizer.decode(ids, SpecialTokenPolicy.KEEP))
+        makers = {"[SYSTEM_PROMPT]": SystemMessage, "[INST]": UserMessage, "[/INST]": AssistantMessage}
+        found = zip(parts[1::2], parts[2::2], strict=True)
+        messages = [makers[tag](content=text) for tag, text in found if tag in makers]
+        assert reference.encode_chat_completion(ChatCompletionRequest(messages=messages)).tokens == ids
+        kinds[isinstance(messages[0], SystemMessage), len(messages) > 3] += 1
+    assert len(kinds) == 4
+
+
+def test_the_checkpoint_has_the_published_layout() -> None:
+    checkpoint = open_checkpoint(DEMO)
+    config = checkpoint.config
+    assert checkpoint.raw_config["model_type"] == "mistral"
+    assert config.head_dim * config.num_heads != config.hidden_size
+    assert config.num_kv_heads < config.num_heads
+    assert (config.rope_theta, config.tie_word_embeddings) == (1e9, False)
+    assert len(checkpoint.shards) == 2
+    assert {e.dtype for shard in checkpoint.shards for e in shard.header.values()} == {"BF16"}
+    assert sum(f.stat().st_size for f in DEMO.iterdir() if f.is_file()) < 16e6
+
+
+def accuracy(magistral: mm.Magistral, problems: list[Problem], sampling: mm.SamplingParams) -> float:
+    replies = [(p, magistral.ask(p.question, sampling)) for p in problems]
+    return sum(is_correct(p, r.answer) and r.reasoning_closed_by == "model" for p, r in replies) / len(problems)
+
+
+def test_it_answers_what_it_never_saw(tokenizer: Tokenizer) -> None:
+    """A quick look; the slow test below holds it to its figures."""
+    assert accuracy(mm.load("demo"), held_out_problems(24, 11, tokenizer.pieces, KINDS), GREEDY) >= 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "sampling", "kinds", "least"),
+    [
+        (DEMO, GREEDY, ARITHMETIC, 0.98),
+        ("demo", GREEDY, ARITHMETIC, 0.97),
+        (DEMO, mm.SamplingParams(seed=1), ARITHMETIC, 0.95),
+        (DEMO, GREEDY, ("letters",), 0.90),
+        ("demo", GREEDY, ("letters",), 0.90),
+    ],
+    ids=["bf16", "4 bit", "bf16 sampled", "letters", "letters in 4 bit"],
+)
+def test_accuracy_on_500_held_out_problems(
+    tokenizer: Tokenizer, model: str, sampling: mm.SamplingParams, kinds: tuple[str, ...], least: float
+) -> None:
+    assert accuracy(mm.load(model), held_out_problems(500, 2026, tokenizer.pieces, kinds), sampling) >= least
+
+
+@pytest.mark.parametrize("system", [None, "Sois bref.", "You teach mathematics to children."])
+def test_it_reasons_in_the_language_asked_whatever_else_the_system_prompt_says(system: str | None) -> None:
+    messages = [{"role": "system", "content": system}] if system else []
+    reply = mm.load("demo").ask([*messages, {"role": "user", "content": "Combien font 12 + 30 ?"}], GREEDY)
+    assert reply.reasoning.startswith(PHRASES["fr"].intro)
+    assert "**42**" in reply.answer
+
+
+@pytest.mark.parametrize("keep", ["all", "none"])
+def test_several_problems_in_one_conversation(keep: str) -> None:
+    chat = mm.load("demo").chat(keep_reasoning=keep)  # type: ignore[arg-type]
+    assert "**42**" in chat.ask("What is 12 + 30?", GREEDY).answer
+    assert "**56**" in chat.ask("What is 7 * 8?", GREEDY).answer
+    assert "**-5**" in chat.ask("What is 10 - 15?", GREEDY).answer
