@@ -177,7 +177,7 @@ def _explain(repo_id: str, revision: str | None, error: Exception) -> HubError:
     elif isinstance(error, RevisionNotFoundError):
         way = f"has no revision {revision!r}: take a branch, tag or commit from {page}/commits, or leave it out"
     elif isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
-        way = "was refused: the token used has no access to it; log in again with `hf auth login`"
+        way = "was refused: it is private, or the token used is not valid; log in with `hf auth login`"
     elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
         way = f"does not fit: the disk of {constants.HF_HUB_CACHE} is full; free some space and run the command again"
     else:

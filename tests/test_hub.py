@@ -1,0 +1,360 @@
+"""Hub ids against a hub of our own on the loopback interface: which files are fetched, and what each refusal says."""
+
+import hashlib
+import json
+import shutil
+from collections import namedtuple
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from magistral_mlx.checkpoint import open_checkpoint, resolve
+from magistral_mlx.errors import HubError
+from magistral_mlx.hub import fetch
+from tests.tiny import make_config, make_weights, write_checkpoint
+
+pytest.importorskip("huggingface_hub")
+
+REPO = "org/Model-1"
+COMMIT, OLDER = "a" * 40, "b" * 40
+BOTH = {
+    "config.json": b"{}",  # each with its own content: the cache keeps equal files once
+    "params.json": b"{ }",
+    "tekken.json": b"{  }",
+    "SYSTEM_PROMPT.txt": b"think",
+    "chat_template.jinja": b"{{ }}",
+    "model-00001-of-00002.safetensors": b"first" * 99,
+    "model-00002-of-00002.safetensors": b"second" * 99,
+    "model.safetensors.index.json": b"{   }",
+    "consolidated.safetensors": b"all" * 999,
+    "README.md": b"read me",
+    "training_args.bin": b"pickle",
+    "original/model.safetensors": b"elsewhere",
+    "model.gguf": b"gguf",
+}
+NEEDED = {name for name in BOTH if name.startswith(("config", "params", "tekken", "SYSTEM", "chat", "model"))} - {
+    "model.gguf"
+}
+
+
+@dataclass
+class Hub:
+    """What the server has, what it answers, and what it was asked."""
+
+    files: dict[str, bytes] = field(default_factory=lambda: dict(BOTH))
+    commit: str = COMMIT
+    refusal: tuple[int, str] | None = None  # status and X-Error-Code of every answer
+    file_refusal: tuple[int, str] | None = None  # of the files alone: a gated repository shows its listing
+    damaged: frozenset[str] = frozenset()  # files sent with other bytes than the listing's hash
+    requests: list[tuple[str, str]] = field(default_factory=list)
+
+    def fetched(self) -> set[str]:
+        return {path.rsplit("/", 1)[1] for method, path in self.requests if method == "GET" and "/resolve/" in path}
+
+    def listing(self, name: str) -> dict[str, object]:
+        content = self.files[name]
+        sha256, is_large = hashlib.sha256(content).hexdigest(), name.endswith(".safetensors")
+        lfs = {"lfs": {"oid": sha256, "sha256": sha256, "size": len(content), "pointerSize": 130}} if is_large else {}
+        blob = hashlib.sha1(content).hexdigest()
+        return {
+            "type": "file",
+            "path": name,
+            "rfilename": name,
+            "size": len(content),
+            "oid": blob,
+            "blobId": blob,
+        } | lfs
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    state = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def send(self, status: int, content: bytes = b"", **headers: str) -> None:
+            self.send_response(status)
+            for key, value in headers.items():
+                self.send_header(key.replace("_", "-"), value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def do_GET(self) -> None:
+            path = unquote(urlsplit(self.path).path)
+            state.requests.append((self.command, path))
+            if state.refusal is not None:
+                return self.send(state.refusal[0], X_Error_Code=state.refusal[1])
+            if "/resolve/" in path:
+                name = path.split(f"/resolve/{state.commit}/")[1]
+                if state.file_refusal is not None:
+                    return self.send(state.file_refusal[0], X_Error_Code=state.file_refusal[1])
+                content = state.files[name]
+                etag = f'"{hashlib.sha256(content).hexdigest()}"'
+                if name in state.damaged:
+                    content = content[::-1]
+                return self.send(200, content, ETag=etag, X_Repo_Commit=state.commit)
+            if f"/tree/{state.commit}" in path:
+                return self.send(200, json.dumps([state.listing(name) for name in state.files]).encode())
+            revision = path.partition("/revision/")[2]
+            if path.startswith(f"/api/models/{REPO}") and revision in ("", "main", "v1", state.commit):
+                siblings = [state.listing(name) for name in state.files]
+                return self.send(200, json.dumps({"id": REPO, "sha": state.commit, "siblings": siblings}).encode())
+            return self.send(404, X_Error_Code="RevisionNotFound" if revision else "RepoNotFound")
+
+        do_HEAD = do_GET
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "HF_TOKEN"):
+        monkeypatch.delenv(variable, raising=False)
+    use(monkeypatch, f"http://127.0.0.1:{server.server_port}", tmp_path)
+    yield state
+    server.shutdown()
+    server.server_close()
+
+
+def use(monkeypatch: pytest.MonkeyPatch, endpoint: str, cache: Path) -> None:
+    """Point huggingface_hub somewhere else; its own variables are read only once, at its import."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "cache" / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "no-token"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
+def go_offline(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    from huggingface_hub import constants
+
+    if how == "flag":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    else:  # a port nobody listens on
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+
+
+def refusal(**options: str) -> str:
+    with pytest.raises(HubError) as caught:
+        fetch(REPO, **options)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# what is fetched
+
+
+def test_shards_are_fetched_and_the_consolidated_file_is_not(hub: Hub, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = fetch(REPO)
+    assert names(folder) == hub.fetched() == NEEDED
+    assert all((folder / name).read_bytes() == BOTH[name] for name in NEEDED)
+    assert folder.name == COMMIT  # the converter notes the commit from here
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "files" in err  # huggingface_hub's own bar
+
+
+def test_the_consolidated_file_is_fetched_when_asked_for(hub: Hub) -> None:
+    fetched = names(fetch(REPO, layout="consolidated"))
+    assert "consolidated.safetensors" in fetched
+    assert {"params.json", "tekken.json"} < fetched
+    assert not any(name.startswith("model") for name in fetched)
+
+
+def test_the_consolidated_file_is_fetched_when_there_is_no_other(hub: Hub) -> None:
+    hub.files = {name: data for name, data in BOTH.items() if not name.startswith("model")}
+    assert "consolidated.safetensors" in names(fetch(REPO))
+
+
+def test_a_second_fetch_downloads_nothing(hub: Hub) -> None:
+    folder = fetch(REPO)
+    hub.requests.clear()
+    assert fetch(REPO) == folder
+    assert [method for method, _ in hub.requests] == ["GET"]  # the listing
+
+
+def test_a_new_commit_fetches_only_what_changed(hub: Hub) -> None:
+    fetch(REPO)
+    hub.requests.clear()
+    hub.commit, hub.files = OLDER, BOTH | {"config.json": b"{\n}"}
+    folder = fetch(REPO)
+    assert folder.name == OLDER
+    assert names(folder) == NEEDED
+    assert hub.fetched() == {"config.json"}
+
+
+@pytest.mark.parametrize("revision", ["main", "v1", COMMIT])
+def test_a_revision_is_one_commit(hub: Hub, revision: str) -> None:
+    assert fetch(REPO, revision=revision).name == COMMIT
+    assert all(f"/resolve/{COMMIT}/" in path for _, path in hub.requests if "/resolve/" in path)
+
+
+def test_a_fetched_checkpoint_opens(hub: Hub, tmp_path: Path) -> None:
+    """The hub's cache is made of links, which are no reason to refuse a shard."""
+    config = make_config()
+    written = write_checkpoint(tmp_path / "written", config, make_weights(config))
+    hub.files = {path.name: path.read_bytes() for path in written.iterdir()}
+    checkpoint = open_checkpoint(resolve(REPO))
+    assert checkpoint.shards[0].path.is_symlink()
+    assert checkpoint.fingerprint() == open_checkpoint(written).fingerprint()
+
+
+# without a network
+
+
+@pytest.mark.parametrize("how", ["flag", "no network"])
+@pytest.mark.parametrize("layout", [None, "hf", "consolidated"])
+def test_a_complete_copy_is_used_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch, how: str, layout: str) -> None:
+    folder = fetch(REPO, layout=layout)  # type: ignore[arg-type]
+    go_offline(monkeypatch, how)
+    assert fetch(REPO, layout=layout) == folder  # type: ignore[arg-type]
+    assert fetch(REPO, layout=layout, revision=COMMIT) == folder  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("status", [500, 502, 503])
+def test_a_hub_that_is_down_is_as_no_network(hub: Hub, status: int) -> None:
+    folder = fetch(REPO)
+    hub.refusal = status, ""
+    assert fetch(REPO) == folder
+
+
+@pytest.mark.parametrize("how", ["flag", "no network"])
+def test_without_a_copy_the_message_says_how_to_give_a_folder(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    go_offline(monkeypatch, how)
+    message = refusal()
+    assert message.startswith(f"{REPO} cannot be fetched: the hub cannot be reached")
+    assert "or name a folder that holds the checkpoint" in message
+    assert hub.requests == []
+
+
+def test_a_copy_lacking_a_file_is_not_used_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    (fetch(REPO) / "model-00002-of-00002.safetensors").unlink()
+    go_offline(monkeypatch, "flag")
+    assert "no complete copy is cached" in refusal()
+
+
+def test_a_copy_of_another_layout_is_not_used_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch(REPO)
+    go_offline(monkeypatch, "flag")
+    assert "no complete copy is cached" in refusal(layout="consolidated")
+
+
+# refusals
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [
+        (404, "RepoNotFound", "missing or private on the hub: check the spelling, or log in with `hf auth login`"),
+        (401, "RepoNotFound", "missing or private on the hub"),
+        (401, "", "was refused: it is private, or the token used is not valid; log in"),
+        (403, "GatedRepo", "is gated: accept its terms at http://127.0.0.1"),
+        (401, "GatedRepo", "is gated"),
+        (403, "", "was refused"),
+        (429, "", "could not be fetched (429"),
+    ],
+)
+def test_a_refusal_of_the_hub_names_the_way_out(hub: Hub, status: int, code: str, words: str) -> None:
+    hub.refusal = status, code
+    message = refusal()
+    assert message.startswith(f"{REPO} ")
+    assert words in message
+    assert "or name a folder that holds the checkpoint" in message
+
+
+def test_a_gated_repository_is_refused_with_its_page(hub: Hub) -> None:
+    hub.file_refusal = 403, "GatedRepo"
+    message = refusal()
+    assert f"/{REPO}, then log in here with `hf auth login`" in message
+
+
+def test_a_revision_that_is_none_is_named(hub: Hub) -> None:
+    assert f"{REPO} has no revision 'nope': take a branch, tag or commit from" in refusal(revision="nope")
+
+
+@pytest.mark.parametrize("repo_id", ["org/-name", "org/a--b", "org/a..b", "org/" + "a" * 100])
+def test_an_impossible_id_is_refused_without_asking(hub: Hub, repo_id: str) -> None:
+    with pytest.raises(HubError, match="cannot be a hub id"):
+        fetch(repo_id)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(("layout", "wanted"), [(None, "model*.safetensors or consolidated*"), ("hf", "model*.safe")])
+def test_a_repository_without_weights_is_refused(hub: Hub, layout: str | None, wanted: str) -> None:
+    kept = {"config.json", "README.md", "model.gguf", "original/model.safetensors"}
+    kept |= {"consolidated.safetensors"} if layout else set()
+    hub.files = {name: BOTH[name] for name in kept}
+    message = refusal(**({"layout": layout} if layout else {}))
+    assert f"{REPO} holds no {wanted}" in message
+    assert hub.fetched() == set()
+
+
+def test_a_disk_that_is_too_small_is_refused_before_any_download(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    needed = sum(len(BOTH[name]) for name in NEEDED)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - needed + 1, needed - 1))
+    message = refusal()
+    assert f"{REPO} needs 0.0 GB more under" in message
+    assert "set HF_HUB_CACHE to a folder on a larger disk" in message
+    assert hub.fetched() == set()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - needed, needed))
+    folder = fetch(REPO)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 0))
+    assert fetch(REPO) == folder  # nothing is needed any more
+
+
+def test_a_file_that_arrived_damaged_is_deleted_and_fetched_again(hub: Hub) -> None:
+    shard = "model-00002-of-00002.safetensors"
+    hub.damaged = frozenset({shard})
+    message = refusal()
+    assert f"{shard} arrived damaged" in message
+    assert "run the same command again" in message
+    hub.damaged, first = frozenset(), hub.fetched()
+    hub.requests.clear()
+    assert (fetch(REPO) / shard).read_bytes() == BOTH[shard]
+    assert hub.fetched() == {shard}
+    assert first == NEEDED
+
+
+def test_a_full_disk_is_named(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def full(*_: object, **__: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+    assert "is full; free some space and run the command again" in refusal()
+
+
+def test_an_interruption_passes_through(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def interrupted(*_: object, **__: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(REPO)
+
+
+def test_a_branch_that_moves_during_the_download_is_noticed(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: f"/cache/snapshots/{OLDER}")
+    assert "changed while it was being fetched; run the same command again" in refusal()
