@@ -94,6 +94,11 @@ def _needed(repo_id: str, siblings: Sequence["RepoSibling"], layout: Layout | No
         weights = matching(WEIGHTS[choice])
         if any(file.rfilename.endswith(".safetensors") for file in weights):
             return matching(BESIDE_THE_WEIGHTS) + weights
+    if layout == "hf" and matching(WEIGHTS["consolidated"]):
+        raise HubError(
+            f"{repo_id} holds only Mistral's own layout; convert it first: "
+            f"python -m magistral_mlx.convert --hf-path {repo_id} --mlx-path OUT"
+        )
     wanted = " or ".join(WEIGHTS[choice][0] for choice in (WEIGHTS if layout is None else (layout,)))
     raise HubError(
         f"{repo_id} holds no {wanted}; it is not a checkpoint this software can use: name one in safetensors, "

@@ -18,6 +18,7 @@ from magistral_mlx.errors import CheckpointError
 MAX_HEADER_BYTES = 100_000_000  # the Rust reader's own limit
 MAX_DIMENSION = 2**31 - 1  # MLX keeps dimensions in 32 bits
 READ_BYTES = 2**30  # a single read of 2 GiB or more fails on macOS
+SAMPLE_BYTES = 256
 
 # What this software reads or writes: the type in memory, and in MLX where NumPy has no such type.
 DTYPES: Mapping[str, tuple[np.dtype[Any], mx.Dtype | None]] = {
@@ -111,6 +112,18 @@ class Shard:
             raise CheckpointError(f"{self.path}: tensor {name!r} cannot be read ({error}); check the disk") from None
         array = mx.array(values)
         return array if mx_dtype is None else array.view(mx_dtype)
+
+    def sample_sha256(self) -> str:
+        """SHA-256, in hex, over a few bytes from the middle of every tensor.
+
+        Fine-tunes of one model differ in nothing but such bytes, and to hash all of them would take minutes.
+        """
+        digest = hashlib.sha256()
+        with self.path.open("rb") as file:
+            for entry in sorted(self.header.values(), key=lambda entry: entry.begin):
+                file.seek(self.data_start + entry.begin + max(0, entry.nbytes - SAMPLE_BYTES) // 2)
+                digest.update(file.read(min(entry.nbytes, SAMPLE_BYTES)))
+        return digest.hexdigest()
 
 
 def parse_json(text: bytes, source: Path) -> dict[str, Any]:

@@ -295,10 +295,15 @@ def test_an_impossible_id_is_refused_without_asking(hub: Hub, repo_id: str) -> N
     assert hub.requests == []
 
 
+def test_a_repository_to_convert_first_is_not_fetched_to_run(hub: Hub) -> None:
+    hub.files = {name: BOTH[name] for name in ("config.json", "params.json", "consolidated.safetensors")}
+    assert f"convert it first: python -m magistral_mlx.convert --hf-path {REPO} --mlx-path OUT" in refusal(layout="hf")
+    assert hub.fetched() == set()
+
+
 @pytest.mark.parametrize(("layout", "wanted"), [(None, "model*.safetensors or consolidated*"), ("hf", "model*.safe")])
 def test_a_repository_without_weights_is_refused(hub: Hub, layout: str | None, wanted: str) -> None:
     kept = {"config.json", "README.md", "model.gguf", "original/model.safetensors"}
-    kept |= {"consolidated.safetensors"} if layout else set()
     hub.files = {name: BOTH[name] for name in kept}
     message = refusal(**({"layout": layout} if layout else {}))
     assert f"{REPO} holds no {wanted}" in message
