@@ -1,0 +1,132 @@
+"""Times taken side by side, what can be said about their ratio, and the machine they were taken on."""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+CONFIDENCE = 0.95
+RESAMPLES = 4000
+PACKAGES = ("magistral-mlx", "mlx", "mlx-lm", "numpy", "transformers")
+
+
+@dataclass(frozen=True, slots=True)
+class Lap:
+    """How long ``count`` tokens or calls took, on the clock and on all cores together."""
+
+    seconds: float
+    cpu_seconds: float
+    count: int
+
+    @property
+    def per_second(self) -> float:
+        return self.count / self.seconds
+
+
+class Stopwatch:
+    """Starts when made; each lap starts where the one before ended."""
+
+    def __init__(self) -> None:
+        self._mark = self._now()
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        return time.perf_counter(), time.process_time()
+
+    def lap(self, count: int) -> Lap:
+        before, self._mark = self._mark, self._now()
+        return Lap(self._mark[0] - before[0], self._mark[1] - before[1], count)
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A middle value and where it may lie."""
+
+    median: float
+    low: float
+    high: float
+
+
+Run = Callable[[], Mapping[str, Lap]]  # one repeat of a contender: its laps by phase
+
+
+def interleave(contenders: Mapping[str, Run], repeats: int) -> Iterator[tuple[int, str, Mapping[str, Lap]]]:
+    """Run A B C, A B C, ...: whatever else the machine does meets all of them alike.
+
+    Yields (repeat, contender, laps). Repeat 0 is the warm-up, to be left out.
+    """
+    for repeat in range(repeats + 1):
+        for name, run in contenders.items():
+            yield repeat, name, run()
+
+
+def spread(laps: Sequence[Lap]) -> Interval:
+    """Units a second: the median, the slowest and the fastest repeat."""
+    speeds = [lap.per_second for lap in laps]
+    return Interval(float(np.median(speeds)), min(speeds), max(speeds))
+
+
+def speedup(ours: Sequence[Lap], theirs: Sequence[Lap], seed: int = 0) -> Interval:
+    """How many times as fast ``ours`` is: the ratio of the medians, and its 95 % bootstrap interval.
+
+    Repeats are drawn in pairs, as they were taken: what slowed both at once then cancels.
+    """
+    mine, other = (np.array([lap.per_second for lap in laps]) for laps in (ours, theirs))
+    drawn = np.random.default_rng(seed).integers(0, len(mine), (RESAMPLES, len(mine)))
+    ratios = np.median(mine[drawn], axis=1) / np.median(other[drawn], axis=1)
+    low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(np.median(mine) / np.median(other)), float(low), float(high))
+
+
+def circumstances() -> dict[str, Any]:
+    """What a number must be read with: machine, memory, system, versions, commit."""
+    return {
+        "machine": platform.machine(),
+        "chip": _chip(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "device": str(mx.default_device()),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "commit": _git("rev-parse", "HEAD"),
+        "is_modified": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "load_average": list(os.getloadavg()),
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _chip() -> str:
+    if sys.platform == "darwin":
+        return _output(["sysctl", "-n", "machdep.cpu.brand_string"])
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str:
+    return _output(["git", "-C", str(Path(__file__).parent), *arguments])
+
+
+def _output(command: Sequence[str]) -> str:
+    """What a command prints, nothing where it fails or does not exist."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
