@@ -1,0 +1,17 @@
+"""The converter: any Magistral checkpoint in, one 4-bit checkpoint for every MLX runtime out."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .pipeline import Conversion, Progress, Summary, convert_checkpoint, converting, prepare
+    from .recipes import Options
+
+__all__ = ["Conversion", "Options", "Progress", "Summary", "convert_checkpoint", "converting", "prepare"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a stage when it is asked for: so ``python -m`` of one finds it not imported yet."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(".recipes" if name == "Options" else ".pipeline", __name__), name)

@@ -1,0 +1,206 @@
+"""The command line: ``python -m magistral_mlx.convert --hf-path SRC --mlx-path OUT``."""
+
+import json
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Generator, Sequence
+from dataclasses import asdict
+from typing import Any, get_args
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as Bar
+
+from magistral_mlx.checkpoint import Layout
+from magistral_mlx.config import Mode
+from magistral_mlx.errors import MagistralError
+
+from .pipeline import Conversion, Progress, Summary, prepare
+from .recipes import METHODS, RECIPES, Options
+
+DONE, WRONG, INTERRUPTED = 0, 2, 130  # exit codes
+
+# Flags of mlx-lm's convert, and what to do instead.
+MLX_LM_FLAGS = {
+    "--model": "use --hf-path",
+    "--quantize": "weights are always quantized here; choose how with --q-bits or --recipe",
+    "-q": "weights are always quantized here; choose how with --q-bits or --recipe",
+    "--quant-predicate": "use --recipe",
+    "--dtype": "what is not packed keeps the type that config.json states",
+    "--upload-repo": "upload the finished folder with: hf upload ORG/NAME OUT",
+    "--dequantize": "start from the bf16 checkpoint",
+    "-d": "start from the bf16 checkpoint",
+    "--trust-remote-code": "no code from a checkpoint is ever run",
+}
+EPILOG = """\b
+Examples:
+  magistral convert --hf-path mistralai/Magistral-Small-2506 --mlx-path magistral-4bit
+  magistral convert --hf-path ~/Magistral-Small-2506 --mlx-path magistral-4bit-head6 --recipe 4bit-head6
+  magistral convert --hf-path ~/Magistral-Small-2506 --mlx-path magistral-8bit --q-bits 8 --dry-run
+
+\b
+Recipes:
+{recipes}
+
+OUT appears complete or not at all. Run again when it is complete, and nothing is done.
+Exit codes: 0 done, 2 something to change, 130 interrupted.""".format(
+    recipes="\n".join(f"  {name:<11} {what}" for name, (_, what) in RECIPES.items())
+)
+
+
+class Command(click.Command):
+    """A click command that answers mlx-lm's flags with the name of ours."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if error.option_name not in MLX_LM_FLAGS:
+                raise
+            raise click.UsageError(f"{error.option_name} is mlx-lm's: {MLX_LM_FLAGS[error.option_name]}", ctx) from None
+
+
+@click.command("convert", cls=Command, epilog=EPILOG)
+@click.option("--hf-path", required=True, metavar="SRC", help="A folder, or a hub id such as org/name.")
+@click.option("--mlx-path", required=True, metavar="OUT", help="The folder to make.")
+@click.option("--q-bits", type=int, metavar="B", help="2, 3, 4, 5, 6 or 8; 4 by default.")
+@click.option("--q-group-size", type=int, metavar="N", help="32, 64 or 128; 64 by default.")
+@click.option("--q-mode", type=click.Choice(get_args(Mode)), default="affine", show_default=True)
+@click.option("--q-method", type=click.Choice(METHODS), default="round", show_default=True)
+@click.option("--recipe", metavar="NAME", help="Bits by kind of matrix, in place of --q-bits; see below.")
+@click.option("--layout", type=click.Choice(get_args(Layout)), help="Which weights, where SRC has both; else hf.")
+@click.option("--revision", metavar="R", help="Branch, tag or commit of a hub id.")
+@click.option("--no-tokenizer-json", is_flag=True, help="Leave out tokenizer.json, which Swift and LM Studio need.")
+@click.option("--force", is_flag=True, help="Replace a checkpoint at OUT, once the new one is complete.")
+@click.option(
+    "--dry-run", is_flag=True, help="Check everything, print sizes and bits, write nothing; fetches a hub id."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def command(
+    *,
+    hf_path: str,
+    mlx_path: str,
+    q_bits: int | None,
+    q_group_size: int | None,
+    q_mode: str,
+    q_method: str,
+    recipe: str | None,
+    layout: str | None,
+    revision: str | None,
+    no_tokenizer_json: bool,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Convert a published Magistral checkpoint into a quantized one for every MLX runtime."""
+    options = Options(q_bits, q_group_size, q_mode, q_method, recipe, not no_tokenizer_json)
+    conversion = prepare(hf_path, mlx_path, options, layout=layout, revision=revision, force=force)
+    if dry_run:
+        print(json.dumps(forecast(conversion)) if as_json else forecast_in_words(conversion))
+        return DONE
+    started = time.perf_counter()
+    summary = shown(conversion.run())
+    print(in_json(summary, time.perf_counter() - started) if as_json else in_words(summary))
+    return DONE
+
+
+def shown(steps: Generator[Progress, None, Summary]) -> Summary:
+    """Run a conversion under a progress bar, on a terminal's stderr."""
+    columns = (
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=None)
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                summary: Summary = end.value
+                return summary
+            bar.update(task, completed=step.bytes_done, total=step.bytes_total, description=step.name)
+
+
+def in_words(summary: Summary) -> str:
+    if summary.already_complete:
+        return f"{summary.target}: already complete"
+    return (
+        f"{summary.target}: {summary.bytes_out / 1e9:.3f} GB of weights, {summary.bits_per_weight:.2f} bits each; "
+        f"the source has {summary.bytes_in / 1e9:.3f} GB"
+    )
+
+
+def in_json(summary: Summary, seconds: float) -> str:
+    return json.dumps({**asdict(summary), "target": str(summary.target), "seconds": round(seconds, 3)})
+
+
+def forecast(conversion: Conversion) -> dict[str, Any]:
+    """What a conversion would write."""
+    plan = conversion.plan
+    return {
+        "target": str(conversion.target),
+        "layout": conversion.source.layout,
+        "bytes_in": conversion.source.nbytes,
+        "bytes_out": plan.tensor_bytes,
+        "bits_per_weight": plan.bits_per_weight,
+        "already_complete": conversion.is_complete,
+        "files": {shard.file: shard.nbytes for shard in plan.shards},
+        "bits": {path: quant.bits for path, quant in plan.formats.items()},
+    }
+
+
+def forecast_in_words(conversion: Conversion) -> str:
+    plan, layers = conversion.plan, conversion.source.config.num_layers
+    kinds: dict[str, Counter[int]] = {}
+    for path, quant in plan.formats.items():
+        kind = ".".join(
+            part for part in path.removeprefix("model.").split(".") if part not in ("layers", "self_attn", "mlp")
+        )
+        kinds.setdefault(kind.lstrip("0123456789").lstrip("."), Counter())[quant.bits] += 1
+    lines = [
+        f"{conversion.target}: {plan.tensor_bytes / 1e9:.3f} GB of weights in {len(plan.shards)} files, "
+        f"{plan.bits_per_weight:.2f} bits each, from {conversion.source.nbytes / 1e9:.3f} GB"
+        + (" (already complete)" if conversion.is_complete else "")
+    ]
+    for kind, counts in kinds.items():
+        bits = ", ".join(
+            f"{bits} bit" + (f" in {n} of {layers} layers" if len(counts) > 1 else "")
+            for bits, n in sorted(counts.items())
+        )
+        lines.append(f"  {kind:<14} {bits}")
+    rest = f"  everything else in {plan.float_type}"
+    return "\n".join([*lines, rest])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line to its exit code; errors a user can change are one message on stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    logs = {logging.getLogger(name): logging.getLogger(name).level for name in ("magistral_mlx", __package__)}
+    for log in logs:
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+    try:
+        result = command.main(None if argv is None else list(argv), standalone_mode=False)
+        return result if isinstance(result, int) else DONE
+    except click.Abort:
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return WRONG
+    except MagistralError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG
+    finally:
+        for log, level in logs.items():
+            log.removeHandler(handler)
+            log.setLevel(level)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

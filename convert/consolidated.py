@@ -1,0 +1,121 @@
+"""Mistral's own layout: params.json and consolidated.safetensors, checked against each other."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from magistral_mlx.checkpoint import Shard
+from magistral_mlx.config import ModelConfig, Shape
+from magistral_mlx.errors import CheckpointError
+from magistral_mlx.safetensors_header import Entry, parse_json
+
+from .names import native_name
+
+CONSOLIDATED, PARAMS = "consolidated.safetensors", "params.json"
+FLOATS = ("BF16", "F16", "F32")
+NAMES = {  # config.json's name -> params.json's
+    "hidden_size": "dim",
+    "num_hidden_layers": "n_layers",
+    "head_dim": "head_dim",
+    "intermediate_size": "hidden_dim",
+    "num_attention_heads": "n_heads",
+    "num_key_value_heads": "n_kv_heads",
+    "rope_theta": "rope_theta",
+    "rms_norm_eps": "norm_eps",
+    "vocab_size": "vocab_size",
+    "sliding_window": "sliding_window",
+    "attention_bias": "use_biases",
+    "tie_word_embeddings": "tied_embeddings",
+}
+OPTIONAL = {"head_dim", "sliding_window", "use_biases", "tied_embeddings"}  # read off the tensors, or none
+OTHER_MODELS = ("moe", "vision_encoder", "multimodal", "lora", "quantization", "rope_scaling", "yarn")
+
+
+def open_consolidated(folder: Path) -> tuple[ModelConfig, dict[str, Any], tuple[Shard, ...], dict[str, Entry]]:
+    """Check the two files, and config.json where it lies beside them.
+
+    Returns:
+        The config; config.json parsed, empty without one; the file; its tensors under Mistral's names.
+    Raises:
+        CheckpointError: a file is missing, damaged, of another model or contradicts another.
+    """
+    for name in (CONSOLIDATED, PARAMS):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} has no {name}, which Mistral's own layout needs; fetch it as well")
+    shard = Shard.open(folder / CONSOLIDATED)
+    params = _read_json(folder / PARAMS)
+    config_path = folder / "config.json"
+    raw = _read_json(config_path) if config_path.exists() else {}
+    shapes = {  # what a config is checked against, under the names it is checked by
+        name: shard.header[native_name(name)].shape
+        for name in ("model.layers.0.self_attn.q_proj.weight", "lm_head.weight")
+        if native_name(name) in shard.header
+    }
+    config = _config(params, folder / PARAMS, shapes, raw)
+    if config.head_dim % 2:
+        raise CheckpointError(f"{folder / PARAMS}: head_dim is {config.head_dim}; RoPE pairs need an even number")
+    if raw:
+        _compare(config, ModelConfig.from_dict(raw, config_path, shapes), folder)
+    _check_tensors(shard, config)
+    return config, raw, (shard,), dict(shard.header)
+
+
+def _config(
+    params: Mapping[str, Any], path: Path, shapes: Mapping[str, Shape], published: Mapping[str, Any]
+) -> ModelConfig:
+    if other := [key for key in OTHER_MODELS if params.get(key)]:
+        raise CheckpointError(f"{path} has {', '.join(other)}; this software runs Magistral's plain text model")
+    for native in NAMES.values():
+        if native not in OPTIONAL and params.get(native) is None:
+            raise CheckpointError(f"{path}: {native} is missing; download params.json again")
+    raw: dict[str, Any] = {ours: params.get(native) for ours, native in NAMES.items()}
+    # max_seq_len is what Mistral serves, not what the model was made for: config.json knows better.
+    key = "max_position_embeddings"
+    limits = (params.get(key), published.get(key), params.get("max_seq_len"))
+    raw[key] = next((limit for limit in limits if limit is not None), None)
+    if raw[key] is None:
+        raise CheckpointError(
+            f"{path}: max_position_embeddings and max_seq_len are missing; put config.json beside it, which has the one"
+        )
+    return ModelConfig.from_dict(raw | {"model_type": "mistral"}, path, shapes)
+
+
+def _compare(params: ModelConfig, published: ModelConfig, folder: Path) -> None:
+    for field in fields(ModelConfig):
+        ours, theirs = getattr(params, field.name), getattr(published, field.name)
+        if ours != theirs:
+            raise CheckpointError(
+                f"{folder}: {field.name} is {ours} by {PARAMS} and {theirs} by config.json; "
+                "they are not of the same model: download both again"
+            )
+
+
+def _check_tensors(shard: Shard, config: ModelConfig) -> None:
+    if config.num_layers > len(shard.header):  # before a table of that many layers is made
+        raise CheckpointError(f"{shard.path}: {len(shard.header)} tensors, but {PARAMS} has {config.num_layers} layers")
+    expected = {native_name(name): shape for name, shape in config.parameter_shapes().items()}
+    if missing := sorted(set(expected) - set(shard.header)):
+        raise CheckpointError(
+            f"{shard.path}: {len(missing)} tensors are missing, first {missing[0]!r}; the file is incomplete or of "
+            "another model, fetch it again"
+        )
+    if extra := sorted(set(shard.header) - set(expected)):
+        raise CheckpointError(
+            f"{shard.path}: {len(extra)} tensors do not belong to this model, first {extra[0]!r}; "
+            f"the weights are of another model than {PARAMS}"
+        )
+    for name, shape in expected.items():
+        entry = shard.header[name]
+        if entry.shape != shape or entry.dtype not in FLOATS:
+            raise CheckpointError(
+                f"{shard.path}: tensor {name!r} is {entry.dtype} {list(entry.shape)}, {PARAMS} implies "
+                f"{' or '.join(FLOATS)} {list(shape)}; one is damaged or of another model, fetch both again"
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return parse_json(path.read_bytes(), path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); check the file, or fetch it again") from None

@@ -1,0 +1,231 @@
+"""From a published checkpoint to one for MLX: checked and planned before any work, then written all or nothing."""
+
+import errno
+import os
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from magistral_mlx.checkpoint import open_checkpoint, resolve
+from magistral_mlx.config import QuantFormat
+from magistral_mlx.errors import ConversionError
+
+from .export import json_text, make_config, read_tokenizer, require_export_extra, write_exports
+from .planning import Plan, make_plan
+from .provenance import PROVENANCE, difference, make_provenance
+from .quantize import check_finite, quantize
+from .recipes import Options
+from .source import FLOAT_TYPES, Source, checked_layout, open_source
+from .staging import appearing, check_apart, check_replaceable, check_space, free_bytes, in_units
+from .writer import ShardWriter
+
+INDEX = "model.safetensors.index.json"
+DEFAULTS = Options()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a conversion is, in bytes of the source."""
+
+    bytes_done: int
+    bytes_total: int
+    name: str  # of the tensor just written
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a conversion made, or found made."""
+
+    target: Path
+    bytes_in: int  # of the source's tensors
+    bytes_out: int  # of the tensors written
+    bits_per_weight: float
+    already_complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """A conversion that can begin: everything checked, nothing written."""
+
+    source: Source
+    target: Path
+    options: Options
+    plan: Plan
+    identity: dict[str, Any]  # of the source, as the provenance file keeps it
+    base_model: str | None  # the source's hub id
+    force: bool
+    is_complete: bool  # the target is there already
+
+    @property
+    def summary(self) -> Summary:
+        plan = self.plan
+        return Summary(self.target, self.source.nbytes, plan.tensor_bytes, plan.bits_per_weight, self.is_complete)
+
+    def run(self) -> Generator[Progress, None, Summary]:
+        """Write the target, unless it is complete already.
+
+        Raises:
+            ConversionError, CheckpointError: it could not be finished; nothing is left behind.
+        """
+        if self.is_complete:
+            return self.summary
+        try:
+            with appearing(self.target, replace=self.force) as staging:
+                yield from _write_weights(self.source, self.plan, staging)
+                _write_documents(self, staging)
+                open_checkpoint(staging)
+        except OSError as error:
+            if not self.force and difference(self.target, source=self.identity, options=self.options.stated()) is None:
+                return replace(self.summary, already_complete=True)  # another process was faster
+            raise self._explain(error) from error
+        return self.summary
+
+    def needed_bytes(self) -> int:
+        """Of the whole target, roughly: tokenizer.json is up to four times tekken.json."""
+        return self.plan.file_bytes + 5 * self.identity["files"]["tekken.json"]["size"] + 2**20
+
+    def _explain(self, error: OSError) -> ConversionError:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return ConversionError(
+                f"the disk of {self.target} is full: {in_units(self.needed_bytes())} are needed in all, "
+                f"{in_units(free_bytes(self.target))} are free now; free some space and run the same command again"
+            )
+        return ConversionError(
+            f"{self.target} could not be written ({error}); nothing is left of it: check the folder and the disk, "
+            "then run the same command again"
+        )
+
+
+def prepare(
+    source: str | Path,
+    target: str | Path,
+    options: Options = DEFAULTS,
+    *,
+    layout: str | None = None,
+    revision: str | None = None,
+    force: bool = False,
+) -> Conversion:
+    """Check everything that can be checked before work, and plan it; arguments as ``convert_checkpoint``."""
+    wanted_layout = checked_layout(layout)
+    if options.tokenizer_json:
+        require_export_extra()
+    target = Path(os.path.abspath(os.path.expanduser(target)))  # unlike resolve, it does not follow a link at the end
+    check_replaceable(target, force=force)
+    folder = resolve(source, revision=revision, layout=wanted_layout)
+    check_apart(folder, target)
+    opened = open_source(folder, wanted_layout)
+    read_tokenizer(folder, opened.config.vocab_size)
+    plan = make_plan(opened.config, opened.float_type, options)
+    identity = opened.identity()
+    base_model = None
+    if not os.path.isdir(os.path.expanduser(source)):
+        base_model = str(source)
+        identity["hub"] = {"id": base_model, "commit": folder.name}
+    other = difference(target, source=identity, options=options.stated()) if os.path.lexists(target) else ""
+    conversion = Conversion(opened, target, options, plan, identity, base_model, force, is_complete=other is None)
+    if other and not force:
+        raise ConversionError(f"{target} exists, and {other}; name another folder, or replace it with --force")
+    if not conversion.is_complete:
+        check_space(target, conversion.needed_bytes())
+    return conversion
+
+
+def converting(
+    source: str | Path,
+    target: str | Path,
+    options: Options = DEFAULTS,
+    *,
+    layout: str | None = None,
+    revision: str | None = None,
+    force: bool = False,
+) -> Generator[Progress, None, Summary]:
+    """As ``convert_checkpoint``, but a generator: yields its progress and returns the summary."""
+    return (yield from prepare(source, target, options, layout=layout, revision=revision, force=force).run())
+
+
+def convert_checkpoint(
+    source: str | Path,
+    target: str | Path,
+    *,
+    q_bits: int | None = None,
+    q_group_size: int | None = None,
+    q_mode: str = "affine",
+    q_method: str = "round",
+    recipe: str | None = None,
+    layout: str | None = None,
+    revision: str | None = None,
+    tokenizer_json: bool = True,
+    force: bool = False,
+) -> Summary:
+    """Convert a published checkpoint into a quantized one that every MLX runtime loads.
+
+    Args:
+        source: a folder with HF shards or Mistral's consolidated file, or a hub id.
+        target: a folder that does not exist yet. It appears complete or not at all; where it is the
+            complete result of these very arguments already, nothing is done.
+        q_bits: 2, 3, 4, 5, 6 or 8; None for the recipe's, else 4, or the only one of ``q_mode``.
+        q_group_size: 32, 64 or 128; None for 64, or the only one of ``q_mode``.
+        q_mode: ``affine``, ``mxfp4``, ``nvfp4`` or ``mxfp8``.
+        recipe: a name of ``recipes.RECIPES``, which sets the bits.
+        layout: ``hf`` or ``consolidated`` for a source that has both; None takes the HF shards.
+        tokenizer_json: whether to make tokenizer.json, which Swift and LM Studio need; takes the export extra.
+        force: replace a checkpoint that is in the way.
+    Raises:
+        OptionError: an argument, or a combination, that does not exist.
+        CheckpointError, TokenizerError, HubError: the source cannot be used or fetched.
+        ConversionError: it cannot start, or could not be finished; nothing is left behind.
+    """
+    options = Options(q_bits, q_group_size, q_mode, q_method, recipe, tokenizer_json)
+    steps = converting(source, target, options, layout=layout, revision=revision, force=force)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            summary: Summary = end.value
+            return summary
+
+
+def _write_weights(source: Source, plan: Plan, staging: Path) -> Generator[Progress, None, None]:
+    done, total = 0, source.nbytes
+    for shard in plan.shards:
+        with ShardWriter(staging / shard.file, shard.entries) as writer:
+            for name in shard.sources:
+                quant = plan.formats.get(name.removesuffix(".weight"))
+                for row, block in source.blocks(name):
+                    done += block.nbytes
+                    for part, rows in packed(name, block, quant, FLOAT_TYPES[plan.float_type][1]):
+                        writer.write(part, rows, row)
+                    yield Progress(done, total, name)
+
+
+def packed(name: str, rows: mx.array, quant: QuantFormat | None, dtype: mx.Dtype) -> Iterator[tuple[str, mx.array]]:
+    """Rows of a tensor of the source -> the same rows of each tensor that is written for it."""
+    cast = rows.astype(dtype)
+    if cast.dtype != rows.dtype:
+        check_finite(name, rows)
+        check_finite(name, cast, what=f"holds values too large for {dtype}, which config.json states")
+    if quant is None:
+        check_finite(name, cast)
+        yield name, cast
+        return
+    for part, array in quantize(cast, quant, name=name).items():
+        yield f"{name.removesuffix('.weight')}.{part}", array
+
+
+def _write_documents(conversion: Conversion, staging: Path) -> None:
+    """Everything beside the weights; the provenance last, since it hashes the rest."""
+    source, plan, options = conversion.source, conversion.plan, conversion.options
+    (staging / INDEX).write_bytes(json_text(plan.index()).encode())
+    exported = write_exports(
+        source.folder,
+        staging,
+        make_config(source.config, dict(plan.quantization), plan.float_type),
+        tokenizer_json=options.tokenizer_json,
+        base_model=conversion.base_model,
+    )
+    files = [*(shard.file for shard in plan.shards), INDEX, *exported]
+    record = make_provenance(staging, files, source=conversion.identity, options=options.stated())
+    (staging / PROVENANCE).write_bytes(json_text(record).encode())

@@ -1,0 +1,97 @@
+"""What a conversion will write: a pure function of the model's config and the options, known before any work."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from magistral_mlx.config import ModelConfig, QuantFormat, Shape
+from magistral_mlx.safetensors_header import Entry
+
+from .quantize import check_divisible
+from .recipes import Options, make_formats, quantization_block
+from .source import FLOAT_TYPES
+from .writer import MAX_DATA_BYTES, divide, header_bytes, lay_out
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedShard:
+    """One file of weights."""
+
+    file: str
+    sources: tuple[str, ...]  # tensors of the unquantized checkpoint that it holds, in the order of the model
+    entries: Mapping[str, Entry]  # the tensors written, by name, in the order they lie in
+
+    @property
+    def nbytes(self) -> int:
+        """Of the file."""
+        return len(header_bytes(self.entries)) + sum(entry.nbytes for entry in self.entries.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All files of weights, and how each matrix is packed in them."""
+
+    formats: Mapping[str, QuantFormat]  # of each matrix, by module path
+    quantization: Mapping[str, Any]  # config.json's block
+    float_type: str  # of what is not packed
+    num_parameters: int
+    shards: tuple[PlannedShard, ...]
+
+    @property
+    def tensor_bytes(self) -> int:
+        return sum(entry.nbytes for shard in self.shards for entry in shard.entries.values())
+
+    @property
+    def file_bytes(self) -> int:
+        return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return self.tensor_bytes * 8 / self.num_parameters
+
+    def index(self) -> dict[str, Any]:
+        """model.safetensors.index.json, as mlx-lm writes it."""
+        weight_map = {name: shard.file for shard in self.shards for name in shard.entries}
+        return {
+            "metadata": {"total_size": self.tensor_bytes, "total_parameters": self.num_parameters},
+            "weight_map": dict(sorted(weight_map.items())),
+        }
+
+
+def make_plan(config: ModelConfig, float_type: str, options: Options, max_bytes: int = MAX_DATA_BYTES) -> Plan:
+    """Decide every tensor's format and every file's boundaries.
+
+    Args:
+        config: of the unquantized source.
+        float_type: of what is not packed: ``bfloat16``, ``float16`` or ``float32``.
+        max_bytes: of the tensors of one file.
+    Raises:
+        ConversionError: the groups do not divide a matrix.
+    """
+    formats = make_formats(config, options)
+    shapes = config.parameter_shapes()
+    written = {name: written_tensors(name, shape, formats, float_type) for name, shape in shapes.items()}
+    sizes = ((name, sum(e.nbytes for e in lay_out(tensors).values())) for name, tensors in written.items())
+    files = divide(sizes, max_bytes)
+    shards = []
+    for i, sources in enumerate(files, start=1):
+        file = "model.safetensors" if len(files) == 1 else f"model-{i:05}-of-{len(files):05}.safetensors"
+        entries = lay_out({name: tensor for source in sources for name, tensor in written[source].items()})
+        shards.append(PlannedShard(file, tuple(sources), entries))
+    num_parameters = sum(math.prod(shape) for shape in shapes.values())
+    return Plan(formats, quantization_block(formats, options.default), float_type, num_parameters, tuple(shards))
+
+
+def written_tensors(
+    name: str, shape: Shape, formats: Mapping[str, QuantFormat], float_type: str
+) -> dict[str, tuple[str, Shape]]:
+    """The tensors that one tensor of the source becomes: name -> (type, shape)."""
+    floating = FLOAT_TYPES[float_type][0]
+    module = name.removesuffix(".weight")
+    if module not in formats:
+        return {name: (floating, shape)}
+    quant = formats[module]
+    check_divisible(name, shape, quant)
+    types = {"weight": "U32", "scales": floating if quant.mode == "affine" else "U8", "biases": floating}
+    return {f"{module}.{part}": (types[part], packed) for part, packed in quant.packed_shapes(shape).items()}

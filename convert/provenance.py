@@ -1,0 +1,79 @@
+"""magistral_mlx.json: what a checkpoint was made from and how, and the hash of every file of it.
+
+No time, no host and no path of the output: the same source and options give the same bytes.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from magistral_mlx import __version__
+from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.errors import CheckpointError
+from magistral_mlx.safetensors_header import parse_json
+
+from .writer import sha256_of
+
+PROVENANCE = "magistral_mlx.json"
+FORMAT = 1  # raised when the same source and options give other files
+
+
+def make_provenance(
+    folder: Path, files: Iterable[str], *, source: Mapping[str, Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Hashes ``files``, read back from ``folder``."""
+    return {
+        "format": FORMAT,
+        "source": source,
+        "options": options,
+        "versions": {"magistral_mlx": __version__, "mlx": version("mlx")},
+        "files": {
+            name: {"size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in sorted(files)
+        },
+    }
+
+
+def difference(target: Path, *, source: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
+    """What makes ``target`` something else than the complete result of this source and these options, or None.
+
+    Weights are known by their size and header, everything smaller by its hash.
+    """
+    path = target / PROVENANCE
+    if not path.is_file():
+        return f"it has no {PROVENANCE}, so it was not finished by this software"
+    try:
+        found = parse_json(path.read_bytes(), path)
+        wanted = {"format": FORMAT, "source": source, "options": options}
+        if (key := _first_difference({key: found.get(key) for key in wanted}, wanted)) is not None:
+            return f"it was made with another {key}"
+        files = found["files"]
+        for name, stated in files.items():
+            file = target / name
+            if not file.is_file() or file.stat().st_size != stated["size"]:
+                return f"its {name} is missing or has another size"
+            if not name.endswith(".safetensors") and hashlib.sha256(file.read_bytes()).hexdigest() != stated["sha256"]:
+                return f"its {name} was changed"
+        open_checkpoint(target)
+    except (CheckpointError, OSError, KeyError, TypeError, AttributeError) as error:
+        return f"it is damaged ({error})"
+    return None
+
+
+def _first_difference(found: Any, wanted: Any, path: str = "") -> str | None:
+    """The path of the first value that differs, with both values where they are short."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in sorted(found.keys() | wanted.keys()):
+            inner = _first_difference(found.get(key), wanted.get(key), f"{path}.{key}" if path else key)
+            if inner is not None:
+                return inner
+        return None
+    if type(found) is type(wanted) and found == wanted:
+        return None
+    return f"{path}: {_short(found)}, now {_short(wanted)}"
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."

@@ -1,0 +1,62 @@
+"""One weight -> its packed form, and back: MLX's own rounding, with what it lets pass refused."""
+
+from collections.abc import Mapping
+
+import mlx.core as mx
+
+from magistral_mlx.config import QuantFormat
+from magistral_mlx.errors import ConversionError
+
+PARTS = ("weight", "scales", "biases")
+
+
+def quantize(weight: mx.array, quant: QuantFormat, *, name: str = "the weight") -> dict[str, mx.array]:
+    """Round a weight to its groups' scales; equal to ``mx.quantize`` bit for bit.
+
+    Every row is rounded by itself: blocks of rows, quantized one by one, give the same as the whole.
+
+    Args:
+        weight: ``[rows, columns]`` in bfloat16, float16 or float32.
+        name: of the tensor, for messages.
+    Returns:
+        ``weight`` (packed in uint32), ``scales`` and, for affine formats, ``biases``: shapes as
+        ``quant.packed_shapes``. Scales and biases of affine formats have the type of ``weight``, others are uint8.
+    Raises:
+        ConversionError: the groups do not divide the columns; the weight holds NaN or infinity, or is so
+            large that its scales would.
+    """
+    check_divisible(name, weight.shape, quant)
+    check_finite(name, weight)
+    packed = mx.quantize(weight, quant.group_size, quant.bits, quant.mode)
+    parts = dict(zip(PARTS, packed, strict=False))  # only affine formats have biases
+    if quant.mode == "affine":
+        check_finite(name, *packed[1:], what="is so large that the scales of its groups hold NaN or infinity")
+    return parts
+
+
+def dequantize(parts: Mapping[str, mx.array], quant: QuantFormat, dtype: mx.Dtype | None = None) -> mx.array:
+    """The weight that ``parts`` stand for; ``dtype`` None: that of the scales, bfloat16 where these are uint8."""
+    return mx.dequantize(
+        parts["weight"],
+        parts["scales"],
+        parts.get("biases"),
+        group_size=quant.group_size,
+        bits=quant.bits,
+        mode=quant.mode,
+        dtype=dtype,
+    )
+
+
+def check_divisible(name: str, shape: tuple[int, ...], quant: QuantFormat) -> None:
+    """Raises ConversionError where the groups do not divide the columns of a matrix."""
+    if shape[-1] % quant.group_size:
+        raise ConversionError(
+            f"tensor {name!r} has {shape[-1]} columns, which groups of {quant.group_size} do not divide; "
+            "use a smaller group size"
+        )
+
+
+def check_finite(name: str, *arrays: mx.array, what: str = "holds NaN or infinity") -> None:
+    """Raises ConversionError where a value is NaN or infinite: no runtime could use it."""
+    if not all(mx.isfinite(array).all().item() for array in arrays):
+        raise ConversionError(f"tensor {name!r} {what}; the source is damaged: download it again")

@@ -1,0 +1,109 @@
+"""What a conversion may choose, and the bits that each matrix gets by it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast, get_args
+
+from magistral_mlx.config import FP_FORMATS, Mode, ModelConfig, QuantFormat
+from magistral_mlx.errors import CheckpointError, OptionError
+
+RECIPES: Mapping[str, tuple[int, str]] = {  # bits of what it does not raise, and what it does
+    "4bit": (4, "every matrix in 4 bit"),
+    "8bit": (8, "every matrix in 8 bit"),
+    "4bit-head6": (4, "4 bit, embedding and lm_head in 6"),
+    "mixed_4_6": (4, "4 bit; lm_head, and v and down projections of some layers in 6: mlx-lm's choice"),
+}
+METHODS = ("round",)
+RAISED_BITS = 6
+DEFAULT_BITS, DEFAULT_GROUP_SIZE = 4, 64
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the output depends on beside the source.
+
+    Raises:
+        OptionError: an unknown name, or a combination that does not exist.
+    """
+
+    q_bits: int | None = None  # None: the recipe's, the mode's, or 4
+    q_group_size: int | None = None  # None: the mode's, or 64
+    q_mode: str = "affine"
+    q_method: str = "round"
+    recipe: str | None = None  # one of RECIPES
+    tokenizer_json: bool = True
+
+    def __post_init__(self) -> None:
+        if self.q_mode not in get_args(Mode):
+            raise OptionError(f"q_mode is {self.q_mode!r}; known are {', '.join(get_args(Mode))}")
+        if self.q_method not in METHODS:
+            raise OptionError(f"q_method is {self.q_method!r}; known is {', '.join(METHODS)}")
+        if self.recipe is not None:
+            self._check_recipe(self.recipe)
+        _ = self.default
+
+    def _check_recipe(self, recipe: str) -> None:
+        if recipe not in RECIPES:
+            raise OptionError(f"recipe is {recipe!r}; a recipe is one of the names {', '.join(RECIPES)}")
+        if self.q_mode != "affine":
+            raise OptionError(f"the recipe {recipe} is for q_mode affine, not {self.q_mode}; leave one of the two out")
+        if self.q_bits is not None and self.q_bits != RECIPES[recipe][0]:
+            raise OptionError(f"the recipe {recipe} sets the bits; leave q_bits {self.q_bits} out")
+
+    @property
+    def default(self) -> QuantFormat:
+        """The format of every matrix that the recipe does not raise."""
+        bits, group_size = FP_FORMATS.get(self.q_mode, (DEFAULT_BITS, DEFAULT_GROUP_SIZE))
+        if self.recipe is not None:
+            bits = RECIPES[self.recipe][0]
+        bits = bits if self.q_bits is None else self.q_bits
+        group_size = group_size if self.q_group_size is None else self.q_group_size
+        try:
+            return QuantFormat(bits, group_size, cast(Mode, self.q_mode))
+        except CheckpointError as error:
+            raise OptionError(str(error)) from None
+
+    def stated(self) -> dict[str, Any]:
+        """The options as the provenance file keeps them, what was left out filled in."""
+        return {
+            "q_bits": self.default.bits,
+            "q_group_size": self.default.group_size,
+            "q_mode": self.q_mode,
+            "q_method": self.q_method,
+            "recipe": self.recipe,
+            "tokenizer_json": self.tokenizer_json,
+        }
+
+
+def make_formats(config: ModelConfig, options: Options) -> dict[str, QuantFormat]:
+    """The format of each matrix, by module path such as ``model.layers.0.mlp.down_proj``."""
+    default = options.default
+    raised = QuantFormat(RAISED_BITS, default.group_size) if default.mode == "affine" else default
+    modules = [name.removesuffix(".weight") for name, shape in config.parameter_shapes().items() if len(shape) == 2]
+    return {m: raised if _is_raised(m, config.num_layers, options.recipe) else default for m in modules}
+
+
+def quantization_block(formats: Mapping[str, QuantFormat], default: QuantFormat) -> dict[str, Any]:
+    """config.json's ``quantization``: the default, and a block for each module that differs. Nothing else:
+    mlx-swift refuses unknown keys."""
+    block = {path: _stated(quant) for path, quant in formats.items() if quant != default}
+    return _stated(default) | block
+
+
+def _stated(quant: QuantFormat) -> dict[str, Any]:
+    return {"group_size": quant.group_size, "bits": quant.bits, "mode": quant.mode}
+
+
+def _is_raised(module: str, num_layers: int, recipe: str | None) -> bool:
+    if recipe == "4bit-head6":
+        return module in ("model.embed_tokens", "lm_head")
+    if recipe != "mixed_4_6":
+        return False
+    if module == "lm_head":
+        return True
+    # The first and last eighth of the layers, and every third between: as llama.cpp's Q4_K_M.
+    # Source: https://github.com/ggml-org/llama.cpp/blob/917786f43d0f29b7c77a0c56767c0fa4df68b1c5/src/llama.cpp#L5265
+    if not module.endswith(("self_attn.v_proj", "mlp.down_proj")):
+        return False
+    eighth, layer = num_layers // 8, int(module.split(".")[2])
+    return layer < eighth or layer >= 7 * num_layers // 8 or (layer - eighth) % 3 == 2

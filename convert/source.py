@@ -1,0 +1,151 @@
+"""A checkpoint as published, in either layout -> its tensors under Hugging Face names, a block of rows at a time."""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import mlx.core as mx
+
+from magistral_mlx.checkpoint import Layout, Shard, open_checkpoint
+from magistral_mlx.config import ModelConfig
+from magistral_mlx.errors import CheckpointError, ConversionError, OptionError
+from magistral_mlx.safetensors_header import Entry
+
+from .consolidated import CONSOLIDATED, PARAMS, open_consolidated
+from .names import halves_from_pairs, is_rotated, native_name
+
+log = logging.getLogger(__name__)
+
+FLOAT_TYPES: Mapping[str, tuple[str, mx.Dtype]] = {  # as config.json, safetensors and MLX spell them
+    "bfloat16": ("BF16", mx.bfloat16),
+    "float16": ("F16", mx.float16),
+    "float32": ("F32", mx.float32),
+}
+BLOCK_BYTES = 64 * 2**20  # a feed-forward matrix of the 24B model has 335 MB
+SAMPLE_BYTES = 256
+DOCUMENTS = ("config.json", PARAMS, "tekken.json", "SYSTEM_PROMPT.txt")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A checked checkpoint in one of the published layouts, none of whose weights is read yet."""
+
+    folder: Path
+    layout: Layout
+    config: ModelConfig
+    float_type: str  # of the output's tensors that are not packed: a key of FLOAT_TYPES
+    shards: tuple[Shard, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.nbytes for shard in self.shards for entry in shard.header.values())
+
+    def blocks(self, name: str, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, mx.array]]:
+        """The rows of one tensor, in order: (first row, rows), as Hugging Face orders them.
+
+        Args:
+            name: Hugging Face name.
+            block_bytes: bytes of the file a block has at most, though at least one row, or one head where
+                the rows of heads are reordered.
+        """
+        stored = native_name(name) if self.layout == "consolidated" else name
+        shard = next(shard for shard in self.shards if stored in shard.header)
+        entry = shard.header[stored]
+        step = max(1, block_bytes // max(1, entry.nbytes // entry.shape[0]))
+        reorder = self.layout == "consolidated" and is_rotated(name)
+        if reorder:
+            step = max(1, step // self.config.head_dim) * self.config.head_dim
+        for row in range(0, entry.shape[0], step):
+            rows = shard.read(stored, slice(row, row + step))
+            yield row, halves_from_pairs(rows, self.config.head_dim) if reorder else rows
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this source from another: of every file its size and hashes, of weights those of the
+        header and of a few bytes from the middle of each tensor (fine-tunes differ in nothing else)."""
+        files: dict[str, dict[str, Any]] = {}
+        for shard in self.shards:
+            files[shard.path.name] = {
+                "size": shard.path.stat().st_size,
+                "header_sha256": shard.header_sha256,
+                "sample_sha256": _sample_sha256(shard),
+            }
+        for path in (self.folder / name for name in DOCUMENTS):
+            if path.is_file():
+                content = path.read_bytes()
+                files[path.name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        return {"layout": self.layout, "files": dict(sorted(files.items()))}
+
+
+def checked_layout(layout: str | None) -> Layout | None:
+    """Raises OptionError for an unknown layout."""
+    for known in (None, *get_args(Layout)):
+        if layout == known:
+            return cast(Layout | None, known)
+    raise OptionError(f"layout is {layout!r}; known are {', '.join(get_args(Layout))}")
+
+
+def open_source(folder: Path, layout: Layout | None = None) -> Source:
+    """Check a checkpoint in one of the published layouts; HF shards where it has both and ``layout`` is None.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, of another model or contradicts another.
+        ConversionError: it is quantized already, or does not say its type.
+    """
+    has_hf = any(folder.glob("model*.safetensors")) or (folder / "model.safetensors.index.json").exists()
+    has_native = (folder / CONSOLIDATED).exists()
+    if layout is None:
+        layout = "consolidated" if has_native and not has_hf else "hf"
+        if has_native and has_hf:
+            log.warning(
+                "%s holds HF shards and %s; the HF shards are converted (--layout consolidated takes the other)",
+                folder,
+                CONSOLIDATED,
+            )
+        elif not has_native and (folder / PARAMS).exists() and not has_hf:
+            raise CheckpointError(
+                f"{folder} has {PARAMS} but neither {CONSOLIDATED} nor model*.safetensors; fetch the weights as well"
+            )
+    if layout == "consolidated":
+        config, raw, shards, entries = open_consolidated(folder)
+    else:
+        checkpoint = open_checkpoint(folder)
+        config, raw, shards = checkpoint.config, checkpoint.raw_config, checkpoint.shards
+        entries = {name: entry for shard in shards for name, entry in shard.header.items()}
+        if config.quantization is not None:
+            raise ConversionError(
+                f"{folder} is quantized already, to {config.quantization.default.bits} bit; "
+                "convert the bf16 checkpoint it was made from"
+            )
+    return Source(folder, layout, config, _float_type(folder, raw, entries), shards)
+
+
+def _float_type(folder: Path, raw: Mapping[str, Any], entries: Mapping[str, Entry]) -> str:
+    """The type config.json states, as mlx-lm takes it; without one, that of all tensors."""
+    stated = [raw[key] for key in ("torch_dtype", "dtype") if raw.get(key) is not None]
+    if stated:
+        if stated[0] not in FLOAT_TYPES or stated[0] != stated[-1]:
+            raise CheckpointError(
+                f"{folder / 'config.json'}: torch_dtype is {' and '.join(map(repr, stated))}, expected one of "
+                f"{', '.join(FLOAT_TYPES)}"
+            )
+        return str(stated[0])
+    found = {entry.dtype for entry in entries.values()}
+    if len(found) > 1:
+        raise ConversionError(
+            f"{folder}: tensors are {' and '.join(sorted(found))}, and no torch_dtype says which the model has; "
+            "state it in config.json"
+        )
+    return next(name for name, (dtype, _) in FLOAT_TYPES.items() if dtype in found)
+
+
+def _sample_sha256(shard: Shard) -> str:
+    digest = hashlib.sha256()
+    with shard.path.open("rb") as file:
+        for _, entry in sorted(shard.header.items()):
+            file.seek(shard.data_start + entry.begin + max(0, entry.nbytes - SAMPLE_BYTES) // 2)
+            digest.update(file.read(min(entry.nbytes, SAMPLE_BYTES)))
+    return digest.hexdigest()
