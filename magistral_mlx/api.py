@@ -10,8 +10,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from magistral_mlx.cache import KVCache
-from magistral_mlx.cache_file import load_cache, save_cache
 from magistral_mlx.checkpoint import Checkpoint, open_checkpoint, resolve
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.conversation import Chat, KeepReasoning, result_of
@@ -20,6 +18,7 @@ from magistral_mlx.errors import CheckpointError, ContextError, OptionError
 from magistral_mlx.loader import load_model
 from magistral_mlx.memory import MemoryPlan, plan_for
 from magistral_mlx.model import Transformer
+from magistral_mlx.past import Past
 from magistral_mlx.paths import cache_dir
 from magistral_mlx.reasoning import Segment
 from magistral_mlx.reply import FinishReason, Reply, ReplyBuilder, Samples, Usage
@@ -74,7 +73,9 @@ def loading(
     revision: str | None = None,
 ) -> Generator[tuple[int, int], None, "Magistral"]:
     """As ``load``, but a generator: yields (bytes loaded, bytes in all) and returns the Magistral."""
-    checkpoint = open_checkpoint(demo_checkpoint() if model == "demo" else resolve(model, revision=revision))
+    checkpoint = open_checkpoint(
+        demo_checkpoint() if model == "demo" else resolve(model, revision=revision, layout="hf")
+    )
     tokenizer = Tokenizer.from_folder(checkpoint.folder)
     if tokenizer.vocab_size != checkpoint.config.vocab_size:
         raise CheckpointError(
@@ -106,14 +107,7 @@ class Magistral:
         self.config: ModelConfig = checkpoint.config
         self.tokenizer = tokenizer
         self.plan = plan
-        self._fingerprint = checkpoint.fingerprint()
-        self.forget()
-
-    def forget(self) -> None:
-        """Drop the live KV cache, and with it the prefix the next prompt could reuse."""
-        self._cache = KVCache(self.config, limit=self.plan.context, bits=self.plan.kv_bits)
-        self._ids: list[int] = []  # what the cache holds
-        self._newest: object = None  # the reply being made: it alone may use the cache
+        self.past = Past(checkpoint.config, limit=plan.context, bits=plan.kv_bits, fingerprint=checkpoint.fingerprint())
 
     def ask(
         self,
@@ -160,7 +154,7 @@ class Magistral:
         """As ``ask``, in pieces: a generator of Segments that returns the Reply.
 
         Arguments are checked at once, work begins with the first segment. Close it at any point; the
-        model stays usable.
+        model stays usable. A progress segment's text is "prompt ids read/prompt ids in all".
         """
         sampling = sampling or SamplingParams()
         prompt = self.tokenizer.encode_chat(
@@ -169,7 +163,7 @@ class Magistral:
         max_tokens = self._max_tokens(len(prompt), sampling)
         file = None if prompt_cache_file is None else Path(prompt_cache_file)
         if file is not None and file.exists():
-            self._open(file)
+            self.past.open(file)
         return self._generate(prompt, sampling, max_tokens, file)
 
     def sample(
@@ -194,37 +188,27 @@ class Magistral:
                     replace(sampling, seed=first + i),
                     tools=tools,
                     system_prompt_only=system_prompt_only,
-                    prompt_cache_file=prompt_cache_file,
+                    prompt_cache_file=prompt_cache_file if i == 0 else None,  # the live cache has it from then on
                 )
                 for i in range(n)
             ]
         )
 
-    def chat(self, *, keep_reasoning: KeepReasoning = "none", system_prompt: str | None = None) -> "Chat":
+    def chat(self, *, keep_reasoning: KeepReasoning = "none", system_prompt: str | None = None) -> Chat:
         """A conversation; see Chat."""
         messages = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         return Chat(self, keep_reasoning, messages)
 
-    def resume(self, path: str | Path) -> "Chat":
+    def resume(self, path: str | Path) -> Chat:
         """The conversation that ``Chat.save`` wrote, its cache included.
 
         Raises:
             OptionError: the file is missing, or of another checkpoint or kind of cache.
         """
-        state = json.loads(self._open(Path(path)) or "null")
+        state = json.loads(self.past.open(Path(path)) or "null")
         if state is None:
             raise OptionError(f"{path} holds a prompt cache but no conversation; it was not written by Chat.save")
         return Chat(self, state["keep_reasoning"], state["messages"])
-
-    def _open(self, path: Path) -> str:
-        """Make a cache file the live cache; returns the conversation's state in it."""
-        self._cache, self._ids, chat = load_cache(
-            path, self.config, limit=self.plan.context, fingerprint=self._fingerprint, bits=self.plan.kv_bits
-        )
-        return chat
-
-    def _save(self, path: Path, chat: str = "") -> None:
-        save_cache(path, self._cache, self._ids, fingerprint=self._fingerprint, chat=chat)
 
     def _max_tokens(self, prompt_tokens: int, sampling: SamplingParams) -> int:
         """What the reply may take: as asked, or the card's 40,960, beside the prompt in the context."""
@@ -241,36 +225,29 @@ class Magistral:
             )
         return min(DEFAULT_MAX_TOKENS, room) if sampling.max_tokens is None else sampling.max_tokens
 
-    def _reuse(self, prompt: Sequence[int]) -> int:
-        """Trim the live cache to the longest prefix of ``prompt`` it holds; its length.
-
-        Short of the prompt's last id, whose logits are needed.
-        """
-        common = 0
-        for ours, theirs in zip(self._ids, prompt[:-1], strict=False):
-            if ours != theirs:
-                break
-            common += 1
-        self._cache.trim(self._cache.length - common)
-        return common
-
     def _generate(
         self, prompt: list[int], sampling: SamplingParams, max_tokens: int, file: Path | None
     ) -> Generator[Segment, None, Reply]:
         seed = _seed(sampling)
         mx.reset_peak_memory()
         started = time.perf_counter()
-        cached = self._reuse(prompt)
-        if sampling.max_tokens is not None:
-            self._cache.reserve(len(prompt) + max_tokens)
-        step = Stepper(self.model, self._cache)
         builder = ReplyBuilder(self.tokenizer, sampling, max_tokens)
-        self._ids, self._newest = list(prompt), builder
+        cached = self.past.lend(builder, prompt)
+        if sampling.max_tokens is not None:
+            self.past.cache.reserve(len(prompt) + max_tokens)
+        step = Stepper(self.model, self.past.cache)
         finish_reason: FinishReason = "stop"
         first = started
         try:
             prefilling = prefill(step, prompt[cached:], chunk=self.plan.prefill_chunk)
-            logits = yield from _progress(prefilling, cached, len(prompt))
+            while True:
+                self.past.require(builder)
+                try:
+                    done = next(prefilling)
+                except StopIteration as end:
+                    logits = end.value
+                    break
+                yield Segment("progress", f"{cached + done}/{len(prompt)}")
             decoding = decode(
                 step,
                 logits,
@@ -280,8 +257,7 @@ class Magistral:
                 steer=builder.forced,
             )
             while not builder.is_stopped:
-                if self._newest is not builder:
-                    raise OptionError("a newer reply has begun on this model; finish or close a stream before the next")
+                self.past.require(builder)
                 try:
                     identity, logits = next(decoding)
                 except StopIteration as end:
@@ -289,18 +265,16 @@ class Magistral:
                     break
                 finally:
                     first = first if first > started else time.perf_counter()
-                self._ids.append(identity)
+                self.past.ids.append(identity)
                 yield from builder.push(identity, logits)
             yield from builder.flush()
         except RuntimeError:  # MLX: out of memory, or a device that failed; what the arrays hold is unknown
-            self.forget()
+            self.past.forget()
             raise
         finally:
-            if self._newest is builder:  # the look-ahead may be one position too many, an interruption leaves too few
-                self._cache.trim(max(0, self._cache.length - len(self._ids)))
-                del self._ids[self._cache.length :]
+            self.past.settle(builder)
         if file is not None:
-            self._save(file)
+            self.past.save(file)
         usage = Usage(
             prompt_tokens=len(prompt),
             completion_tokens=builder.tokens,
@@ -318,15 +292,3 @@ class Magistral:
 
 def _seed(sampling: SamplingParams) -> int:
     return secrets.randbits(31) if sampling.seed is None else sampling.seed
-
-
-def _progress(
-    prefilling: Generator[int, None, mx.array], cached: int, total: int
-) -> Generator[Segment, None, mx.array]:
-    """Prefill as progress segments, whose text is "ids done/ids in all"."""
-    while True:
-        try:
-            done = next(prefilling)
-        except StopIteration as end:
-            return end.value
-        yield Segment("progress", f"{cached + done}/{total}")

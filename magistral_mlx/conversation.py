@@ -53,7 +53,7 @@ class Chat:
     def save(self, path: str | Path) -> None:
         """Write the conversation and its cache to a file, atomically; ``Magistral.resume`` reads it."""
         state = {"keep_reasoning": self.keep_reasoning, "messages": self.messages}
-        self.magistral._save(Path(path), json.dumps(state, ensure_ascii=False))
+        self.magistral.past.save(Path(path), json.dumps(state, ensure_ascii=False))
 
     def _turn(
         self, question: dict[str, Any], stream: Generator[Segment, None, Reply]

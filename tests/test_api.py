@@ -26,9 +26,9 @@ def loaded() -> mm.Magistral:
 @pytest.fixture
 def magistral(loaded: mm.Magistral) -> Iterator[mm.Magistral]:
     """The demo without a live cache, so that no test sees another's."""
-    loaded.forget()
+    loaded.past.forget()
     yield loaded
-    loaded.forget()
+    loaded.past.forget()
 
 
 def collect(stream: Generator[mm.Segment, None, mm.Reply]) -> tuple[list[mm.Segment], mm.Reply]:
@@ -61,7 +61,7 @@ def test_usage_counts(magistral: mm.Magistral) -> None:
     prompt = magistral.tokenizer.encode_chat(QUESTION)
     usage = magistral.ask(QUESTION, GREEDY).usage
     assert (usage.prompt_tokens, usage.cached_tokens) == (len(prompt), 0)
-    assert usage.forward_passes == 1 + usage.completion_tokens  # the stop id was fed by the look-ahead
+    assert usage.forward_passes == 1 + usage.completion_tokens + 1  # the prompt, each id, the stop id looked past
     assert 0 < usage.reasoning_tokens < usage.completion_tokens
     assert usage.max_tokens == magistral.plan.context - len(prompt)
     assert usage.peak_memory_bytes > 0
@@ -74,14 +74,14 @@ def test_a_second_request_prefills_only_what_differs(magistral: mm.Magistral) ->
     other = magistral.ask("What is 48 + 77?", GREEDY)
     assert 0 < other.usage.cached_tokens < other.usage.prompt_tokens - 1
     assert (again.reasoning, again.answer) == (fresh.reasoning, fresh.answer)
-    magistral.forget()
+    magistral.past.forget()
     assert magistral.ask("What is 48 + 77?", GREEDY).reasoning == other.reasoning
 
 
 @pytest.mark.parametrize("read", [0, 1, 2, 9, 30])
 def test_a_stream_closed_anywhere_leaves_the_model_usable(magistral: mm.Magistral, read: int) -> None:
     expected = magistral.ask(QUESTION, GREEDY)
-    magistral.forget()
+    magistral.past.forget()
     stream = magistral.stream("How many r's are in strawberry?", GREEDY)
     for _ in range(read):
         next(stream)
@@ -186,7 +186,7 @@ def test_progress_while_a_long_prompt_is_read() -> None:
     segments, reply = collect(slow.stream(QUESTION, GREEDY))
     tokens = reply.usage.prompt_tokens
     assert [s.text for s in segments if s.kind == "progress"] == [f"{n}/{tokens}" for n in range(16, tokens, 16)]
-    assert reply.usage.forward_passes == -(-tokens // 16) + reply.usage.completion_tokens
+    assert reply.usage.forward_passes == -(-tokens // 16) + reply.usage.completion_tokens + 1
 
 
 @pytest.mark.parametrize("keep", ["all", "last", "none"])
@@ -203,7 +203,7 @@ def test_a_chat_keeps_or_drops_traces(magistral: mm.Magistral, keep: KeepReasoni
             answer | ({"reasoning": reply.reasoning} if is_kept else {}),
         ]
     messages.append({"role": "user", "content": "What is 90 - 13?"})
-    magistral.forget()
+    magistral.past.forget()
     fresh = magistral.ask(messages, GREEDY)
     assert (fresh.answer, fresh.usage.prompt_tokens) == (third.answer, third.usage.prompt_tokens)
     assert third.usage.cached_tokens > 0
@@ -230,7 +230,7 @@ def test_a_chat_is_saved_and_resumed_with_its_cache(magistral: mm.Magistral, tmp
     chat.ask(QUESTION, GREEDY)
     chat.save(tmp_path / "chat.cache")
     expected = chat.ask("What is 7 * 8?", GREEDY)
-    magistral.forget()
+    magistral.past.forget()
     resumed = magistral.resume(tmp_path / "chat.cache").ask("What is 7 * 8?", GREEDY)
     assert (resumed.reasoning, resumed.answer) == (expected.reasoning, expected.answer)
     assert resumed.usage.cached_tokens == expected.usage.cached_tokens > 0
@@ -239,7 +239,7 @@ def test_a_chat_is_saved_and_resumed_with_its_cache(magistral: mm.Magistral, tmp
 def test_a_prompt_cache_file_is_reused_and_belongs_to_its_checkpoint(magistral: mm.Magistral, tmp_path: Path) -> None:
     file = tmp_path / "prompt.cache"
     first = magistral.ask(QUESTION, GREEDY, prompt_cache_file=file)
-    magistral.forget()
+    magistral.past.forget()
     again = magistral.ask(QUESTION, GREEDY, prompt_cache_file=file)
     assert again.usage.cached_tokens == first.usage.prompt_tokens - 1
     assert again.reasoning == first.reasoning
@@ -262,8 +262,8 @@ def test_a_quantized_cache_is_smaller_and_survives_a_file(bits: int, tmp_path: P
     plain.ask(QUESTION, GREEDY)
     first = packed.ask(QUESTION, GREEDY, prompt_cache_file=tmp_path / "c")
     # float32 here: 64 values take 256 bytes, or 8 * bits and two float32
-    assert packed._cache.nbytes / plain._cache.nbytes == pytest.approx((8 * bits + 8) / 256)
-    packed.forget()
+    assert packed.past.cache.nbytes / plain.past.cache.nbytes == pytest.approx((8 * bits + 8) / 256)
+    packed.past.forget()
     assert packed.ask(QUESTION, GREEDY, prompt_cache_file=tmp_path / "c").answer == first.answer
 
 
@@ -288,7 +288,7 @@ def test_tool_calls_come_from_control_ids_only(magistral: mm.Magistral) -> None:
 
     t = magistral.tokenizer
     spelled = t.encode('<think>\n[TOOL_CALLS]f[ARGS]{}\n</think>\n[TOOL_CALLS]g[ARGS]{"x": 1}')
-    control = [t.tool_calls_id, *t.encode("add"), t._args, *t.encode('{"a": 1}')]
+    control = [t.tool_calls_id, *t.encode("add"), 32, *t.encode('{"a": 1}')]
     usage = Usage(0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0)
 
     def reply(ids: list[int]) -> mm.Reply:

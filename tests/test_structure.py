@@ -25,18 +25,20 @@ MAY_IMPORT = {
     "cache": "config errors",
     "memory": "config errors checkpoint",
     "model": "config cache",
-    "checkpoint": "config errors safetensors_header hub paths",
+    "checkpoint": "config errors safetensors_header hub",
     "cache_file": "cache checkpoint config errors safetensors_header",
     "loader": "checkpoint config errors model",
     "decoding": "cache errors sampling model",
     "reply": "reasoning sampling tokenizer",
+    "past": "cache cache_file config errors",
     "conversation": "errors reasoning reply sampling",
-    "api": "cache cache_file checkpoint config conversation decoding errors loader memory model paths reasoning reply "
+    "api": "checkpoint config conversation decoding errors loader memory model past paths reasoning reply "
     "sampling tokenizer convert",
-    "generate": "api errors sampling memory reasoning reply conversation",
-    "chat": "api errors sampling memory reasoning reply conversation generate",
-    "plan": "api errors sampling memory checkpoint",
-    "__main__": "generate chat plan errors convert",
+    "console": "api errors reasoning reply sampling",
+    "generate": "console api errors sampling memory reasoning reply conversation",
+    "chat": "console api errors sampling memory reasoning reply conversation",
+    "plan": "console api errors sampling memory checkpoint",
+    "__main__": "console generate chat plan errors convert __version__",
     "__init__": "api conversation errors reasoning reply sampling",
     "demo.__init__": "",
     "demo.problems": "",
@@ -44,6 +46,8 @@ MAY_IMPORT = {
     "demo.train": "config model demo",
 }
 DEMO_FILES = {"magistral_mlx/demo/examples.py", "magistral_mlx/demo/train.py"}
+COMMAND_LINES = ("console", "generate", "chat", "plan", "__main__")
+CLICK_FILES = {f"magistral_mlx/{name}.py" for name in COMMAND_LINES} | {"convert/__main__.py"}
 THIRD_PARTY = {  # package -> the files that may import it
     "mistral_common": {
         "magistral_mlx/tokenizer.py",
@@ -51,14 +55,8 @@ THIRD_PARTY = {  # package -> the files that may import it
         "magistral_mlx/demo/examples.py",
         "magistral_mlx/demo/train.py",
     },
-    "huggingface_hub": {"magistral_mlx/checkpoint.py", "magistral_mlx/hub.py"},
-    "click": {
-        "magistral_mlx/generate.py",
-        "magistral_mlx/chat.py",
-        "magistral_mlx/plan.py",
-        "magistral_mlx/__main__.py",
-    }
-    | {"convert/__main__.py", "benchmarks/__main__.py"},
+    "huggingface_hub": {"magistral_mlx/hub.py"},
+    "click": CLICK_FILES,
     "transformers": {"convert/export.py"},
     "mlx_lm": set(),
 }

@@ -66,7 +66,8 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     raw = raw_config(config) | ({} if quantization is None else {"quantization": quantization})
     (folder / "config.json").write_text(json.dumps(raw))
-    names, weight_map = sorted(weights), {}
+    names = sorted(weights)
+    weight_map: dict[str, str] = {}
     for i, part in enumerate((names[::2], names[1::2]), start=1):
         shard = f"model-{i:05}-of-00002.safetensors"
         mx.save_safetensors(str(folder / shard), {n: weights[n] for n in part}, {"format": "pt"})

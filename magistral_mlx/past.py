@@ -1,0 +1,61 @@
+"""The live KV cache and the ids it holds: what the next prompt may share with the last."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from magistral_mlx.cache import KVCache
+from magistral_mlx.cache_file import load_cache, save_cache
+from magistral_mlx.config import ModelConfig
+from magistral_mlx.errors import OptionError
+
+
+class Past:
+    """One cache, lent to one reply at a time; the newest reply has it."""
+
+    def __init__(self, config: ModelConfig, *, limit: int, bits: int | None, fingerprint: str) -> None:
+        """``limit``: positions at most. ``fingerprint``: the checkpoint's, which a file's must equal."""
+        self.config, self.limit, self.bits, self.fingerprint = config, limit, bits, fingerprint
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the cache. A reply that still uses it must end."""
+        self.cache = KVCache(self.config, limit=self.limit, bits=self.bits)
+        self.ids: list[int] = []
+        self.borrower: object = None
+
+    def lend(self, borrower: object, prompt: Sequence[int]) -> int:
+        """Trim the cache to the longest prefix of ``prompt`` it holds, and return that prefix's length.
+
+        It is short of the prompt's last id at least, whose logits are needed.
+        """
+        common = 0
+        for ours, theirs in zip(self.ids, prompt[:-1], strict=False):
+            if ours != theirs:
+                break
+            common += 1
+        self.cache.trim(self.cache.length - common)
+        self.borrower, self.ids = borrower, list(prompt)
+        return common
+
+    def require(self, borrower: object) -> None:
+        """Raise OptionError if a newer reply has the cache by now."""
+        if self.borrower is not borrower:
+            raise OptionError("a newer reply has begun on this model; finish or close a stream before the next one")
+
+    def settle(self, borrower: object) -> None:
+        """Make cache and ids agree after a reply, which a look-ahead or an interruption leaves one apart."""
+        if self.borrower is borrower:
+            self.cache.trim(max(0, self.cache.length - len(self.ids)))
+            del self.ids[self.cache.length :]
+
+    def open(self, path: Path) -> str:
+        """Make a cache file the live cache; returns the conversation's state in it. Errors as ``load_cache``."""
+        self.cache, self.ids, chat = load_cache(
+            path, self.config, limit=self.limit, fingerprint=self.fingerprint, bits=self.bits
+        )
+        self.borrower = None
+        return chat
+
+    def save(self, path: Path, chat: str = "") -> None:
+        """Write the cache to a file. Errors as ``save_cache``."""
+        save_cache(path, self.cache, self.ids, fingerprint=self.fingerprint, chat=chat)
