@@ -1,0 +1,171 @@
+"""Ask one question: ``python -m magistral_mlx.generate --model demo -p "What is 48 + 76?"``."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from magistral_mlx import console
+from magistral_mlx.errors import OptionError
+from magistral_mlx.reply import Reply, Samples
+
+USAGE_KEYS = (
+    "prompt_tokens",
+    "completion_tokens",
+    "reasoning_tokens",
+    "cached_tokens",
+    "forward_passes",
+    "prefill_seconds",
+    "decode_seconds",
+    "peak_memory_bytes",
+    "seed",
+)
+
+EPILOG = """\b
+Examples:
+  magistral generate --model demo -p "What is 48 + 76?"
+  cat problem.txt | magistral generate --model ~/magistral-4bit -p - > answer.txt
+  magistral generate --model demo -p "What is 9 * 37?" --samples 5 --json
+
+The answer goes to stdout; progress, the trace (dim) and the figures go to stderr.
+Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug of ours."""
+
+
+@click.command("generate", cls=console.Command, epilog=EPILOG)
+@console.loading_options
+@click.option("--prompt", "-p", required=True, metavar="P", help="The question; - reads it from a pipe.")
+@click.option("--system-prompt", metavar="S", help="Joins the checkpoint's own system prompt.")
+@click.option("--system-prompt-only", is_flag=True, help="--system-prompt replaces it; reasoning may then stop.")
+@console.sampling_options
+@click.option("--samples", type=click.IntRange(min=1), metavar="N", help="N replies, and the answer most agree on.")
+@click.option("--prompt-cache-file", metavar="F", help="Reuse the KV cache in F, and write it there afterwards.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def command(
+    *,
+    model: str | None,
+    revision: str | None,
+    max_kv_size: int | None,
+    kv_bits: int | None,
+    prefill_step_size: int | None,
+    prompt: str,
+    system_prompt: str | None,
+    system_prompt_only: bool,
+    max_tokens: int | None,
+    temp: float,
+    top_p: float,
+    seed: int | None,
+    stop: tuple[str, ...],
+    think_budget: int | None,
+    no_think: bool,
+    hide_reasoning: bool,
+    samples: int | None,
+    prompt_cache_file: str | None,
+    as_json: bool,
+) -> int:
+    """Ask Magistral one question and watch it reason."""
+    sampling = console.make_sampling(
+        max_tokens=max_tokens,
+        temp=temp,
+        top_p=top_p,
+        seed=seed,
+        stop=stop,
+        think_budget=think_budget,
+        no_think=no_think,
+    )
+    messages = [{"role": "user", "content": read_prompt(prompt)}]
+    if system_prompt is not None:
+        messages.insert(0, {"role": "system", "content": system_prompt})
+    if system_prompt_only:
+        if system_prompt is None:
+            raise click.UsageError("--system-prompt-only needs a --system-prompt to use instead of the default")
+        print("warning: without its own system prompt the model may not reason", file=sys.stderr)
+    magistral = console.load_visibly(
+        model,
+        revision=revision,
+        max_kv_size=max_kv_size,
+        kv_bits=kv_bits,
+        prefill_step_size=prefill_step_size,
+    )
+    name = str(model)
+    if samples is not None:
+        several = magistral.sample(
+            messages,
+            sampling,
+            n=samples,
+            system_prompt_only=system_prompt_only,
+            prompt_cache_file=prompt_cache_file,
+        )
+        show_samples(several, name, as_json=as_json)
+        return console.DONE
+    stream = magistral.stream(
+        messages, sampling, system_prompt_only=system_prompt_only, prompt_cache_file=prompt_cache_file
+    )
+    display = console.Display(hides_reasoning=hide_reasoning or as_json, hides_answer=as_json)
+    reply = display.show_all(stream)
+    if as_json:
+        print(json.dumps(cancelled(display, name) if reply is None else as_object(reply, name), ensure_ascii=False))
+    if reply is None:
+        return console.INTERRUPTED
+    if reply.finish_reason != "stop":
+        print(f"the reply ended early: {reply.finish_reason}", file=sys.stderr)
+    print(console.figures(reply.usage), file=sys.stderr)
+    return console.DONE
+
+
+def read_prompt(prompt: str) -> str:
+    """The prompt given, or what a pipe holds. Raises OptionError where it is empty or not UTF-8."""
+    if prompt == "-":
+        try:
+            prompt = sys.stdin.buffer.read().decode()
+        except UnicodeDecodeError as error:
+            raise OptionError(
+                f"the prompt on stdin is not UTF-8 ({error}); convert it, for example with iconv"
+            ) from None
+    if not prompt.strip():
+        raise OptionError("the prompt is empty; give one with --prompt, or pipe it in with --prompt -")
+    return prompt.removesuffix("\n")
+
+
+def as_object(reply: Reply, model: str) -> dict[str, Any]:
+    """A reply as the one object that --json prints."""
+    usage = asdict(reply.usage)
+    return {
+        "reasoning": reply.reasoning,
+        "answer": reply.answer,
+        "finish_reason": reply.finish_reason,
+        "reasoning_closed_by": reply.reasoning_closed_by,
+        **{key: usage[key] for key in USAGE_KEYS},
+        "model": model,
+    }
+
+
+def cancelled(display: console.Display, model: str) -> dict[str, Any]:
+    """The object of a reply that Ctrl-C ended: what came so far; its figures are not known."""
+    text = {"reasoning": display.reasoning, "answer": display.answer}
+    unknown = dict.fromkeys(("reasoning_closed_by", *USAGE_KEYS))
+    return {**text, "finish_reason": "cancelled", **unknown, "model": model}
+
+
+def show_samples(samples: Samples, model: str, *, as_json: bool) -> None:
+    replies = [as_object(reply, model) for reply in samples.replies]
+    if as_json:
+        print(
+            json.dumps({"replies": replies, "majority": samples.majority, "votes": samples.votes}, ensure_ascii=False)
+        )
+    else:
+        console.write(sys.stdout, samples.majority + "\n")
+        for key, count in samples.votes.items():
+            console.write(sys.stderr, f"{count} of {len(replies)}: {key}\n")
+    for reply in samples.replies:
+        print(f"seed {reply.usage.seed}: {console.figures(reply.usage)}", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return console.run(command, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

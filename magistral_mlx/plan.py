@@ -1,0 +1,74 @@
+"""What fits: ``python -m magistral_mlx.plan --model demo``. Reads headers, no weights."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import click
+
+from magistral_mlx import console
+from magistral_mlx.api import demo_checkpoint
+from magistral_mlx.checkpoint import open_checkpoint, resolve
+from magistral_mlx.memory import MemoryPlan, mac_table, plan_for
+
+EPILOG = """\b
+Examples:
+  magistral plan --model ~/magistral-4bit
+  magistral plan --model ~/magistral-4bit --memory-gb 17.2 --kv-bits 8
+  magistral plan
+
+Without --model it prints what of Magistral Small fits each Mac: predictions from shapes.
+Exit codes: 0 it fits, 2 it does not, or something else to change."""
+
+
+@click.command("plan", cls=console.Command, epilog=EPILOG)
+@click.option("--model", metavar="M", help="A folder, a hub id such as org/name (which is fetched), or demo.")
+@click.option("--revision", metavar="R", help="Branch, tag or commit of a hub id.")
+@click.option("--context", type=int, metavar="N", help="Positions wanted; by default the most that fit.")
+@click.option("--kv-bits", type=int, metavar="8|4", help="Plan for a quantized KV cache.")
+@click.option("--memory-gb", type=float, metavar="G", help="Memory to use, in 10^9 bytes; by default the device's.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def command(
+    *,
+    model: str | None,
+    revision: str | None,
+    context: int | None,
+    kv_bits: int | None,
+    memory_gb: float | None,
+    as_json: bool,
+) -> int:
+    """Say what a model needs in memory and which context fits, before it is loaded."""
+    if model is None:
+        if as_json or any(option is not None for option in (revision, context, kv_bits, memory_gb)):
+            raise click.UsageError("these options need a --model to plan for")
+        print(mac_table())
+        return console.DONE
+    folder = demo_checkpoint() if model == "demo" else resolve(model, revision=revision)
+    plan = plan_for(open_checkpoint(folder), context=context, kv_bits=kv_bits, memory_gb=memory_gb)
+    if as_json:
+        print(json.dumps({**asdict(plan), "total_bytes": plan.total_bytes, "model": model}, ensure_ascii=False))
+    else:
+        print(in_words(plan))
+    return console.DONE
+
+
+def in_words(plan: MemoryPlan) -> str:
+    cache = f"{plan.kv_bits}-bit KV cache" if plan.kv_bits else "KV cache"
+    rows = [
+        ("weights", plan.weights_bytes),
+        (f"{cache}, context {plan.context:,}", plan.kv_bytes),
+        (f"workspace, {plan.prefill_chunk:,} tokens a pass", plan.workspace_bytes),
+        ("together", plan.total_bytes),
+        ("may be used", plan.budget_bytes),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {size / 1e9:8.3f} GB" for name, size in rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return console.run(command, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,313 @@
+"""The command line on a scripted model: what goes where, what is refused, how it ends."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from magistral_mlx import console, generate
+from magistral_mlx.__main__ import main as magistral_main
+from magistral_mlx.errors import HubError
+from magistral_mlx.reasoning import Segment
+from magistral_mlx.reply import Reply, Samples, Usage
+from magistral_mlx.sampling import SamplingParams
+
+ROOT = Path(__file__).parent.parent
+USAGE = Usage(
+    prompt_tokens=20,
+    completion_tokens=11,
+    reasoning_tokens=6,
+    cached_tokens=4,
+    forward_passes=12,
+    prefill_seconds=0.5,
+    decode_seconds=2.0,
+    peak_memory_bytes=1_500_000_000,
+    max_tokens=99,
+    seed=7,
+)
+REPLY = Reply("8+6=14", "It is 124.", (), "stop", "model", USAGE)
+SEGMENTS = [
+    Segment("progress", "16/20"),
+    Segment("reasoning", "8+6"),
+    Segment("reasoning", "=14"),
+    Segment("answer", "It is "),
+    Segment("answer", "124."),
+]
+
+
+@dataclass
+class Scripted:
+    """A model that says what it was told to, and remembers how it was asked."""
+
+    segments: list[Segment] = field(default_factory=lambda: list(SEGMENTS))
+    reply: Reply = REPLY
+    interrupt_after: int | None = None
+    asked: list[Any] = field(default_factory=list)
+    loaded: dict[str, Any] = field(default_factory=dict)
+    is_closed: bool = False
+
+    def loading(self, model: str, **options: Any) -> Generator[tuple[int, int], None, "Scripted"]:
+        self.loaded = {"model": model} | options
+        yield 1, 2
+        yield 2, 2
+        return self
+
+    def stream(self, messages: Any, sampling: SamplingParams, **options: Any) -> Generator[Segment, None, Reply]:
+        self.asked.append((messages, sampling, options))
+        try:
+            for i, segment in enumerate(self.segments):
+                if i == self.interrupt_after:
+                    raise KeyboardInterrupt
+                yield segment
+            return self.reply
+        finally:
+            self.is_closed = True
+
+    def sample(self, messages: Any, sampling: SamplingParams, *, n: int, **options: Any) -> Samples:
+        self.asked.append((messages, sampling, options))
+        return Samples((self.reply,) * n, self.reply.answer, {"124": n})
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    scripted = Scripted()
+    monkeypatch.setattr(console, "loading", scripted.loading)
+    return scripted
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def run(*arguments: str) -> int:
+    return generate.main(["--model", "m", "--prompt", "What is 48 + 76?", *arguments])
+
+
+def pipe_in(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def test_a_pipe_gets_the_answer_and_nothing_else(model: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 0
+    out, err = capsys.readouterr()
+    assert out == "It is 124.\n"
+    assert err == (
+        "8+6=14\n\n"
+        "prompt 20 tokens (4 cached), 32.0 tok/s; reply 11 tokens (6 reasoning), 5.0 tok/s; "
+        "first token after 0.50 s; peak memory 1.50 GB\n"
+    )
+
+
+def test_the_trace_can_be_hidden(model: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--hide-reasoning") == 0
+    out, err = capsys.readouterr()
+    assert out == "It is 124.\n"
+    assert err.startswith("prompt 20 tokens")
+
+
+def test_a_reply_cut_short_says_so(model: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
+    model.segments, model.reply = [Segment("reasoning", "hm")], Reply("hm", "", (), "length", None, USAGE)
+    assert run() == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("hm\nthe reply ended early: length\n")
+
+
+def test_json_is_one_object_with_these_keys(model: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--json") == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "reasoning": "8+6=14",
+        "answer": "It is 124.",
+        "finish_reason": "stop",
+        "reasoning_closed_by": "model",
+        "prompt_tokens": 20,
+        "completion_tokens": 11,
+        "reasoning_tokens": 6,
+        "cached_tokens": 4,
+        "forward_passes": 12,
+        "prefill_seconds": 0.5,
+        "decode_seconds": 2.0,
+        "peak_memory_bytes": 1_500_000_000,
+        "seed": 7,
+        "model": "m",
+    }
+
+
+def test_samples(model: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--samples", "3") == 0
+    out, err = capsys.readouterr()
+    assert out == "It is 124.\n"
+    assert err.startswith("3 of 3: 124\nseed 7: prompt 20")
+    assert run("--samples", "3", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert set(printed) == {"replies", "majority", "votes"}
+    assert [set(reply) for reply in printed["replies"]] == [{*generate.as_object(REPLY, "m")}] * 3
+
+
+def test_flags_reach_the_library(model: Scripted) -> None:
+    flags = "--temp 0.1 --top-p 0.5 -m 9 --seed 3 --stop a --stop b --think-budget 5 --max-kv-size 512 --kv-bits 8"
+    more = "--prefill-step-size 64 --revision r --system-prompt S --system-prompt-only --prompt-cache-file f"
+    assert run(*flags.split(), *more.split()) == 0
+    assert model.loaded == {"model": "m", "context": 512, "kv_bits": 8, "prefill_step_size": 64, "revision": "r"}
+    messages, sampling, options = model.asked[0]
+    assert [m["role"] for m in messages] == ["system", "user"]
+    assert sampling == SamplingParams(0.1, 0.5, 9, 3, ("a", "b"), 5)
+    assert options == {"system_prompt_only": True, "prompt_cache_file": "f"}
+
+
+def test_the_defaults_are_the_model_cards(model: Scripted) -> None:
+    assert run() == 0
+    assert model.asked[0][1] == SamplingParams() == SamplingParams(0.7, 0.95, None)
+    assert run("--no-think") == 0
+    assert model.asked[1][1].think_budget == 0
+
+
+def test_replacing_the_system_prompt_is_warned_about(model: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
+    run("--system-prompt", "Be brief.", "--system-prompt-only")
+    assert "may not reason" in capsys.readouterr().err
+
+
+def test_a_terminal_is_shown_nothing_it_would_obey(model: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    evil = "a\x1b]0;b\x07\u202ec"
+    model.segments = [Segment("reasoning", evil), Segment("answer", evil)]
+    out, err = Terminal(), Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    assert run() == 0
+    assert out.getvalue() == "a\\x1b]0;b\\x07\\u202ec\n"
+    assert "\x1b[2ma\\x1b]0;b\\x07\\u202ec\x1b[22m" in err.getvalue()
+    assert "\x1b]" not in err.getvalue()
+    assert "loading m: 0.00 of 0.00 GB" in err.getvalue()
+    monkeypatch.setattr(sys, "stdout", plain := io.StringIO())
+    run()
+    assert plain.getvalue() == evil + "\n"
+
+
+def test_a_prompt_from_a_pipe(
+    model: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe_in(monkeypatch, "Combien font 2 + 2 ? Évidemment…\n".encode())
+    assert generate.main(["--model", "m", "-p", "-"]) == 0
+    assert model.asked[0][0][0]["content"] == "Combien font 2 + 2 ? Évidemment…"
+    pipe_in(monkeypatch, "Où ?".encode("latin-1"))
+    assert generate.main(["--model", "m", "-p", "-"]) == 2
+    assert "not UTF-8" in capsys.readouterr().err
+    for empty in (b"", b" \n\n"):
+        pipe_in(monkeypatch, empty)
+        assert generate.main(["--model", "m", "-p", "-"]) == 2
+        assert "the prompt is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--temp", "-1"], "temperature is -1"),
+        (["--temp", "nan"], "temperature is nan"),
+        (["--top-p", "0"], "top_p is 0"),
+        (["--top-p", "1.1"], "top_p is 1.1"),
+        (["-m", "0"], "max_tokens is 0"),
+        (["--samples", "0"], "--samples"),
+        (["--prompt", ""], "prompt is empty"),
+        (["--no-think", "--think-budget", "3"], "contradict"),
+        (["--system-prompt-only"], "needs a --system-prompt"),
+        (["--seed", "x"], "--seed"),
+        (["--no-such-flag"], "--no-such-flag"),
+    ],
+)
+def test_what_a_user_must_change_is_exit_2(
+    model: Scripted, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert run(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert message in err
+    assert out == ""
+    assert model.loaded == {}
+
+
+@pytest.mark.parametrize("flag", console.MLX_LM_FLAGS)
+def test_flags_of_mlx_lm_are_refused_with_ours(model: Scripted, capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    assert run(flag, "1") == 2
+    assert f"{flag} is mlx-lm's: " in capsys.readouterr().err
+
+
+def test_without_a_model_there_are_three_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate.main(["-p", "hi"]) == 2
+    err = capsys.readouterr().err
+    for way in ("MLX-4bit", "magistral convert --hf-path", "--model demo"):
+        assert way in err
+
+
+def test_errors_of_the_library_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def loading(model: str, **options: Any) -> Iterator[None]:
+        raise HubError("no network; name a folder")
+
+    monkeypatch.setattr(console, "loading", loading)
+    assert run() == 2
+    assert capsys.readouterr().err == "error: no network; name a folder\n"
+
+
+def test_ctrl_c_shows_what_there_is(model: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
+    model.interrupt_after = 4
+    assert run() == 130
+    assert capsys.readouterr().out == "It is \n"
+    assert model.is_closed
+    assert run("--json") == 130
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["reasoning"], printed["answer"]) == ("8+6=14", "It is ")
+    assert (printed["finish_reason"], printed["seed"]) == ("cancelled", None)
+    assert set(printed) == set(generate.as_object(REPLY, "m"))
+
+
+def test_ctrl_c_while_loading(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def loading(model: str, **options: Any) -> Iterator[tuple[int, int]]:
+        yield 1, 2
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(console, "loading", loading)
+    assert run() == 130
+    assert capsys.readouterr().out == ""
+
+
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "loading", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # Python then exits with 1 and a traceback
+        run()
+
+
+def test_the_group_offers_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert magistral_main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"  {name} " in listed for name in ("generate", "chat", "plan", "convert"))
+    assert magistral_main(["--version"]) == 0
+    assert "0.1.0" in capsys.readouterr().out
+    assert magistral_main(["nothing"]) == 2
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "magistral_mlx.plan"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
+    process.stderr.close()
+
+
+def test_the_embedded_model_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate.main(["--model", "demo", "-p", "What is 48 + 76?", "--temp", "0"]) == 0
+    out, err = capsys.readouterr()
+    assert "124" in out
+    assert "think>" not in out + err
+    assert "tok/s" in err

@@ -1,0 +1,170 @@
+"""The plan against arrays that exist, and against numbers worked out by hand."""
+
+import gc
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from magistral_mlx import memory
+from magistral_mlx.cache import KVCache
+from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.config import QuantFormat
+from magistral_mlx.conversation import result_of
+from magistral_mlx.decoding import Stepper, prefill
+from magistral_mlx.errors import MemoryLimitError, OptionError
+from magistral_mlx.loader import load_model
+from magistral_mlx.memory import MAGISTRAL_SMALL, MemoryPlan, kv_bytes, make_plan
+from magistral_mlx.model import Transformer
+from tests.tiny import make_config, make_weights, quantize_weights, write_checkpoint
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_published_numbers_of_the_24b_model() -> None:
+    assert kv_bytes(MAGISTRAL_SMALL, 1) == 160 * 1024
+    assert kv_bytes(MAGISTRAL_SMALL, 40_960) == 6_710_886_400
+    assert kv_bytes(MAGISTRAL_SMALL, 64, kv_bits=8) / kv_bytes(MAGISTRAL_SMALL, 64) == (64 + 4) / 128
+    assert kv_bytes(MAGISTRAL_SMALL, 64, kv_bits=4) / kv_bytes(MAGISTRAL_SMALL, 64) == (32 + 4) / 128
+    assert memory.packed_bytes(MAGISTRAL_SMALL, QuantFormat(4, 64)) == pytest.approx(13.26e9, rel=1e-3)
+    assert memory.packed_bytes(MAGISTRAL_SMALL, QuantFormat(8, 64)) == pytest.approx(25.05e9, rel=1e-3)
+    assert memory.mac_budget_bytes(32) == pytest.approx(22_906e6, rel=1e-4)
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("head_dim", [32, 64, 96])
+def test_kv_bytes_are_those_of_a_full_cache(bits: int | None, head_dim: int) -> None:
+    config = make_config(head_dim=head_dim)
+    cache = KVCache(config, limit=300, bits=bits)
+    cache.reserve(300)
+    Transformer(config)(mx.zeros((1, 3), dtype=mx.int32), cache.layers)
+    assert cache.nbytes == kv_bytes(config, 300, kv_bits=bits, itemsize=4)
+
+
+@pytest.mark.parametrize("quant", [None, QuantFormat(4, 32), QuantFormat(4, 32, "mxfp4")])
+def test_resident_bytes_are_those_of_the_loaded_model(tmp_path: Path, quant: QuantFormat | None) -> None:
+    config = make_config()
+    weights, block = make_weights(config, mx.bfloat16), None
+    if quant is not None:
+        weights, block = quantize_weights(weights, quant)
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "model", config, weights, block))
+    model = result_of(load_model(checkpoint))
+    loaded = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    on_gpu = mx.default_device().type == mx.DeviceType.gpu
+    assert memory.resident_bytes(checkpoint, on_gpu=on_gpu) == loaded
+    assert memory.resident_bytes(checkpoint, on_gpu=True) == checkpoint.nbytes
+
+
+WIDE = {"hidden_size": 256, "intermediate_size": 2048, "num_heads": 8, "head_dim": 64, "vocab_size": 2048}
+
+
+@pytest.mark.parametrize("shape", [{}, WIDE])
+@pytest.mark.parametrize(("context", "chunk", "bits"), [(1024, 256, None), (512, 512, None), (1024, 128, 8)])
+def test_the_plan_bounds_the_measured_peak_and_not_by_far(
+    shape: dict[str, object], context: int, chunk: int, bits: int | None
+) -> None:
+    config = make_config(**shape)
+    model = Transformer(config)
+    mx.eval(model.parameters())
+    cache = KVCache(config, limit=context, bits=bits)
+    cache.reserve(context)
+    gc.collect()
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(result_of(prefill(Stepper(model, cache), [i % 300 for i in range(context)], chunk=chunk)))
+    measured = mx.get_peak_memory() - before
+    on_gpu = mx.default_device().type == mx.DeviceType.gpu
+    planned = memory.workspace_bytes(config, chunk, context, itemsize=4, on_gpu=on_gpu) + cache.nbytes
+    assert planned / 3 < measured < planned
+
+
+def plan(
+    context: int | None = None,
+    gb: float = 22.9,
+    *,
+    kv_bits: int | None = None,
+    prefill_chunk: int | None = None,
+    on_gpu: bool = True,
+) -> MemoryPlan:
+    """A plan for the 24B model in 4 bit."""
+    return make_plan(
+        MAGISTRAL_SMALL,
+        13_260_000_000,
+        context=context,
+        kv_bits=kv_bits,
+        prefill_chunk=prefill_chunk,
+        memory_gb=gb,
+        on_gpu=on_gpu,
+    )
+
+
+@pytest.mark.parametrize("gb", [14.5, 16.0, 17.2, 19.0, 22.9])
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_nothing_larger_fits(gb: float, bits: int | None) -> None:
+    found = plan(gb=gb, kv_bits=bits)
+    assert found.fits
+    assert found.total_bytes == found.weights_bytes + found.kv_bytes + found.workspace_bytes <= gb * 1e9
+    assert found.context == 40_960 or found.context % 256 == 0
+    if found.context < 40_960:
+        with pytest.raises(MemoryLimitError):
+            plan(found.context + 256, gb, kv_bits=bits)
+    if found.prefill_chunk < 2048:
+        with pytest.raises(MemoryLimitError):
+            plan(found.context, gb, kv_bits=bits, prefill_chunk=2 * found.prefill_chunk)
+
+
+def test_a_refusal_names_what_would_fit() -> None:
+    with pytest.raises(MemoryLimitError) as error:
+        plan(40_960, 17.2)
+    message = str(error.value)
+    assert f"--max-kv-size {plan(None, 17.2).context})" in message
+    for bits in (8, 4):
+        assert f"--max-kv-size {plan(None, 17.2, kv_bits=bits).context}) with a {bits}-bit cache" in message
+    with pytest.raises(MemoryLimitError, match="fewer bits"):
+        plan(None, 10)
+    with pytest.raises(MemoryLimitError, match=r"weights 13\.26"):
+        plan(256, 10)
+
+
+def test_what_is_asked_for_is_kept() -> None:
+    found = plan(1000, kv_bits=4, prefill_chunk=7)
+    assert (found.context, found.kv_bits, found.prefill_chunk) == (1000, 4, 7)
+    short = replace(MAGISTRAL_SMALL, max_positions=700)
+    assert make_plan(short, 10**9, memory_gb=20).context == 700
+    assert make_plan(replace(short, max_positions=131_072), 10**9, memory_gb=50).context == 40_960
+
+
+@pytest.mark.parametrize("context", [0, 40_961])
+def test_a_context_out_of_range(context: int) -> None:
+    with pytest.raises(OptionError, match="1 to 40960"):
+        plan(context)
+    with pytest.raises(OptionError, match="the model has 40960"):
+        kv_bytes(MAGISTRAL_SMALL, 40_961)
+
+
+@pytest.mark.parametrize("gb", [0, -1, float("nan"), float("inf")])
+def test_a_budget_is_a_size(gb: float) -> None:
+    with pytest.raises(OptionError, match="memory_gb is"):
+        plan(gb=gb)
+    assert memory.device_budget_bytes(2.5) == 2_500_000_000
+    assert memory.device_budget_bytes() > 10**9
+
+
+def test_other_options_out_of_range() -> None:
+    with pytest.raises(OptionError, match="kv_bits is 3"):
+        plan(kv_bits=3)
+    with pytest.raises(OptionError, match="prefill_step_size is 0"):
+        plan(prefill_chunk=0)
+
+
+def test_a_score_matrix_makes_the_chunk_smaller() -> None:
+    """On a CPU the attention kernel makes its scores: 2 x 32 heads x chunk x 40,960 x 4 bytes, 10.7 GB for 1,024."""
+    assert plan(gb=32).prefill_chunk == 2048
+    assert plan(gb=32, on_gpu=False).prefill_chunk == 1024
+
+
+def test_the_table_of_the_readme_is_the_functions() -> None:
+    assert memory.mac_table() in README.read_text()
