@@ -1,0 +1,68 @@
+# From a fresh clone: `make demo`, then `make test`. Needs Python 3.11 to 3.13 with venv, and on Linux g++.
+# Kept to what the make 3.81 of macOS knows.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PYTHON ?= python3.13 python3.12 python3.11 python3
+# Exit codes: 0 fit for use, 3 another version, 4 an Intel Python on a Mac, 1 without venv.
+PROBE := import platform, sys; \
+  sys.version_info[:2] in ((3, 11), (3, 12), (3, 13)) or sys.exit(3); \
+  platform.system() == "Darwin" and platform.machine() != "arm64" and sys.exit(4); \
+  import ensurepip, venv
+
+.PHONY: help demo test test-slow lint clean
+
+help:
+	@echo "make demo       convert the small model that comes along to 4 bit and watch it reason"
+	@echo "make test       run the tests (make test-slow: those that take longer)"
+	@echo "make lint       ruff and mypy"
+	@echo "make clean      remove the environment and everything built"
+
+demo: $(VENV)/.installed
+	$(BIN)/magistral convert --hf-path magistral_mlx/demo --mlx-path build/demo-4bit --no-tokenizer-json --force
+	$(BIN)/magistral generate --model build/demo-4bit --prompt "What is 48 + 76?"
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml
+	$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) install --editable ".[test]"
+	@touch $@
+
+# On Linux MLX compiles its CPU kernels with g++ when they are first used.
+$(VENV)/.created:
+	@if [ "`uname`" = Linux ] && ! command -v g++ >/dev/null 2>&1; then \
+	  echo "g++ is missing, which MLX needs on Linux. On Debian and Ubuntu: sudo apt install g++" >&2; exit 1; \
+	fi
+	@for python in $(PYTHON); do \
+	  command -v $$python >/dev/null 2>&1 || continue; \
+	  $$python -c '$(PROBE)' >/dev/null 2>&1; \
+	  case $$? in \
+	    0) echo "using $$python (`$$python --version 2>&1`)"; \
+	       $$python -m venv --clear $(VENV) && touch $@; exit $$?;; \
+	    3) found="$$found $$python is `$$python --version 2>&1`.";; \
+	    4) found="$$found $$python is an Intel program, which cannot run MLX; on Apple silicon it runs under Rosetta:"; \
+	       found="$$found install an arm64 Python from a terminal that is not set to Rosetta.";; \
+	    1) found="$$found $$python has no venv module (on Debian and Ubuntu it is the package python3-venv).";; \
+	  esac; \
+	done; \
+	echo "No Python 3.11, 3.12 or 3.13 for arm64 or Linux with venv was found.$$found" >&2; \
+	echo "To get one, on a Mac: brew install python@3.12, or the installer from python.org." >&2; \
+	echo "On Debian and Ubuntu: sudo apt install python3 python3-venv. Or name one: make demo PYTHON=/path/to/python3.12" >&2; \
+	exit 1

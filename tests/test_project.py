@@ -1,0 +1,128 @@
+"""What a newcomer meets first: the Makefile's search for a Python, and the wheel."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# What a fake interpreter pretends before the Makefile's probe runs in it.
+GOOD = ""
+OLD = "sys.version_info = (3, 9, 6)"
+NEW = "sys.version_info = (3, 14, 0)"
+NO_VENV = "sys.modules['ensurepip'] = None"
+MAC = "platform.system = lambda: 'Darwin'; platform.machine = lambda: 'arm64'"
+INTEL = "platform.system = lambda: 'Darwin'; platform.machine = lambda: 'x86_64'"
+BROKEN = "exit 127"  # as the shims of version managers do
+
+FAKE = """#!/bin/sh
+case "$1" in
+  -c) exec {real} -c "import platform, sys; sys.version_info = (3, 12, 0); {pretence}; exec(sys.argv[1])" "$2" ;;
+  -m) mkdir -p .venv && echo {name} > .venv/made-by ;;
+  --version) echo "{name}'s version" ;;
+esac
+"""
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+
+
+def search(folder: Path, pythons: dict[str, str], *, system: str = "Linux") -> subprocess.CompletedProcess[str]:
+    """Make the environment with these interpreters, and no others, on the PATH."""
+    tools = folder / "bin"
+    tools.mkdir()
+    for tool in ("touch", "mkdir", "sh"):
+        (tools / tool).symlink_to(str(shutil.which(tool)))
+    scripts = {"uname": f"#!/bin/sh\necho {system}\n", "g++": "#!/bin/sh\n"}
+    for name, pretence in pythons.items():
+        fake = FAKE.format(real=sys.executable, name=name, pretence=pretence or "pass")
+        scripts[name] = f"#!/bin/sh\n{BROKEN}\n" if pretence == BROKEN else fake
+    for name, script in scripts.items():
+        (tools / name).write_text(script)
+        (tools / name).chmod(0o755)
+    shutil.copy(ROOT / "Makefile", folder)
+    return subprocess.run(
+        [str(shutil.which("make")), ".venv/.created"],
+        cwd=folder,
+        env={"PATH": str(tools)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@needs_make
+@pytest.mark.parametrize(
+    ("pythons", "chosen"),
+    [
+        ({"python3": GOOD}, "python3"),
+        ({"python3": GOOD, "python3.11": GOOD}, "python3.11"),
+        ({"python3.13": BROKEN, "python3.12": NO_VENV, "python3.11": OLD, "python3": GOOD}, "python3"),
+        ({"python3": MAC}, "python3"),
+        ({"python3.13": INTEL, "python3.11": MAC, "python3": OLD}, "python3.11"),
+    ],
+)
+def test_make_takes_the_first_python_fit_for_use(tmp_path: Path, pythons: dict[str, str], chosen: str) -> None:
+    done = search(tmp_path, pythons)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / ".venv" / "made-by").read_text().strip() == chosen
+    assert f"using {chosen} ({chosen}'s version)" in done.stdout
+
+
+@needs_make
+@pytest.mark.parametrize(
+    ("pythons", "said"),
+    [
+        ({}, "brew install python@3.12"),
+        ({"python3": OLD}, "python3 is python3's version"),
+        ({"python3": NEW}, "python3 is python3's version"),
+        ({"python3": NO_VENV}, "python3-venv"),
+        ({"python3.12": INTEL}, "python3.12 is an Intel program"),
+        ({"python3": BROKEN}, "sudo apt install python3"),
+    ],
+)
+def test_make_says_how_to_get_a_python(tmp_path: Path, pythons: dict[str, str], said: str) -> None:
+    done = search(tmp_path, pythons)
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+@needs_make
+def test_the_readme_begins_with_the_two_commands() -> None:
+    text = (ROOT / "README.md").read_text()
+    block = text[text.index("```sh") :]
+    commands = [line for line in block.splitlines() if line.startswith("make ")]
+    assert [command.split()[1] for command in commands[:2]] == ["demo", "test"]
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_package_and_runs_elsewhere(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__"))
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(tree)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        licenses = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
+        archive.extractall(tmp_path / "site")
+    package, converter = tree / "magistral_mlx", tree / "convert"
+    on_disk = {f"magistral_mlx/{p.relative_to(package)}" for p in package.rglob("*") if p.is_file()}
+    on_disk |= {f"magistral_mlx/convert/{p.relative_to(converter)}" for p in converter.rglob("*") if p.is_file()}
+    assert names == on_disk
+    assert len(licenses) == 1
+    done = subprocess.run(
+        [sys.executable, "-m", "magistral_mlx.generate", "--model", "demo", "-p", "What is 48 + 76?", "--temp", "0"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site"), "MAGISTRAL_MLX_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "124" in done.stdout
+    assert list((tmp_path / "cache").iterdir())
