@@ -18,6 +18,7 @@ LARGEST = sys.float_info.max  # JSON may hold infinity, and whole numbers that n
 # What mx.quantize accepts, per mode.
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
 AFFINE_GROUP_SIZES = (32, 64, 128)
+AFFINE_DEFAULT = (4, 64)  # bits, group
 FP_FORMATS: Mapping[str, tuple[int, int]] = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}  # bits, group
 
 
@@ -75,24 +76,14 @@ class QuantizationConfig:
                 "start from the bf16 checkpoint"
             )
 
-        def read(block: dict[str, Any], where: str, fallback: QuantFormat | None) -> QuantFormat:
-            try:
-                bits = block["bits"] if fallback is None else block.get("bits", fallback.bits)
-                group = block["group_size"] if fallback is None else block.get("group_size", fallback.group_size)
-                mode = block.get("mode", "affine" if fallback is None else fallback.mode)
-                if type(bits) is not int or type(group) is not int:
-                    raise CheckpointError("bits and group_size must be whole numbers")
-                return QuantFormat(bits, group, mode)
-            except KeyError as missing:
-                raise CheckpointError(f"{source}: {where} has no {missing}") from None
-            except CheckpointError as error:
-                raise CheckpointError(f"{source}: {where}: {error}") from None
-
-        default = read(raw, "quantization", None)
+        for key in ("bits", "group_size"):
+            if key not in raw:
+                raise CheckpointError(f"{source}: quantization has no {key!r}")
+        default = _quant_format(raw, f"{source}: quantization")
         overrides: dict[str, QuantFormat | None] = {}
         for path, block in raw.items():
             if isinstance(block, dict):
-                overrides[path] = read(block, f"quantization of {path}", default)
+                overrides[path] = _quant_format(block, f"{source}: quantization of {path}")
             elif block is False:
                 overrides[path] = None
             elif block is True:
@@ -100,6 +91,20 @@ class QuantizationConfig:
             elif path not in ("bits", "group_size", "mode"):
                 raise CheckpointError(f"{source}: quantization has an unknown key {path!r}")
         return cls(default, overrides)
+
+
+def _quant_format(block: Mapping[str, Any], where: str) -> QuantFormat:
+    """One format. What is left out, or null as mlx-lm writes it, is MLX's default for the mode, not another block's."""
+    mode: Any = "affine" if block.get("mode") is None else block["mode"]
+    bits, group_size = FP_FORMATS.get(mode, AFFINE_DEFAULT) if isinstance(mode, str) else AFFINE_DEFAULT
+    bits = bits if block.get("bits") is None else block["bits"]
+    group_size = group_size if block.get("group_size") is None else block["group_size"]
+    if type(bits) is not int or type(group_size) is not int:
+        raise CheckpointError(f"{where}: bits and group_size must be whole numbers")
+    try:
+        return QuantFormat(bits, group_size, mode)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)

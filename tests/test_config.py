@@ -197,6 +197,16 @@ def test_a_module_may_differ_in_part_in_whole_or_not_be_packed() -> None:
     assert read_back.for_module("model.layers.2.mlp.down_proj") == QuantFormat(4, 64)
 
 
+def test_what_a_module_leaves_out_is_mlx_default_for_its_mode() -> None:
+    """As mlx-lm writes mixed recipes (null group) and as mlx.nn.quantize reads them; never the file's default."""
+    block = {"group_size": 32, "bits": 8, "a": {"bits": 6, "group_size": None}, "b": {"mode": "nvfp4"}, "c": {}}
+    quantization = QuantizationConfig.from_dict(block, Path("config.json"))
+    assert quantization.for_module("a") == QuantFormat(6, 64)
+    assert quantization.for_module("b") == QuantFormat(4, 16, "nvfp4")
+    assert quantization.for_module("c") == QuantFormat(4, 64)
+    assert quantization.for_module("d") == QuantFormat(8, 32)
+
+
 @pytest.mark.parametrize(
     ("block", "words"),
     [
@@ -210,7 +220,10 @@ def test_a_module_may_differ_in_part_in_whole_or_not_be_packed() -> None:
         ({"bits": "4", "group_size": 64}, "must be whole numbers"),
         ({"bits": True, "group_size": 64}, "must be whole numbers"),
         ({"bits": 4, "group_size": 64, "lm_head": {"bits": 9}}, "quantization of lm_head: affine quantization"),
-        ({"bits": 4, "group_size": 64, "lm_head": {"mode": "nvfp4"}}, "quantization of lm_head: nvfp4 with 4 bits"),
+        (
+            {"bits": 4, "group_size": 64, "lm_head": {"mode": "nvfp4", "group_size": 64}},
+            "quantization of lm_head: nvfp4 with 4 bits",
+        ),
         ({"bits": 4, "group_size": 64, "lm_head": None}, "unknown key 'lm_head'"),
         ({"bits": 4, "group_size": 64, "version": "gemm"}, "unknown key 'version'"),
         ({"quant_method": "fp8", "bits": 8}, "quantized with 'fp8', which is not an MLX format"),
