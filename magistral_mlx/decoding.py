@@ -19,13 +19,13 @@ class Stepper:
         self.passes = 0
 
     def extend(self, ids: mx.array) -> mx.array:
-        """Append ids [1, T] to the cache; the residual stream [1, T, D], not yet evaluated."""
+        """Append ids [1, T] to the cache; the residual stream [1, 1, D] after the last, not yet evaluated."""
         self.passes += 1
-        return self.model.hidden(ids, self.cache.layers)
+        return self.model.hidden(ids, self.cache.layers, wanted=1)
 
     def __call__(self, ids: mx.array) -> mx.array:
         """Append ids [1, T]; logits [1, V] after the last one, the only position they are computed for."""
-        return self.model.logits(self.extend(ids)[:, -1:])[:, 0]
+        return self.model.logits(self.extend(ids))[:, 0]
 
 
 def prefill(step: Stepper, ids: Sequence[int], *, chunk: int) -> Generator[int, None, mx.array]:

@@ -44,14 +44,14 @@ class Attention(nn.Module):
         self._theta = config.rope_theta
         self._scale = d**-0.5
 
-    def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:  # [B, T, D]
+    def __call__(self, x: mx.array, cache: LayerCache, wanted: int) -> mx.array:  # [B, T, D] -> [B, wanted, D]
         H, K, d = self._H, self._K, self._d
         qkv = mx.unflatten(self.qkv_proj(x), -1, (H + 2 * K, d))  # [B, T, H + 2K, d]
         heads = qkv.swapaxes(1, 2)  # [B, H + 2K, T, d]
         qk = self.rope(heads[:, : H + K], cache.length)  # [B, H + K, T, d]
-        q, k, v = qk[:, :H], qk[:, H:], heads[:, H + K :]
-        o = cache.attend(q, k, v, self._scale)  # [B, H, T, d]
-        return self.o_proj(o.swapaxes(1, 2).flatten(2))  # [B, T, D]
+        q, k, v = qk[:, :H, -wanted:], qk[:, H:], heads[:, H + K :]
+        o = cache.attend(q, k, v, self._scale)  # [B, H, wanted, d]
+        return self.o_proj(o.swapaxes(1, 2).flatten(2))
 
     def rope(self, x: mx.array, offset: int) -> mx.array:
         return mx.fast.rope(x, self._d, traditional=False, base=self._theta, scale=1.0, offset=offset)
@@ -80,8 +80,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:  # [B, T, D]
-        x = x + self.self_attn(self.input_layernorm(x), cache)
+    def __call__(self, x: mx.array, cache: LayerCache, wanted: int) -> mx.array:  # [B, T, D] -> [B, wanted, D]
+        x = x[:, -wanted:] + self.self_attn(self.input_layernorm(x), cache, wanted)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -101,12 +101,18 @@ class Transformer(nn.Module):
         """Logits [B, T, V] of ids [B, T], after the positions in ``cache``, which they are appended to."""
         return self.logits(self.hidden(ids, cache))
 
-    def hidden(self, ids: mx.array, cache: Sequence[LayerCache] | None = None) -> mx.array:
-        """The residual stream after the last layer, [B, T, D]."""
+    def hidden(
+        self, ids: mx.array, cache: Sequence[LayerCache] | None = None, *, wanted: int | None = None
+    ) -> mx.array:
+        """The residual stream after the last layer, [B, T, D], or of its last ``wanted`` positions only.
+
+        In the last layer the others' keys and values are all that anyone will need of them.
+        """
         x = self.embed_tokens(ids)
-        for layer, past in zip(self.layers, cache or [Uncached()] * len(self.layers), strict=True):
-            x = layer(x, past)
-        return x
+        caches = cache or [Uncached()] * len(self.layers)
+        for layer, past in zip(self.layers[:-1], caches[:-1], strict=True):
+            x = layer(x, past, ids.shape[1])
+        return self.layers[-1](x, caches[-1], wanted or ids.shape[1])
 
     def logits(self, x: mx.array) -> mx.array:
         """Logits [B, T, V] of a residual stream [B, T, D]: call it on the wanted positions only."""
