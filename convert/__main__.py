@@ -20,6 +20,7 @@ from magistral_mlx.errors import MagistralError
 
 from .pipeline import Conversion, Progress, Summary, prepare
 from .recipes import METHODS, RECIPES, Options
+from .staging import in_units
 
 DONE, WRONG, INTERRUPTED = 0, 2, 130  # exit codes
 
@@ -75,9 +76,7 @@ class Command(click.Command):
 @click.option("--revision", metavar="R", help="Branch, tag or commit of a hub id.")
 @click.option("--no-tokenizer-json", is_flag=True, help="Leave out tokenizer.json, which Swift and LM Studio need.")
 @click.option("--force", is_flag=True, help="Replace a checkpoint at OUT, once the new one is complete.")
-@click.option(
-    "--dry-run", is_flag=True, help="Check everything, print sizes and bits, write nothing; fetches a hub id."
-)
+@click.option("--dry-run", is_flag=True, help="Check all, print sizes and bits, write nothing (but fetch a hub id).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
     *,
@@ -109,13 +108,8 @@ def command(
 
 def shown(steps: Generator[Progress, None, Summary]) -> Summary:
     """Run a conversion under a progress bar, on a terminal's stderr."""
-    columns = (
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
+    text = TextColumn("{task.description}")
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), text)
     with Bar(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("", total=None)
         while True:
@@ -131,8 +125,8 @@ def in_words(summary: Summary) -> str:
     if summary.already_complete:
         return f"{summary.target}: already complete"
     return (
-        f"{summary.target}: {summary.bytes_out / 1e9:.3f} GB of weights, {summary.bits_per_weight:.2f} bits each; "
-        f"the source has {summary.bytes_in / 1e9:.3f} GB"
+        f"{summary.target}: {in_units(summary.bytes_out)} of weights, {summary.bits_per_weight:.2f} bits each, "
+        f"from {in_units(summary.bytes_in)}"
     )
 
 
@@ -159,23 +153,19 @@ def forecast_in_words(conversion: Conversion) -> str:
     plan, layers = conversion.plan, conversion.source.config.num_layers
     kinds: dict[str, Counter[int]] = {}
     for path, quant in plan.formats.items():
-        kind = ".".join(
-            part for part in path.removeprefix("model.").split(".") if part not in ("layers", "self_attn", "mlp")
-        )
-        kinds.setdefault(kind.lstrip("0123456789").lstrip("."), Counter())[quant.bits] += 1
+        kinds.setdefault(path.rpartition(".")[2], Counter())[quant.bits] += 1
+    state = " (already complete)" if conversion.is_complete else ""
     lines = [
-        f"{conversion.target}: {plan.tensor_bytes / 1e9:.3f} GB of weights in {len(plan.shards)} files, "
-        f"{plan.bits_per_weight:.2f} bits each, from {conversion.source.nbytes / 1e9:.3f} GB"
-        + (" (already complete)" if conversion.is_complete else "")
+        f"{conversion.target}: {in_units(plan.tensor_bytes)} of weights, {plan.bits_per_weight:.2f} bits each, "
+        f"from {in_units(conversion.source.nbytes)}{state}"
     ]
     for kind, counts in kinds.items():
-        bits = ", ".join(
-            f"{bits} bit" + (f" in {n} of {layers} layers" if len(counts) > 1 else "")
-            for bits, n in sorted(counts.items())
-        )
-        lines.append(f"  {kind:<14} {bits}")
-    rest = f"  everything else in {plan.float_type}"
-    return "\n".join([*lines, rest])
+        if len(counts) == 1:
+            bits = "".join(f"{bits} bit" for bits in counts)
+        else:
+            bits = ", ".join(f"{bits} bit in {n} of {layers} layers" for bits, n in sorted(counts.items()))
+        lines.append(f"  {kind:<14}{bits}")
+    return "\n".join([*lines, f"  {'norms':<14}{plan.float_type}"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
