@@ -106,3 +106,17 @@ def test_what_mlx_lm_converts_gives_the_same_logits_here(source: Path, tmp_path:
     ids = mx.array([Tokenizer.from_folder(DEMO).encode_chat(QUESTIONS[0])])
     expected, logits = theirs(folder)(ids), ours(folder)(ids)
     assert float(mx.linalg.norm(logits - expected) / mx.linalg.norm(expected)) <= 1e-5
+
+
+@pytest.mark.parametrize("recipe", ["4bit", "4bit-head6", "mixed_4_6", "8bit"])
+def test_mlx_lm_loads_what_we_convert(tmp_path: Path, recipe: str) -> None:
+    """Through its public door, tokenizer included."""
+    from mlx_lm import load
+
+    folder = tmp_path / "ours"
+    convert_checkpoint(DEMO, folder, recipe=recipe)
+    model, _ = load(str(folder))
+    model.set_dtype(mx.float32)
+    ids = mx.array([Tokenizer.from_folder(folder).encode_chat(QUESTIONS[2])])
+    expected, logits = model(ids), ours(folder)(ids)
+    assert float(mx.linalg.norm(logits - expected) / mx.linalg.norm(expected)) <= 1e-5
