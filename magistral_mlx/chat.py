@@ -10,6 +10,7 @@ import click
 
 from magistral_mlx import console
 from magistral_mlx.conversation import Chat, KeepReasoning
+from magistral_mlx.display import Display, report, write
 from magistral_mlx.errors import MagistralError, OptionError
 from magistral_mlx.sampling import SamplingParams
 
@@ -37,16 +38,15 @@ Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug of ours."""
     help="Which traces the model sees again: all, the last, or none (the default).",
 )
 @console.sampling_options
-@click.option(
-    "--prompt-cache-file", metavar="F", help="Resume the conversation in F if it exists, and save it there at the end."
-)
+@console.cache_file_option("Resume the conversation in F if it exists, and save it there at the end.")
 def command(
     *,
-    model: str | None,
+    model: str,
     revision: str | None,
     max_kv_size: int | None,
     kv_bits: int | None,
     prefill_step_size: int | None,
+    memory_gb: float | None,
     system_prompt: str | None,
     keep_reasoning: KeepReasoning | None,
     max_tokens: int | None,
@@ -57,7 +57,7 @@ def command(
     think_budget: int | None,
     no_think: bool,
     hide_reasoning: bool,
-    prompt_cache_file: str | None,
+    prompt_cache_file: Path | None,
 ) -> int:
     """Talk to Magistral; a follow-up reuses the KV cache of the turns before it."""
     sampling = console.make_sampling(
@@ -69,7 +69,7 @@ def command(
         think_budget=think_budget,
         no_think=no_think,
     )
-    file = None if prompt_cache_file is None else Path(prompt_cache_file)
+    file = prompt_cache_file
     is_resumed = file is not None and file.exists()
     if is_resumed and system_prompt is not None:
         raise OptionError(f"{file} has a conversation with its own system prompt; leave --system-prompt out")
@@ -79,6 +79,7 @@ def command(
         max_kv_size=max_kv_size,
         kv_bits=kv_bits,
         prefill_step_size=prefill_step_size,
+        memory_gb=memory_gb,
     )
     if file is not None and is_resumed:
         chat = magistral.resume(file)
@@ -94,27 +95,40 @@ def command(
 
 
 def converse(chat: Chat, sampling: SamplingParams, *, hides_reasoning: bool) -> None:
-    """Answer one message after the other; on a terminal an error ends its turn, from a pipe the program."""
+    """Answer one message after the other; at a terminal an error or Ctrl-C ends its turn, from a pipe the program."""
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         print("/help lists the commands", file=sys.stderr)
     for text in typed() if is_terminal else piped():
+        if text == "/quit":
+            return
         if text.startswith("/"):
-            if text == "/quit":
-                return
-            if text == "/reset":
-                chat.messages[:] = [message for message in chat.messages if message["role"] == "system"]
-            else:
-                print(HELP if text == "/help" else f"{text}: no such command\n{HELP}", file=sys.stderr)
+            obey(text, chat, is_terminal=is_terminal)
             continue
         try:
-            reply = console.Display(hides_reasoning).show_all(chat.stream(text, sampling))
+            reply = Display(hides_reasoning).show_all(chat.stream(text, sampling))
         except MagistralError as error:
             if not is_terminal:
                 raise
             print(f"error: {error}", file=sys.stderr)
             continue
-        print("stopped" if reply is None else console.figures(reply.usage), file=sys.stderr)
+        if reply is not None:
+            report(reply)
+        elif is_terminal:
+            print("stopped", file=sys.stderr)
+        else:
+            raise KeyboardInterrupt
+
+
+def obey(command: str, chat: Chat, *, is_terminal: bool) -> None:
+    if command == "/reset":
+        chat.messages[:] = [message for message in chat.messages if message["role"] == "system"]
+    elif command == "/help":
+        print(HELP, file=sys.stderr)
+    elif is_terminal:
+        print(f"{command}: no such command\n{HELP}", file=sys.stderr)
+    else:
+        raise OptionError(f"{command}: no such command; use /reset, /quit or /help, or begin the message otherwise")
 
 
 def typed() -> Iterator[str]:
@@ -123,7 +137,14 @@ def typed() -> Iterator[str]:
         import readline  # noqa: F401  # input() then edits lines and remembers them
     while True:
         try:
-            text = input("> ")
+            if sys.stdout.isatty():
+                text = input("> ")
+            else:  # input() would write its prompt among the answers
+                write(sys.stderr, "> ")
+                text = input("")
+        except UnicodeDecodeError as error:
+            print(f"error: that line is not UTF-8 ({error}); set the terminal to UTF-8", file=sys.stderr)
+            continue
         except KeyboardInterrupt:
             print("\n/quit or Ctrl-D ends the conversation", file=sys.stderr)
             continue

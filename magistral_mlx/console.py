@@ -1,18 +1,18 @@
-"""What the command lines share: exit codes, options, loading with progress, showing a reply."""
+"""What the command lines share: exit codes, options, loading with progress."""
 
+import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
-from typing import Any, TextIO, TypeVar
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from magistral_mlx.api import Magistral, loading
+from magistral_mlx.display import show_status
 from magistral_mlx.errors import MagistralError
-from magistral_mlx.reasoning import Segment, visible
-from magistral_mlx.reply import Reply, Usage
 from magistral_mlx.sampling import SamplingParams
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -39,7 +39,9 @@ MLX_LM_FLAGS = {
     "--min-p": "use --top-p, as the model card does",
     "--min-tokens-to-keep": "use --top-p",
     "--num-draft-tokens": "there is no draft model for Magistral Small",
+    "--pipeline": "the model runs on one machine",
     "--prefill-response": "use --no-think for an answer without a trace",
+    "--quantize": "a checkpoint is quantized once, with magistral convert; see --kv-bits for the cache",
     "--quantize-activations": "activations keep the checkpoint's type",
     "--quantized-kv-start": "the cache is quantized from the first token on; see --kv-bits",
     "--temperature": "use --temp",
@@ -81,6 +83,8 @@ def run(command: click.Command, argv: Sequence[str] | None, name: str | None = N
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # where it cannot encode a letter, an escape is better than nothing
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         result = command.main(None if argv is None else list(argv), name, standalone_mode=False)
         return result if isinstance(result, int) else DONE
@@ -108,8 +112,27 @@ def options(*decorators: Callable[[Any], Any]) -> Callable[[Function], Function]
     return decorate
 
 
+def check_model(ctx: click.Context, _: click.Parameter, model: str | None) -> str | None:
+    if model is None and not ctx.resilient_parsing:  # resilient: while a shell completes
+        raise click.UsageError(NO_MODEL, ctx)
+    return model
+
+
+def check_cache_file(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
+    """Before any work: a reply may take hours, and only then is the file written."""
+    if path is not None and not os.access(path.parent, os.W_OK):
+        raise click.BadParameter(f"{path.parent} is not a folder one may write to; name another", ctx, param)
+    return path
+
+
 loading_options = options(
-    click.option("--model", metavar="M", help="A folder, a hub id such as org/name, or demo."),
+    click.option(
+        "--model",
+        metavar="M",
+        is_eager=True,
+        callback=check_model,
+        help="A folder, a hub id such as org/name, or demo.",
+    ),
     click.option("--revision", metavar="R", help="Branch, tag or commit of a hub id."),
     click.option(
         "--max-kv-size",
@@ -120,6 +143,9 @@ loading_options = options(
     ),
     click.option("--kv-bits", type=int, metavar="8|4", help="Quantize the KV cache."),
     click.option("--prefill-step-size", type=int, metavar="N", help="Prompt tokens a pass; by default what fits."),
+    click.option(
+        "--memory-gb", type=float, metavar="G", help="Memory to plan for, in 10^9 bytes; by default the device's."
+    ),
 )
 sampling_options = options(
     click.option("--max-tokens", "-m", type=int, metavar="N", help="Default: 40,960, or what the context leaves."),
@@ -129,8 +155,14 @@ sampling_options = options(
     click.option("--stop", multiple=True, metavar="S", help="Text that ends the answer; may be repeated."),
     click.option("--think-budget", type=int, metavar="N", help="Reasoning tokens at most; then the trace is closed."),
     click.option("--no-think", is_flag=True, help="Answer without a trace, as --think-budget 0."),
-    click.option("--hide-reasoning", is_flag=True, help="Show the answer only."),
+    click.option("--hide-reasoning", is_flag=True, help="Do not show the trace."),
 )
+
+
+def cache_file_option(what: str) -> Callable[[Function], Function]:
+    """``--prompt-cache-file``; ``what`` is its help text."""
+    path = click.Path(dir_okay=False, path_type=Path)
+    return click.option("--prompt-cache-file", type=path, metavar="F", callback=check_cache_file, help=what)
 
 
 def make_sampling(
@@ -143,24 +175,30 @@ def make_sampling(
     think_budget: int | None,
     no_think: bool,
 ) -> SamplingParams:
-    if no_think and think_budget:
-        raise click.UsageError(f"--no-think and --think-budget {think_budget} contradict each other; keep one")
+    if no_think and think_budget is not None:
+        raise click.UsageError("--no-think is --think-budget 0; keep one of the two")
     budget = 0 if no_think else think_budget
     return SamplingParams(temp, top_p, max_tokens, seed, stop, budget)
 
 
 def load_visibly(
-    model: str | None,
+    model: str,
     *,
     revision: str | None,
     max_kv_size: int | None,
     kv_bits: int | None,
     prefill_step_size: int | None,
+    memory_gb: float | None,
 ) -> Magistral:
     """Load a model with progress on stderr."""
-    if model is None:
-        raise click.UsageError(NO_MODEL)
-    steps = loading(model, context=max_kv_size, kv_bits=kv_bits, prefill_step_size=prefill_step_size, revision=revision)
+    steps = loading(
+        model,
+        context=max_kv_size,
+        kv_bits=kv_bits,
+        prefill_step_size=prefill_step_size,
+        memory_gb=memory_gb,
+        revision=revision,
+    )
     while True:
         try:
             done, total = next(steps)
@@ -169,89 +207,3 @@ def load_visibly(
             magistral: Magistral = end.value
             return magistral
         show_status(f"loading {model}: {done / 1e9:.2f} of {total / 1e9:.2f} GB")
-
-
-def show_status(text: str) -> None:
-    """One line on a terminal's stderr that the next one replaces; "" removes it."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{text}")
-        sys.stderr.flush()
-
-
-@dataclass
-class Display:
-    """Shows a reply while it arrives: the answer on stdout, so that a pipe gets nothing else; the trace on stderr.
-
-    What a terminal would obey is made visible; a pipe or a file gets the model's text as it is.
-    """
-
-    hides_reasoning: bool = False
-    hides_answer: bool = False
-    reasoning: str = ""
-    answer: str = ""
-
-    def show(self, segment: Segment) -> None:
-        if segment.kind == "progress":
-            show_status(f"reading the prompt: {segment.text} tokens")
-            return
-        if not self.reasoning and not self.answer:
-            show_status("")
-        if segment.kind == "reasoning":
-            self.reasoning += segment.text
-            if not self.hides_reasoning:
-                write(sys.stderr, segment.text, is_dim=True)
-        elif segment.kind == "answer":
-            if not self.answer and self.reasoning and not self.hides_reasoning:
-                write(sys.stderr, "\n\n")
-            self.answer += segment.text
-            if not self.hides_answer:
-                write(sys.stdout, segment.text)
-
-    def end(self) -> None:
-        """Finish the last line."""
-        show_status("")
-        if self.answer and not self.hides_answer:
-            write(sys.stdout, "\n")
-        elif self.reasoning and not self.hides_reasoning:
-            write(sys.stderr, "\n")
-
-    def show_all(self, stream: Generator[Segment, None, Reply]) -> Reply | None:
-        """Show a whole stream; None if Ctrl-C ended it, which leaves the model usable."""
-        try:
-            while True:
-                try:
-                    self.show(next(stream))
-                except StopIteration as end:
-                    reply: Reply = end.value
-                    return reply
-        except KeyboardInterrupt:
-            stream.close()
-            return None
-        finally:
-            self.end()
-
-
-def write(stream: TextIO, text: str, *, is_dim: bool = False) -> None:
-    if stream.isatty():
-        text = visible(text)
-        if is_dim and "NO_COLOR" not in os.environ:
-            text = f"\x1b[2m{text}\x1b[22m"
-    stream.write(text)
-    stream.flush()
-
-
-def figures(usage: Usage) -> str:
-    """What a reply cost, as one line."""
-
-    def rate(tokens: int, seconds: float) -> str:
-        return f"{tokens / seconds:,.1f} tok/s" if tokens > 0 and seconds > 0 else "-"
-
-    cached = f" ({usage.cached_tokens:,} cached)" if usage.cached_tokens else ""
-    return (
-        f"prompt {usage.prompt_tokens:,} tokens{cached}, "
-        f"{rate(usage.prompt_tokens - usage.cached_tokens, usage.prefill_seconds)}; "
-        f"reply {usage.completion_tokens:,} tokens ({usage.reasoning_tokens:,} reasoning), "
-        # the first token came with the prompt's pass
-        f"{rate(usage.completion_tokens - 1, usage.decode_seconds)}; "
-        f"first token after {usage.prefill_seconds:.2f} s; peak memory {usage.peak_memory_bytes / 1e9:.2f} GB"
-    )

@@ -4,11 +4,13 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
 
 from magistral_mlx import console
+from magistral_mlx.display import Display, report, show_status, write
 from magistral_mlx.errors import OptionError
 from magistral_mlx.reply import Reply, Samples
 
@@ -27,10 +29,12 @@ USAGE_KEYS = (
 EPILOG = """\b
 Examples:
   magistral generate --model demo -p "What is 48 + 76?"
+  magistral generate --model demo -p "What is 48 + 76?" | pbcopy
   cat problem.txt | magistral generate --model ~/magistral-4bit -p - > answer.txt
   magistral generate --model demo -p "What is 9 * 37?" --samples 5 --json
 
-The answer goes to stdout; progress, the trace (dim) and the figures go to stderr.
+The answer goes to stdout, so a pipe gets nothing else; progress, the trace (dim)
+and the figures go to stderr.
 Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug of ours."""
 
 
@@ -41,15 +45,16 @@ Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug of ours."""
 @click.option("--system-prompt-only", is_flag=True, help="--system-prompt replaces it; reasoning may then stop.")
 @console.sampling_options
 @click.option("--samples", type=click.IntRange(min=1), metavar="N", help="N replies, and the answer most agree on.")
-@click.option("--prompt-cache-file", metavar="F", help="Reuse the KV cache in F, and write it there afterwards.")
+@console.cache_file_option("Reuse the KV cache in F if it exists, and write it there afterwards.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
     *,
-    model: str | None,
+    model: str,
     revision: str | None,
     max_kv_size: int | None,
     kv_bits: int | None,
     prefill_step_size: int | None,
+    memory_gb: float | None,
     prompt: str,
     system_prompt: str | None,
     system_prompt_only: bool,
@@ -62,7 +67,7 @@ def command(
     no_think: bool,
     hide_reasoning: bool,
     samples: int | None,
-    prompt_cache_file: str | None,
+    prompt_cache_file: Path | None,
     as_json: bool,
 ) -> int:
     """Ask Magistral one question and watch it reason."""
@@ -88,30 +93,36 @@ def command(
         max_kv_size=max_kv_size,
         kv_bits=kv_bits,
         prefill_step_size=prefill_step_size,
+        memory_gb=memory_gb,
     )
-    name = str(model)
     if samples is not None:
-        several = magistral.sample(
-            messages,
-            sampling,
-            n=samples,
-            system_prompt_only=system_prompt_only,
-            prompt_cache_file=prompt_cache_file,
-        )
-        show_samples(several, name, as_json=as_json)
+        show_status(f"asking {samples} times")
+        try:
+            several = magistral.sample(
+                messages,
+                sampling,
+                n=samples,
+                system_prompt_only=system_prompt_only,
+                prompt_cache_file=prompt_cache_file,
+            )
+        except KeyboardInterrupt:
+            if as_json:
+                print(json.dumps({"replies": [], "majority": "", "votes": {}, "finish_reason": "cancelled"}))
+            return console.INTERRUPTED
+        finally:
+            show_status("")
+        show_samples(several, model, as_json=as_json)
         return console.DONE
     stream = magistral.stream(
         messages, sampling, system_prompt_only=system_prompt_only, prompt_cache_file=prompt_cache_file
     )
-    display = console.Display(hides_reasoning=hide_reasoning or as_json, hides_answer=as_json)
+    display = Display(hides_reasoning=hide_reasoning or as_json, hides_answer=as_json)
     reply = display.show_all(stream)
     if as_json:
-        print(json.dumps(cancelled(display, name) if reply is None else as_object(reply, name), ensure_ascii=False))
+        print(json.dumps(cancelled(display, model) if reply is None else as_object(reply, model), ensure_ascii=False))
     if reply is None:
         return console.INTERRUPTED
-    if reply.finish_reason != "stop":
-        print(f"the reply ended early: {reply.finish_reason}", file=sys.stderr)
-    print(console.figures(reply.usage), file=sys.stderr)
+    report(reply)
     return console.DONE
 
 
@@ -142,7 +153,7 @@ def as_object(reply: Reply, model: str) -> dict[str, Any]:
     }
 
 
-def cancelled(display: console.Display, model: str) -> dict[str, Any]:
+def cancelled(display: Display, model: str) -> dict[str, Any]:
     """The object of a reply that Ctrl-C ended: what came so far; its figures are not known."""
     text = {"reasoning": display.reasoning, "answer": display.answer}
     unknown = dict.fromkeys(("reasoning_closed_by", *USAGE_KEYS))
@@ -156,11 +167,11 @@ def show_samples(samples: Samples, model: str, *, as_json: bool) -> None:
             json.dumps({"replies": replies, "majority": samples.majority, "votes": samples.votes}, ensure_ascii=False)
         )
     else:
-        console.write(sys.stdout, samples.majority + "\n")
+        write(sys.stdout, samples.majority + "\n")
         for key, count in samples.votes.items():
-            console.write(sys.stderr, f"{count} of {len(replies)}: {key}\n")
+            write(sys.stderr, f"{count} of {len(replies)}: {key}\n")
     for reply in samples.replies:
-        print(f"seed {reply.usage.seed}: {console.figures(reply.usage)}", file=sys.stderr)
+        report(reply, f"seed {reply.usage.seed}: ")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from magistral_mlx import chat
+from magistral_mlx.display import Display
 from tests.tiny import DEMO
 
 GREEDY = ["--model", str(DEMO), "--temp", "0"]
@@ -81,15 +82,15 @@ def test_commands(type_in, capsys: pytest.CaptureFixture[str]) -> None:  # type:
 def test_ctrl_c_stops_the_reply_not_the_program(  # type: ignore[no-untyped-def]
     type_in, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = chat.console.Display.show
+    shown = Display.show
     pieces = iter(range(1000))
 
-    def interrupted(self: chat.console.Display, segment: object) -> None:
+    def interrupted(self: Display, segment: object) -> None:
         if next(pieces) == 3:
             raise KeyboardInterrupt
         shown(self, segment)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(chat.console.Display, "show", interrupted)
+    monkeypatch.setattr(Display, "show", interrupted)
     type_in("How many r's are in strawberry?", "What is 48 + 76?")
     assert chat.main(GREEDY) == 0
     out, err = capsys.readouterr()

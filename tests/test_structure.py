@@ -34,9 +34,10 @@ MAY_IMPORT = {
     "conversation": "errors reasoning reply sampling",
     "api": "checkpoint config conversation decoding errors loader memory model past paths reasoning reply "
     "sampling tokenizer convert",
-    "console": "api errors reasoning reply sampling",
-    "generate": "console api errors sampling memory reasoning reply conversation",
-    "chat": "console api errors sampling memory reasoning reply conversation",
+    "display": "reasoning reply",
+    "console": "api display errors sampling",
+    "generate": "console display api errors sampling memory reasoning reply conversation",
+    "chat": "console display api errors sampling memory reasoning reply conversation",
     "plan": "console api errors sampling memory checkpoint",
     "__main__": "console generate chat plan errors convert __version__",
     "__init__": "api conversation errors reasoning reply sampling",
