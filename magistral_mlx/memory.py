@@ -81,9 +81,10 @@ def kv_bytes(config: ModelConfig, tokens: int, *, kv_bits: int | None = None, it
 def workspace_bytes(config: ModelConfig, chunk: int, context: int, *, itemsize: int, on_gpu: bool) -> int:
     """Bytes beside weights and cache while a chunk of ``chunk`` ids is read at the end of ``context`` positions.
 
-    An upper estimate from shapes: one layer's activations; that layer's keys and values once more, for
-    unpacking them or growing the cache; what sampling holds of the logits; and where attention is not
-    fused, as on a CPU, its float32 scores [H, chunk, context] with their softmax.
+    An upper estimate from shapes, held against measured peaks by a test: what one layer's projections and
+    feed-forward hold; that layer's keys and values once more, for unpacking them or growing the cache; what
+    sampling holds of the logits; and where attention is not fused, as on a CPU, its float32 scores
+    [H, chunk, context] with their softmax.
     """
     D, F, H, K, d = (
         config.hidden_size,
@@ -92,7 +93,7 @@ def workspace_bytes(config: ModelConfig, chunk: int, context: int, *, itemsize: 
         config.num_kv_heads,
         config.head_dim,
     )
-    activations = chunk * itemsize * (4 * D + max((3 * H + 4 * K) * d, 5 * F))
+    activations = chunk * itemsize * (8 * D + 4 * (H + K) * d + 5 * F)
     layer = 2 * K * context * d * itemsize
     logits = 48 * config.vocab_size
     is_fused = on_gpu and d in FUSED_HEAD_DIMS

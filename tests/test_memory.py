@@ -57,11 +57,13 @@ def test_resident_bytes_are_those_of_the_loaded_model(tmp_path: Path, quant: Qua
     assert memory.resident_bytes(checkpoint, on_gpu=True) == checkpoint.nbytes
 
 
-WIDE = {"hidden_size": 256, "intermediate_size": 2048, "num_heads": 8, "head_dim": 64, "vocab_size": 2048}
+WIDE = {"hidden_size": 128, "intermediate_size": 1024, "num_heads": 8, "head_dim": 64, "vocab_size": 2048}
 
 
 @pytest.mark.parametrize("shape", [{}, WIDE])
-@pytest.mark.parametrize(("context", "chunk", "bits"), [(1024, 256, None), (512, 512, None), (1024, 128, 8)])
+@pytest.mark.parametrize(
+    ("context", "chunk", "bits"), [(512, 128, None), (256, 256, None), (128, 128, 4), (512, 64, 8)]
+)
 def test_the_plan_bounds_the_measured_peak_and_not_by_far(
     shape: dict[str, object], context: int, chunk: int, bits: int | None
 ) -> None:
