@@ -4,6 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Candidates, the first fit for use is taken.
 PYTHON ?= python3.13 python3.12 python3.11 python3
 # Exit codes: 0 fit for use, 3 another version, 4 an Intel Python on a Mac, 1 without venv.
 PROBE := import platform, sys; \
@@ -38,11 +39,13 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml
-	$(PIP) install --editable .
+	@echo "installing (a minute or two on the first run)"
+	@$(PIP) install --editable .
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) install --editable ".[test]"
+	@echo "installing what the tests need"
+	@$(PIP) install --editable ".[test]"
 	@touch $@
 
 # On Linux MLX compiles its CPU kernels with g++ when they are first used.
@@ -63,6 +66,6 @@ $(VENV)/.created:
 	  esac; \
 	done; \
 	echo "No Python 3.11, 3.12 or 3.13 for arm64 or Linux with venv was found.$$found" >&2; \
-	echo "To get one, on a Mac: brew install python@3.12, or the installer from python.org." >&2; \
-	echo "On Debian and Ubuntu: sudo apt install python3 python3-venv. Or name one: make demo PYTHON=/path/to/python3.12" >&2; \
+	echo "To get one, on a Mac: brew install python@3.13, or the installer from python.org." >&2; \
+	echo "On Debian and Ubuntu: sudo apt install python3 python3-venv. Or name one: make demo PYTHON=/path/to/python3.13" >&2; \
 	exit 1

@@ -1,6 +1,9 @@
-"""What a newcomer meets first: the Makefile's search for a Python, and the wheel."""
+"""What a newcomer meets first: the Makefile's search for a Python, the README, and the wheel."""
 
+import ast
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,7 +12,14 @@ from pathlib import Path
 
 import pytest
 
+import magistral_mlx as mm
+from magistral_mlx import __main__ as group
+from magistral_mlx import memory
+
 ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if "magistral " in line]
 
 # What a fake interpreter pretends before the Makefile's probe runs in it.
 GOOD = ""
@@ -31,13 +41,17 @@ esac
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 
 
-def search(folder: Path, pythons: dict[str, str], *, system: str = "Linux") -> subprocess.CompletedProcess[str]:
+def search(
+    folder: Path, pythons: dict[str, str], *, system: str = "Linux", compiler: bool = True
+) -> subprocess.CompletedProcess[str]:
     """Make the environment with these interpreters, and no others, on the PATH."""
     tools = folder / "bin"
     tools.mkdir()
     for tool in ("touch", "mkdir", "sh"):
         (tools / tool).symlink_to(str(shutil.which(tool)))
-    scripts = {"uname": f"#!/bin/sh\necho {system}\n", "g++": "#!/bin/sh\n"}
+    scripts = {"uname": f"#!/bin/sh\necho {system}\n"}
+    if compiler:
+        scripts["g++"] = "#!/bin/sh\n"
     for name, pretence in pythons.items():
         fake = FAKE.format(real=sys.executable, name=name, pretence=pretence or "pass")
         scripts[name] = f"#!/bin/sh\n{BROKEN}\n" if pretence == BROKEN else fake
@@ -77,7 +91,7 @@ def test_make_takes_the_first_python_fit_for_use(tmp_path: Path, pythons: dict[s
 @pytest.mark.parametrize(
     ("pythons", "said"),
     [
-        ({}, "brew install python@3.12"),
+        ({}, "brew install python@3.13"),
         ({"python3": OLD}, "python3 is python3's version"),
         ({"python3": NEW}, "python3 is python3's version"),
         ({"python3": NO_VENV}, "python3-venv"),
@@ -93,11 +107,53 @@ def test_make_says_how_to_get_a_python(tmp_path: Path, pythons: dict[str, str], 
 
 
 @needs_make
+def test_linux_needs_a_compiler_and_a_mac_does_not(tmp_path: Path) -> None:
+    linux, mac = tmp_path / "linux", tmp_path / "mac"
+    linux.mkdir()
+    mac.mkdir()
+    done = search(linux, {"python3": GOOD}, compiler=False)
+    assert done.returncode != 0
+    assert "sudo apt install g++" in done.stderr
+    assert search(mac, {"python3": MAC}, system="Darwin", compiler=False).returncode == 0
+
+
 def test_the_readme_begins_with_the_two_commands() -> None:
-    text = (ROOT / "README.md").read_text()
-    block = text[text.index("```sh") :]
-    commands = [line for line in block.splitlines() if line.startswith("make ")]
-    assert [command.split()[1] for command in commands[:2]] == ["demo", "test"]
+    kind, block = BLOCKS[0]
+    assert kind == "sh"
+    assert [line.split()[:2] for line in block.splitlines()] == [["make", "demo"], ["make", "test"]]
+
+
+def test_the_readme_s_table_is_the_forecast_of_the_code() -> None:
+    assert memory.mac_table() in README
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_readme_s_commands_are_understood(line: str) -> None:
+    words = shlex.split(line[line.index("magistral ") :], comments=True)
+    name, arguments = words[1], words[2:]
+    if ">" in arguments:
+        arguments = arguments[: arguments.index(">")]
+    command = group.command.get_command(group.command.make_context("magistral", [name]), name)
+    assert command is not None
+    command.make_context(name, arguments)  # parses, and runs nothing
+
+
+def test_the_readme_s_python_names_what_exists() -> None:
+    (code,) = (block for kind, block in BLOCKS if kind == "python")
+    assert code.count("\n") <= 12
+    public = {"mm": mm, "magistral": mm.Magistral, "reply": mm.Reply, "segment": mm.Segment, "chat": mm.Chat}
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            owner = public[node.value.id]
+            known = {*dir(owner), *getattr(owner, "__dataclass_fields__", ())}
+            assert node.attr in known, f"{node.value.id}.{node.attr}"
+
+
+def test_the_readme_s_map_names_files_that_exist() -> None:
+    for kind, block in BLOCKS:
+        if kind == "":
+            for name in re.findall(r"[\w/]+\.py\b", block):
+                assert any((ROOT / folder / name).exists() for folder in ("magistral_mlx", "convert", "tests")), name
 
 
 @pytest.mark.slow
