@@ -98,6 +98,34 @@ def test_ctrl_c_stops_the_reply_not_the_program(  # type: ignore[no-untyped-def]
     assert "124" in out
 
 
+def test_ctrl_c_ends_a_pipe_and_the_turns_before_it_are_saved(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = Display.show
+    replies: list[Display] = []
+
+    def interrupted(self: Display, segment: object) -> None:
+        if not any(self is reply for reply in replies):
+            replies.append(self)
+        if len(replies) == 2:
+            raise KeyboardInterrupt
+        shown(self, segment)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Display, "show", interrupted)
+    pipe_in(monkeypatch, "What is 48 + 76?\nWhat is 7 * 8?\nWhat is 9 * 8?\n")
+    assert chat.main([*GREEDY, "--prompt-cache-file", str(tmp_path / "talk.cache")]) == 130
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert (tmp_path / "talk.cache").exists()
+
+
+def test_a_pipe_drops_no_message_silently(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe_in(monkeypatch, "/usr/bin is what?\nWhat is 7 * 8?\n")
+    assert chat.main(GREEDY) == 2
+    out, err = capsys.readouterr()
+    assert "/usr/bin is what?: no such command" in err
+    assert out == ""
+
+
 def test_an_error_ends_the_turn_at_a_terminal_and_the_program_in_a_pipe(  # type: ignore[no-untyped-def]
     type_in, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,23 +2,22 @@
 
 import io
 import json
-import subprocess
+import re
 import sys
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from magistral_mlx import console, generate
-from magistral_mlx.__main__ import main as magistral_main
 from magistral_mlx.errors import HubError
 from magistral_mlx.reasoning import Segment
 from magistral_mlx.reply import Reply, Samples, Usage
 from magistral_mlx.sampling import SamplingParams
 
-ROOT = Path(__file__).parent.parent
 USAGE = Usage(
     prompt_tokens=20,
     completion_tokens=11,
@@ -117,7 +116,7 @@ def test_a_reply_cut_short_says_so(model: Scripted, capsys: pytest.CaptureFixtur
     assert run() == 0
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("hm\nthe reply ended early: length\n")
+    assert err.startswith("hm\nended by length; prompt 20 tokens")
 
 
 def test_json_is_one_object_with_these_keys(model: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,13 +152,14 @@ def test_samples(model: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_flags_reach_the_library(model: Scripted) -> None:
     flags = "--temp 0.1 --top-p 0.5 -m 9 --seed 3 --stop a --stop b --think-budget 5 --max-kv-size 512 --kv-bits 8"
-    more = "--prefill-step-size 64 --revision r --system-prompt S --system-prompt-only --prompt-cache-file f"
-    assert run(*flags.split(), *more.split()) == 0
-    assert model.loaded == {"model": "m", "context": 512, "kv_bits": 8, "prefill_step_size": 64, "revision": "r"}
+    more = "--prefill-step-size 64 --memory-gb 1.5 --revision r --system-prompt S --system-prompt-only"
+    assert run(*flags.split(), *more.split(), "--prompt-cache-file", "f") == 0
+    planned = {"context": 512, "kv_bits": 8, "prefill_step_size": 64, "memory_gb": 1.5}
+    assert model.loaded == {"model": "m", "revision": "r"} | planned
     messages, sampling, options = model.asked[0]
     assert [m["role"] for m in messages] == ["system", "user"]
     assert sampling == SamplingParams(0.1, 0.5, 9, 3, ("a", "b"), 5)
-    assert options == {"system_prompt_only": True, "prompt_cache_file": "f"}
+    assert options == {"system_prompt_only": True, "prompt_cache_file": Path("f")}
 
 
 def test_the_defaults_are_the_model_cards(model: Scripted) -> None:
@@ -177,7 +177,7 @@ def test_replacing_the_system_prompt_is_warned_about(model: Scripted, capsys: py
 def test_a_terminal_is_shown_nothing_it_would_obey(model: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     evil = "a\x1b]0;b\x07\u202ec"
-    model.segments = [Segment("reasoning", evil), Segment("answer", evil)]
+    model.segments = [Segment("progress", "16/20"), Segment("reasoning", evil), Segment("answer", evil)]
     out, err = Terminal(), Terminal()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
@@ -186,6 +186,7 @@ def test_a_terminal_is_shown_nothing_it_would_obey(model: Scripted, monkeypatch:
     assert "\x1b[2ma\\x1b]0;b\\x07\\u202ec\x1b[22m" in err.getvalue()
     assert "\x1b]" not in err.getvalue()
     assert "loading m: 0.00 of 0.00 GB" in err.getvalue()
+    assert "reading the prompt: 16/20 tokens" in err.getvalue()
     monkeypatch.setattr(sys, "stdout", plain := io.StringIO())
     run()
     assert plain.getvalue() == evil + "\n"
@@ -216,7 +217,10 @@ def test_a_prompt_from_a_pipe(
         (["-m", "0"], "max_tokens is 0"),
         (["--samples", "0"], "--samples"),
         (["--prompt", ""], "prompt is empty"),
-        (["--no-think", "--think-budget", "3"], "contradict"),
+        (["--no-think", "--think-budget", "3"], "keep one"),
+        (["--stop", ""], "stop is"),
+        (["--prompt-cache-file", "no/such/folder/f"], "no/such/folder is not a folder"),
+        (["--prompt-cache-file", "/"], "is a directory"),
         (["--system-prompt-only"], "needs a --system-prompt"),
         (["--seed", "x"], "--seed"),
         (["--no-such-flag"], "--no-such-flag"),
@@ -232,6 +236,18 @@ def test_what_a_user_must_change_is_exit_2(
     assert model.loaded == {}
 
 
+def test_every_flag_of_mlx_lm_is_ours_or_refused_with_a_reason() -> None:
+    package = find_spec("mlx_lm")
+    assert package is not None
+    assert package.origin is not None
+    source = Path(package.origin).with_name("generate.py").read_text()
+    theirs = set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', source))
+    ours = {name for param in generate.command.params for name in param.opts}
+    assert "--min-p" in theirs
+    assert theirs <= ours | set(console.MLX_LM_FLAGS)
+    assert not ours & set(console.MLX_LM_FLAGS)
+
+
 @pytest.mark.parametrize("flag", console.MLX_LM_FLAGS)
 def test_flags_of_mlx_lm_are_refused_with_ours(model: Scripted, capsys: pytest.CaptureFixture[str], flag: str) -> None:
     assert run(flag, "1") == 2
@@ -239,10 +255,10 @@ def test_flags_of_mlx_lm_are_refused_with_ours(model: Scripted, capsys: pytest.C
 
 
 def test_without_a_model_there_are_three_ways(capsys: pytest.CaptureFixture[str]) -> None:
-    assert generate.main(["-p", "hi"]) == 2
-    err = capsys.readouterr().err
-    for way in ("MLX-4bit", "magistral convert --hf-path", "--model demo"):
-        assert way in err
+    for arguments in (["-p", "hi"], ["-p", "-"], []):  # said before stdin is read
+        assert generate.main(arguments) == 2
+        err = capsys.readouterr().err
+        assert all(way in err for way in ("MLX-4bit", "magistral convert --hf-path", "--model demo"))
 
 
 def test_errors_of_the_library_are_one_line(
@@ -268,6 +284,26 @@ def test_ctrl_c_shows_what_there_is(model: Scripted, capsys: pytest.CaptureFixtu
     assert set(printed) == set(generate.as_object(REPLY, "m"))
 
 
+def test_ctrl_c_during_samples(
+    model: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def sample(*_: object, **__: object) -> Samples:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model, "sample", sample)
+    assert run("--samples", "2") == 130
+    assert capsys.readouterr().out == ""
+    assert run("--samples", "2", "--json") == 130
+    assert json.loads(capsys.readouterr().out)["finish_reason"] == "cancelled"
+
+
+def test_a_terminal_of_few_letters_is_no_bug(model: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.segments = [Segment("answer", "Évidemment")]
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written := io.BytesIO(), "ascii"))
+    assert run() == 0
+    assert written.getvalue() == b"\\xc9videmment\n"
+
+
 def test_ctrl_c_while_loading(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def loading(model: str, **options: Any) -> Iterator[tuple[int, int]]:
         yield 1, 2
@@ -282,27 +318,6 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "loading", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # Python then exits with 1 and a traceback
         run()
-
-
-def test_the_group_offers_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert magistral_main(["--help"]) == 0
-    listed = capsys.readouterr().out
-    assert all(f"  {name} " in listed for name in ("generate", "chat", "plan", "convert"))
-    assert magistral_main(["--version"]) == 0
-    assert "0.1.0" in capsys.readouterr().out
-    assert magistral_main(["nothing"]) == 2
-
-
-def test_a_reader_that_goes_away_is_no_error() -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "magistral_mlx.plan"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait() == 0
-    process.stderr.close()
 
 
 def test_the_embedded_model_answers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,71 @@
+"""The command ``magistral``: its commands, its exit codes, its completion; each in a process or in this one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from magistral_mlx import __version__
+from magistral_mlx.__main__ import COMMANDS, main
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_group_offers_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"  {name} " in listed for name in ("generate", "chat", "plan", "convert"))
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"Usage: magistral {name} ")
+    assert f"magistral {name} --" in out.partition("Examples:")[2]
+    assert "Exit codes: 0" in out
+    assert err == ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["nothing"], ["--nothing"], ["plan", "--nothing"], ["plan", "extra"]])
+def test_what_is_no_command_is_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert "Usage: magistral" in err
+    assert out == ""
+
+
+def test_a_command_is_imported_when_it_is_called() -> None:
+    probe = (
+        "import sys; from magistral_mlx.__main__ import main; main(['plan']); "
+        "sys.exit(any(m in sys.modules for m in ('magistral_mlx.generate', 'magistral_mlx.chat')))"
+    )
+    subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_zsh_can_complete() -> None:
+    probe = "from magistral_mlx.__main__ import main; main()"
+    words = {"_MAGISTRAL_COMPLETE": "zsh_complete", "COMP_WORDS": "magistral generate --max-k", "COMP_CWORD": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", probe], cwd=ROOT, env=os.environ | words, check=False, capture_output=True, text=True
+    )
+    assert "--max-kv-size" in done.stdout
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "magistral_mlx", "plan"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
+    process.stderr.close()
