@@ -53,6 +53,10 @@ $(VENV)/.created:
 	@if [ "`uname`" = Linux ] && ! command -v g++ >/dev/null 2>&1; then \
 	  echo "g++ is missing, which MLX needs on Linux. On Debian and Ubuntu: sudo apt install g++" >&2; exit 1; \
 	fi
+	@if [ "`uname`" = Darwin ]; then \
+	  macos=`sw_vers -productVersion`; \
+	  if [ "$${macos%%.*}" -lt 14 ]; then echo "This is macOS $$macos; MLX needs macOS 14 or later." >&2; exit 1; fi; \
+	fi
 	@for python in $(PYTHON); do \
 	  command -v $$python >/dev/null 2>&1 || continue; \
 	  $$python -c '$(PROBE)' >/dev/null 2>&1; \

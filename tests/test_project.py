@@ -14,7 +14,6 @@ import pytest
 
 import magistral_mlx as mm
 from magistral_mlx import __main__ as group
-from magistral_mlx import memory
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -42,14 +41,14 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 
 
 def search(
-    folder: Path, pythons: dict[str, str], *, system: str = "Linux", compiler: bool = True
+    folder: Path, pythons: dict[str, str], *, system: str = "Linux", compiler: bool = True, macos: str = "14.0"
 ) -> subprocess.CompletedProcess[str]:
     """Make the environment with these interpreters, and no others, on the PATH."""
     tools = folder / "bin"
     tools.mkdir()
     for tool in ("touch", "mkdir", "sh"):
         (tools / tool).symlink_to(str(shutil.which(tool)))
-    scripts = {"uname": f"#!/bin/sh\necho {system}\n"}
+    scripts = {"uname": f"#!/bin/sh\necho {system}\n", "sw_vers": f"#!/bin/sh\necho {macos}\n"}
     if compiler:
         scripts["g++"] = "#!/bin/sh\n"
     for name, pretence in pythons.items():
@@ -117,14 +116,18 @@ def test_linux_needs_a_compiler_and_a_mac_does_not(tmp_path: Path) -> None:
     assert search(mac, {"python3": MAC}, system="Darwin", compiler=False).returncode == 0
 
 
+@needs_make
+@pytest.mark.parametrize("macos", ["13.7.8", "14.0", "26.1"])
+def test_mlx_needs_macos_14(tmp_path: Path, macos: str) -> None:
+    done = search(tmp_path, {"python3": MAC}, system="Darwin", macos=macos)
+    assert (done.returncode == 0) == (macos != "13.7.8")
+    assert ("MLX needs macOS 14" in done.stderr) == (macos == "13.7.8")
+
+
 def test_the_readme_begins_with_the_two_commands() -> None:
     kind, block = BLOCKS[0]
     assert kind == "sh"
     assert [line.split()[:2] for line in block.splitlines()] == [["make", "demo"], ["make", "test"]]
-
-
-def test_the_readme_s_table_is_the_forecast_of_the_code() -> None:
-    assert memory.mac_table() in README
 
 
 @pytest.mark.parametrize("line", COMMANDS)
