@@ -78,7 +78,7 @@ class Conversion:
                 _write_documents(self, staging)
                 open_checkpoint(staging)
         except OSError as error:
-            if not self.force and difference(self.target, source=self.identity, options=self.options.stated()) is None:
+            if difference(self.target, source=self.identity, options=self.options.stated()) is None:
                 return replace(self.summary, already_complete=True)  # another process was faster
             raise self._explain(error) from error
         return self.summary

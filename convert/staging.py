@@ -1,6 +1,7 @@
 """A folder that appears complete or not at all."""
 
 import errno
+import logging
 import os
 import secrets
 import shutil
@@ -12,6 +13,8 @@ from magistral_mlx.errors import ConversionError
 
 from .provenance import PROVENANCE
 from .writer import flush_path
+
+log = logging.getLogger(__name__)
 
 
 def check_replaceable(target: Path, *, force: bool) -> None:
@@ -96,7 +99,19 @@ def _swap(staging: Path, target: Path, aside: Path) -> None:
     finally:
         if not os.path.lexists(target):
             aside.rename(target)
-        elif aside.is_symlink() or aside.is_file():
-            aside.unlink()
-        elif aside.exists():
-            shutil.rmtree(aside)
+        elif os.path.lexists(aside):
+            _discard(aside)
+
+
+def _discard(old: Path) -> None:
+    """Delete what was set aside; an interruption may end it late, but not half way."""
+    if old.is_symlink() or old.is_file():
+        old.unlink()
+        return
+    try:
+        shutil.rmtree(old)
+    except BaseException:
+        shutil.rmtree(old, ignore_errors=True)
+        if old.exists():
+            log.warning("%s is what was replaced, and could not be deleted; delete it by hand", old)
+        raise
