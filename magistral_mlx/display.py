@@ -30,27 +30,37 @@ class Display:
     hides_answer: bool = False
     reasoning: str = ""
     answer: str = ""
+    has_status: bool = False
 
     def show(self, segment: Segment) -> None:
         if segment.kind == "progress":
-            show_status(f"reading the prompt: {segment.text} tokens")
-            return
-        if not self.reasoning and not self.answer:
-            show_status("")
-        if segment.kind == "reasoning":
+            self.tell(f"reading the prompt: {segment.text} tokens")
+        elif segment.kind == "reasoning":
             self.reasoning += segment.text
-            if not self.hides_reasoning:
+            if self.hides_reasoning:
+                self.tell(f"reasoning: {len(self.reasoning):,} characters")
+            else:
+                self.tell("")
                 write(sys.stderr, segment.text, is_dim=True)
         elif segment.kind == "answer":
             if not self.answer and self.reasoning and not self.hides_reasoning:
                 write(sys.stderr, "\n\n")
             self.answer += segment.text
-            if not self.hides_answer:
+            if self.hides_answer:
+                self.tell(f"answering: {len(self.answer):,} characters")
+            else:
+                self.tell("")
                 write(sys.stdout, segment.text)
+
+    def tell(self, status: str) -> None:
+        """Set the status line, or remove it, but never a line of the reply that stands in its place."""
+        if status or self.has_status:
+            show_status(status)
+        self.has_status = bool(status)
 
     def end(self) -> None:
         """Finish the last line."""
-        show_status("")
+        self.tell("")
         if self.answer and not self.hides_answer:
             write(sys.stdout, "\n")
         elif self.reasoning and not self.hides_reasoning:

@@ -192,6 +192,37 @@ def test_a_terminal_is_shown_nothing_it_would_obey(model: Scripted, monkeypatch:
     assert plain.getvalue() == evil + "\n"
 
 
+def on_screen(written: str) -> list[str]:
+    """What a terminal shows in the end: a line holds what came after its last erasure."""
+    plain = re.sub(r"\x1b\[\d*m", "", written)
+    return [line.rpartition("\r\x1b[K")[2] for line in plain.split("\n")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "first_lines"),
+    [
+        ([], ["8+6=14", "", "It is 124."]),
+        (["--hide-reasoning"], ["It is 124."]),
+        (["--samples", "2"], ["It is 124.", "2 of 2: 124"]),
+    ],
+)
+def test_a_terminal_keeps_the_reply_and_no_status(
+    model: Scripted, monkeypatch: pytest.MonkeyPatch, flags: list[str], first_lines: list[str]
+) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stderr", screen)
+    assert run(*flags) == 0
+    shown = on_screen(screen.getvalue())
+    assert shown[: len(first_lines)] == first_lines
+    assert all("first token after" in line for line in shown[len(first_lines) : -1])
+    assert "loading" in screen.getvalue()
+    model.interrupt_after = 4
+    screen.truncate(0)
+    assert generate.main(["--model", "m", "-p", "?"]) == 130
+    assert on_screen(screen.getvalue().lstrip("\0")) == ["8+6=14", "", "It is ", ""]
+
+
 def test_a_prompt_from_a_pipe(
     model: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
