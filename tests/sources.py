@@ -1,0 +1,69 @@
+"""Source checkpoints for the converter's tests, in both published layouts, with a tokenizer."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import mlx.core as mx
+
+from convert import Summary, convert_checkpoint
+from convert.names import is_rotated, native_name
+from tests.tekken import write_tekken
+from tests.tiny import make_config, make_weights, write_checkpoint
+
+CONFIG = make_config(hidden_size=128, intermediate_size=384, head_dim=64, num_layers=2, vocab_size=1500)
+PARAMS = {
+    "dim": 128,
+    "n_layers": 2,
+    "head_dim": 64,
+    "hidden_dim": 384,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "rope_theta": 1e9,
+    "norm_eps": 1e-5,
+    "vocab_size": 1500,
+    "max_position_embeddings": 4096,
+}
+
+
+def write_hf(folder: Path, weights: Mapping[str, mx.array] | None = None, *, seed: int = 0) -> Path:
+    """The published layout: shards, index, config.json, tekken.json."""
+    tensors = dict(weights) if weights is not None else make_weights(CONFIG, mx.bfloat16, seed)
+    return write_tekken(write_checkpoint(folder, CONFIG, tensors), CONFIG.vocab_size)
+
+
+def write_consolidated(folder: Path, weights: Mapping[str, mx.array] | None = None, **params: object) -> Path:
+    """Mistral's own layout, the tensors in an order of their own; ``params`` change params.json, None removes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = weights if weights is not None else make_weights(CONFIG, mx.bfloat16)
+    native = {native_name(n): pairs_from_halves(w, 64) if is_rotated(n) else w for n, w in tensors.items()}
+    shuffled = dict(sorted(native.items(), key=lambda item: item[0][::-1]))
+    mx.save_safetensors(str(folder / "consolidated.safetensors"), shuffled, {"format": "pt"})
+    (folder / "params.json").write_text(json.dumps(PARAMS))
+    change_json(folder / "params.json", **params)
+    return write_tekken(folder, CONFIG.vocab_size)
+
+
+def pairs_from_halves(weight: mx.array, head_dim: int) -> mx.array:
+    """Row by row, from the definition: channel i of the first half is 2i in Mistral's order, of the second 2i + 1."""
+    order = []
+    for start in range(0, weight.shape[0], head_dim):
+        for i in range(head_dim // 2):
+            order += [start + i, start + head_dim // 2 + i]
+    return weight[mx.array(order)]
+
+
+def change_json(path: Path, **changes: object) -> None:
+    """Change keys of a JSON file; None removes one."""
+    raw = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in raw.items() if value is not None}))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def convert_quickly(source: Path, target: Path, **options: object) -> Summary:
+    """Without tokenizer.json, which takes longest."""
+    return convert_checkpoint(source, target, tokenizer_json=False, **options)  # type: ignore[arg-type]
