@@ -44,7 +44,7 @@ def command(
             raise click.UsageError("these options need a --model to plan for")
         print(mac_table())
         return console.DONE
-    folder = demo_checkpoint() if model == "demo" else resolve(model, revision=revision)
+    folder = demo_checkpoint() if model == "demo" else resolve(model, revision=revision, layout="hf")
     plan = plan_for(open_checkpoint(folder), context=context, kv_bits=kv_bits, memory_gb=memory_gb)
     if as_json:
         print(json.dumps({**asdict(plan), "total_bytes": plan.total_bytes, "model": model}, ensure_ascii=False))

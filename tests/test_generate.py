@@ -80,11 +80,6 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Scripted:
     return scripted
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 def run(*arguments: str) -> int:
     return generate.main(["--model", "m", "--prompt", "What is 48 + 76?", *arguments])
 
@@ -172,55 +167,6 @@ def test_the_defaults_are_the_model_cards(model: Scripted) -> None:
 def test_replacing_the_system_prompt_is_warned_about(model: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
     run("--system-prompt", "Be brief.", "--system-prompt-only")
     assert "may not reason" in capsys.readouterr().err
-
-
-def test_a_terminal_is_shown_nothing_it_would_obey(model: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    evil = "a\x1b]0;b\x07\u202ec"
-    model.segments = [Segment("progress", "16/20"), Segment("reasoning", evil), Segment("answer", evil)]
-    out, err = Terminal(), Terminal()
-    monkeypatch.setattr(sys, "stdout", out)
-    monkeypatch.setattr(sys, "stderr", err)
-    assert run() == 0
-    assert out.getvalue() == "a\\x1b]0;b\\x07\\u202ec\n"
-    assert "\x1b[2ma\\x1b]0;b\\x07\\u202ec\x1b[22m" in err.getvalue()
-    assert "\x1b]" not in err.getvalue()
-    assert "loading m: 0.00 of 0.00 GB" in err.getvalue()
-    assert "reading the prompt: 16/20 tokens" in err.getvalue()
-    monkeypatch.setattr(sys, "stdout", plain := io.StringIO())
-    run()
-    assert plain.getvalue() == evil + "\n"
-
-
-def on_screen(written: str) -> list[str]:
-    """What a terminal shows in the end: a line holds what came after its last erasure."""
-    plain = re.sub(r"\x1b\[\d*m", "", written)
-    return [line.rpartition("\r\x1b[K")[2] for line in plain.split("\n")]
-
-
-@pytest.mark.parametrize(
-    ("flags", "first_lines"),
-    [
-        ([], ["8+6=14", "", "It is 124."]),
-        (["--hide-reasoning"], ["It is 124."]),
-        (["--samples", "2"], ["It is 124.", "2 of 2: 124"]),
-    ],
-)
-def test_a_terminal_keeps_the_reply_and_no_status(
-    model: Scripted, monkeypatch: pytest.MonkeyPatch, flags: list[str], first_lines: list[str]
-) -> None:
-    screen = Terminal()
-    monkeypatch.setattr(sys, "stdout", screen)
-    monkeypatch.setattr(sys, "stderr", screen)
-    assert run(*flags) == 0
-    shown = on_screen(screen.getvalue())
-    assert shown[: len(first_lines)] == first_lines
-    assert all("first token after" in line for line in shown[len(first_lines) : -1])
-    assert "loading" in screen.getvalue()
-    model.interrupt_after = 4
-    screen.truncate(0)
-    assert generate.main(["--model", "m", "-p", "?"]) == 130
-    assert on_screen(screen.getvalue().lstrip("\0")) == ["8+6=14", "", "It is ", ""]
 
 
 def test_a_prompt_from_a_pipe(
