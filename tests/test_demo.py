@@ -1,10 +1,14 @@
 """The embedded model: its problems are right, what it was asked it never saw, and it answers them."""
 
 import ast
+import json
 import re
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
+from zlib import crc32
 
+import mistral_common
 import pytest
 from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
@@ -96,16 +100,36 @@ def test_training_never_sees_what_is_held_out(tokenizer: Tokenizer) -> None:
     examples = Examples(Tekkenizer.from_file(DEMO / "tekken.json"), seed=1)
     words = {w.lower() for words in HELD_OUT_WORDS.values() for w in words.split()}
     assert len(words) > 150
-    for _ in range(5000):
+    assert "strawberry" in words
+    seen = dict.fromkeys(ARITHMETIC, 0)
+    for _ in range(20_000):
         problem = examples.problem()
         if problem.kind == "letters":
             assert "".join(c for c, _ in spelling(problem)).lower() not in words
         else:
-            a, b = map(int, re.split(r"[+*]|(?<=\d)-", problem.trace.split("\n")[1]))
-            assert not is_unseen(problem.kind, a, b)
+            a, b = operands(problem)
+            assert crc32(f"{a}{SIGNS[problem.kind]}{b}".encode()) % 16
+            seen[problem.kind] += 1
+    assert min(seen.values()) > 4000
     for problem in held_out_problems(200, 0, tokenizer.pieces):
         a, b = map(int, re.split(r"[+*]|(?<=\d)-", problem.trace.split("\n")[1]))
         assert is_unseen(problem.kind, a, b)
+
+
+def operands(problem: Problem) -> tuple[int, int]:
+    """In the order asked: a trace multiplies by the smaller, a question may name the subtrahend first."""
+    line = problem.question if problem.kind == "multiply" else problem.trace.split("\n")[1]
+    a, b = map(int, re.findall(r"\d+", line)[:2])
+    return a, b
+
+
+def test_the_vocabulary_is_the_head_of_the_real_one() -> None:
+    """The same pieces in the same order, so that what is proved on these ids holds for the 131,072."""
+    whole = json.loads((Path(mistral_common.__file__).parent / "data" / "tekken_240911.json").read_text())
+    cut = json.loads((DEMO / "tekken.json").read_text())
+    assert cut["vocab"] == whole["vocab"][: len(cut["vocab"])]
+    assert [t["token_str"] for t in cut["special_tokens"]][:5] == ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
+    assert (cut["config"]["version"], cut["config"]["default_vocab_size"]) == ("v11", 2048)
 
 
 def test_training_text_is_what_mistral_common_encodes() -> None:
@@ -180,3 +204,18 @@ def test_several_problems_in_one_conversation(keep: str) -> None:
     assert "**42**" in chat.ask("What is 12 + 30?", GREEDY).answer
     assert "**56**" in chat.ask("What is 7 * 8?", GREEDY).answer
     assert "**-5**" in chat.ask("What is 10 - 15?", GREEDY).answer
+
+
+@pytest.mark.parametrize("think_budget", [0, 4, 15])
+def test_a_trace_forced_to_end_is_followed_by_a_well_formed_answer(think_budget: int) -> None:
+    """Hardly ever the right one: that is what the trace is for."""
+    magistral = mm.load("demo")
+    sampling = mm.SamplingParams(temperature=0, think_budget=think_budget, max_tokens=100)
+    for phrases in PHRASES.values():
+        reply = magistral.ask(phrases.spoken["add"][0].format(a=48, b=76), sampling)
+        assert (reply.finish_reason, reply.reasoning_closed_by) == ("stop", "budget")
+        assert phrases.intro.startswith(reply.reasoning[: len(phrases.intro)])
+        before, after = phrases.result.split("{r}")
+        assert reply.answer.startswith(before)
+        assert reply.answer.endswith(after)
+        assert re.fullmatch(r"-?\d+", reply.answer.removeprefix(before).removesuffix(after))
