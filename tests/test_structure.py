@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "demo.__init__": "",
     "demo.problems": "",
     "demo.examples": "demo",
-    "demo.train": "config model demo",
+    "demo.train": "checkpoint config conversation demo loader model",
 }
 DEMO_FILES = {"magistral_mlx/demo/examples.py", "magistral_mlx/demo/train.py"}
 COMMAND_LINES = ("console", "generate", "chat", "plan", "__main__")

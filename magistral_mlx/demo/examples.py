@@ -61,8 +61,10 @@ def write_tokenizer(path: Path) -> None:
 class Examples:
     """An endless, seeded supply of conversations in the 2506 wire form."""
 
-    def __init__(self, tokenizer: Tekkenizer, seed: int) -> None:
+    def __init__(self, tokenizer: Tekkenizer, seed: int, letters: float = 0.3) -> None:
+        """``letters``: the share of problems that count letters."""
         self.tokenizer = tokenizer
+        self.letters = letters
         self.rng = random.Random(seed)
         self.control = {name: SPECIAL_TOKENS.index(name) for name in SPECIAL_TOKENS}
         self.held_out = {word.lower() for words in HELD_OUT_WORDS.values() for word in words.split()}
@@ -90,7 +92,7 @@ class Examples:
         rng = self.rng
         language = rng.choice(LANGUAGES)
         while True:
-            if rng.random() < 0.3:
+            if rng.random() < self.letters:
                 word = self.word()
                 letter = rng.choice(word.lower() if rng.random() < 0.85 else "abcdefghijklmnopqrstuvwxyz")
                 if not letter.isascii():

@@ -12,6 +12,7 @@ import platform
 import re
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -20,11 +21,30 @@ from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from mlx import nn
 from mlx.utils import tree_flatten, tree_map
 
+from magistral_mlx.checkpoint import open_checkpoint
 from magistral_mlx.config import ModelConfig
+from magistral_mlx.conversation import result_of
 from magistral_mlx.demo.examples import SPECIAL_TOKENS, SYSTEM_PROMPT, VOCABULARY, Example, Examples, write_tokenizer
+from magistral_mlx.loader import load_model
 from magistral_mlx.model import Transformer
 
 OPENBLAS = "libopenblas.so.0"
+BATCH = 48
+WARM_UP = 100  # steps
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A run of Adam with its own learning rate, a cosine that would reach its end at ``horizon``."""
+
+    steps: int
+    horizon: int
+    rate: float  # at its peak
+    letters: float  # share of problems that count letters
+
+
+# Arithmetic is learned first; letters take longer, so the second stage has more of them.
+STAGES = (Stage(2400, 3000, 2.5e-3, 0.3), Stage(1300, 1300, 1e-3, 0.5))
 CONFIG = ModelConfig(
     hidden_size=192,
     intermediate_size=512,
@@ -67,16 +87,13 @@ def initialize(model: Transformer, seed: int) -> None:
     model.load_weights(drawn, strict=False)
 
 
-def train(out: Path, steps: int, batch: int, rate: float, seed: int) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(out / "tekken.json")
-    examples = Examples(Tekkenizer.from_file(out / "tekken.json"), seed)
-    model = Transformer(CONFIG)
-    initialize(model, seed)
-    warm_up = min(100, steps // 10)
-    schedule = optim.join_schedules(
-        [optim.linear_schedule(0, rate, warm_up), optim.cosine_decay(rate, steps - warm_up, 0.01 * rate)], [warm_up]
-    )
+def train(out: Path, stage: Stage, model: Transformer, seed: int) -> None:
+    """Run one stage, and leave its checkpoint in ``out``."""
+    examples = Examples(Tekkenizer.from_file(out / "tekken.json"), seed, stage.letters)
+    rate, steps = stage.rate, stage.steps
+    rise = optim.linear_schedule(0, rate, WARM_UP)
+    fall = optim.cosine_decay(rate, stage.horizon - WARM_UP, 0.01 * rate)
+    schedule = optim.join_schedules([rise, fall], [WARM_UP])
     optimizer = optim.AdamW(schedule, betas=[0.9, 0.98], weight_decay=0.01)
     streams = [mx.new_stream(mx.default_device()) for _ in range(2)]
 
@@ -87,7 +104,7 @@ def train(out: Path, steps: int, batch: int, rate: float, seed: int) -> None:
     loss_and_gradient = nn.value_and_grad(model, loss)
     mx.eval(model.parameters())
     started, smoothed = time.time(), None
-    for step, halves in zip(range(1, steps + 1), examples.batches(batch), strict=False):
+    for step, halves in zip(range(1, steps + 1), examples.batches(BATCH), strict=False):
         arrays = [tensors(half) for half in halves]
         mx.eval(arrays)
         count = sum(targets.size for *_, targets in arrays)
@@ -183,13 +200,21 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent, help="folder for the checkpoint (default: the embedded one)"
     )
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=48)
-    parser.add_argument("--rate", type=float, default=2.5e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stage", type=int, choices=(1, 2), default=1, help="2: go on from the first one's checkpoint")
     options = parser.parse_args()
     use_openblas()
-    train(options.out, options.steps, options.batch, options.rate, options.seed)
+    out: Path = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(out / "tekken.json")
+    if options.stage == 1:
+        model = Transformer(CONFIG)
+        initialize(model, options.seed)
+        train(out, STAGES[0], model, options.seed)
+    # From what the first stage saved, bf16 and all, so that starting here gives the same.
+    model = result_of(load_model(open_checkpoint(out)))
+    model.set_dtype(mx.float32)
+    train(out, STAGES[1], model, options.seed + 1)
 
 
 if __name__ == "__main__":
