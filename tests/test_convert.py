@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -108,7 +109,7 @@ def mlx_lm_logits(model: object, ids: mx.array) -> mx.array:
     return model(ids)  # type: ignore[operator]
 
 
-CASES = {
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "4 bit": ({}, {"bits": 4, "group_size": 64}),
     "8 bit, groups of 32": ({"q_bits": 8, "q_group_size": 32}, {"bits": 8, "group_size": 32}),
     "3 bit, groups of 128": ({"q_bits": 3, "q_group_size": 128}, {"bits": 3, "group_size": 128}),
@@ -133,7 +134,7 @@ def test_tensors_are_mlx_lms_and_mlx_lm_loads_them(tmp_path: Path, hf_folder: Pa
     theirs = dict(theirs)
     recipe = theirs.pop("recipe", None)
     choose = mixed_quant_predicate_builder(recipe, model) if recipe else None
-    model, _ = quantize_model(model, config, **theirs, quant_predicate=choose)
+    model, _ = quantize_model(model, config, **theirs, quant_predicate=choose)  # type: ignore[arg-type]
     expected = dict(tree_flatten(model.parameters()))
     found = open_checkpoint(target).tensors()
     assert found.keys() == expected.keys()

@@ -17,6 +17,7 @@ from tests.tekken import write_tekken
 from tests.tiny import make_config, make_weights, quantize_weights, raw_config, write_checkpoint
 
 OVERFLOW = json.dumps({"w": {"dtype": "F32", "shape": [2**32, 2**32, 1], "data_offsets": [0, 0]}}).ljust(150).encode()
+FIRST, EMBEDDING, NORM = "model-00001-of-00002.safetensors", "model.embed_tokens.weight", "model.norm.weight"
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +62,45 @@ def params(**changes: object) -> Callable[[Path], None]:
     return lambda folder: change_json(folder / "native" / "params.json", **changes)
 
 
-def shard(change: Callable[[dict[str, mx.array]], object], number: int = 1) -> Callable[[Path], None]:
-    return lambda folder: rewrite(folder / "hf" / f"model-0000{number}-of-00002.safetensors", change)
+def all_of(*changes: Callable[[Path], object]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        for change in changes:
+            change(folder)
+
+    return apply
+
+
+def shards(change: Callable[[dict[str, mx.array]], object]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        for path in (folder / "hf").glob("*.safetensors"):
+            rewrite(path, change)
+
+    return apply
+
+
+def tensor(name: str, new: Callable[[mx.array], mx.array]) -> Callable[[dict[str, mx.array]], None]:
+    def change(tensors: dict[str, mx.array]) -> None:
+        if name in tensors:
+            tensors[name] = new(tensors[name])
+
+    return change
+
+
+def first_shard(change: Callable[[dict[str, mx.array]], object]) -> Callable[[Path], None]:
+    return lambda folder: rewrite(folder / "hf" / FIRST, change)
+
+
+def remove_hf(folder: Path) -> None:
+    shutil.rmtree(folder / "hf")
+
+
+def keep_only(*names: str) -> Callable[[Path], None]:
+    def remove(folder: Path) -> None:
+        for path in (folder / "hf").iterdir():
+            if path.name not in names:
+                path.unlink()
+
+    return remove
 
 
 def native(change: Callable[[dict[str, mx.array]], object]) -> Callable[[Path], None]:
@@ -71,6 +109,11 @@ def native(change: Callable[[dict[str, mx.array]], object]) -> Callable[[Path], 
 
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
+
+
+def write_odd(folder: Path) -> None:
+    odd = make_config(vocab_size=1500)  # feed-forward 96
+    write_tekken(write_checkpoint(folder / "hf", odd, make_weights(odd, mx.bfloat16)), 1500)
 
 
 def quantize_source(folder: Path) -> None:
@@ -86,15 +129,14 @@ def put_config_beside(**changes: object) -> Callable[[Path], None]:
     return write
 
 
-EMBEDDING, NORM = "model.embed_tokens.weight", "model.norm.weight"
 HF: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing folder": (lambda f: shutil.rmtree(f / "hf"), "no such folder"),
-    "a file": (lambda f: [shutil.rmtree(f / "hf"), (f / "hf").write_text("x")], "is a file"),
-    "empty folder": (lambda f: [shutil.rmtree(f / "hf"), (f / "hf").mkdir()], "is empty"),
-    "not a checkpoint": (lambda f: [shutil.rmtree(f / "hf"), write_tekken(f / "hf")], "has no config.json"),
-    "neither layout": (lambda f: [p.unlink() for p in (f / "hf").glob("model*")], "no model*.safetensors"),
+    "missing folder": (remove_hf, "no such folder"),
+    "a file": (all_of(remove_hf, lambda f: (f / "hf").write_text("x")), "is a file"),
+    "empty folder": (keep_only(), "is empty"),
+    "not a checkpoint": (keep_only("tekken.json"), "has no config.json"),
+    "neither layout": (keep_only("config.json", "tekken.json"), "no model*.safetensors"),
     "params.json alone": (
-        lambda f: [p.unlink() for p in (f / "hf").iterdir()] + [shutil.copy(f / "native" / "params.json", f / "hf")],
+        all_of(keep_only(), lambda f: shutil.copy(f / "native" / "params.json", f / "hf")),
         "neither consolidated.safetensors nor model*.safetensors",
     ),
     "index names a missing file": (index(lambda m: m.update({NORM: "model-9.safetensors"})), "which is missing"),
@@ -102,65 +144,29 @@ HF: dict[str, tuple[Callable[[Path], object], str]] = {
     "index with ..": (index(lambda m: m.update({NORM: "../model.safetensors"})), "no plain .safetensors file name"),
     "index with an absolute path": (index(lambda m: m.update({NORM: "/m.safetensors"})), "no plain .safetensors"),
     "stray shard": (
-        lambda f: shutil.copy(f / "native/consolidated.safetensors", f / "hf/model-3.safetensors"),
-        "lies beside the weights",
+        lambda f: shutil.copy(f / "native" / "consolidated.safetensors", f / "hf" / "model-3.safetensors"),
+        "model-3.safetensors lies beside the weights",
     ),
     "tensor missing": (
-        lambda f: [
-            index(lambda m: m.pop(NORM))(f),
-            [rewrite(p, lambda t: t.pop(NORM, None)) for p in (f / "hf").glob("*.safetensors")],
-        ],
+        all_of(index(lambda m: m.pop(NORM)), shards(lambda t: t.pop(NORM, None))),
         "1 tensors are missing, first 'model.norm.weight'",
     ),
-    "tensor not in the index": (shard(lambda t: t.update({"x": mx.zeros(3)})), "tensor 'x'"),
+    "tensor not in the index": (first_shard(lambda t: t.update({"x": mx.zeros(3)})), "tensor 'x'"),
     "tensor extra": (
-        lambda f: [
-            shard(lambda t: t.update({"x": mx.zeros(3)}))(f),
-            index(lambda m: m.update({"x": "model-00001-of-00002.safetensors"}))(f),
-        ],
+        all_of(first_shard(lambda t: t.update({"x": mx.zeros(3)})), index(lambda m: m.update({"x": FIRST}))),
         "1 tensors do not belong to this model, first 'x'",
     ),
-    "wrong shape": (
-        lambda f: [
-            rewrite(p, lambda t: t.update({NORM: mx.zeros(127)}) if NORM in t else None)
-            for p in (f / "hf").glob("*.safetensors")
-        ],
-        "'model.norm.weight' is F32 [127]",
-    ),
-    "wrong dtype": (
-        lambda f: [
-            rewrite(p, lambda t: t.update({NORM: mx.zeros(128, mx.int32)}) if NORM in t else None)
-            for p in (f / "hf").glob("*.safetensors")
-        ],
-        "'model.norm.weight' is I32 [128]",
-    ),
-    "NaN in a matrix": (
-        lambda f: [
-            rewrite(p, lambda t: t.update({EMBEDDING: t[EMBEDDING] * mx.nan}) if EMBEDDING in t else None)
-            for p in (f / "hf").glob("*.safetensors")
-        ],
-        "tensor 'model.embed_tokens.weight' holds NaN or infinity",
-    ),
-    "infinity in a norm": (
-        lambda f: [
-            rewrite(p, lambda t: t.update({NORM: t[NORM] * mx.inf}) if NORM in t else None)
-            for p in (f / "hf").glob("*.safetensors")
-        ],
-        "tensor 'model.norm.weight' holds NaN or infinity",
-    ),
+    "wrong shape": (shards(tensor(NORM, lambda a: a[1:])), "'model.norm.weight' is BF16 [127]"),
+    "wrong dtype": (shards(tensor(NORM, lambda a: a.astype(mx.int32))), "'model.norm.weight' is I32 [128]"),
+    "NaN in a matrix": (shards(tensor(EMBEDDING, lambda a: a * mx.nan)), f"tensor {EMBEDDING!r} holds NaN or infinity"),
+    "infinity in a norm": (shards(tensor(NORM, lambda a: a * mx.inf)), f"tensor {NORM!r} holds NaN or infinity"),
     "too large for float16": (
-        lambda f: [
-            config(torch_dtype="float16")(f),
-            [
-                rewrite(p, lambda t: t.update({NORM: t[NORM] * 1e6}) if NORM in t else None)
-                for p in (f / "hf").glob("*.safetensors")
-            ],
-        ],
+        all_of(config(torch_dtype="float16"), shards(tensor(NORM, lambda a: a * 1e6))),
         "'model.norm.weight' holds values too large for",
     ),
     "truncated shard": (lambda f: cut(f / "hf" / "model-00002-of-00002.safetensors"), "is cut short"),
     "overflow header": (
-        lambda f: (f / "hf" / "model-00001-of-00002.safetensors").write_bytes(struct.pack("<Q", 150) + OVERFLOW),
+        lambda f: (f / "hf" / FIRST).write_bytes(struct.pack("<Q", 150) + OVERFLOW),
         "model-00001-of-00002.safetensors",
     ),
     "unknown model_type": (config(model_type="llama"), "model_type is 'llama'"),
@@ -169,14 +175,11 @@ HF: dict[str, tuple[Callable[[Path], object], str]] = {
     "contradicting tie": (config(tie_word_embeddings=True), "tie_word_embeddings is True"),
     "odd torch_dtype": (config(torch_dtype="int8"), "torch_dtype is 'int8', expected one of bfloat16"),
     "two types, none stated": (
-        lambda f: [
-            config(torch_dtype=None)(f),
-            shard(lambda t: t.update({n: a * mx.ones(1) for n, a in t.items()}))(f),
-        ],
+        all_of(config(torch_dtype=None), shards(tensor(NORM, lambda a: a.astype(mx.float32)))),
         "tensors are BF16 and F32, and no torch_dtype says",
     ),
     "groups do not divide": (
-        lambda f: [shutil.rmtree(f / "hf"), write_odd(f / "hf")],
+        all_of(remove_hf, write_odd),
         "'model.layers.0.mlp.down_proj.weight' has 96 columns",
     ),
     "quantized already": (quantize_source, "is quantized already, to 4 bit"),
@@ -206,11 +209,6 @@ NATIVE: dict[str, tuple[Callable[[Path], object], str]] = {
     "config.json of another model": (put_config_beside(rope_theta=1e6), "rope_theta is 1000000000.0 by params.json"),
     "config.json with another context": (put_config_beside(max_position_embeddings=99), "max_positions is 4096 by"),
 }
-
-
-def write_odd(folder: Path) -> None:
-    odd = make_config(vocab_size=1500)  # feed-forward 96
-    write_tekken(write_checkpoint(folder, odd, make_weights(odd, mx.bfloat16)), 1500)
 
 
 @pytest.mark.parametrize("case", [*HF, *NATIVE])

@@ -209,4 +209,4 @@ def test_the_package_is_lazy() -> None:
 
     assert set(package.__all__) <= {name for name in package.__all__ if getattr(package, name)}
     with pytest.raises(AttributeError, match="no attribute 'convert_model'"):
-        _ = package.convert_model  # type: ignore[attr-defined]
+        _ = package.convert_model
