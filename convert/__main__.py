@@ -1,7 +1,6 @@
 """The command line: ``python -m magistral_mlx.convert --hf-path SRC --mlx-path OUT``."""
 
 import json
-import logging
 import sys
 import time
 from collections import Counter
@@ -14,15 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bar
 
+from magistral_mlx import command_line
 from magistral_mlx.checkpoint import Layout
 from magistral_mlx.config import Mode
-from magistral_mlx.errors import MagistralError
 
 from .pipeline import Conversion, Progress, Summary, prepare
 from .recipes import METHODS, RECIPES, Options
 from .staging import in_units
-
-DONE, WRONG, INTERRUPTED = 0, 2, 130  # exit codes
 
 # Flags of mlx-lm's convert, and what to do instead.
 MLX_LM_FLAGS = {
@@ -52,16 +49,10 @@ Exit codes: 0 done, 2 something to change, 130 interrupted.""".format(
 )
 
 
-class Command(click.Command):
-    """A click command that answers mlx-lm's flags with the name of ours."""
+class Command(command_line.Command):
+    """A command whose users know mlx-lm's convert."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, args)
-        except click.NoSuchOption as error:
-            if error.option_name not in MLX_LM_FLAGS:
-                raise
-            raise click.UsageError(f"{error.option_name} is mlx-lm's: {MLX_LM_FLAGS[error.option_name]}", ctx) from None
+    foreign_flags = MLX_LM_FLAGS
 
 
 @click.command("convert", cls=Command, epilog=EPILOG)
@@ -99,11 +90,11 @@ def command(
     conversion = prepare(hf_path, mlx_path, options, layout=layout, revision=revision, force=force)
     if dry_run:
         print(json.dumps(forecast(conversion)) if as_json else forecast_in_words(conversion))
-        return DONE
+        return command_line.DONE
     started = time.perf_counter()
     summary = shown(conversion.run())
     print(in_json(summary, time.perf_counter() - started) if as_json else in_words(summary))
-    return DONE
+    return command_line.DONE
 
 
 def shown(steps: Generator[Progress, None, Summary]) -> Summary:
@@ -169,27 +160,7 @@ def forecast_in_words(conversion: Conversion) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line to its exit code; errors a user can change are one message on stderr."""
-    handler = logging.StreamHandler(sys.stderr)
-    logs = {logging.getLogger(name): logging.getLogger(name).level for name in ("magistral_mlx", __package__)}
-    for log in logs:
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-    try:
-        result = command.main(None if argv is None else list(argv), standalone_mode=False)
-        return result if isinstance(result, int) else DONE
-    except click.Abort:
-        return INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        return WRONG
-    except MagistralError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG
-    finally:
-        for log, level in logs.items():
-            log.removeHandler(handler)
-            log.setLevel(level)
+    return command_line.run(command, argv, loggers=("magistral_mlx", __package__))
 
 
 if __name__ == "__main__":

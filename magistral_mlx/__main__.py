@@ -6,7 +6,7 @@ from importlib import import_module
 
 import click
 
-from magistral_mlx import __version__, console
+from magistral_mlx import __version__, command_line
 
 COMMANDS = {
     "generate": "magistral_mlx.generate",
@@ -42,7 +42,7 @@ def command() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return console.run(command, argv, "magistral")
+    return command_line.run(command, argv, "magistral")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from magistral_mlx.checkpoint import Checkpoint, open_checkpoint, resolve
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.conversation import Chat, KeepReasoning, result_of
 from magistral_mlx.decoding import Stepper, decode, prefill
-from magistral_mlx.errors import CheckpointError, ContextError, OptionError
+from magistral_mlx.errors import CheckpointError, ContextError, MemoryLimitError, OptionError
 from magistral_mlx.loader import load_model
 from magistral_mlx.memory import MemoryPlan, plan_for
 from magistral_mlx.model import Transformer
@@ -268,9 +268,14 @@ class Magistral:
                 self.past.ids.append(identity)
                 yield from builder.push(identity, logits)
             yield from builder.flush()
-        except RuntimeError:  # MLX: out of memory, or a device that failed; what the arrays hold is unknown
+        except RuntimeError as error:  # MLX: out of memory, or a device that failed; what the arrays hold is unknown
             self.past.forget()
-            raise
+            if "memory" not in str(error).lower():
+                raise
+            raise MemoryLimitError(
+                f"there was not enough memory for this reply, and its cache was dropped ({error}); the model can be "
+                "used on: load it with a smaller context (--max-kv-size) or --kv-bits 8"
+            ) from None
         finally:
             self.past.settle(builder)
         if file is not None:

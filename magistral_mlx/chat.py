@@ -8,7 +8,7 @@ from typing import get_args
 
 import click
 
-from magistral_mlx import console
+from magistral_mlx import command_line, console
 from magistral_mlx.conversation import Chat, KeepReasoning
 from magistral_mlx.display import Display, report, write
 from magistral_mlx.errors import MagistralError, OptionError
@@ -91,7 +91,7 @@ def command(
     finally:
         if file is not None and any(message["role"] == "assistant" for message in chat.messages):
             chat.save(file)
-    return console.DONE
+    return command_line.DONE
 
 
 def converse(chat: Chat, sampling: SamplingParams, *, hides_reasoning: bool) -> None:
@@ -167,7 +167,7 @@ def piped() -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return console.run(command, argv)
+    return command_line.run(command, argv)
 
 
 if __name__ == "__main__":

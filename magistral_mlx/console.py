@@ -1,23 +1,18 @@
-"""What the command lines share: exit codes, options, loading with progress."""
+"""What generate, chat and plan share: options, loading with progress."""
 
-import io
-import logging
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from magistral_mlx import command_line
 from magistral_mlx.api import Magistral, loading
 from magistral_mlx.display import show_status
-from magistral_mlx.errors import MagistralError
 from magistral_mlx.sampling import SamplingParams
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-DONE, BUG, WRONG, INTERRUPTED = 0, 1, 2, 130  # exit codes; BUG is Python's own for an exception that escapes
 
 NO_MODEL = """--model is missing. Three ways to get a model:
   --model lmstudio-community/Magistral-Small-2506-MLX-4bit
@@ -54,51 +49,10 @@ MLX_LM_FLAGS = {
 }
 
 
-class Command(click.Command):
-    """A click command that knows mlx-lm's flags and lets a reader of its output go away."""
+class Command(command_line.Command):
+    """A command whose users know mlx-lm's generate."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, args)
-        except click.NoSuchOption as error:
-            if error.option_name not in MLX_LM_FLAGS:
-                raise
-            raise click.UsageError(f"{error.option_name} is mlx-lm's: {MLX_LM_FLAGS[error.option_name]}", ctx) from None
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-            return result
-        except BrokenPipeError:  # as in `... | head -1`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes into it once more
-            return DONE
-
-
-def run(command: click.Command, argv: Sequence[str] | None, name: str | None = None) -> int:
-    """Run a command line to its exit code; errors a user can change are one message on stderr."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log = logging.getLogger("magistral_mlx")
-    level = log.level
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # where it cannot encode a letter, an escape is better than nothing
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        result = command.main(None if argv is None else list(argv), name, standalone_mode=False)
-        return result if isinstance(result, int) else DONE
-    except click.Abort:
-        return INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        return WRONG
-    except MagistralError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
+    foreign_flags = MLX_LM_FLAGS
 
 
 def options(*decorators: Callable[[Any], Any]) -> Callable[[Function], Function]:

@@ -1,17 +1,15 @@
 """A conversation: turns, their traces kept or dropped, and where they are saved."""
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from magistral_mlx.errors import OptionError
+from magistral_mlx.past import Past
 from magistral_mlx.reasoning import Segment
 from magistral_mlx.reply import Reply
 from magistral_mlx.sampling import SamplingParams
-
-if TYPE_CHECKING:
-    from magistral_mlx.api import Magistral
 
 KeepReasoning = Literal["all", "last", "none"]
 Result = TypeVar("Result")
@@ -26,6 +24,16 @@ def result_of(generator: Generator[Any, None, Result]) -> Result:
             return end.value
 
 
+class Model(Protocol):
+    """What a conversation needs of a Magistral."""
+
+    past: Past
+
+    def stream(
+        self, messages: Sequence[Mapping[str, Any]], sampling: SamplingParams | None = None
+    ) -> Generator[Segment, None, Reply]: ...
+
+
 class Chat:
     """A conversation: each question sees the turns before it, with their traces kept or dropped.
 
@@ -34,7 +42,7 @@ class Chat:
     is forgotten; one that was cut off before its answer keeps its trace, which is all there is of it.
     """
 
-    def __init__(self, magistral: "Magistral", keep_reasoning: KeepReasoning, messages: list[dict[str, Any]]) -> None:
+    def __init__(self, magistral: Model, keep_reasoning: KeepReasoning, messages: list[dict[str, Any]]) -> None:
         if keep_reasoning not in get_args(KeepReasoning):
             raise OptionError(f"keep_reasoning is {keep_reasoning!r}; use {', '.join(get_args(KeepReasoning))}")
         self.magistral = magistral

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from magistral_mlx import console
+from magistral_mlx import command_line, console
 from magistral_mlx.display import Display, report, show_status, write
 from magistral_mlx.errors import OptionError
 from magistral_mlx.reply import Reply, Samples
@@ -108,11 +108,11 @@ def command(
         except KeyboardInterrupt:
             if as_json:
                 print(json.dumps({"replies": [], "majority": "", "votes": {}, "finish_reason": "cancelled"}))
-            return console.INTERRUPTED
+            return command_line.INTERRUPTED
         finally:
             show_status("")
         show_samples(several, model, as_json=as_json)
-        return console.DONE
+        return command_line.DONE
     stream = magistral.stream(
         messages, sampling, system_prompt_only=system_prompt_only, prompt_cache_file=prompt_cache_file
     )
@@ -121,9 +121,9 @@ def command(
     if as_json:
         print(json.dumps(cancelled(display, model) if reply is None else as_object(reply, model), ensure_ascii=False))
     if reply is None:
-        return console.INTERRUPTED
+        return command_line.INTERRUPTED
     report(reply)
-    return console.DONE
+    return command_line.DONE
 
 
 def read_prompt(prompt: str) -> str:
@@ -175,7 +175,7 @@ def show_samples(samples: Samples, model: str, *, as_json: bool) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return console.run(command, argv)
+    return command_line.run(command, argv)
 
 
 if __name__ == "__main__":

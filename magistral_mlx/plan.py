@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import click
 
-from magistral_mlx import console
+from magistral_mlx import command_line, console
 from magistral_mlx.api import demo_checkpoint
 from magistral_mlx.checkpoint import open_checkpoint, resolve
 from magistral_mlx.memory import MemoryPlan, mac_table, plan_for
@@ -43,14 +43,14 @@ def command(
         if as_json or any(option is not None for option in (revision, context, kv_bits, memory_gb)):
             raise click.UsageError("these options need a --model to plan for")
         print(mac_table())
-        return console.DONE
+        return command_line.DONE
     folder = demo_checkpoint() if model == "demo" else resolve(model, revision=revision, layout="hf")
     plan = plan_for(open_checkpoint(folder), context=context, kv_bits=kv_bits, memory_gb=memory_gb)
     if as_json:
         print(json.dumps({**asdict(plan), "total_bytes": plan.total_bytes, "model": model}, ensure_ascii=False))
     else:
         print(in_words(plan))
-    return console.DONE
+    return command_line.DONE
 
 
 def in_words(plan: MemoryPlan) -> str:
@@ -67,7 +67,7 @@ def in_words(plan: MemoryPlan) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return console.run(command, argv)
+    return command_line.run(command, argv)
 
 
 if __name__ == "__main__":

@@ -102,6 +102,26 @@ def test_an_older_stream_cannot_go_on_with_a_newer_ones_cache(magistral: mm.Magi
     assert expected.reasoning.endswith(reply.reasoning)
 
 
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [("[metal::malloc] Out of memory", mm.MemoryLimitError), ("the device hung", RuntimeError)],
+)
+def test_a_device_error_drops_the_cache_and_leaves_the_model_usable(
+    magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch, message: str, error: type[Exception]
+) -> None:
+    expected = magistral.ask(QUESTION, GREEDY)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(message)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(magistral.model, "logits", fail)
+        with pytest.raises(error):
+            magistral.ask("What is 1 + 1?", GREEDY)
+    again = magistral.ask(QUESTION, GREEDY)
+    assert (again.answer, again.usage.cached_tokens) == (expected.answer, 0)
+
+
 def test_what_does_not_fit_is_refused_before_any_pass(magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_pass(*_: object) -> None:
         raise AssertionError("the model ran")
