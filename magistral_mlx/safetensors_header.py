@@ -164,7 +164,7 @@ def _parse(path: Path, file: BinaryIO, file_bytes: int) -> Shard:
     if not text.startswith(b"{"):
         raise _damaged(path, "its header does not start with '{'")
     raw = parse_json(text, path)
-    metadata = raw.pop("__metadata__", {})
+    metadata = raw.pop("__metadata__", None) or {}  # MLX writes null where it was given none
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _damaged(path, "__metadata__ is not a table of strings")
     header = {name: _entry(path, name, value) for name, value in raw.items()}

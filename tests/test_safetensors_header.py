@@ -193,6 +193,13 @@ def test_a_file_cut_short_after_it_was_opened_is_noticed(tmp_path: Path) -> None
         shard.read("a")
 
 
+def test_metadata_that_mlx_writes_as_null_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    mx.save_safetensors(str(path), {"a": mx.zeros((2,))})
+    assert b'"__metadata__":null' in path.read_bytes()
+    assert Shard.open(path).metadata == {}
+
+
 def test_damage_anywhere_is_refused_or_harmless(tmp_path: Path) -> None:
     """600 files with a damaged header: whatever passes, the reference reader and MLX read alike."""
     header = {"__metadata__": {"format": "pt"}, **two((0, 6), (6, 10))}
