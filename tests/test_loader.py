@@ -84,3 +84,19 @@ def test_scales_biases_and_norms_must_be_finite(tmp_path: Path, name: str, value
     folder = write_checkpoint(tmp_path / "m", CONFIG, weights, block)
     with pytest.raises(CheckpointError, match=rf"{name}.*NaN or infinity.*again"):
         load(folder)
+
+
+def test_at_most_one_layer_is_in_memory_twice(tmp_path: Path) -> None:
+    config = make_config(hidden_size=256, intermediate_size=1024, num_layers=8, vocab_size=512)
+    weights, block = quantize_weights(make_weights(config), FOUR)
+    folder = write_checkpoint(tmp_path / "m", config, weights, block)
+    total = sum(w.nbytes for w in weights.values())
+    one_layer = sum(w.nbytes for name, w in weights.items() if ".layers.3." in name)
+    del weights
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    model = load(folder)
+    assert mx.get_active_memory() - before <= 1.01 * total
+    assert mx.get_peak_memory() - before <= 1.01 * total + one_layer
+    del model

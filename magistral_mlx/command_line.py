@@ -1,0 +1,74 @@
+"""What all command lines share: exit codes, and errors as one message on stderr."""
+
+import io
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from magistral_mlx.errors import MagistralError
+
+DONE, BUG, WRONG, INTERRUPTED = 0, 1, 2, 130  # exit codes; BUG is Python's own for an exception that escapes
+
+
+class Command(click.Command):
+    """A click command that answers another tool's flags with ours, and lets a reader of its output go away."""
+
+    foreign_flags: Mapping[str, str] = {}  # mlx-lm's flag -> what to do instead
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if error.option_name not in self.foreign_flags:
+                raise
+            instead = self.foreign_flags[error.option_name]
+            raise click.UsageError(f"{error.option_name} is mlx-lm's: {instead}", ctx) from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:  # as in `... | head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes into it once more
+            return DONE
+
+
+def run(
+    command: click.Command,
+    argv: Sequence[str] | None,
+    name: str | None = None,
+    *,
+    loggers: Sequence[str] = ("magistral_mlx",),
+) -> int:
+    """Run a command line to its exit code; errors a user can change are one message on stderr.
+
+    ``loggers``: whose notes go to stderr meanwhile.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    levels = {logging.getLogger(logger): logging.getLogger(logger).level for logger in loggers}
+    for log in levels:
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # where it cannot encode a letter, an escape is better than nothing
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        result = command.main(None if argv is None else list(argv), name, standalone_mode=False)
+        return result if isinstance(result, int) else DONE
+    except click.Abort:
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return WRONG
+    except MagistralError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG
+    finally:
+        for log, level in levels.items():
+            log.removeHandler(handler)
+            log.setLevel(level)
