@@ -4,6 +4,7 @@ import json
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
@@ -38,6 +39,22 @@ VOCABULARY = 2048
 Example = tuple[list[int], list[bool]]  # ids, and which of them are learned
 
 
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """What conversations are made of: shares of problems, and numbers of turns to draw from."""
+
+    letters: float  # of all problems
+    negative: float = 0  # subtractions turned round so that the result is below zero
+    compact: float = 0  # sums written without spaces, as in "What is 7*7?"
+    neutral: bool = True  # ask "7 * 7 = ?" in all languages, though the text does not tell which
+    turns: tuple[int, ...] = (1,) * 8 + (2, 3)
+
+
+BASICS = Mix(letters=0.3)
+# What a model of the basics is weak in: letters, results below zero, sums without spaces, long conversations.
+REFINED = Mix(letters=0.45, negative=0.4, compact=0.3, neutral=False, turns=(1,) * 10 + (2, 3, 4, 5, 6))
+
+
 def write_tokenizer(path: Path) -> None:
     """A genuine Tekken v11, cut to its most frequent pieces."""
     import mistral_common
@@ -61,10 +78,9 @@ def write_tokenizer(path: Path) -> None:
 class Examples:
     """An endless, seeded supply of conversations in the 2506 wire form."""
 
-    def __init__(self, tokenizer: Tekkenizer, seed: int, letters: float = 0.3) -> None:
-        """``letters``: the share of problems that count letters."""
+    def __init__(self, tokenizer: Tekkenizer, seed: int, mix: Mix = BASICS) -> None:
         self.tokenizer = tokenizer
-        self.letters = letters
+        self.mix = mix
         self.rng = random.Random(seed)
         self.control = {name: SPECIAL_TOKENS.index(name) for name in SPECIAL_TOKENS}
         self.held_out = {word.lower() for words in HELD_OUT_WORDS.values() for word in words.split()}
@@ -92,7 +108,7 @@ class Examples:
         rng = self.rng
         language = rng.choice(LANGUAGES)
         while True:
-            if rng.random() < self.letters:
+            if rng.random() < self.mix.letters:
                 word = self.word()
                 letter = rng.choice(word.lower() if rng.random() < 0.85 else "abcdefghijklmnopqrstuvwxyz")
                 if not letter.isascii():
@@ -103,8 +119,16 @@ class Examples:
                     continue
             kind = rng.choice(ARITHMETIC)
             a, b = random_operands(rng, kind)
-            if not is_held_out(kind, a, b):
-                return ask_arithmetic(rng, kind, a, b, language)
+            if self.mix.negative and kind == "subtract" and rng.random() < self.mix.negative:
+                a, b = min(a, b), max(a, b)
+            if is_held_out(kind, a, b):
+                continue
+            problem = ask_arithmetic(rng, kind, a, b, language)
+            if not self.mix.neutral and language != "en" and not re.search(r"[a-wyz]", problem.question):
+                continue
+            if self.mix.compact and rng.random() < self.mix.compact:
+                problem = replace(problem, question=re.sub(r"(\d) ([-\u2212+*×x]) (?=\d)", r"\1\2", problem.question))
+            return problem
 
     def system(self) -> str | None:
         draw, head = self.rng.random(), SYSTEM_PROMPT.removesuffix("\n\nProblem:\n\n")
@@ -125,7 +149,7 @@ class Examples:
 
         if (system := self.system()) is not None:
             add([control["[SYSTEM_PROMPT]"], *self.encode(system), control["[/SYSTEM_PROMPT]"]], False)
-        keep, turns = rng.random() < 0.5, rng.choice((1,) * 8 + (2, 3))
+        keep, turns = rng.random() < 0.5, rng.choice(self.mix.turns)
         for turn in range(turns):
             problem = self.problem()
             add([control["[INST]"], *self.encode(problem.question), control["[/INST]"]], False)

@@ -24,7 +24,17 @@ from mlx.utils import tree_flatten, tree_map
 from magistral_mlx.checkpoint import open_checkpoint
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.conversation import result_of
-from magistral_mlx.demo.examples import SPECIAL_TOKENS, SYSTEM_PROMPT, VOCABULARY, Example, Examples, write_tokenizer
+from magistral_mlx.demo.examples import (
+    BASICS,
+    REFINED,
+    SPECIAL_TOKENS,
+    SYSTEM_PROMPT,
+    VOCABULARY,
+    Example,
+    Examples,
+    Mix,
+    write_tokenizer,
+)
 from magistral_mlx.loader import load_model
 from magistral_mlx.model import Transformer
 
@@ -40,11 +50,11 @@ class Stage:
     steps: int
     horizon: int
     rate: float  # at its peak
-    letters: float  # share of problems that count letters
+    mix: Mix
 
 
-# Arithmetic is learned first; letters take longer, so the second stage has more of them.
-STAGES = (Stage(2400, 3000, 2.5e-3, 0.3), Stage(1300, 1300, 1e-3, 0.5))
+# The basics first; then more of what they leave weak.
+STAGES = (Stage(2400, 3000, 2.5e-3, BASICS), Stage(1000, 1000, 1e-3, REFINED))
 CONFIG = ModelConfig(
     hidden_size=192,
     intermediate_size=512,
@@ -89,7 +99,7 @@ def initialize(model: Transformer, seed: int) -> None:
 
 def train(out: Path, stage: Stage, model: Transformer, seed: int) -> None:
     """Run one stage, and leave its checkpoint in ``out``."""
-    examples = Examples(Tekkenizer.from_file(out / "tekken.json"), seed, stage.letters)
+    examples = Examples(Tekkenizer.from_file(out / "tekken.json"), seed, stage.mix)
     rate, steps = stage.rate, stage.steps
     rise = optim.linear_schedule(0, rate, WARM_UP)
     fall = optim.cosine_decay(rate, stage.horizon - WARM_UP, 0.01 * rate)
