@@ -16,8 +16,8 @@ from rich.table import Table
 from benchmarks.measure import Interval, circumstances
 from benchmarks.speed import OURS, Comparison, Workload, compare_models, compare_samplers
 from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
-from magistral_mlx import api
 from magistral_mlx.checkpoint import resolve
+from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.errors import MagistralError, OptionError
 
 # A pass at true width takes seconds on a CPU, and mlx-lm's in bf16 ten times as many.
@@ -69,7 +69,7 @@ def speed(
     comparisons = []
     if model is not None:
         workload = replace(QUICK if quick else WHOLE, **given)
-        folder = api.demo_checkpoint() if model == "demo" else resolve(model)
+        folder = demo_checkpoint() if model == "demo" else resolve(model, layout="hf")
         comparisons.append(compare_models(model, folder, workload, peer=with_peer, report=_report))
     if synthetic is not None:
         on_cpu = mx.default_device().type == mx.DeviceType.cpu

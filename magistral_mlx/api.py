@@ -3,7 +3,7 @@
 import json
 import secrets
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,18 @@ from magistral_mlx.checkpoint import Checkpoint, open_checkpoint, resolve
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.conversation import Chat, KeepReasoning, result_of
 from magistral_mlx.decoding import Stepper, decode, prefill
-from magistral_mlx.errors import CheckpointError, ContextError, MemoryLimitError, OptionError
+from magistral_mlx.demo import demo_checkpoint
+from magistral_mlx.errors import CheckpointError, MemoryLimitError, OptionError
 from magistral_mlx.loader import load_model
 from magistral_mlx.memory import MemoryPlan, plan_for
 from magistral_mlx.model import Transformer
 from magistral_mlx.past import Past
-from magistral_mlx.paths import cache_dir
 from magistral_mlx.reasoning import Segment
 from magistral_mlx.reply import FinishReason, Reply, ReplyBuilder, Samples, Usage
 from magistral_mlx.sampling import Sampler, SamplingParams
 from magistral_mlx.tokenizer import Tokenizer
 
 Messages = str | Sequence[Mapping[str, Any]]
-DEFAULT_MAX_TOKENS = 40_960  # the model card's
 
 
 def load(
@@ -85,17 +84,6 @@ def loading(
     plan = plan_for(checkpoint, context=context, kv_bits=kv_bits, prefill_chunk=prefill_step_size, memory_gb=memory_gb)
     transformer = yield from load_model(checkpoint)
     return Magistral(transformer, checkpoint, tokenizer, plan)
-
-
-def demo_checkpoint() -> Path:
-    """The embedded checkpoint in 4 bit, converted into the cache folder on first use."""
-    source = Path(__file__).parent / "demo"
-    target = cache_dir() / f"demo-4bit-{open_checkpoint(source).fingerprint()[:16]}"
-    if not target.exists():
-        from magistral_mlx.convert import convert_checkpoint  # the one line where the runtime needs the converter
-
-        convert_checkpoint(source, target, q_method="round", tokenizer_json=False)
-    return target
 
 
 class Magistral:
@@ -160,7 +148,7 @@ class Magistral:
         prompt = self.tokenizer.encode_chat(
             messages, system_prompt_only=system_prompt_only, tools=tools, think=sampling.think_budget != 0
         )
-        max_tokens = self._max_tokens(len(prompt), sampling)
+        max_tokens = self.plan.reply_tokens(len(prompt), sampling.max_tokens)
         file = None if prompt_cache_file is None else Path(prompt_cache_file)
         if file is not None and file.exists():
             self.past.open(file)
@@ -177,21 +165,40 @@ class Magistral:
         prompt_cache_file: str | Path | None = None,
     ) -> Samples:
         """``n`` replies with seeds seed, seed + 1, ..., over one prefill of the prompt, and their majority."""
+        replies = self.replies(
+            messages,
+            sampling,
+            n=n,
+            tools=tools,
+            system_prompt_only=system_prompt_only,
+            prompt_cache_file=prompt_cache_file,
+        )
+        return Samples.of(list(replies))
+
+    def replies(
+        self,
+        messages: Messages,
+        sampling: SamplingParams | None = None,
+        *,
+        n: int,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        system_prompt_only: bool = False,
+        prompt_cache_file: str | Path | None = None,
+    ) -> Iterator[Reply]:
+        """The replies of ``sample``, each as soon as it is there: what came before an interruption is kept."""
         if n < 1:
             raise OptionError(f"n is {n}; ask for at least one sample")
         sampling = sampling or SamplingParams()
         first = _seed(sampling)
-        return Samples.of(
-            [
-                self.ask(
-                    messages,
-                    replace(sampling, seed=first + i),
-                    tools=tools,
-                    system_prompt_only=system_prompt_only,
-                    prompt_cache_file=prompt_cache_file if i == 0 else None,  # the live cache has it from then on
-                )
-                for i in range(n)
-            ]
+        return (
+            self.ask(
+                messages,
+                replace(sampling, seed=first + i),
+                tools=tools,
+                system_prompt_only=system_prompt_only,
+                prompt_cache_file=prompt_cache_file if i == 0 else None,  # the live cache has it from then on
+            )
+            for i in range(n)
         )
 
     def chat(self, *, keep_reasoning: KeepReasoning = "none", system_prompt: str | None = None) -> Chat:
@@ -209,21 +216,6 @@ class Magistral:
         if state is None:
             raise OptionError(f"{path} holds a prompt cache but no conversation; it was not written by Chat.save")
         return Chat(self, state["keep_reasoning"], state["messages"])
-
-    def _max_tokens(self, prompt_tokens: int, sampling: SamplingParams) -> int:
-        """What the reply may take: as asked, or the card's 40,960, beside the prompt in the context."""
-        room = self.plan.context - prompt_tokens
-        if room < 1:
-            raise ContextError(
-                f"the prompt is {prompt_tokens} tokens and the context {self.plan.context}; shorten it, "
-                "or load with a larger context (--max-kv-size)"
-            )
-        if sampling.max_tokens is not None and sampling.max_tokens > room:
-            raise ContextError(
-                f"max_tokens is {sampling.max_tokens}, but beside a prompt of {prompt_tokens} tokens the context of "
-                f"{self.plan.context} has room for {room}; ask for less, or load with a larger context (--max-kv-size)"
-            )
-        return min(DEFAULT_MAX_TOKENS, room) if sampling.max_tokens is None else sampling.max_tokens
 
     def _generate(
         self, prompt: list[int], sampling: SamplingParams, max_tokens: int, file: Path | None

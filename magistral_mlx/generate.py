@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -96,23 +96,16 @@ def command(
         memory_gb=memory_gb,
     )
     if samples is not None:
-        show_status(f"asking {samples} times")
-        try:
-            several = magistral.sample(
-                messages,
-                sampling,
-                n=samples,
-                system_prompt_only=system_prompt_only,
-                prompt_cache_file=prompt_cache_file,
-            )
-        except KeyboardInterrupt:
-            if as_json:
-                print(json.dumps({"replies": [], "majority": "", "votes": {}, "finish_reason": "cancelled"}))
-            return command_line.INTERRUPTED
-        finally:
-            show_status("")
-        show_samples(several, model, as_json=as_json)
-        return command_line.DONE
+        replies = magistral.replies(
+            messages,
+            sampling,
+            n=samples,
+            system_prompt_only=system_prompt_only,
+            prompt_cache_file=prompt_cache_file,
+        )
+        several, is_whole = collect(replies, samples)
+        show_samples(several, model, as_json=as_json, is_whole=is_whole)
+        return command_line.DONE if is_whole else command_line.INTERRUPTED
     stream = magistral.stream(
         messages, sampling, system_prompt_only=system_prompt_only, prompt_cache_file=prompt_cache_file
     )
@@ -160,13 +153,28 @@ def cancelled(display: Display, model: str) -> dict[str, Any]:
     return {**text, "finish_reason": "cancelled", **unknown, "model": model}
 
 
-def show_samples(samples: Samples, model: str, *, as_json: bool) -> None:
+def collect(replies: Iterator[Reply], count: int) -> tuple[Samples, bool]:
+    """The replies until there are all, or Ctrl-C; and whether there are all."""
+    found: list[Reply] = []
+    try:
+        show_status(f"reply 1 of {count}")
+        for reply in replies:
+            found.append(reply)
+            show_status(f"reply {len(found) + 1} of {count}")
+    except KeyboardInterrupt:
+        return Samples.of(found), False
+    finally:
+        show_status("")
+    return Samples.of(found), True
+
+
+def show_samples(samples: Samples, model: str, *, as_json: bool, is_whole: bool) -> None:
     replies = [as_object(reply, model) for reply in samples.replies]
     if as_json:
-        print(
-            json.dumps({"replies": replies, "majority": samples.majority, "votes": samples.votes}, ensure_ascii=False)
-        )
-    else:
+        printed: dict[str, Any] = {"replies": replies, "majority": samples.majority, "votes": samples.votes}
+        printed |= {} if is_whole else {"finish_reason": "cancelled"}
+        print(json.dumps(printed, ensure_ascii=False))
+    elif replies:
         write(sys.stdout, samples.majority + "\n")
         for key, count in samples.votes.items():
             write(sys.stderr, f"{count} of {len(replies)}: {key}\n")

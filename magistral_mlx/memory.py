@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from magistral_mlx.checkpoint import Checkpoint
 from magistral_mlx.config import ModelConfig, QuantFormat
-from magistral_mlx.errors import MemoryLimitError, OptionError
+from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError
 
 DEFAULT_CONTEXT = 40_960  # the model card advises no more
 CHUNKS = (2048, 1024, 512, 256, 128, 64)  # prompt ids a prefill pass; beyond 2048 nothing gets faster
@@ -51,6 +51,25 @@ class MemoryPlan:
     @property
     def fits(self) -> bool:
         return self.total_bytes <= self.budget_bytes
+
+    def reply_tokens(self, prompt_tokens: int, asked: int | None) -> int:
+        """What a reply may take: as asked, or the card's 40,960, beside its prompt in the context.
+
+        Raises:
+            ContextError: the prompt, or what was asked for beside it, does not fit.
+        """
+        room = self.context - prompt_tokens
+        if room < 1:
+            raise ContextError(
+                f"the prompt is {prompt_tokens} tokens and the context {self.context}; shorten it, "
+                "or load with a larger context (--max-kv-size)"
+            )
+        if asked is not None and asked > room:
+            raise ContextError(
+                f"max_tokens is {asked}, but beside a prompt of {prompt_tokens} tokens the context of {self.context} "
+                f"has room for {room}; ask for less, or load with a larger context (--max-kv-size)"
+            )
+        return min(DEFAULT_CONTEXT, room) if asked is None else asked
 
 
 def kv_bytes(config: ModelConfig, tokens: int, *, kv_bits: int | None = None, itemsize: int = 2) -> int:

@@ -8,8 +8,8 @@ from dataclasses import asdict
 import click
 
 from magistral_mlx import command_line, console
-from magistral_mlx.api import demo_checkpoint
 from magistral_mlx.checkpoint import open_checkpoint, resolve
+from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.memory import MemoryPlan, mac_table, plan_for
 
 EPILOG = """\b

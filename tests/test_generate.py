@@ -15,7 +15,7 @@ import pytest
 from magistral_mlx import console, generate
 from magistral_mlx.errors import HubError
 from magistral_mlx.reasoning import Segment
-from magistral_mlx.reply import Reply, Samples, Usage
+from magistral_mlx.reply import Reply, Usage
 from magistral_mlx.sampling import SamplingParams
 
 USAGE = Usage(
@@ -68,9 +68,12 @@ class Scripted:
         finally:
             self.is_closed = True
 
-    def sample(self, messages: Any, sampling: SamplingParams, *, n: int, **options: Any) -> Samples:
+    def replies(self, messages: Any, sampling: SamplingParams, *, n: int, **options: Any) -> Iterator[Reply]:
         self.asked.append((messages, sampling, options))
-        return Samples((self.reply,) * n, self.reply.answer, {"124": n})
+        for i in range(n):
+            if i == self.interrupt_after:
+                raise KeyboardInterrupt
+            yield self.reply
 
 
 @pytest.fixture
@@ -261,17 +264,17 @@ def test_ctrl_c_shows_what_there_is(model: Scripted, capsys: pytest.CaptureFixtu
     assert set(printed) == set(generate.as_object(REPLY, "m"))
 
 
-def test_ctrl_c_during_samples(
-    model: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("finished", [0, 2])
+def test_ctrl_c_during_samples_keeps_those_that_are_there(
+    model: Scripted, capsys: pytest.CaptureFixture[str], finished: int
 ) -> None:
-    def sample(*_: object, **__: object) -> Samples:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(model, "sample", sample)
-    assert run("--samples", "2") == 130
-    assert capsys.readouterr().out == ""
-    assert run("--samples", "2", "--json") == 130
-    assert json.loads(capsys.readouterr().out)["finish_reason"] == "cancelled"
+    model.interrupt_after = finished
+    assert run("--samples", "3") == 130
+    assert capsys.readouterr().out == ("It is 124.\n" if finished else "")
+    assert run("--samples", "3", "--json") == 130
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["finish_reason"] == "cancelled"
+    assert (len(printed["replies"]), printed["votes"]) == (finished, {"124": finished} if finished else {})
 
 
 def test_a_terminal_of_few_letters_is_no_bug(model: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:

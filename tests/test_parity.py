@@ -10,11 +10,11 @@ import mlx.core as mx
 import pytest
 
 from convert import convert_checkpoint
-from magistral_mlx.api import demo_checkpoint
 from magistral_mlx.cache import KVCache
 from magistral_mlx.checkpoint import open_checkpoint
 from magistral_mlx.conversation import result_of
 from magistral_mlx.decoding import Stepper, decode, prefill
+from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.loader import load_model
 from magistral_mlx.model import Transformer
 from magistral_mlx.sampling import Sampler, SamplingParams
