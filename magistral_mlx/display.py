@@ -109,5 +109,9 @@ def figures(usage: Usage) -> str:
         f"reply {usage.completion_tokens:,} tokens ({usage.reasoning_tokens:,} reasoning), "
         # the first token came with the prompt's pass
         f"{rate(usage.completion_tokens - 1, usage.decode_seconds)}; "
-        f"first token after {usage.prefill_seconds:.2f} s; peak memory {usage.peak_memory_bytes / 1e9:.2f} GB"
+        f"first token after {usage.prefill_seconds:.2f} s; peak memory {in_units(usage.peak_memory_bytes)}"
     )
+
+
+def in_units(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.1f} MB"
