@@ -110,8 +110,6 @@ class _Weights:
             groups.setdefault(self.checkpoint.formats[module], []).append(module)
         rows = {module: self.tensors[f"{module}.weight"].shape[0] for module in modules}
         linears = [self.linear(group) for group in groups.values()]
-        if len(linears) == 1:
-            return Joint(linears)
         places: dict[str, tuple[int, int, int]] = {}
         for part, group in enumerate(groups.values()):
             start = 0

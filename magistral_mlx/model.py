@@ -5,6 +5,7 @@ K key/value heads, d head size, V vocabulary.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import mlx.core as mx
 from mlx import nn
@@ -20,16 +21,34 @@ class Joint(nn.Module):
     rows lie, in the order of the output: (part, first row, past the last row).
     """
 
-    def __init__(self, parts: list[nn.Module], pieces: list[tuple[int, int, int]] | None = None) -> None:
+    def __init__(self, parts: list[nn.Module], pieces: list[tuple[int, int, int]]) -> None:
         super().__init__()
         self.parts = parts
         self._pieces = pieces
 
+    @classmethod
+    def of(cls, width: int, rows: list[int]) -> "Joint":
+        """Unquantized projections of an input of ``width``, with so many ``rows`` each."""
+        ends = list(accumulate(rows))
+        pieces = [(0, end - count, end) for count, end in zip(rows, ends, strict=True)]
+        return cls([nn.Linear(width, ends[-1], bias=False)], pieces)
+
     def __call__(self, x: mx.array) -> mx.array:  # [B, T, D]
         outputs = [part(x) for part in self.parts]
-        if self._pieces is None:
+        if len(outputs) == 1:
             return outputs[0]
         return mx.concatenate([outputs[i][..., a:b] for i, a, b in self._pieces], axis=-1)
+
+    def project(self, index: int, x: mx.array) -> mx.array:  # [B, T, D]
+        """One projection alone. Rows of a weight are a view of it, not a copy."""
+        part, first, past = self._pieces[index]
+        linear, rows = self.parts[part], slice(first, past)
+        if not isinstance(linear, nn.QuantizedLinear):
+            return x @ linear["weight"][rows].T
+        packed = [linear[kind][rows] for kind in ("weight", "scales", "biases") if kind in linear]
+        return mx.quantized_matmul(
+            x, *packed, transpose=True, group_size=linear.group_size, bits=linear.bits, mode=linear.mode
+        )
 
 
 class Attention(nn.Module):
@@ -38,20 +57,26 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         H, K, d = config.num_heads, config.num_kv_heads, config.head_dim
-        self.qkv_proj = Joint([nn.Linear(config.hidden_size, (H + 2 * K) * d, bias=False)])
+        self.qkv_proj = Joint.of(config.hidden_size, [H * d, K * d, K * d])
         self.o_proj: nn.Module = nn.Linear(H * d, config.hidden_size, bias=False)
         self._H, self._K, self._d = H, K, d
         self._theta = config.rope_theta
         self._scale = d**-0.5
 
     def __call__(self, x: mx.array, cache: LayerCache, wanted: int) -> mx.array:  # [B, T, D] -> [B, wanted, D]
-        H, K, d = self._H, self._K, self._d
-        qkv = mx.unflatten(self.qkv_proj(x), -1, (H + 2 * K, d))  # [B, T, H + 2K, d]
-        heads = qkv.swapaxes(1, 2)  # [B, H + 2K, T, d]
-        qk = self.rope(heads[:, : H + K], cache.length)  # [B, H + K, T, d]
-        q, k, v = qk[:, :H, -wanted:], qk[:, H:], heads[:, H + K :]
+        H, K, T = self._H, self._K, x.shape[1]
+        if wanted == T:
+            heads = self.heads(self.qkv_proj(x))  # [B, H + 2K, T, d]
+            qk = self.rope(heads[:, : H + K], cache.length)  # [B, H + K, T, d]
+            q, k, v = qk[:, :H], qk[:, H:], heads[:, H + K :]
+        else:
+            q, k, v = (self.heads(self.qkv_proj.project(i, x[:, -wanted:] if i == 0 else x)) for i in range(3))
+            q, k = self.rope(q, cache.length + T - wanted), self.rope(k, cache.length)
         o = cache.attend(q, k, v, self._scale)  # [B, H, wanted, d]
         return self.o_proj(o.swapaxes(1, 2).flatten(2))
+
+    def heads(self, x: mx.array) -> mx.array:  # [B, T, n * d] -> [B, n, T, d]
+        return mx.unflatten(x, -1, (-1, self._d)).swapaxes(1, 2)
 
     def rope(self, x: mx.array, offset: int) -> mx.array:
         return mx.fast.rope(x, self._d, traditional=False, base=self._theta, scale=1.0, offset=offset)
@@ -62,7 +87,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_up_proj = Joint([nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)])
+        self.gate_up_proj = Joint.of(config.hidden_size, 2 * [config.intermediate_size])
         self.down_proj: nn.Module = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:  # [B, T, D]
