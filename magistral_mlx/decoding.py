@@ -56,8 +56,9 @@ def decode(
     """Yield (id, logits [1, V] it was drawn from); returns the finish reason, "stop" or "length".
 
     The pass for the next id is queued before this one is read, so that the device never waits for
-    Python. On return, or when closed, the cache may therefore hold one position more than was yielded
-    (or one less, after max_tokens): the caller trims.
+    Python; only the first id is handed out before: where queueing a pass takes as long as most of it, as
+    on a CPU, nobody should wait two passes for it. On return, or when closed, the cache may therefore hold
+    one position more than was yielded, or one less: the caller trims.
 
     Args:
         logits: [1, V], after the prompt.
@@ -66,18 +67,20 @@ def decode(
     Raises:
         NumericsError: the logits hold NaN.
     """
+
+    def queue(ids: mx.array, drawn: int) -> tuple[mx.array, mx.array]:
+        logits = step(ids)
+        token = sampler.draw(logits, drawn)
+        mx.async_eval(token)
+        return logits, token
+
     token = sampler.draw(logits, 0)  # [1]
-    mx.async_eval(token)
     count = 0
     while count < max_tokens:
-        ahead = count + 1 < max_tokens
-        if ahead:
-            next_logits = step(token[None])
-            next_token = sampler.draw(next_logits, count + 1)
-            mx.async_eval(next_token)
+        ahead = queue(token[None], count + 1) if 0 < count < max_tokens - 1 else None
         current = _read(token)
         if current == SPILLED:  # rare: the nucleus is wider than the sampler's candidates
-            step.cache.trim(int(ahead))
+            step.cache.trim(int(ahead is not None))
             token = sampler.draw_exact(logits, count)
             continue
         if current == INVALID:
@@ -90,11 +93,9 @@ def decode(
         count += 1
         if count == max_tokens:
             break
-        logits, token = next_logits, next_token
+        logits, token = ahead or queue(token[None], count)
         if forced := steer()[: max_tokens - count]:
-            logits = step(mx.array(list(forced))[None])
-            token = sampler.draw(logits, count + len(forced))
-            mx.async_eval(token)
+            logits, token = queue(mx.array(list(forced))[None], count + len(forced))
             for identity in forced:
                 yield identity, logits
             count += len(forced)
