@@ -45,9 +45,15 @@ class Joint(nn.Module):
         linear, rows = self.parts[part], slice(first, past)
         if not isinstance(linear, nn.QuantizedLinear):
             return x @ linear["weight"][rows].T
-        packed = [linear[kind][rows] for kind in ("weight", "scales", "biases") if kind in linear]
         return mx.quantized_matmul(
-            x, *packed, transpose=True, group_size=linear.group_size, bits=linear.bits, mode=linear.mode
+            x,
+            linear.weight[rows],
+            linear.scales[rows],
+            None if linear.biases is None else linear.biases[rows],
+            transpose=True,
+            group_size=linear.group_size,
+            bits=linear.bits,
+            mode=linear.mode,
         )
 
 

@@ -49,6 +49,8 @@ def test_joined_projections_equal_separate_ones_bit_for_bit(
         q, k, v = (separately(f"{path}.self_attn.{p}_proj") for p in "qkv")
         gate, up = (separately(f"{path}.mlp.{p}_proj") for p in ("gate", "up"))
         assert mx.array_equal(layer.self_attn.qkv_proj(x), mx.concatenate([q, k, v], axis=-1))
+        for index, alone in enumerate((q, k, v)):
+            assert mx.array_equal(layer.self_attn.qkv_proj.project(index, x), alone)
         assert mx.array_equal(layer.mlp.gate_up_proj(x), mx.concatenate([gate, up], axis=-1))
     formats = {overrides.get(f"model.layers.0.self_attn.{p}_proj", FOUR) for p in "qkv"}
     assert len(model.layers[0].self_attn.qkv_proj.parts) == len(formats)
