@@ -4,14 +4,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .pipeline import Conversion, Progress, Summary, convert_checkpoint, converting, prepare
+    from .pipeline import Conversion, Summary, convert_checkpoint, converting, prepare
     from .recipes import Options
+    from .weights import Progress
 
+HOMES = {
+    "Conversion": ".pipeline",
+    "Options": ".recipes",
+    "Progress": ".weights",
+    "Summary": ".pipeline",
+    "convert_checkpoint": ".pipeline",
+    "converting": ".pipeline",
+    "prepare": ".pipeline",
+}
 __all__ = ["Conversion", "Options", "Progress", "Summary", "convert_checkpoint", "converting", "prepare"]
 
 
 def __getattr__(name: str) -> Any:
     """Import a stage when it is asked for: so ``python -m`` of one finds it not imported yet."""
-    if name not in __all__:
+    if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(".recipes" if name == "Options" else ".pipeline", __name__), name)
+    return getattr(import_module(HOMES[name], __name__), name)

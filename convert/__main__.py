@@ -17,9 +17,10 @@ from magistral_mlx import command_line
 from magistral_mlx.checkpoint import Layout
 from magistral_mlx.config import Mode
 
-from .pipeline import Conversion, Progress, Summary, prepare
+from .pipeline import Conversion, Summary, prepare
 from .recipes import METHODS, RECIPES, Options
-from .staging import in_units
+from .target import in_units
+from .weights import Progress
 
 # Flags of mlx-lm's convert, and what to do instead.
 MLX_LM_FLAGS = {

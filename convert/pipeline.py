@@ -2,37 +2,26 @@
 
 import errno
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from magistral_mlx.checkpoint import open_checkpoint, resolve
-from magistral_mlx.config import QuantFormat
 from magistral_mlx.errors import ConversionError
 
+from . import disk
 from .export import json_text, make_config, read_tokenizer, require_export_extra, write_exports
 from .planning import Plan, make_plan
-from .provenance import PROVENANCE, difference, make_provenance
-from .quantize import check_finite, quantize
+from .provenance import PROVENANCE, difference, entry_of, make_plan_record
 from .recipes import Options
-from .source import FLOAT_TYPES, Source, checked_layout, open_source
-from .staging import appearing, check_apart, check_replaceable, check_space, free_bytes, in_units
-from .writer import ShardWriter
+from .source import Source, checked_layout, open_source
+from .staging import Staging, discard_replaced, partial_of
+from .target import check_apart, check_replaceable, check_space, free_bytes, in_units
+from .weights import Progress, WeightsWork
 
 INDEX = "model.safetensors.index.json"
 DEFAULTS = Options()
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a conversion is, in bytes of the source."""
-
-    bytes_done: int
-    bytes_total: int
-    name: str  # of the tensor just written
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +54,26 @@ class Conversion:
         return Summary(self.target, self.source.nbytes, plan.tensor_bytes, plan.bits_per_weight, self.is_complete)
 
     def run(self) -> Generator[Progress, None, Summary]:
-        """Write the target, unless it is complete already.
+        """Write the target, unless it is complete already; goes on where an earlier run of the same ended.
 
         Raises:
-            ConversionError, CheckpointError: it could not be finished; nothing is left behind.
+            ConversionError, CheckpointError: it could not be finished. The target is as it was; what is done
+                stays in the folder ``OUT.partial`` beside it.
         """
         if self.is_complete:
+            discard_replaced(self.target)
             return self.summary
         try:
-            with appearing(self.target, replace=self.force) as staging:
-                yield from _write_weights(self.source, self.plan, staging)
-                _write_documents(self, staging)
-                open_checkpoint(staging)
+            with Staging(self.target, self._record(), is_whole=self._is_whole, force=self.force) as staging:
+                if self._is_whole(self.target):  # another process was faster
+                    disk.discard(staging.folder)
+                    return replace(self.summary, already_complete=True)
+                if not staging.is_whole:
+                    yield from WeightsWork(self.source, self.plan, staging).run()
+                    self._write_documents(staging)
+                    open_checkpoint(staging.folder)
+                staging.publish(replace=self.force)
         except OSError as error:
-            if difference(self.target, source=self.identity, options=self.options.stated()) is None:
-                return replace(self.summary, already_complete=True)  # another process was faster
             raise self._explain(error) from error
         return self.summary
 
@@ -87,16 +81,38 @@ class Conversion:
         """Of the whole target, roughly: tokenizer.json is up to four times tekken.json."""
         return self.plan.file_bytes + 5 * self.identity["files"]["tekken.json"]["size"] + 2**20
 
+    def _record(self) -> dict[str, Any]:
+        return make_plan_record(source=self.identity, options=self.options.stated())
+
+    def _is_whole(self, folder: Path) -> bool:
+        return difference(folder, source=self.identity, options=self.options.stated()) is None
+
+    def _write_documents(self, staging: Staging) -> None:
+        """Everything beside the weights; the provenance last, since it holds the hashes of the rest."""
+        source, plan, options = self.source, self.plan, self.options
+        config = make_config(source.config, dict(plan.quantization), plan.float_type)
+        names = write_exports(
+            source.folder,
+            staging.folder,
+            config,
+            tokenizer_json=options.tokenizer_json,
+            base_model=self.base_model,
+        )
+        documents = {INDEX: json_text(plan.index()).encode()} | {n: (staging.folder / n).read_bytes() for n in names}
+        for name, content in documents.items():
+            disk.write_file(staging.folder / name, content)
+        files = staging.finished | {name: entry_of(content) for name, content in documents.items()}
+        provenance = self._record() | {"files": dict(sorted(files.items()))}
+        disk.write_file(staging.folder / PROVENANCE, json_text(provenance).encode())
+
     def _explain(self, error: OSError) -> ConversionError:
+        again = "the same command then goes on where this ended"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return ConversionError(
                 f"the disk of {self.target} is full: {in_units(self.needed_bytes())} are needed in all, "
-                f"{in_units(free_bytes(self.target))} are free now; free some space and run the same command again"
+                f"{in_units(free_bytes(self.target))} are free now; free some space, {again}"
             )
-        return ConversionError(
-            f"{self.target} could not be written ({error}); nothing is left of it: check the folder and the disk, "
-            "then run the same command again"
-        )
+        return ConversionError(f"{self.target} could not be written ({error}); check the folder and the disk, {again}")
 
 
 def prepare(
@@ -129,7 +145,8 @@ def prepare(
     if other and not force:
         raise ConversionError(f"{target} exists, and {other}; name another folder, or replace it with --force")
     if not conversion.is_complete:
-        check_space(target, conversion.needed_bytes())
+        there = partial_of(target).glob("*")
+        check_space(target, conversion.needed_bytes() - sum(path.lstat().st_size for path in there))
     return conversion
 
 
@@ -164,8 +181,9 @@ def convert_checkpoint(
 
     Args:
         source: a folder with HF shards or Mistral's consolidated file, or a hub id.
-        target: a folder that does not exist yet. It appears complete or not at all; where it is the
-            complete result of these very arguments already, nothing is done.
+        target: a folder that does not exist yet. It appears complete or not at all, and grows beside it as
+            ``TARGET.partial`` until then. Where it is the complete result of these very arguments already,
+            nothing is done.
         q_bits: 2, 3, 4, 5, 6 or 8; None for the recipe's, else 4, or the only one of ``q_mode``.
         q_group_size: 32, 64 or 128; None for 64, or the only one of ``q_mode``.
         q_mode: ``affine``, ``mxfp4``, ``nvfp4`` or ``mxfp8``.
@@ -176,7 +194,7 @@ def convert_checkpoint(
     Raises:
         OptionError: an argument, or a combination, that does not exist.
         CheckpointError, TokenizerError, HubError: the source cannot be used or fetched.
-        ConversionError: it cannot start, or could not be finished; nothing is left behind.
+        ConversionError: it cannot start, or could not be finished: then the same call goes on with it.
     """
     options = Options(q_bits, q_group_size, q_mode, q_method, recipe, tokenizer_json)
     steps = converting(source, target, options, layout=layout, revision=revision, force=force)
@@ -186,46 +204,3 @@ def convert_checkpoint(
         except StopIteration as end:
             summary: Summary = end.value
             return summary
-
-
-def _write_weights(source: Source, plan: Plan, staging: Path) -> Generator[Progress, None, None]:
-    done, total = 0, source.nbytes
-    for shard in plan.shards:
-        with ShardWriter(staging / shard.file, shard.entries) as writer:
-            for name in shard.sources:
-                quant = plan.formats.get(name.removesuffix(".weight"))
-                for row, block in source.blocks(name):
-                    done += block.nbytes
-                    for part, rows in packed(name, block, quant, FLOAT_TYPES[plan.float_type][1]):
-                        writer.write(part, rows, row)
-                    yield Progress(done, total, name)
-
-
-def packed(name: str, rows: mx.array, quant: QuantFormat | None, dtype: mx.Dtype) -> Iterator[tuple[str, mx.array]]:
-    """Rows of a tensor of the source -> the same rows of each tensor that is written for it."""
-    cast = rows.astype(dtype)
-    if cast.dtype != rows.dtype:
-        check_finite(name, rows)
-        check_finite(name, cast, what=f"holds values too large for {dtype}, which config.json states")
-    if quant is None:
-        check_finite(name, cast)
-        yield name, cast
-        return
-    for part, array in quantize(cast, quant, name=name).items():
-        yield f"{name.removesuffix('.weight')}.{part}", array
-
-
-def _write_documents(conversion: Conversion, staging: Path) -> None:
-    """Everything beside the weights; the provenance last, since it hashes the rest."""
-    source, plan, options = conversion.source, conversion.plan, conversion.options
-    (staging / INDEX).write_bytes(json_text(plan.index()).encode())
-    exported = write_exports(
-        source.folder,
-        staging,
-        make_config(source.config, dict(plan.quantization), plan.float_type),
-        tokenizer_json=options.tokenizer_json,
-        base_model=conversion.base_model,
-    )
-    files = [*(shard.file for shard in plan.shards), INDEX, *exported]
-    record = make_provenance(staging, files, source=conversion.identity, options=options.stated())
-    (staging / PROVENANCE).write_bytes(json_text(record).encode())

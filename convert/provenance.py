@@ -4,7 +4,7 @@ No time, no host and no path of the output: the same source and options give the
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,25 +14,20 @@ from magistral_mlx.checkpoint import open_checkpoint
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.safetensors_header import parse_json
 
-from .writer import sha256_of
-
 PROVENANCE = "magistral_mlx.json"
+HASHES = ("sha256", "sample_sha256")
 FORMAT = 1  # raised when the same source and options give other files
 
 
-def make_provenance(
-    folder: Path, files: Iterable[str], *, source: Mapping[str, Any], options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Hashes ``files``, read back from ``folder``."""
-    return {
-        "format": FORMAT,
-        "source": source,
-        "options": options,
-        "versions": {"magistral_mlx": __version__, "mlx": version("mlx")},
-        "files": {
-            name: {"size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in sorted(files)
-        },
-    }
+def make_plan_record(*, source: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides every byte of a conversion's output."""
+    versions = {"magistral_mlx": __version__, "mlx": version("mlx")}
+    return {"format": FORMAT, "source": source, "options": options, "versions": versions}
+
+
+def entry_of(content: bytes) -> dict[str, Any]:
+    """What is recorded of a file."""
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def difference(target: Path, *, source: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
@@ -46,7 +41,7 @@ def difference(target: Path, *, source: Mapping[str, Any], options: Mapping[str,
     try:
         found = parse_json(path.read_bytes(), path)
         wanted = {"format": FORMAT, "source": source, "options": options}
-        if (key := _first_difference({key: found.get(key) for key in wanted}, wanted)) is not None:
+        if (key := first_difference({key: found.get(key) for key in wanted}, wanted)) is not None:
             return f"it was made with another {key}"
         files = found["files"]
         for name, stated in files.items():
@@ -61,11 +56,16 @@ def difference(target: Path, *, source: Mapping[str, Any], options: Mapping[str,
     return None
 
 
-def _first_difference(found: Any, wanted: Any, path: str = "") -> str | None:
-    """The path of the first value that differs, with both values where they are short."""
+def first_difference(found: Any, wanted: Any, path: str = "") -> str | None:
+    """The path of the first value that differs, with both values where they are short.
+
+    A hash that only one of the two knows is no difference: not every way to a source states the same ones.
+    """
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in sorted(found.keys() | wanted.keys()):
-            inner = _first_difference(found.get(key), wanted.get(key), f"{path}.{key}" if path else key)
+            if key in HASHES and (key not in found or key not in wanted):
+                continue
+            inner = first_difference(found.get(key), wanted.get(key), f"{path}.{key}" if path else key)
             if inner is not None:
                 return inner
         return None

@@ -44,24 +44,41 @@ class Source:
         """Bytes of all tensors."""
         return sum(entry.nbytes for shard in self.shards for entry in shard.header.values())
 
-    def blocks(self, name: str, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, mx.array]]:
-        """The rows of one tensor, in order: (first row, rows), as Hugging Face orders them.
+    def nbytes_of(self, name: str) -> int:
+        """Bytes of one tensor, by its Hugging Face name."""
+        shard, stored = self._place(name)
+        return shard.header[stored].nbytes
 
-        Args:
-            name: Hugging Face name.
-            block_bytes: bytes of the file a block has at most, though at least one row, or one head where
-                the rows of heads are reordered.
-        """
-        stored = native_name(name) if self.layout == "consolidated" else name
-        shard = next(shard for shard in self.shards if stored in shard.header)
+    def row_step(self, name: str, block_bytes: int = BLOCK_BYTES) -> int:
+        """Rows that a block of at most ``block_bytes`` of the file has: one at least, whole heads where the
+        rows of heads are reordered."""
+        shard, stored = self._place(name)
         entry = shard.header[stored]
         step = max(1, block_bytes // max(1, entry.nbytes // entry.shape[0]))
-        reorder = self.layout == "consolidated" and is_rotated(name)
-        if reorder:
-            step = max(1, step // self.config.head_dim) * self.config.head_dim
-        for row in range(0, entry.shape[0], step):
-            rows = shard.read(stored, slice(row, row + step))
-            yield row, halves_from_pairs(rows, self.config.head_dim) if reorder else rows
+        return max(1, step // self.config.head_dim) * self.config.head_dim if self._is_reordered(name) else step
+
+    def read(self, name: str, rows: slice) -> mx.array:
+        """Rows of one tensor as Hugging Face orders them, read now; ``rows`` starts at a multiple of ``row_step``.
+
+        Safe from any thread.
+        """
+        shard, stored = self._place(name)
+        block = shard.read(stored, rows)
+        return halves_from_pairs(block, self.config.head_dim) if self._is_reordered(name) else block
+
+    def blocks(self, name: str, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, mx.array]]:
+        """All rows of one tensor, in order: (first row, rows)."""
+        step = self.row_step(name, block_bytes)
+        for row in range(0, self.config.parameter_shapes()[name][0], step):
+            yield row, self.read(name, slice(row, row + step))
+
+    def _place(self, name: str) -> tuple[Shard, str]:
+        """The file of a tensor, and its name there."""
+        stored = native_name(name) if self.layout == "consolidated" else name
+        return next(shard for shard in self.shards if stored in shard.header), stored
+
+    def _is_reordered(self, name: str) -> bool:
+        return self.layout == "consolidated" and is_rotated(name)
 
     def identity(self) -> dict[str, Any]:
         """What tells this source from another: of every file its size and hashes, of weights those of the

@@ -1,117 +1,225 @@
-"""A folder that appears complete or not at all."""
+"""``OUT.partial``, where a conversion grows beside its target until it is whole and takes the target's name.
+
+A journal in it says what the conversion is and which files are finished, so that the same command goes on
+where an earlier one ended, however it ended. One process at a time holds it.
+"""
 
 import errno
+import fcntl
+import json
 import logging
 import os
-import secrets
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 from magistral_mlx.errors import ConversionError
 
-from .provenance import PROVENANCE
-from .writer import flush_path
+from . import disk
+from .provenance import first_difference
 
 log = logging.getLogger(__name__)
 
+JOURNAL = "conversion.jsonl"
+FETCHED = "source"
+NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)  # some network drives
 
-def check_replaceable(target: Path, *, force: bool) -> None:
-    """Check, before any work, whether something is in the way.
 
-    Raises:
-        ConversionError: something that is no finished conversion; with ``force``, something that is no checkpoint.
+class Staging:
+    """The partial folder of a target, as a context manager. What is finished stays when the block fails.
+
+    Attributes:
+        folder: where the files are written.
+        fetched: a folder in it for what is fetched of the source, which stays as well.
+        is_whole: everything is there already, and only ``publish`` is missing.
+        finished: what the journal holds of each finished file: ``size`` and ``sha256``.
     """
-    if not os.path.lexists(target) or (target / PROVENANCE).is_file():
-        return
-    if not force:
-        raise ConversionError(f"{target} exists and is not what would be made here; name another folder")
-    is_checkpoint = (target / "config.json").is_file() and any(target.glob("model*.safetensors"))
-    if not target.is_dir() or (any(target.iterdir()) and not is_checkpoint):
-        raise ConversionError(f"{target} holds no checkpoint, so it is not replaced; name another folder")
 
+    def __init__(
+        self, target: Path, plan: Mapping[str, Any], *, is_whole: Callable[[Path], bool], force: bool = False
+    ) -> None:
+        """
+        Args:
+            plan: what is made of what, in JSON's types.
+            is_whole: whether a folder is the complete result of this plan.
+            force: give up a partial folder of another plan.
+        """
+        self.target, self.folder = target, partial_of(target)
+        self.fetched = self.folder / FETCHED
+        self.is_whole, self._is_whole = False, is_whole
+        self.finished: dict[str, dict[str, Any]] = {}
+        self._plan, self._force = {"plan": json.loads(json.dumps(plan))}, force
+        self._journal = self.folder / JOURNAL
+        self._writing = threading.Lock()
+        self._made: list[Path] = []
 
-def check_apart(source: Path, target: Path) -> None:
-    """Raises ConversionError where one folder is the other or lies in it."""
-    here, there = source.resolve(), target.resolve()
-    if here == there or here in there.parents or there in here.parents:
-        raise ConversionError(f"{target} and the source {source} lie in one another; name another folder")
+    def __enter__(self) -> "Staging":
+        """Raises ConversionError where another process, another plan or something foreign is there."""
+        self._made = [folder for folder in self.target.parents if not folder.exists()]
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = self._lock()
+        try:
+            self._load()
+        except BaseException:
+            self._leave()
+            raise
+        return self
 
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is not None and not self.finished and not any(self.fetched.glob("*")):
+            with suppress(OSError):
+                disk.discard(self.folder)
+        self._leave()
 
-def check_space(target: Path, needed_bytes: int) -> None:
-    """Raises ConversionError where the disk has less free than ``needed_bytes``."""
-    if needed_bytes > (free := free_bytes(target)):
-        raise ConversionError(
-            f"{target} needs {in_units(needed_bytes)}, and {in_units(free)} are free; free some "
-            "space, or name a folder on a larger disk"
-        )
-
-
-def free_bytes(target: Path) -> int:
-    """Free on the disk where ``target`` is or will be."""
-    return shutil.disk_usage(next(folder for folder in target.parents if folder.is_dir())).free
-
-
-def in_units(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 10**7 else f"{nbytes:,} bytes"
-
-
-@contextmanager
-def appearing(target: Path, *, replace: bool) -> Iterator[Path]:
-    """A new folder beside ``target`` that takes its name when the block ends well, and vanishes when it does not.
-
-    Args:
-        replace: whether an existing target is set aside immediately before, and deleted after.
-    Raises:
-        OSError: writing failed, or ``target`` exists by now and is not to be replaced.
-    """
-    made = [folder for folder in target.parents if not folder.exists()]
-    token = secrets.token_hex(4)
-    staging = target.with_name(f".{target.name}.partial-{token}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging.mkdir()
-        yield staging
-        for path in staging.iterdir():
-            flush_path(path)
-        flush_path(staging)
-        if replace and os.path.lexists(target):
-            _swap(staging, target, target.with_name(f".{target.name}.replaced-{token}"))
-        elif os.path.lexists(target):  # rename would replace an empty folder
-            raise FileExistsError(errno.EEXIST, "appeared meanwhile", str(target))
-        else:
-            staging.rename(target)
-        flush_path(target.parent)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        for folder in made:
-            with suppress(OSError):  # not empty, or never made
+    def _leave(self) -> None:
+        """Unlock, and delete what was made and is empty."""
+        for folder in (self.folder, *self._made):
+            with suppress(OSError):
                 folder.rmdir()
-        raise
+        os.close(self._descriptor)
+
+    def record(self, file: str, entry: dict[str, Any]) -> None:
+        """Note that a file is finished. Safe from any thread."""
+        with self._writing:
+            disk.append(self._journal, _line({"file": file, **entry}))
+            self.finished[file] = entry
+
+    def forget(self, file: str) -> None:
+        """Take back that a file is finished: it is written again."""
+        with self._writing:
+            del self.finished[file]
+            self._rewrite()
+
+    def publish(self, *, replace: bool) -> None:
+        """Give the folder the target's name; with ``replace``, what has that name is deleted after.
+
+        Raises:
+            FileExistsError: the target appeared meanwhile, and is not to be replaced.
+        """
+        exists, aside = os.path.lexists(self.target), aside_of(self.target)
+        if exists and not replace:  # a rename would replace an empty folder
+            raise FileExistsError(errno.EEXIST, "appeared meanwhile", str(self.target))
+        disk.discard(self.fetched)
+        disk.discard(self._journal)
+        disk.flush_folder(self.folder)
+        try:
+            if exists:
+                disk.discard(aside)
+                disk.rename(self.target, aside)
+            disk.rename(self.folder, self.target)
+        except BaseException:
+            if exists and not os.path.lexists(self.target):
+                os.rename(aside, self.target)
+            raise
+        discard_replaced(self.target)
+
+    def _lock(self) -> int:
+        """A descriptor of the folder, which is made if need be, locked against other processes until it is closed."""
+        while True:
+            with suppress(FileExistsError):
+                os.mkdir(self.folder)
+            try:
+                descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except FileNotFoundError:  # another process has just finished with it
+                continue
+            except OSError as error:
+                if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                    raise
+                raise ConversionError(f"{self.folder} is no folder; move it away, the target is made there") from None
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                raise ConversionError(
+                    f"another process is converting to {self.target}; wait until it is done, or name another folder"
+                ) from None
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    os.close(descriptor)
+                    raise
+                log.warning("%s cannot be locked on this drive; start no second conversion to it", self.folder)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.lstat(self.folder), os.fstat(descriptor)):
+                    return descriptor
+            os.close(descriptor)
+
+    def _load(self) -> None:
+        """Take over what an earlier process finished of the same plan, and delete the rest."""
+        lines = self._read_journal()
+        if not lines:
+            if self._is_whole(self.folder):
+                self.is_whole = True
+                return
+            if strangers := set(os.listdir(self.folder)) - {JOURNAL, JOURNAL + disk.TEMPORARY}:
+                raise ConversionError(
+                    f"{self.folder} holds {min(strangers)} and no {JOURNAL}, so no conversion began there; "
+                    "move it away, or name another target"
+                )
+        elif (other := first_difference(lines[0], self._plan)) is not None:
+            if not self._force:
+                raise ConversionError(
+                    f"{self.folder} holds an unfinished conversion with another {other.removeprefix('plan.')}; finish "
+                    f"it with the command that began it, or give it up with --force or by deleting the folder"
+                )
+            lines = []
+        names = set(os.listdir(self.folder))
+        for line in lines[1:]:
+            file, size = line["file"], line["size"]
+            if file in names and disk.is_own_file(self.folder / file) and (self.folder / file).stat().st_size == size:
+                self.finished[file] = {"size": size, "sha256": line["sha256"]}
+        kept = {JOURNAL} if disk.is_own_file(self._journal) else set()
+        if self.fetched.is_dir() and not self.fetched.is_symlink():
+            kept.add(FETCHED)
+        for name in names - kept - set(self.finished):
+            disk.discard(self.folder / name)
+        self._rewrite()
+
+    def _rewrite(self) -> None:
+        files = ({"file": file, **entry} for file, entry in self.finished.items())
+        disk.write_file(self._journal, b"".join(map(_line, (self._plan, *files))))
+
+    def _read_journal(self) -> list[dict[str, Any]]:
+        """The journal's lines up to the first that was not written whole."""
+        if not disk.is_own_file(self._journal):
+            return []
+        records: list[dict[str, Any]] = []
+        for line in self._journal.read_bytes().splitlines(keepends=True):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                break
+            keys = {"file", "size", "sha256"} if records else {"plan"}
+            if not line.endswith(b"\n") or not isinstance(record, dict) or set(record) != keys:
+                break
+            records.append(record)
+        return records
 
 
-def _swap(staging: Path, target: Path, aside: Path) -> None:
-    """Put ``staging`` in the place of ``target``; whatever happens between, one of the two is there after."""
+def partial_of(target: Path) -> Path:
+    """The folder in which a target grows."""
+    return target.with_name(f"{target.name}.partial")
+
+
+def aside_of(target: Path) -> Path:
+    """Where what a target replaces is between two renames."""
+    return target.with_name(f".{target.name}.replaced")
+
+
+def discard_replaced(target: Path) -> None:
+    """Delete what a target replaced, though interrupted on the way."""
+    aside = aside_of(target)
     try:
-        target.rename(aside)
-        staging.rename(target)
-    finally:
-        if not os.path.lexists(target):
-            aside.rename(target)
-        elif os.path.lexists(aside):
-            _discard(aside)
-
-
-def _discard(old: Path) -> None:
-    """Delete what was set aside; an interruption may end it late, but not half way."""
-    if old.is_symlink() or old.is_file():
-        old.unlink()
-        return
-    try:
-        shutil.rmtree(old)
+        disk.discard(aside)
     except BaseException:
-        shutil.rmtree(old, ignore_errors=True)
-        if old.exists():
-            log.warning("%s is what was replaced, and could not be deleted; delete it by hand", old)
+        with suppress(OSError):
+            disk.discard(aside)
+        if os.path.lexists(aside):
+            log.warning("%s is what was replaced, and could not be deleted; delete it by hand", aside)
         raise
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, ensure_ascii=False, sort_keys=True).encode() + b"\n"

@@ -1,6 +1,5 @@
 """The target of a conversion: it appears complete or not at all, and what lies there is never lost."""
 
-import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -10,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import convert.pipeline
-import convert.staging
+import convert.target
 from convert import convert_checkpoint, converting
 from magistral_mlx.conversation import result_of
 from magistral_mlx.errors import ConversionError
@@ -23,101 +21,6 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_hf(tmp_path_factory.mktemp("source") / "hf")
 
 
-# all or nothing
-
-
-class Stop(BaseException):
-    """Ends a conversion at a chosen moment, as Ctrl-C does, past every ``except Exception``."""
-
-
-BOUNDARIES = ["pwrite", "fsync", "open", "rename", "mkdir"]
-
-
-def count_and_stop(monkeypatch: pytest.MonkeyPatch, call: str, at: int, error: BaseException) -> list[int]:
-    """Let ``os.<call>`` raise the ``at``-th time it is called; returns the running count."""
-    original, count = getattr(os, call), [0]
-
-    def wrapped(*args: object, **kwargs: object) -> object:
-        count[0] += 1
-        if count[0] == at:
-            raise error
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(os, call, wrapped)
-    return count
-
-
-@pytest.fixture(scope="module")
-def old_and_new(tmp_path_factory: pytest.TempPathFactory, hf_folder: Path) -> tuple[Path, Path]:
-    """What lies at the target before a forced conversion, and what it makes."""
-    folder = tmp_path_factory.mktemp("results")
-    convert_quickly(hf_folder, folder / "old", q_bits=8)
-    convert_quickly(hf_folder, folder / "new")
-    return folder / "old", folder / "new"
-
-
-@pytest.mark.parametrize("has_target", [False, True], ids=["new", "forced"])
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=type)
-@pytest.mark.parametrize("call", BOUNDARIES)
-def test_a_failure_at_any_boundary_leaves_nothing_or_the_old(
-    *,
-    tmp_path: Path,
-    hf_folder: Path,
-    old_and_new: tuple[Path, Path],
-    call: str,
-    error: OSError | KeyboardInterrupt,
-    has_target: bool,
-) -> None:
-    folder = tmp_path / "a"
-    target = folder / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        count = count_and_stop(patch, call, -1, error)
-        convert_quickly(hf_folder, tmp_path / "counted")
-    old, new = map(content, old_and_new)
-    raised: list[BaseException] = []
-    for at in sorted({1, 2, count[0] // 2, count[0] - 1, count[0], count[0] + 1}):
-        if has_target:
-            shutil.copytree(old_and_new[0], target)
-        with pytest.MonkeyPatch.context() as patch:
-            count_and_stop(patch, call, at, error)
-            try:
-                convert_quickly(hf_folder, target, force=has_target)
-            except (ConversionError, KeyboardInterrupt) as end:
-                raised.append(end)
-        if has_target or target.exists():
-            assert [path.name for path in folder.iterdir()] == ["out"]
-            assert content(target) in ((old, new) if has_target else (new,))
-            shutil.rmtree(folder)
-        assert not folder.exists()  # nothing of the folders made for it either
-    assert raised
-    if isinstance(error, KeyboardInterrupt):
-        assert all(isinstance(end, KeyboardInterrupt) for end in raised)
-    else:
-        assert all("is full" in str(end) and "are free now" in str(end) for end in raised)
-
-
-@pytest.mark.parametrize("stage", ["write_exports", "make_provenance", "open_checkpoint"])
-def test_ctrl_c_in_any_phase_leaves_nothing(
-    tmp_path: Path, hf_folder: Path, stage: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(*args: object, **kwargs: object) -> None:
-        raise Stop
-
-    monkeypatch.setattr(convert.pipeline, stage, stop)
-    with pytest.raises(Stop):
-        convert_quickly(hf_folder, tmp_path / "a" / "b" / "out")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_conversion_let_go_leaves_nothing(tmp_path: Path, hf_folder: Path) -> None:
-    steps = converting(hf_folder, tmp_path / "out")
-    done = [next(steps) for _ in range(3)]
-    assert [step.name for step in done] == list(CONFIG.parameter_shapes())[:3]
-    assert list(tmp_path.iterdir())
-    steps.close()
-    assert not list(tmp_path.iterdir())
-
-
 def test_progress_counts_every_byte_of_the_source(tmp_path: Path, hf_folder: Path) -> None:
     steps = list(converting(hf_folder, tmp_path / "out"))
     total = sum(2 * int(np.prod(shape)) for shape in CONFIG.parameter_shapes().values())
@@ -126,8 +29,8 @@ def test_progress_counts_every_byte_of_the_source(tmp_path: Path, hf_folder: Pat
 
 
 def test_disk_space_is_checked_before_work(tmp_path: Path, hf_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convert.staging, "free_bytes", lambda target: 500_000)
-    with pytest.raises(ConversionError, match=r"needs [\d,]+ bytes, and 500,000 bytes are free"):
+    monkeypatch.setattr(convert.target, "free_bytes", lambda target: 500_000)
+    with pytest.raises(ConversionError, match=r"needs [\d,]+ bytes more, and 500,000 bytes are free"):
         convert_quickly(hf_folder, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -194,14 +97,6 @@ def test_force_replaces_a_link_and_not_what_it_points_to(tmp_path: Path, hf_fold
     convert_quickly(hf_folder, tmp_path / "out", force=True)
     assert not (tmp_path / "out").is_symlink()
     assert content(tmp_path / "old") == old
-
-
-def test_a_target_another_process_finished_meanwhile_is_taken(tmp_path: Path, hf_folder: Path) -> None:
-    steps = converting(hf_folder, tmp_path / "out")
-    next(steps)
-    convert_checkpoint(hf_folder, tmp_path / "out")
-    assert result_of(steps).already_complete
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_the_package_is_lazy() -> None:

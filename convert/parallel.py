@@ -1,0 +1,30 @@
+"""Jobs on threads: reading, quantizing and writing let go of the interpreter, so that they overlap."""
+
+import os
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+T = TypeVar("T")
+
+WORKERS = min(8, (os.cpu_count() or 1) + 1)  # one more than cores: one of them waits for the disk
+
+
+def unordered(jobs: Iterable[Callable[[], T]], workers: int = WORKERS) -> Generator[T, None, None]:
+    """Run jobs, begun in order and at most ``workers`` at once; yields what they return, as it comes.
+
+    After an error, or when closed, no job begins any more, and those begun are waited for.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="convert")
+    running: set[Future[T]] = set()
+    try:
+        for job in jobs:
+            running.add(pool.submit(job))
+            if len(running) == workers:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,49 @@
+"""What is checked of a target before any work."""
+
+import os
+import shutil
+from pathlib import Path
+
+from magistral_mlx.errors import ConversionError
+
+from .provenance import PROVENANCE
+
+
+def check_replaceable(target: Path, *, force: bool) -> None:
+    """Check, before any work, whether something is in the way.
+
+    Raises:
+        ConversionError: something that is no finished conversion; with ``force``, something that is no checkpoint.
+    """
+    if not os.path.lexists(target) or (target / PROVENANCE).is_file():
+        return
+    if not force:
+        raise ConversionError(f"{target} exists and is not what would be made here; name another folder")
+    is_checkpoint = (target / "config.json").is_file() and any(target.glob("model*.safetensors"))
+    if not target.is_dir() or (any(target.iterdir()) and not is_checkpoint):
+        raise ConversionError(f"{target} holds no checkpoint, so it is not replaced; name another folder")
+
+
+def check_apart(source: Path, target: Path) -> None:
+    """Raises ConversionError where one folder is the other or lies in it."""
+    here, there = source.resolve(), target.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        raise ConversionError(f"{target} and the source {source} lie in one another; name another folder")
+
+
+def check_space(target: Path, needed_bytes: int) -> None:
+    """Raises ConversionError where the disk has less free than ``needed_bytes``."""
+    if needed_bytes > (free := free_bytes(target)):
+        raise ConversionError(
+            f"{target} needs {in_units(needed_bytes)} more, and {in_units(free)} are free; free some "
+            "space, or name a folder on a larger disk"
+        )
+
+
+def free_bytes(target: Path) -> int:
+    """Free on the disk where ``target`` is or will be."""
+    return shutil.disk_usage(next(folder for folder in target.parents if folder.is_dir())).free
+
+
+def in_units(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 10**7 else f"{nbytes:,} bytes"

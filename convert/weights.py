@@ -1,0 +1,120 @@
+"""The weights of a conversion: blocks of rows, each read, quantized and written by one of several threads."""
+
+import logging
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+
+import mlx.core as mx
+
+from magistral_mlx.config import QuantFormat
+
+from . import disk
+from .parallel import unordered
+from .planning import Plan
+from .quantize import check_finite, quantize
+from .source import FLOAT_TYPES, Source
+from .staging import Staging
+from .writer import ShardWriter
+
+log = logging.getLogger(__name__)
+
+BLOCK_BYTES = 8 * 2**20  # of the source: larger ones cost page faults, smaller ones calls
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a conversion is, in bytes of the source."""
+
+    bytes_done: int
+    bytes_total: int
+    name: str  # of the tensor, or file, just done
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Rows of one tensor of the source, and where they go."""
+
+    name: str
+    rows: slice
+    nbytes: int  # in the source
+    quant: QuantFormat | None
+    writer: ShardWriter
+
+
+@dataclass(slots=True)
+class WeightsWork:
+    """What there is to do for the weights of a plan, in the folder of ``staging``.
+
+    Quantizing is MLX's on the CPU, whatever the default device is: every core has a block of its own, memory
+    stays small, and the same source gives the same bytes on every machine.
+    """
+
+    source: Source
+    plan: Plan
+    staging: Staging
+    _writers: list[ShardWriter] = field(default_factory=list)
+
+    def run(self) -> Generator[Progress, None, None]:
+        """Write every shard that is not finished yet."""
+        sizes = {shard.file: sum(map(self.source.nbytes_of, shard.sources)) for shard in self.plan.shards}
+        done, total = 0, sum(sizes.values())
+        try:
+            with closing(unordered(partial(self._recheck, file) for file in list(self.staging.finished))) as checked:
+                for file in filter(None, checked):
+                    done += sizes[file]
+                    yield Progress(done, total, file)
+            with closing(unordered(partial(self._convert, block) for block in self._blocks())) as converted:
+                for block in converted:
+                    done += block.nbytes
+                    yield Progress(done, total, block.name)
+        finally:
+            for writer in self._writers:
+                writer.close()
+
+    def _recheck(self, file: str) -> str | None:
+        """The file, if it is still what an earlier process wrote."""
+        if disk.sha256_of(self.staging.folder / file) == self.staging.finished[file]["sha256"]:
+            return file
+        log.warning("%s changed since it was written; it is written again", self.staging.folder / file)
+        self.staging.forget(file)
+        return None
+
+    def _blocks(self) -> Iterator[_Block]:
+        shapes = self.source.config.parameter_shapes()
+        for shard in self.plan.shards:
+            if shard.file in self.staging.finished:
+                continue
+            writer = ShardWriter(self.staging.folder / shard.file, shard.entries)
+            self._writers.append(writer)
+            for name in shard.sources:
+                quant = self.plan.formats.get(name.removesuffix(".weight"))
+                count, step = shapes[name][0], self.source.row_step(name, BLOCK_BYTES)
+                for row in range(0, count, step):
+                    rows = slice(row, min(row + step, count))
+                    nbytes = self.source.nbytes_of(name) * (rows.stop - row) // count
+                    yield _Block(name, rows, nbytes, quant, writer)
+
+    def _convert(self, block: _Block) -> _Block:
+        """Convert a block, and finish its file where it was the last one missing."""
+        with mx.stream(mx.cpu):
+            rows = self.source.read(block.name, block.rows)
+            for part, array in packed(block.name, rows, block.quant, FLOAT_TYPES[self.plan.float_type][1]):
+                if block.writer.write(part, array, block.rows.start):
+                    self.staging.record(block.writer.path.name, block.writer.finish())
+        return block
+
+
+def packed(name: str, rows: mx.array, quant: QuantFormat | None, dtype: mx.Dtype) -> Iterator[tuple[str, mx.array]]:
+    """Rows of a tensor of the source -> the same rows of each tensor that is written for it."""
+    cast = rows.astype(dtype)
+    if cast.dtype != rows.dtype:
+        check_finite(name, rows)
+        check_finite(name, cast, what=f"holds values too large for {dtype}, which config.json states")
+    if quant is None:
+        check_finite(name, cast)
+        yield name, cast
+        return
+    for part, array in quantize(cast, quant, name=name).items():
+        yield f"{name.removesuffix('.weight')}.{part}", array
