@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 
 import mlx.core as mx
+import numpy as np
 
 from magistral_mlx.config import QuantFormat
 from magistral_mlx.errors import ConversionError
 
 PARTS = ("weight", "scales", "biases")
+EXPONENTS = {mx.bfloat16: 0x7F80, mx.float16: 0x7C00, mx.float32: 0x7F80_0000}  # their bits, all of them set
+CHUNK = 2**16  # values, so that they stay in the processor's cache
 
 
 def quantize(weight: mx.array, quant: QuantFormat, *, name: str = "the weight") -> dict[str, mx.array]:
@@ -58,5 +61,13 @@ def check_divisible(name: str, shape: tuple[int, ...], quant: QuantFormat) -> No
 
 def check_finite(name: str, *arrays: mx.array, what: str = "holds NaN or infinity") -> None:
     """Raises ConversionError where a value is NaN or infinite: no runtime could use it."""
-    if not all(mx.isfinite(array).all().item() for array in arrays):
+    if not all(map(_is_finite, arrays)):
         raise ConversionError(f"tensor {name!r} {what}; the source is damaged: download it again")
+
+
+def _is_finite(array: mx.array) -> bool:
+    """By the bits, in NumPy: mx.isfinite takes longer than quantizing."""
+    exponent = EXPONENTS[array.dtype]
+    bits = np.array(array.view(mx.uint32 if array.dtype == mx.float32 else mx.uint16), copy=False).reshape(-1)
+    magnitude = bits.dtype.type(np.iinfo(bits.dtype).max >> 1)
+    return all(int((bits[i : i + CHUNK] & magnitude).max()) < exponent for i in range(0, len(bits), CHUNK))
