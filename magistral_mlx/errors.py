@@ -1,5 +1,16 @@
 """Every error a user can cause. Each message names the thing, what is wrong with it, and the way out."""
 
+import reprlib
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict = 3, 8, 4
+_SHORT.maxstring = _SHORT.maxother = 100
+
+
+def shown(value: object) -> str:
+    """A value of a file as a message quotes it: of a damaged file it may be endless, or nested without end."""
+    return _SHORT.repr(value)
+
 
 class MagistralError(Exception):
     """Something the user can change; command lines print it and exit with 2."""

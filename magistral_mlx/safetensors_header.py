@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,13 @@ import mlx.core as mx
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from magistral_mlx.errors import CheckpointError
+from magistral_mlx.errors import CheckpointError, shown
 
-MAX_HEADER_BYTES = 100_000_000  # the Rust reader's own limit
+# Of a header, index or config. Magistral's largest takes 0.1 MB, a conversation saved with its cache a few MB.
+MAX_JSON_BYTES = 10_000_000
+MAX_JSON_VALUES = 250_000  # they take 100 times their text in memory; Magistral's index has 1,100
 MAX_DIMENSION = 2**31 - 1  # MLX keeps dimensions in 32 bits
+MAX_DIMENSIONS = 8  # multiplying a million of them takes minutes
 READ_BYTES = 2**30  # a single read of 2 GiB or more fails on macOS
 SAMPLE_BYTES = 256
 
@@ -71,14 +75,14 @@ class Shard:
             CheckpointError: the file is missing, cut short, or contradicts itself.
         """
         try:
-            with path.open("rb") as file:
+            with _open_plain(path) as file:
                 shard = _parse(path, file, os.fstat(file.fileno()).st_size)
             with safe_open(path, framework="numpy"):  # the reference reader has to agree
                 pass
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be read ({error}); check the file, or fetch it again") from None
+            raise _unreadable(path, error) from None
         except SafetensorError as error:
-            raise _damaged(path, f"the safetensors library refuses it ({error})") from None
+            raise _damaged(path, f"the safetensors library refuses it ({shown(str(error))})") from None
         return shard
 
     def read(self, name: str, rows: slice | None = None) -> mx.array:
@@ -126,6 +130,21 @@ class Shard:
         return digest.hexdigest()
 
 
+def read_document(path: Path) -> bytes:
+    """A small file such as config.json or the index.
+
+    Raises:
+        CheckpointError: it is missing, no plain file, or far too large for what it is.
+    """
+    try:
+        with _open_plain(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > MAX_JSON_BYTES:
+                raise CheckpointError(f"{path} has {size} bytes, far too many for what it is; fetch it again")
+            return file.read(MAX_JSON_BYTES)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
 def parse_json(text: bytes, source: Path) -> dict[str, Any]:
     """A JSON object in UTF-8 in which no key occurs twice.
 
@@ -134,12 +153,15 @@ def parse_json(text: bytes, source: Path) -> dict[str, Any]:
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} occurs twice")
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise ValueError(f"the key {shown(key)} occurs twice")
+            found[key] = value
         return found
 
+    if (values := sum(map(text.count, (b",", b"[", b"{")))) > MAX_JSON_VALUES:
+        raise _damaged(source, f"it holds up to {values} values, {MAX_JSON_VALUES} are allowed")
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
@@ -149,8 +171,19 @@ def parse_json(text: bytes, source: Path) -> dict[str, Any]:
     return value
 
 
+def _open_plain(path: Path) -> BinaryIO:
+    """Open a file for reading, and nothing else: a pipe is waited for, a device has no end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("it is no plain file")
+    return path.open("rb")
+
+
 def _damaged(path: Path, what: str) -> CheckpointError:
     return CheckpointError(f"{path} is damaged: {what}. Fetch or convert it again")
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be read ({error}); check the file, or fetch it again")
 
 
 def _parse(path: Path, file: BinaryIO, file_bytes: int) -> Shard:
@@ -158,8 +191,8 @@ def _parse(path: Path, file: BinaryIO, file_bytes: int) -> Shard:
     header_bytes = int.from_bytes(prefix, "little")
     if len(prefix) < 8 or 8 + header_bytes > file_bytes:
         raise _damaged(path, f"its header should take {header_bytes} bytes, the whole file has {file_bytes}")
-    if header_bytes > MAX_HEADER_BYTES:
-        raise _damaged(path, f"its header takes {header_bytes} bytes, {MAX_HEADER_BYTES} are allowed")
+    if header_bytes > MAX_JSON_BYTES:
+        raise _damaged(path, f"its header takes {header_bytes} bytes, {MAX_JSON_BYTES} are allowed")
     text = file.read(header_bytes)
     if not text.startswith(b"{"):
         raise _damaged(path, "its header does not start with '{'")
@@ -176,21 +209,24 @@ def _parse(path: Path, file: BinaryIO, file_bytes: int) -> Shard:
 def _entry(path: Path, name: str, raw: Any) -> Entry:
     """One tensor's line, alone: its bytes must be what its shape and type need."""
     if not isinstance(raw, dict) or set(raw) != {"dtype", "shape", "data_offsets"}:
-        raise _damaged(path, f"tensor {name!r} is not described by dtype, shape and data_offsets")
+        raise _damaged(path, f"tensor {shown(name)} is not described by dtype, shape and data_offsets")
     dtype, shape, offsets = raw["dtype"], raw["shape"], raw["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(
-            f"{path}: tensor {name!r} has dtype {dtype!r}, which no Magistral checkpoint for MLX uses; "
+            f"{path}: tensor {shown(name)} has dtype {shown(dtype)}, which no Magistral checkpoint for MLX uses; "
             "start from the bf16 checkpoint"
         )
-    if not isinstance(shape, list) or not all(type(size) is int and 0 <= size <= MAX_DIMENSION for size in shape):
-        raise _damaged(path, f"tensor {name!r} has the impossible shape {shape!r}")
+    is_shape = isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS
+    if not is_shape or not all(type(size) is int and 0 <= size <= MAX_DIMENSION for size in shape):
+        raise _damaged(path, f"tensor {shown(name)} has the impossible shape {shown(shape)}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(offset) is int for offset in offsets):
-        raise _damaged(path, f"tensor {name!r} has data_offsets {offsets!r}, expected two whole numbers")
+        raise _damaged(path, f"tensor {shown(name)} has data_offsets {shown(offsets)}, expected two whole numbers")
     entry = Entry(dtype, tuple(shape), *offsets)
     needed = math.prod(shape) * DTYPES[dtype][0].itemsize  # Python's integers do not overflow
     if entry.begin < 0 or entry.nbytes != needed:
-        raise _damaged(path, f"tensor {name!r} ({dtype}, {shape}) needs {needed} bytes, its data_offsets are {offsets}")
+        raise _damaged(
+            path, f"tensor {shown(name)} ({dtype}, {shape}) needs {needed} bytes, its data_offsets are {offsets}"
+        )
     return entry
 
 
@@ -205,5 +241,5 @@ def _check_layout(path: Path, header: Mapping[str, Entry], data_bytes: int) -> N
     for name, entry in sorted(header.items(), key=lambda item: item[1][2:]):
         if entry.begin != position:
             fault = "overlaps" if entry.begin < position else "leaves a hole after"
-            raise _damaged(path, f"tensor {name!r} {fault} {previous}")
-        position, previous = entry.end, repr(name)
+            raise _damaged(path, f"tensor {shown(name)} {fault} {previous}")
+        position, previous = entry.end, shown(name)
