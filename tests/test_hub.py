@@ -1,27 +1,21 @@
 """Hub ids against a hub of our own on the loopback interface: which files are fetched, and what each refusal says."""
 
-import hashlib
-import json
 import shutil
 from collections import namedtuple
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from magistral_mlx import hub as hub_module
 from magistral_mlx.checkpoint import open_checkpoint, resolve
 from magistral_mlx.errors import HubError
 from magistral_mlx.hub import fetch
+from tests.hub_server import COMMIT, OLDER, REPO, Hub, git_sha1, go_offline, serving, use
 from tests.tiny import make_config, make_weights, write_checkpoint
 
 pytest.importorskip("huggingface_hub")
 
-REPO = "org/Model-1"
-COMMIT, OLDER = "a" * 40, "b" * 40
 BOTH = {
     "config.json": b"{}",  # each with its own content: the cache keeps equal files once
     "params.json": b"{ }",
@@ -42,107 +36,12 @@ NEEDED = {name for name in BOTH if name.startswith(("config", "params", "tekken"
 }
 
 
-@dataclass
-class Hub:
-    """What the server has, what it answers, and what it was asked."""
-
-    files: dict[str, bytes] = field(default_factory=lambda: dict(BOTH))
-    commit: str = COMMIT
-    refusal: tuple[int, str] | None = None  # status and X-Error-Code of every answer
-    file_refusal: tuple[int, str] | None = None  # of the files alone: a gated repository shows its listing
-    damaged: frozenset[str] = frozenset()  # files sent with other bytes than the listing's hash
-    requests: list[tuple[str, str]] = field(default_factory=list)
-
-    def fetched(self) -> set[str]:
-        return {path.rsplit("/", 1)[1] for method, path in self.requests if method == "GET" and "/resolve/" in path}
-
-    def listing(self, name: str) -> dict[str, object]:
-        content = self.files[name]
-        sha256, is_large = hashlib.sha256(content).hexdigest(), name.endswith(".safetensors")
-        lfs = {"lfs": {"oid": sha256, "sha256": sha256, "size": len(content), "pointerSize": 130}} if is_large else {}
-        blob = hashlib.sha1(content).hexdigest()
-        return {
-            "type": "file",
-            "path": name,
-            "rfilename": name,
-            "size": len(content),
-            "oid": blob,
-            "blobId": blob,
-        } | lfs
-
-
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    state = Hub()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def send(self, status: int, content: bytes = b"", **headers: str) -> None:
-            self.send_response(status)
-            for key, value in headers.items():
-                self.send_header(key.replace("_", "-"), value)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        def do_GET(self) -> None:
-            path = unquote(urlsplit(self.path).path)
-            state.requests.append((self.command, path))
-            if state.refusal is not None:
-                return self.send(state.refusal[0], X_Error_Code=state.refusal[1])
-            if "/resolve/" in path:
-                name = path.split(f"/resolve/{state.commit}/")[1]
-                if state.file_refusal is not None:
-                    return self.send(state.file_refusal[0], X_Error_Code=state.file_refusal[1])
-                content = state.files[name]
-                etag = f'"{hashlib.sha256(content).hexdigest()}"'
-                if name in state.damaged:
-                    content = content[::-1]
-                return self.send(200, content, ETag=etag, X_Repo_Commit=state.commit)
-            if f"/tree/{state.commit}" in path:
-                return self.send(200, json.dumps([state.listing(name) for name in state.files]).encode())
-            revision = path.partition("/revision/")[2]
-            if path.startswith(f"/api/models/{REPO}") and revision in ("", "main", "v1", state.commit):
-                siblings = [state.listing(name) for name in state.files]
-                return self.send(200, json.dumps({"id": REPO, "sha": state.commit, "siblings": siblings}).encode())
-            return self.send(404, X_Error_Code="RevisionNotFound" if revision else "RepoNotFound")
-
-        do_HEAD = do_GET
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "HF_TOKEN"):
-        monkeypatch.delenv(variable, raising=False)
-    use(monkeypatch, f"http://127.0.0.1:{server.server_port}", tmp_path)
-    yield state
-    server.shutdown()
-    server.server_close()
-
-
-def use(monkeypatch: pytest.MonkeyPatch, endpoint: str, cache: Path) -> None:
-    """Point huggingface_hub somewhere else; its own variables are read only once, at its import."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "cache" / "hub"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "no-token"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-
-
-def go_offline(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    from huggingface_hub import constants
-
-    if how == "flag":
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    else:  # a port nobody listens on
-        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    state = Hub(dict(BOTH))
+    with serving(state) as endpoint:
+        use(monkeypatch, endpoint, tmp_path)
+        yield state
 
 
 def refusal(**options: str) -> str:
@@ -182,14 +81,14 @@ def test_the_consolidated_file_is_fetched_when_there_is_no_other(hub: Hub) -> No
 
 def test_a_second_fetch_downloads_nothing(hub: Hub) -> None:
     folder = fetch(REPO)
-    hub.requests.clear()
+    hub.forget()
     assert fetch(REPO) == folder
-    assert [method for method, _ in hub.requests] == ["GET"]  # the listing
+    assert [request.method for request in hub.requests] == ["GET"]  # the listing
 
 
 def test_a_new_commit_fetches_only_what_changed(hub: Hub) -> None:
     fetch(REPO)
-    hub.requests.clear()
+    hub.forget()
     hub.commit, hub.files = OLDER, BOTH | {"config.json": b"{\n}"}
     folder = fetch(REPO)
     assert folder.name == OLDER
@@ -200,7 +99,7 @@ def test_a_new_commit_fetches_only_what_changed(hub: Hub) -> None:
 @pytest.mark.parametrize("revision", ["main", "v1", COMMIT])
 def test_a_revision_is_one_commit(hub: Hub, revision: str) -> None:
     assert fetch(REPO, revision=revision).name == COMMIT
-    assert all(f"/resolve/{COMMIT}/" in path for _, path in hub.requests if "/resolve/" in path)
+    assert all(f"/resolve/{COMMIT}/" in r.path for r in hub.requests if "/resolve/" in r.path)
 
 
 def test_a_fetched_checkpoint_opens(hub: Hub, tmp_path: Path) -> None:
@@ -331,7 +230,7 @@ def test_a_file_that_arrived_damaged_is_deleted_and_fetched_again(hub: Hub) -> N
     assert f"{shard} arrived damaged" in message
     assert "run the same command again" in message
     hub.damaged, first = frozenset(), hub.fetched()
-    hub.requests.clear()
+    hub.forget()
     assert (fetch(REPO) / shard).read_bytes() == BOTH[shard]
     assert hub.fetched() == {shard}
     assert first == NEEDED
@@ -358,8 +257,108 @@ def test_an_interruption_passes_through(hub: Hub, monkeypatch: pytest.MonkeyPatc
         fetch(REPO)
 
 
-def test_a_branch_that_moves_during_the_download_is_noticed(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
+# what happens on the way
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: f"/cache/snapshots/{OLDER}")
-    assert "changed while it was being fetched; run the same command again" in refusal()
+
+def test_a_branch_that_moves_meanwhile_changes_nothing(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is fetched is the commit that the branch stood for first, also by its name offline."""
+    move(hub, monkeypatch, keep=True)
+    folder = fetch(REPO, revision="main")
+    assert folder.name == COMMIT
+    assert all((folder / name).read_bytes() == BOTH[name] for name in NEEDED)
+    go_offline(monkeypatch, "flag")
+    assert fetch(REPO) == folder
+
+
+def test_a_commit_that_is_gone_meanwhile_is_named(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    move(hub, monkeypatch, keep=False)
+    assert f"no longer has every file at commit {COMMIT}: see " in refusal()
+
+
+def move(hub: Hub, monkeypatch: pytest.MonkeyPatch, *, keep: bool) -> None:
+    """Give the branch another commit as soon as it was listed."""
+    listed = hub_module.list_files
+
+    def list_and_move(*args: object) -> object:
+        listing = listed(*args)  # type: ignore[arg-type]
+        if keep:
+            hub.other_commits[COMMIT] = dict(hub.files)
+        hub.commit, hub.files = OLDER, {name: b"new" + content for name, content in hub.files.items()}
+        return listing
+
+    monkeypatch.setattr(hub_module, "list_files", list_and_move)
+
+
+def test_a_file_that_is_listed_but_missing_is_named(hub: Hub) -> None:
+    hub.dropped = frozenset({"model-00002-of-00002.safetensors"})
+    assert "no longer has every file" in refusal()
+    hub.dropped = frozenset()
+    hub.forget()
+    assert names(fetch(REPO)) == NEEDED
+    assert hub.fetched() == {"model-00002-of-00002.safetensors"}
+
+
+@pytest.mark.parametrize("layout", [None, "hf", "consolidated"])
+def test_a_commit_in_the_cache_costs_no_request(hub: Hub, layout: str) -> None:
+    folder = fetch(REPO, revision=COMMIT, layout=layout)  # type: ignore[arg-type]
+    hub.forget()
+    assert fetch(REPO, revision=COMMIT, layout=layout) == folder  # type: ignore[arg-type]
+    assert hub.requests == []
+
+
+def test_a_commit_of_which_a_file_is_missing_in_the_cache_is_completed(hub: Hub) -> None:
+    folder = fetch(REPO, revision=COMMIT)
+    (folder / "tekken.json").unlink()
+    (folder.parent.parent / "blobs" / git_sha1(BOTH["tekken.json"])).unlink()
+    hub.forget()
+    assert names(fetch(REPO, revision=COMMIT)) == NEEDED
+    assert hub.fetched() == {"tekken.json"}
+
+
+def test_a_commit_of_another_layout_in_the_cache_is_not_preferred(hub: Hub) -> None:
+    fetch(REPO, revision=COMMIT, layout="consolidated")
+    assert "model-00001-of-00002.safetensors" in names(fetch(REPO, revision=COMMIT))
+
+
+def test_interrupted_anywhere_only_the_unfinished_files_are_fetched_again(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)  # huggingface_hub's, between its attempts
+    from huggingface_hub import constants
+
+    total = sum(len(BOTH[name]) for name in NEEDED)
+    for point in range(20):
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / f"cache-{point}"))
+        hub.forget()
+        hub.bytes_until_down = 1 + total * point // 20
+        refusal()
+        finished = {name for name in NEEDED if hub.sent[name] == len(BOTH[name])}
+        hub.forget()
+        hub.come_back()
+        folder = fetch(REPO)
+        assert hub.fetched() == NEEDED - finished
+        assert {name: (folder / name).read_bytes() for name in NEEDED} == {name: BOTH[name] for name in NEEDED}
+
+
+@pytest.mark.parametrize("how", ["online", "flag"])
+@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "tekken.json"])
+def test_what_arrived_damaged_before_an_interruption_is_found_after_it(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, how: str, name: str
+) -> None:
+    hub.damaged = frozenset({name})
+    with monkeypatch.context() as patch:
+        patch.setattr(hub_module, "_check", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(REPO)
+    hub.damaged = frozenset()
+    with monkeypatch.context() as patch:
+        if how == "flag":
+            go_offline(patch, how)
+        assert f"{name} arrived damaged" in refusal(revision=COMMIT)
+    hub.forget()
+    assert (fetch(REPO) / name).read_bytes() == BOTH[name]
+    assert hub.fetched() == {name}
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

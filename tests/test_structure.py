@@ -21,11 +21,12 @@ MAY_IMPORT = {
     "messages": "errors reasoning",
     "tokenizer": "errors messages reasoning",
     "safetensors_header": "errors",
-    "hub": "errors",
+    "remote": "errors",
+    "hub": "errors remote",
     "cache": "config errors",
     "memory": "config errors checkpoint",
     "model": "config cache",
-    "checkpoint": "config errors safetensors_header hub",
+    "checkpoint": "config errors safetensors_header hub remote",
     "cache_file": "cache checkpoint config errors safetensors_header",
     "loader": "checkpoint config errors model",
     "decoding": "cache errors sampling model",
@@ -47,7 +48,7 @@ MAY_IMPORT = {
     "demo.examples": "demo",
     "demo.train": "checkpoint config conversation demo loader model",
 }
-CONVERTER_MAY_IMPORT = "__version__ checkpoint command_line config errors messages safetensors_header tokenizer"
+CONVERTER_MAY_IMPORT = "__version__ checkpoint command_line config errors messages remote safetensors_header tokenizer"
 DEMO_FILES = {"magistral_mlx/demo/examples.py", "magistral_mlx/demo/train.py"}
 COMMAND_LINES = ("command_line", "console", "generate", "chat", "plan", "__main__")
 CLICK_FILES = {f"magistral_mlx/{name}.py" for name in COMMAND_LINES} | {"convert/__main__.py"}
@@ -58,7 +59,7 @@ THIRD_PARTY = {  # package -> the files that may import it
         "magistral_mlx/demo/examples.py",
         "magistral_mlx/demo/train.py",
     },
-    "huggingface_hub": {"magistral_mlx/hub.py"},
+    "huggingface_hub": {"magistral_mlx/hub.py", "magistral_mlx/remote.py"},
     "click": CLICK_FILES,
     "transformers": {"convert/export.py"},
     "mlx_lm": set(),
