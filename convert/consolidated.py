@@ -1,5 +1,6 @@
 """Mistral's own layout: params.json and consolidated.safetensors, checked against each other."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -7,8 +8,8 @@ from typing import Any
 
 from magistral_mlx.checkpoint import Shard
 from magistral_mlx.config import ModelConfig, Shape
-from magistral_mlx.errors import CheckpointError
-from magistral_mlx.safetensors_header import Entry, parse_json
+from magistral_mlx.errors import CheckpointError, shown
+from magistral_mlx.safetensors_header import Entry, parse_json, read_document
 
 from .names import native_name
 
@@ -44,9 +45,10 @@ def open_consolidated(folder: Path) -> tuple[ModelConfig, dict[str, Any], tuple[
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} has no {name}, which Mistral's own layout needs; fetch it as well")
     shard = Shard.open(folder / CONSOLIDATED)
-    params = _read_json(folder / PARAMS)
+    params = parse_json(read_document(folder / PARAMS), folder / PARAMS)
     config_path = folder / "config.json"
-    raw = _read_json(config_path) if config_path.exists() else {}
+    has_config = os.path.lexists(config_path)  # a link whose target is gone stands for one, too
+    raw = parse_json(read_document(config_path), config_path) if has_config else {}
     shapes = {  # what a config is checked against, under the names it is checked by
         name: shard.header[native_name(name)].shape
         for name in ("model.layers.0.self_attn.q_proj.weight", "lm_head.weight")
@@ -55,7 +57,7 @@ def open_consolidated(folder: Path) -> tuple[ModelConfig, dict[str, Any], tuple[
     config = _config(params, folder / PARAMS, shapes, raw)
     if config.head_dim % 2:
         raise CheckpointError(f"{folder / PARAMS}: head_dim is {config.head_dim}; RoPE pairs need an even number")
-    if raw:
+    if has_config:
         _compare(config, ModelConfig.from_dict(raw, config_path, shapes), folder)
     _check_tensors(shard, config)
     return config, raw, (shard,), dict(shard.header)
@@ -97,12 +99,12 @@ def _check_tensors(shard: Shard, config: ModelConfig) -> None:
     expected = {native_name(name): shape for name, shape in config.parameter_shapes().items()}
     if missing := sorted(set(expected) - set(shard.header)):
         raise CheckpointError(
-            f"{shard.path}: {len(missing)} tensors are missing, first {missing[0]!r}; the file is incomplete or of "
-            "another model, fetch it again"
+            f"{shard.path}: {len(missing)} tensors are missing, first {shown(missing[0])}; the file is incomplete "
+            "or of another model, fetch it again"
         )
     if extra := sorted(set(shard.header) - set(expected)):
         raise CheckpointError(
-            f"{shard.path}: {len(extra)} tensors do not belong to this model, first {extra[0]!r}; "
+            f"{shard.path}: {len(extra)} tensors do not belong to this model, first {shown(extra[0])}; "
             f"the weights are of another model than {PARAMS}"
         )
     for name, shape in expected.items():
@@ -112,10 +114,3 @@ def _check_tensors(shard: Shard, config: ModelConfig) -> None:
                 f"{shard.path}: tensor {name!r} is {entry.dtype} {list(entry.shape)}, {PARAMS} implies "
                 f"{' or '.join(FLOATS)} {list(shape)}; one is damaged or of another model, fetch both again"
             )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return parse_json(path.read_bytes(), path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); check the file, or fetch it again") from None

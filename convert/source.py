@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from magistral_mlx.checkpoint import Layout, Shard, open_checkpoint
 from magistral_mlx.config import ModelConfig
-from magistral_mlx.errors import CheckpointError, ConversionError, OptionError
+from magistral_mlx.errors import CheckpointError, ConversionError, OptionError, shown
 from magistral_mlx.safetensors_header import Entry
 
 from .consolidated import CONSOLIDATED, PARAMS, open_consolidated
@@ -144,10 +144,10 @@ def _float_type(folder: Path, raw: Mapping[str, Any], entries: Mapping[str, Entr
     """The type config.json states, as mlx-lm takes it; without one, that of all tensors."""
     stated = [raw[key] for key in ("torch_dtype", "dtype") if raw.get(key) is not None]
     if stated:
-        if stated[0] not in FLOAT_TYPES or stated[0] != stated[-1]:
+        if not isinstance(stated[0], str) or stated[0] not in FLOAT_TYPES or stated[0] != stated[-1]:
             raise CheckpointError(
-                f"{folder / 'config.json'}: torch_dtype is {' and '.join(map(repr, stated))}, expected one of "
-                f"{', '.join(FLOAT_TYPES)}"
+                f"{folder / 'config.json'}: torch_dtype is {' and '.join(map(shown, stated))}, expected one of "
+                f"{', '.join(FLOAT_TYPES)}; download config.json again"
             )
         return str(stated[0])
     found = {entry.dtype for entry in entries.values()}
