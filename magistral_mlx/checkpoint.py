@@ -11,15 +11,15 @@ from typing import Any
 import mlx.core as mx
 
 from magistral_mlx.config import ModelConfig, QuantFormat, Shape
-from magistral_mlx.errors import CheckpointError, OptionError
+from magistral_mlx.errors import CheckpointError, OptionError, shown
 from magistral_mlx.hub import Layout, fetch
-from magistral_mlx.safetensors_header import Entry, Shard, parse_json
+from magistral_mlx.safetensors_header import Entry, Shard, parse_json, read_document
 
 __all__ = ["Checkpoint", "Layout", "Shard", "open_checkpoint", "resolve"]
 
 INDEX = "model.safetensors.index.json"
+PLAIN_NAME = r"\w[\w.-]{,200}\.safetensors"
 FLOATS = frozenset({"BF16", "F16", "F32"})
-MAX_JSON_BYTES = 50_000_000
 
 
 def resolve(model: str | Path, *, revision: str | None = None, layout: Layout | None = None) -> Path:
@@ -99,11 +99,12 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise CheckpointError(f"{folder} {_what_it_is_instead(folder)}")
-    config_text = _read(config_path)
+    config_text = read_document(config_path)
     raw = parse_json(config_text, config_path)
     index_path = folder / INDEX
-    index_text = _read(index_path) if index_path.exists() else b""
-    weight_map = _weight_map(index_path, index_text) if index_text or index_path.exists() else None
+    has_index = os.path.lexists(index_path)  # a link whose target is gone stands for an index, too
+    index_text = read_document(index_path) if has_index else b""
+    weight_map = _weight_map(index_path, index_text) if has_index else None
     shards = tuple(Shard.open(path) for path in _shard_paths(folder, weight_map))
     entries = _merge(shards, weight_map, index_path)
     config = ModelConfig.from_dict(raw, config_path, {name: entry.shape for name, entry in entries.items()})
@@ -128,29 +129,20 @@ def _what_it_is_instead(folder: Path) -> str:
     return "has no config.json, so it is not a checkpoint; name a folder that holds config.json and model*.safetensors"
 
 
-def _read(path: Path) -> bytes:
-    try:
-        if (size := path.stat().st_size) > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} has {size} bytes, far too many for what it is; fetch it again")
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); check the file, or fetch it again") from None
-
-
 def _weight_map(index_path: Path, text: bytes) -> dict[str, str]:
     """The index: the shard of every tensor. Its file names must be plain names, not ways out of the folder."""
     weight_map = parse_json(text, index_path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index_path}: weight_map is not a table of tensors and files; fetch the index again")
     for name, file in weight_map.items():
-        if not isinstance(file, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", file, re.ASCII) or ".." in file:
+        if not isinstance(file, str) or not re.fullmatch(PLAIN_NAME, file, re.ASCII) or ".." in file:
             raise CheckpointError(
-                f"{index_path}: tensor {name!r} is said to be in {file!r}, which is no plain .safetensors file name; "
-                "do not trust this checkpoint, fetch it again from its publisher"
+                f"{index_path}: tensor {shown(name)} is said to be in {shown(file)}, which is no plain .safetensors "
+                "file name; do not trust this checkpoint, fetch it again from its publisher"
             )
         if not (index_path.parent / file).is_file():
             raise CheckpointError(
-                f"{index_path}: tensor {name!r} is said to be in {file}, which is missing; "
+                f"{index_path}: tensor {shown(name)} is said to be in {file}, which is missing; "
                 "fetch the checkpoint again, a download resumes with what is lacking"
             )
     return weight_map
@@ -165,7 +157,7 @@ def _shard_paths(folder: Path, weight_map: Mapping[str, str] | None) -> list[Pat
     named = set(weight_map.values())
     if strays := [path.name for path in found if path.name not in named]:
         raise CheckpointError(
-            f"{folder}: {', '.join(strays)} lies beside the weights, but {INDEX} does not name it; move it away "
+            f"{folder}: {strays[0]} lies beside the weights, but {INDEX} does not name it; move it away "
             "(other software would merge it into the model)"
         )
     return [folder / name for name in sorted(named)]
@@ -179,13 +171,14 @@ def _merge(shards: tuple[Shard, ...], weight_map: Mapping[str, str] | None, inde
         for name, entry in shard.header.items():
             if name in places:
                 raise CheckpointError(
-                    f"{shard.path}: tensor {name!r} is also in {places[name]}; remove the file that is not part of it"
+                    f"{shard.path}: tensor {shown(name)} is also in {places[name]}; remove the file that is not part "
+                    "of it"
                 )
             entries[name], places[name] = entry, shard.path.name
     if weight_map is not None and (wrong := sorted(set(weight_map.items()) ^ set(places.items()))):
         name = wrong[0][0]
         raise CheckpointError(
-            f"{index_path}: tensor {name!r} should be in {weight_map.get(name, 'no file')}, but is in "
+            f"{index_path}: tensor {shown(name)} should be in {weight_map.get(name, 'no file')}, but is in "
             f"{places.get(name, 'no file')}; index and shards are not of one checkpoint: fetch it again"
         )
     return entries
@@ -215,12 +208,12 @@ def _check_tensors(folder: Path, config: ModelConfig, entries: Mapping[str, Entr
             expected[f"{module}.{kind}"] = packed, frozenset({"U32"}) if kind == "weight" else beside
     if missing := sorted(set(expected) - set(entries)):
         raise CheckpointError(
-            f"{folder}: {len(missing)} tensors are missing, first {missing[0]!r}; the checkpoint is incomplete, "
+            f"{folder}: {len(missing)} tensors are missing, first {shown(missing[0])}; the checkpoint is incomplete, "
             "fetch it again"
         )
     if extra := sorted(set(entries) - set(expected)):
         raise CheckpointError(
-            f"{folder}: {len(extra)} tensors do not belong to this model, first {extra[0]!r}; "
+            f"{folder}: {len(extra)} tensors do not belong to this model, first {shown(extra[0])}; "
             "the weights are of another model than config.json"
         )
     for name, (shape, dtypes) in expected.items():
