@@ -55,8 +55,6 @@ def open_consolidated(folder: Path) -> tuple[ModelConfig, dict[str, Any], tuple[
         if native_name(name) in shard.header
     }
     config = _config(params, folder / PARAMS, shapes, raw)
-    if config.head_dim % 2:
-        raise CheckpointError(f"{folder / PARAMS}: head_dim is {config.head_dim}; RoPE pairs need an even number")
     if has_config:
         _compare(config, ModelConfig.from_dict(raw, config_path, shapes), folder)
     _check_tensors(shard, config)
@@ -67,7 +65,7 @@ def _config(
     params: Mapping[str, Any], path: Path, shapes: Mapping[str, Shape], published: Mapping[str, Any]
 ) -> ModelConfig:
     if other := [key for key in OTHER_MODELS if params.get(key)]:
-        raise CheckpointError(f"{path} has {', '.join(other)}; this software runs Magistral's plain text model")
+        raise CheckpointError(f"{path} has {', '.join(other)}; name a checkpoint of Magistral's plain text model")
     for native in NAMES.values():
         if native not in OPTIONAL and params.get(native) is None:
             raise CheckpointError(f"{path}: {native} is missing; download params.json again")
@@ -95,7 +93,10 @@ def _compare(params: ModelConfig, published: ModelConfig, folder: Path) -> None:
 
 def _check_tensors(shard: Shard, config: ModelConfig) -> None:
     if config.num_layers > len(shard.header):  # before a table of that many layers is made
-        raise CheckpointError(f"{shard.path}: {len(shard.header)} tensors, but {PARAMS} has {config.num_layers} layers")
+        raise CheckpointError(
+            f"{shard.path}: {len(shard.header)} tensors, but {PARAMS} has {config.num_layers} layers; they are not of "
+            "the same model: download both again"
+        )
     expected = {native_name(name): shape for name, shape in config.parameter_shapes().items()}
     if missing := sorted(set(expected) - set(shard.header)):
         raise CheckpointError(
@@ -105,7 +106,7 @@ def _check_tensors(shard: Shard, config: ModelConfig) -> None:
     if extra := sorted(set(shard.header) - set(expected)):
         raise CheckpointError(
             f"{shard.path}: {len(extra)} tensors do not belong to this model, first {shown(extra[0])}; "
-            f"the weights are of another model than {PARAMS}"
+            f"the weights are of another model than {PARAMS}: download both again"
         )
     for name, shape in expected.items():
         entry = shard.header[name]

@@ -12,7 +12,8 @@ import mlx.core as mx
 
 from magistral_mlx.config import ModelConfig, QuantFormat, Shape
 from magistral_mlx.errors import CheckpointError, OptionError, shown
-from magistral_mlx.hub import Layout, fetch
+from magistral_mlx.hub import fetch
+from magistral_mlx.remote import Layout
 from magistral_mlx.safetensors_header import Entry, Shard, parse_json, read_document
 
 __all__ = ["Checkpoint", "Layout", "Shard", "open_checkpoint", "resolve"]
@@ -188,7 +189,10 @@ def _check_tensors(folder: Path, config: ModelConfig, entries: Mapping[str, Entr
     """Compare every tensor with what config.json implies; returns how each matrix is stored."""
     config_path = folder / "config.json"
     if config.num_layers > len(entries):  # before a table of that many layers is made
-        raise CheckpointError(f"{config_path}: {config.num_layers} layers, but the weights are {len(entries)} tensors")
+        raise CheckpointError(
+            f"{config_path}: {config.num_layers} layers, but the weights are {len(entries)} tensors; they are not of "
+            "one model: fetch both again"
+        )
     formats: dict[str, QuantFormat | None] = {}
     expected: dict[str, tuple[Shape, frozenset[str]]] = {}
     for name, shape in config.parameter_shapes().items():
@@ -201,7 +205,8 @@ def _check_tensors(folder: Path, config: ModelConfig, entries: Mapping[str, Entr
             continue
         if shape[1] % quant.group_size:
             raise CheckpointError(
-                f"{config_path}: groups of {quant.group_size} do not divide the {shape[1]} columns of {module!r}"
+                f"{config_path}: groups of {quant.group_size} do not divide the {shape[1]} columns of {module!r}; "
+                "fetch config.json again"
             )
         beside = FLOATS if quant.mode == "affine" else frozenset({"U8"})
         for kind, packed in quant.packed_shapes(shape).items():
@@ -214,7 +219,7 @@ def _check_tensors(folder: Path, config: ModelConfig, entries: Mapping[str, Entr
     if extra := sorted(set(entries) - set(expected)):
         raise CheckpointError(
             f"{folder}: {len(extra)} tensors do not belong to this model, first {shown(extra[0])}; "
-            "the weights are of another model than config.json"
+            "the weights are of another model than config.json: fetch both again"
         )
     for name, (shape, dtypes) in expected.items():
         entry = entries[name]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from magistral_mlx.errors import CheckpointError
+from magistral_mlx.errors import CheckpointError, shown
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class QuantFormat:
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
-            raise CheckpointError(f"quantization mode is {self.mode!r}; known are {', '.join(get_args(Mode))}")
+            raise CheckpointError(f"quantization mode is {shown(self.mode)}; known are {', '.join(get_args(Mode))}")
         if self.mode == "affine":
             if self.bits not in AFFINE_BITS or self.group_size not in AFFINE_GROUP_SIZES:
                 raise CheckpointError(
@@ -69,42 +69,46 @@ class QuantizationConfig:
     def from_dict(cls, raw: Any, source: Path) -> "QuantizationConfig":
         """Read the ``quantization`` block of MLX checkpoints, with or without ``mode`` and per-module blocks."""
         if not isinstance(raw, dict):
-            raise CheckpointError(f"{source}: quantization is {type(raw).__name__}, expected an object")
+            raise _refusal(source, f"quantization is {type(raw).__name__}, expected an object")
         if "quant_method" in raw:
             raise CheckpointError(
-                f"{source}: quantized with {raw['quant_method']!r}, which is not an MLX format; "
+                f"{source}: quantized with {shown(raw['quant_method'])}, which is not an MLX format; "
                 "start from the bf16 checkpoint"
             )
 
         for key in ("bits", "group_size"):
             if key not in raw:
-                raise CheckpointError(f"{source}: quantization has no {key!r}")
-        default = _quant_format(raw, f"{source}: quantization")
+                raise _refusal(source, f"quantization has no {key!r}")
+        default = _quant_format(raw, source, "quantization")
         overrides: dict[str, QuantFormat | None] = {}
         for path, block in raw.items():
             if isinstance(block, dict):
-                overrides[path] = _quant_format(block, f"{source}: quantization of {path}")
+                overrides[path] = _quant_format(block, source, f"quantization of {shown(path)}")
             elif block is False:
                 overrides[path] = None
             elif block is True:
                 overrides[path] = default
             elif path not in ("bits", "group_size", "mode"):
-                raise CheckpointError(f"{source}: quantization has an unknown key {path!r}")
+                raise _refusal(source, f"quantization has an unknown key {shown(path)}")
         return cls(default, overrides)
 
 
-def _quant_format(block: Mapping[str, Any], where: str) -> QuantFormat:
+def _refusal(source: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{source}: {what}; download the file again, or name a checkpoint of Magistral")
+
+
+def _quant_format(block: Mapping[str, Any], source: Path, where: str) -> QuantFormat:
     """One format. What is left out, or null as mlx-lm writes it, is MLX's default for the mode, not another block's."""
     mode: Any = "affine" if block.get("mode") is None else block["mode"]
     bits, group_size = FP_FORMATS.get(mode, AFFINE_DEFAULT) if isinstance(mode, str) else AFFINE_DEFAULT
     bits = bits if block.get("bits") is None else block["bits"]
     group_size = group_size if block.get("group_size") is None else block["group_size"]
     if type(bits) is not int or type(group_size) is not int:
-        raise CheckpointError(f"{where}: bits and group_size must be whole numbers")
+        raise _refusal(source, f"{where}: bits and group_size must be whole numbers")
     try:
         return QuantFormat(bits, group_size, mode)
     except CheckpointError as error:
-        raise CheckpointError(f"{where}: {error}") from None
+        raise _refusal(source, f"{where}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,28 +167,28 @@ class ModelConfig:
         """
 
         def fail(what: str) -> CheckpointError:
-            return CheckpointError(f"{source}: {what}")
+            return _refusal(source, what)
 
         def number(key: str, kind: type[int] | type[float] = int) -> Any:
             value = raw.get(key)
             if value is None:
-                raise fail(f"{key} is missing; the file is not a complete Mistral config, download it again")
+                raise fail(f"{key} is missing; this is not a complete Mistral config")
             if isinstance(value, bool) or not isinstance(value, int | kind) or not 0 < value <= LARGEST:
-                raise fail(f"{key} is {value!r}, expected a positive number")
+                raise fail(f"{key} is {shown(value)}, expected a positive number")
             return kind(value)
 
         if raw.get("model_type") != "mistral":
             raise fail(
-                f"model_type is {raw.get('model_type')!r}; this software runs Magistral's text model, "
+                f"model_type is {shown(raw.get('model_type'))}; this software runs Magistral's text model, "
                 "model_type 'mistral'"
             )
         if raw.get("sliding_window") is not None:
-            raise fail(f"sliding_window is {raw['sliding_window']}; Magistral attends to its whole context")
+            raise fail(f"sliding_window is {shown(raw['sliding_window'])}; Magistral attends to its whole context")
         if raw.get("hidden_act", "silu") != "silu":
-            raise fail(f"hidden_act is {raw['hidden_act']!r}, expected 'silu'")
+            raise fail(f"hidden_act is {shown(raw['hidden_act'])}, expected 'silu'")
         for key in ("attention_bias", "mlp_bias"):
             if raw.get(key, False):
-                raise fail(f"{key} is {raw[key]!r}; Magistral has no biases")
+                raise fail(f"{key} is {shown(raw[key])}; Magistral has no biases")
 
         num_layers, num_heads, num_kv_heads = map(
             number, ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -212,19 +216,22 @@ def _head_dim(raw: Mapping[str, Any], source: Path, tensors: Mapping[str, Shape]
     """The stated head size, or q's rows over the heads; both must agree."""
     name = "model.layers.0.self_attn.q_proj.weight"
     if name not in tensors or len(tensors[name]) != 2:
-        raise CheckpointError(f"{source}: the checkpoint has no matrix {name!r}; it is not a Mistral checkpoint")
+        raise _refusal(source, f"the checkpoint has no matrix {name!r}; it is not a Mistral checkpoint")
     rows = tensors[name][0]
     stated = raw.get("head_dim")
     if stated is None:
         if rows % num_heads:
-            raise CheckpointError(f"{source}: {name!r} has {rows} rows, which {num_heads} heads do not divide")
+            raise _refusal(source, f"{name!r} has {rows} rows, which {num_heads} heads do not divide")
         log.info("%s has no head_dim: %d, read off %s", source, rows // num_heads, name)
-        return rows // num_heads
+        stated = rows // num_heads
     if type(stated) is not int or stated * num_heads != rows:
-        raise CheckpointError(
-            f"{source}: head_dim is {stated!r} with {num_heads} heads, but {name!r} has {rows} rows; "
-            "config and weights are not of the same model"
+        raise _refusal(
+            source,
+            f"head_dim is {shown(stated)} with {num_heads} heads, but {name!r} has {rows} rows: config and weights "
+            "are not of the same model",
         )
+    if not stated or stated % 2:
+        raise _refusal(source, f"head_dim is {stated}, but RoPE turns pairs")
     return stated
 
 
@@ -235,8 +242,8 @@ def _tied(raw: Mapping[str, Any], source: Path, tensors: Mapping[str, Shape]) ->
     if stated is None:
         log.info("%s has no tie_word_embeddings: %s, by lm_head.weight", source, tied)
     elif stated is not tied:
-        raise CheckpointError(
-            f"{source}: tie_word_embeddings is {stated!r}, but lm_head.weight is {'missing' if tied else 'present'}"
+        raise _refusal(
+            source, f"tie_word_embeddings is {shown(stated)}, but lm_head.weight is {'missing' if tied else 'present'}"
         )
     return tied
 
@@ -245,18 +252,18 @@ def _rope_theta(raw: Mapping[str, Any], source: Path) -> float:
     """``rope_theta`` from the top level or transformers 5's ``rope_parameters``. It has no default:
     10,000 where the truth is 1e9 gives fluent nonsense."""
     if raw.get("rope_scaling") is not None:
-        raise CheckpointError(f"{source}: rope_scaling is {raw['rope_scaling']!r}; Magistral uses plain RoPE")
+        raise _refusal(source, f"rope_scaling is {shown(raw['rope_scaling'])}; Magistral uses plain RoPE")
     parameters = raw.get("rope_parameters") or {}
     if not isinstance(parameters, dict) or parameters.get("rope_type", "default") != "default":
-        raise CheckpointError(f"{source}: rope_parameters is {parameters!r}; Magistral uses plain RoPE")
+        raise _refusal(source, f"rope_parameters is {shown(parameters)}; Magistral uses plain RoPE")
     stated = [value for value in (raw.get("rope_theta"), parameters.get("rope_theta")) if value is not None]
     if not stated:
         raise CheckpointError(
             f"{source}: rope_theta is missing, and no value may be assumed; download config.json again"
         )
     if len(stated) > 1 and stated[0] != stated[1]:
-        raise CheckpointError(f"{source}: rope_theta is {raw['rope_theta']} and also {parameters['rope_theta']}")
+        raise _refusal(source, f"rope_theta is {shown(stated[0])} and also {shown(stated[1])}")
     theta = stated[0]
     if isinstance(theta, bool) or not isinstance(theta, int | float) or not 1 < theta <= LARGEST:
-        raise CheckpointError(f"{source}: rope_theta is {theta!r}, expected a number over 1")
+        raise _refusal(source, f"rope_theta is {shown(theta)}, expected a number over 1")
     return float(theta)

@@ -219,10 +219,10 @@ def test_what_a_module_leaves_out_is_mlx_default_for_its_mode() -> None:
         ({"bits": 4, "group_size": 64, "mode": []}, "quantization mode is []"),
         ({"bits": "4", "group_size": 64}, "must be whole numbers"),
         ({"bits": True, "group_size": 64}, "must be whole numbers"),
-        ({"bits": 4, "group_size": 64, "lm_head": {"bits": 9}}, "quantization of lm_head: affine quantization"),
+        ({"bits": 4, "group_size": 64, "lm_head": {"bits": 9}}, "quantization of 'lm_head': affine quantization"),
         (
             {"bits": 4, "group_size": 64, "lm_head": {"mode": "nvfp4", "group_size": 64}},
-            "quantization of lm_head: nvfp4 with 4 bits",
+            "quantization of 'lm_head': nvfp4 with 4 bits",
         ),
         ({"bits": 4, "group_size": 64, "lm_head": None}, "unknown key 'lm_head'"),
         ({"bits": 4, "group_size": 64, "version": "gemm"}, "unknown key 'version'"),
