@@ -2,8 +2,10 @@
 
 import hashlib
 import logging
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -33,6 +35,7 @@ WEIGHTS: dict[Layout, tuple[str, ...]] = {
     "hf": ("model*.safetensors", "model.safetensors.index.json"),
     "consolidated": ("consolidated*.safetensors",),
 }
+PLAIN_NAME = re.compile(r"\w[\w.-]{,200}", re.ASCII)
 TIMEOUT_SECONDS = 10.0
 PASSING = (408, 429, 500, 502, 503, 504)  # statuses that another try may not meet again
 FAILURES_IN_A_ROW = 5
@@ -112,7 +115,7 @@ def _choose(repo_id: str, commit: str, siblings: Sequence["RepoSibling"], layout
     """The files of one layout; all lie at the top of the repository."""
 
     def matching(patterns: Sequence[str]) -> dict[str, HubFile]:
-        top = [file for file in siblings if "/" not in file.rfilename]
+        top = [file for file in siblings if PLAIN_NAME.fullmatch(file.rfilename)]
         wanted = [file for file in top if any(fnmatchcase(file.rfilename, pattern) for pattern in patterns)]
         return {file.rfilename: _hub_file(repo_id, file) for file in wanted}
 
@@ -134,7 +137,7 @@ def _choose(repo_id: str, commit: str, siblings: Sequence["RepoSibling"], layout
 
 def _hub_file(repo_id: str, file: "RepoSibling") -> HubFile:
     size, sha256 = (file.size, None) if file.lfs is None else (file.lfs.size, file.lfs.sha256)
-    if size is None or not (sha256 or file.blob_id):
+    if not isinstance(size, int) or size < 0 or not (sha256 or file.blob_id):
         raise HubError(
             f"{repo_id}: the hub states no size or no hash of {file.rfilename}, so it could not be checked; "
             "if HF_ENDPOINT is set to a mirror, leave it out, or name a folder that holds the checkpoint"
@@ -150,7 +153,7 @@ def read(
     end: int,
     *,
     cancelled: Callable[[], bool] = lambda: False,
-) -> Iterator[bytes]:
+) -> Generator[bytes, None, None]:
     """Yield bytes ``begin`` to ``end`` of a file as they arrive; where a transfer breaks off, the next goes on.
 
     Raises:
@@ -160,11 +163,12 @@ def read(
     failures = 0
     while begin < end:
         try:
-            for piece in _request(repo_id, commit, file, begin, end):
-                if cancelled():
-                    raise Cancelled
-                yield piece
-                begin, failures = begin + len(piece), 0
+            with closing(_request(repo_id, commit, file, begin, end)) as pieces:
+                for piece in pieces:
+                    if cancelled():
+                        raise Cancelled
+                    yield piece
+                    begin, failures = begin + len(piece), 0
         except _BrokenOff as error:
             failures += 1
             if failures > FAILURES_IN_A_ROW:
@@ -182,7 +186,7 @@ class _BrokenOff(Exception):
     pause_seconds = 0.0  # that the hub asks for
 
 
-def _request(repo_id: str, commit: str, file: HubFile, begin: int, end: int) -> Iterator[bytes]:
+def _request(repo_id: str, commit: str, file: HubFile, begin: int, end: int) -> Generator[bytes, None, None]:
     """As ``read``, in one request; raises _BrokenOff at the latest where fewer bytes come than were asked for."""
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
@@ -200,11 +204,7 @@ def _request(repo_id: str, commit: str, file: HubFile, begin: int, end: int) -> 
     try:
         with get_session().stream("GET", url, **options) as response:
             hf_raise_for_status(response)
-            superfluous = begin  # a server without ranges sends the file from its first byte, with status 200
-            if response.status_code == 206:
-                if not response.headers.get("Content-Range", "").startswith(f"bytes {begin}-"):
-                    raise HubError(f"{repo_id}: other bytes of {file.name} came than were asked for; run it again")
-                superfluous = 0
+            superfluous = begin if response.status_code == 200 else 0  # 200: the whole file, from its first byte
             for received in response.iter_bytes():
                 piece = received[superfluous : superfluous + remaining]
                 superfluous -= min(superfluous, len(received))

@@ -1,6 +1,7 @@
 """One safetensors file: its header, checked strictly, and its tensors one at a time."""
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -84,6 +85,19 @@ class Shard:
         except SafetensorError as error:
             raise _damaged(path, f"the safetensors library refuses it ({shown(str(error))})") from None
         return shard
+
+    @classmethod
+    def parse(cls, path: Path, head: bytes, file_bytes: int) -> "Shard":
+        """Check the header of a file that is not there yet, by its first bytes.
+
+        Args:
+            path: where the file will be.
+            head: up to the end of the header at least; 8 bytes of a header that is longer than allowed.
+            file_bytes: of the whole file.
+        Raises:
+            CheckpointError: it contradicts itself or the file's size.
+        """
+        return _parse(path, io.BytesIO(head), file_bytes)
 
     def read(self, name: str, rows: slice | None = None) -> mx.array:
         """One tensor, or a block of its rows, read from disk now; bit for bit what ``mx.load`` gives.

@@ -46,7 +46,6 @@ class Hub:
     elsewhere: str | None = None  # the host that files are fetched from, by a redirect
     bytes_an_answer: int | None = None  # after which the connection breaks off
     bytes_until_down: int | None = None  # of files' contents, after which no request is answered any more
-    requests_until_down: int | None = None
     requests: list[Request] = field(default_factory=list)
     sent: Counter[str] = field(default_factory=Counter)  # bytes of contents, by file
     lock: Lock = field(default_factory=Lock)
@@ -61,15 +60,7 @@ class Hub:
 
     def come_back(self) -> None:
         """Be up, and stay so."""
-        self.bytes_an_answer = self.bytes_until_down = self.requests_until_down = None
-
-    def is_down(self) -> bool:
-        """Whether the request at hand gets no answer."""
-        with self.lock:
-            if self.requests_until_down is not None:
-                self.requests_until_down -= 1
-                return self.requests_until_down < 0
-            return self.bytes_until_down == 0
+        self.bytes_an_answer = self.bytes_until_down = None
 
     def allowance(self, wanted: int) -> int:
         """How many bytes of a file one answer carries."""
@@ -128,7 +119,7 @@ def serving(state: Hub) -> Iterator[str]:
             with state.lock:
                 headers = self.headers.get("Range"), self.headers.get("Authorization")
                 state.requests.append(Request(self.command, path, *headers))
-            if state.is_down():
+            if state.bytes_until_down == 0:
                 self.close_connection = True
                 return
             if state.refusal is not None:

@@ -11,6 +11,7 @@ from magistral_mlx import hub as hub_module
 from magistral_mlx.checkpoint import open_checkpoint, resolve
 from magistral_mlx.errors import HubError
 from magistral_mlx.hub import fetch
+from tests import hub_server
 from tests.hub_server import COMMIT, OLDER, REPO, Hub, git_sha1, go_offline, serving, use
 from tests.tiny import make_config, make_weights, write_checkpoint
 
@@ -122,6 +123,22 @@ def test_a_complete_copy_is_used_offline(hub: Hub, monkeypatch: pytest.MonkeyPat
     go_offline(monkeypatch, how)
     assert fetch(REPO, layout=layout) == folder  # type: ignore[arg-type]
     assert fetch(REPO, layout=layout, revision=COMMIT) == folder  # type: ignore[arg-type]
+
+
+def test_a_listing_without_hashes_is_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a mirror may give it: nothing could be checked."""
+    complete = hub_server.listing
+    monkeypatch.setattr(hub_server, "listing", lambda *args: {**complete(*args), "blobId": None})
+    assert "the hub states no size or no hash of config.json" in refusal()
+    assert hub.fetched() == set()
+
+
+@pytest.mark.parametrize(
+    "name", ["model\x00.safetensors", "model-\n.safetensors", "model" + "x" * 300 + ".safetensors"]
+)
+def test_a_name_that_is_none_is_left_alone(hub: Hub, name: str) -> None:
+    hub.files[name] = b"odd"
+    assert names(fetch(REPO)) == NEEDED
 
 
 @pytest.mark.parametrize("status", [500, 502, 503])

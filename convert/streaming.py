@@ -1,0 +1,223 @@
+"""A checkpoint on the hub whose weight files are fetched one at a time, checked, converted and let go."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from magistral_mlx.errors import ConversionError, HubError, shown
+from magistral_mlx.remote import Cancelled, HubFile, Layout, Listing, list_files, read
+from magistral_mlx.safetensors_header import MAX_JSON_BYTES, Shard, parse_json
+
+from . import disk
+
+log = logging.getLogger(__name__)
+
+INCOMPLETE = ".incomplete"  # ends the name of a file that has not arrived whole
+INDEX = "model.safetensors.index.json"
+NOT_NEEDED = frozenset({"tokenizer.json"})  # is made anew from tekken.json
+HEAD_BYTES = 2**17  # asked for of each weight file first; the published headers are far shorter
+MAX_DOCUMENT_BYTES = 200_000_000  # tekken.json has 19 MB
+CHUNK_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class HubStream:
+    """One commit of a repository, in a folder of its own; nothing goes through the hub's cache.
+
+    Attributes:
+        files: the weight files, by name.
+        shards: their headers; the files themselves are there between ``fetch`` and ``release`` only.
+    """
+
+    repo_id: str
+    commit: str
+    layout: Layout
+    folder: Path
+    files: Mapping[str, HubFile]
+    shards: tuple[Shard, ...]
+
+    @classmethod
+    def open(cls, repo_id: str, folder: Path, *, revision: str | None, layout: Layout | None) -> "HubStream":
+        """Fetch every document and every weight file's header, so that all can be planned before any weight moves.
+
+        Args:
+            repo_id: ``org/name``.
+            folder: made if need be, and nobody else's: what does not belong to the commit is deleted from it.
+                What an earlier process left there of this commit is used.
+            revision: branch, tag or commit; all files come from the one commit it stands for now.
+            layout: the weights wanted; None for the HF shards where there are any.
+        Raises:
+            HubError: the hub cannot be reached or refuses; the repository holds no such weights, or not all files.
+            CheckpointError: a header or the index contradicts itself.
+            ConversionError: ``folder`` cannot be written.
+        """
+        listing = list_files(repo_id, revision, layout)
+        documents = {name: file for name, file in listing.documents.items() if name not in NOT_NEEDED}
+        try:
+            _make_own(folder, {*documents, *listing.weights, *(name + INCOMPLETE for name in listing.weights)})
+            for file in documents.values():
+                _fetch_document(repo_id, listing.commit, file, folder)
+        except OSError as error:
+            raise ConversionError(
+                f"{folder} could not be written ({error}); check the folder and the disk, then run the command again"
+            ) from None
+        _check_index(repo_id, listing, folder)
+        shards = tuple(_fetch_header(repo_id, listing.commit, file, folder) for file in listing.weights.values())
+        return cls(repo_id, listing.commit, listing.layout, folder, listing.weights, shards)
+
+    def fetch(self, name: str, *, report: Callable[[int], None], cancelled: Callable[[], bool]) -> Path:
+        """Fetch a weight file into the folder, going on with what is there of it, and check its hash and header.
+
+        Safe from any thread, for another file each.
+
+        Args:
+            report: called with the bytes that arrived since its last call; first with those that were there, and
+                with a negative number where those turn out to be damaged.
+            cancelled: asked often; True ends it.
+        Raises:
+            HubError: it cannot be fetched, or arrived damaged. What arrived whole stays, here and below.
+            Cancelled: ``cancelled`` gave True.
+            CheckpointError: the safetensors library refuses it.
+            OSError: the disk is full, or fails.
+        """
+        file, path = self.files[name], self.folder / name
+        partial = path.with_name(name + INCOMPLETE)
+        if disk.is_own_file(path):
+            disk.rename(path, partial)  # it is checked as any other
+        disk.discard(path)
+        planned = next(shard for shard in self.shards if shard.path == path)
+        while True:
+            found, kept = self._receive(file, planned, partial, report=report, cancelled=cancelled)
+            if found == file.checksum:
+                break
+            disk.discard(partial)
+            report(-file.size)
+            if not kept:
+                raise HubError(
+                    f"{self.repo_id}: {name} arrived damaged (hash {found[:12]}, expected {file.checksum[:12]}) and "
+                    "was deleted; run the same command again, the other files are kept"
+                )
+            log.warning("%s: what an earlier run left there is damaged; it is fetched anew", partial)
+        if Shard.open(partial).header_sha256 != planned.header_sha256:
+            raise HubError(f"{self.repo_id}: the header of {name} came otherwise before; run the same command again")
+        disk.rename(partial, path)
+        return path
+
+    def release(self, name: str) -> None:
+        """Delete a fetched weight file."""
+        disk.discard(self.folder / name)
+
+    def peak_bytes(self, order: Sequence[Sequence[str]]) -> int:
+        """Most bytes of weight files there at once.
+
+        Args:
+            order: the tensors, as the files name them, that are needed together, in the order of use. A file is
+                released after its last use, and the next one is fetched meanwhile.
+        """
+        home = {tensor: shard.path.name for shard in self.shards for tensor in shard.header}
+        steps = [list(dict.fromkeys(home[tensor] for tensor in tensors)) for tensors in order]
+        arrivals = list(dict.fromkeys(name for names in steps for name in names))
+        last_use = {name: step for step, names in enumerate(steps) for name in names}
+        arrived, peak = 0, 0
+        for step, names in enumerate(steps):
+            arrived = max([arrived, *(arrivals.index(name) + 2 for name in names)])
+            there = [name for name in arrivals[:arrived] if last_use[name] >= step]
+            peak = max(peak, sum(self.files[name].size for name in there))
+        return peak
+
+    def _receive(
+        self,
+        file: HubFile,
+        planned: Shard,
+        partial: Path,
+        *,
+        report: Callable[[int], None],
+        cancelled: Callable[[], bool],
+    ) -> tuple[str, int]:
+        """Complete a partial file: the hash of it all, and how many bytes were there before."""
+        descriptor, kept = _reopen(partial, file, planned)
+        try:
+            digest, position = file.digest(), kept
+            for begin in range(0, kept, CHUNK_BYTES):
+                if cancelled():
+                    raise Cancelled
+                digest.update(os.pread(descriptor, min(CHUNK_BYTES, kept - begin), begin))
+            report(kept)
+            rest = read(self.repo_id, self.commit, file, kept, file.size, cancelled=cancelled)
+            with closing(rest):
+                for piece in rest:
+                    disk.put(descriptor, memoryview(piece), position)
+                    digest.update(piece)
+                    position += len(piece)
+                    report(len(piece))
+            disk.flush(descriptor)
+        finally:
+            os.close(descriptor)
+        return digest.hexdigest(), kept
+
+
+def _make_own(folder: Path, names: set[str]) -> None:
+    """Make a folder, or clear one of all other names."""
+    if folder.is_symlink():
+        raise ConversionError(f"{folder} is a link, and what is fetched would go where it points; delete it")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in set(os.listdir(folder)) - names:
+        disk.discard(folder / name)
+
+
+def _fetch_document(repo_id: str, commit: str, file: HubFile, folder: Path) -> None:
+    path = folder / file.name
+    if file.size > MAX_DOCUMENT_BYTES:
+        raise HubError(
+            f"{repo_id}: {file.name} has {file.size} bytes, far too many for what it is; name another repository"
+        )
+    if disk.is_own_file(path) and path.stat().st_size == file.size and _hash(file, path.read_bytes()) == file.checksum:
+        return
+    content = b"".join(read(repo_id, commit, file, 0, file.size))
+    if _hash(file, content) != file.checksum:
+        raise HubError(f"{repo_id}: {file.name} arrived damaged; run the same command again")
+    disk.discard(path)
+    disk.write_file(path, content)
+
+
+def _hash(file: HubFile, content: bytes) -> str:
+    digest = file.digest()
+    digest.update(content)
+    return digest.hexdigest()
+
+
+def _check_index(repo_id: str, listing: Listing, folder: Path) -> None:
+    """Raises HubError where the index names a file that the commit does not have."""
+    if INDEX not in listing.documents:
+        return
+    weight_map = parse_json((folder / INDEX).read_bytes(), folder / INDEX).get("weight_map")
+    named = weight_map.values() if isinstance(weight_map, dict) else ()
+    if missing := [name for name in named if not isinstance(name, str) or name not in listing.weights]:
+        raise HubError(
+            f"{repo_id}: {INDEX} names {shown(missing[0])}, which commit {listing.commit} does not hold; "
+            "the repository is incomplete, name another commit with --revision"
+        )
+
+
+def _fetch_header(repo_id: str, commit: str, file: HubFile, folder: Path) -> Shard:
+    head = b"".join(read(repo_id, commit, file, 0, min(HEAD_BYTES, file.size)))
+    end = 8 + int.from_bytes(head[:8], "little")
+    if len(head) < end <= min(file.size, 8 + MAX_JSON_BYTES):
+        head += b"".join(read(repo_id, commit, file, len(head), end))
+    return Shard.parse(folder / file.name, head, file.size)
+
+
+def _reopen(partial: Path, file: HubFile, planned: Shard) -> tuple[int, int]:
+    """A descriptor of a partial file, and how many of its bytes seem to be the file's: all, or it is begun anew."""
+    if disk.is_own_file(partial):
+        descriptor = os.open(partial, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        kept, head = os.fstat(descriptor).st_size, os.pread(descriptor, planned.data_start, 0)
+        is_other = len(head) == planned.data_start and hashlib.sha256(head).hexdigest() != planned.header_sha256
+        if kept <= file.size and not is_other:
+            return descriptor, kept
+        os.close(descriptor)
+    return disk.create(partial), 0
