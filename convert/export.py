@@ -8,14 +8,14 @@ import importlib.metadata
 import json
 import logging
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.errors import ConversionError
 from magistral_mlx.messages import prompt_around
-from magistral_mlx.tokenizer import SYSTEM_PROMPT_FILE, TEKKEN_FILE, Tokenizer
+from magistral_mlx.release import SYSTEM_PROMPT_FILE
+from magistral_mlx.tokenizer import TEKKEN_FILE, Tokenizer
 
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 MAX_NEW_TOKENS = 40_960  # the model card's, like the sampling below
@@ -98,15 +98,15 @@ def read_tokenizer(source: Path, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def write_exports(
-    source: Path, staging: Path, config_out: dict[str, Any], *, tokenizer_json: bool, base_model: str | None = None
-) -> list[str]:
-    """Write every file but the weights and their index into ``staging``; gives their names.
+def exports(
+    source: Path, config_out: dict[str, Any], *, tokenizer_json: bool, base_model: str | None = None
+) -> dict[str, bytes]:
+    """Every file but the weights and their index: its content by its name, in the order of the names.
 
     Args:
         source: the checkpoint that is converted: tekken.json and SYSTEM_PROMPT.txt are taken from it.
         config_out: what ``make_config`` gives.
-        tokenizer_json: whether to write tokenizer.json and tokenizer_config.json (needs the export extra).
+        tokenizer_json: whether to make tokenizer.json and tokenizer_config.json (needs the export extra).
         base_model: hub id of what was converted, for the card.
     Raises:
         ConversionError, TokenizerError: as ``require_export_extra`` and ``read_tokenizer``.
@@ -123,27 +123,38 @@ def write_exports(
     texts = {
         "config.json": json_text(config_out),
         "generation_config.json": json_text(ids | sampling),
-        "chat_template.jinja": chat_template(tokenizer.system_prompt),
+        "chat_template.jinja": chat_template(tokenizer),
         SYSTEM_PROMPT_FILE: tokenizer.system_prompt,
         "README.md": model_card(config_out, base_model, tokenizer_json=tokenizer_json),
     }
     if tokenizer_json:
         texts["tokenizer_config.json"] = json_text(_tokenizer_config(config_out["max_position_embeddings"]))
-    for name, text in texts.items():
-        (staging / name).write_bytes(text.encode())
-    shutil.copyfile(source / TEKKEN_FILE, staging / TEKKEN_FILE)
-    names = [*texts, TEKKEN_FILE]
-    if tokenizer_json:
-        (staging / "tokenizer.json").write_bytes(_tokenizer_json(staging / TEKKEN_FILE, tokenizer).encode())
-        names.append("tokenizer.json")
-    return sorted(names)
+        vocab_size, probe_ids = tokenizer.vocab_size, tokenizer.encode(PROBE)
+        del tokenizer  # 140 MB, which the next line needs as much again
+        texts["tokenizer.json"] = _tokenizer_json(source / TEKKEN_FILE, vocab_size=vocab_size, probe_ids=probe_ids)
+    files = {name: text.encode() for name, text in texts.items()}
+    return dict(sorted((files | {TEKKEN_FILE: (source / TEKKEN_FILE).read_bytes()}).items()))
 
 
-def chat_template(system_prompt: str) -> str:
-    """The Jinja template that does what ``Tokenizer.encode_chat`` does, with ``system_prompt`` as the default."""
-    before, after = prompt_around(system_prompt)
-    texts = {"DEFAULT_PROMPT": system_prompt, "BEFORE": before, "AFTER": after}
-    template = TEMPLATE.read_text(encoding="utf-8")
+def write_exports(
+    source: Path, staging: Path, config_out: dict[str, Any], *, tokenizer_json: bool, base_model: str | None = None
+) -> list[str]:
+    """Write ``exports`` into ``staging``; gives their names."""
+    files = exports(source, config_out, tokenizer_json=tokenizer_json, base_model=base_model)
+    for name, content in files.items():
+        (staging / name).write_bytes(content)
+    return list(files)
+
+
+def chat_template(tokenizer: Tokenizer) -> str:
+    """The Jinja template that does what ``tokenizer.encode_chat`` does.
+
+    A line of the file that begins with ``{#v11#}`` or ``{#v13#}`` is for that version of tekken.json only.
+    """
+    before, after = prompt_around(tokenizer.system_prompt)
+    texts = {"DEFAULT_PROMPT": tokenizer.system_prompt, "BEFORE": before, "AFTER": after}
+    template = TEMPLATE.read_text(encoding="utf-8").replace(f"{{#{tokenizer.version}#}}", "")
+    template = re.sub(r"^\{#v\d+#\}.*\n", "", template, flags=re.MULTILINE)
     return re.sub("@(" + "|".join(texts) + ")@", lambda found: _jinja_string(texts[found[1]]), template)
 
 
@@ -215,22 +226,24 @@ def _tokenizer_config(max_positions: int) -> dict[str, Any]:
     }
 
 
-def _tokenizer_json(tekken: Path, tokenizer: Tokenizer) -> str:
-    """tokenizer.json of a tekken.json, which lies beside its chat template: else transformers would write one."""
+def _tokenizer_json(tekken: Path, *, vocab_size: int, probe_ids: list[int]) -> str:
+    """tokenizer.json of a tekken.json, checked: ``probe_ids`` are what the latter makes of ``PROBE``."""
     log = logging.getLogger("transformers")
     log.addFilter(_is_news)
     try:
-        from transformers.integrations.mistral import convert_tekken_tokenizer  # type: ignore[attr-defined]  # a lazy module
+        from transformers.integrations.mistral import MistralConverter  # type: ignore[attr-defined]  # a lazy module
     finally:
         log.removeFilter(_is_news)
 
-    backend = convert_tekken_tokenizer(str(tekken)).backend_tokenizer
-    if backend.get_vocab_size() != tokenizer.vocab_size or backend.encode(PROBE).ids != tokenizer.encode(PROBE):
+    # The converter holds every merge as a Python tuple: it is gone before the text is made.
+    backend = MistralConverter(str(tekken)).converted()
+    if backend.get_vocab_size() != vocab_size or backend.encode(PROBE).ids != probe_ids:
         raise ConversionError(
             "the tokenizer.json that transformers makes does not encode as tekken.json does; "
             "install another version of transformers, or pass --no-tokenizer-json"
         )
-    return backend.to_str(pretty=True) + "\n"
+    text: str = backend.to_str(pretty=True)
+    return text + "\n"
 
 
 def _is_news(record: logging.LogRecord) -> bool:

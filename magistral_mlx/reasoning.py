@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+# How a release writes the tags of its trace: 2506 spells them, 2507 and 2509 have control ids for them.
+ReasoningFormat = Literal["text", "control"]
 OPEN, CLOSE = "<think>", "</think>"
 EMPTY_TRACE = "<think>\n</think>\n"  # put after the prompt, it asks for an answer without a trace
 THINK_CLOSE = "\n</think>\n\n"  # written into a trace, it ends it
@@ -20,7 +22,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A function the model asks to be called; ``id`` is nine letters and digits, "" if it gave none."""
+    """A function the model asks to be called; ``id`` is nine letters and digits, made up where it gave none."""
 
     name: str
     arguments: dict[str, Any]
@@ -28,26 +30,59 @@ class ToolCall:
 
 
 class Splitter:
-    """Tells reasoning from answer in the text of one reply, which may arrive in any pieces.
+    """Tells reasoning from answer in one reply, whose tags come as control ids: ``open`` and ``close``.
 
-    A trace opens with a ``<think>`` that only white space precedes, and closes with the first ``</think>``;
-    any later tag is text. One newline after ``<think>``, one before ``</think>``, all white space before
-    the reply and all newlines before the answer are the protocol's and belong to neither part. At most
-    ``len("</think>")`` characters are held back. A trace that never closes is reasoning to its end.
+    A trace opens where only white space came before, and closes with the first closing tag; any other tag
+    changes nothing. White space before the reply belongs to neither part. A trace that never closes is
+    reasoning to its end.
 
     Attributes:
-        state: the part that the next text belongs to, "start" while a ``<think>`` may still come.
+        state: the part that the next text belongs to, "start" while a trace may still open.
         was_opened: whether a trace was opened.
     """
 
     def __init__(self, *, thinking: bool = True) -> None:
         self.state: Literal["start", "reasoning", "answer"] = "start" if thinking else "answer"
         self.was_opened = False
+
+    def open(self) -> None:
+        """The opening tag comes next."""
+        if self.state == "start":
+            self.state, self.was_opened = "reasoning", True
+
+    def close(self) -> None:
+        """The closing tag comes next."""
+        if self.state == "reasoning":
+            self.state = "answer"
+
+    def push(self, text: str) -> list[Segment]:
+        """Take the next piece of the reply, and give the segments that are certain by now."""
+        if self.state == "start":
+            text = text.lstrip()
+        if not text:
+            return []
+        if self.state == "start":
+            self.state = "answer"
+        return [Segment(self.state, text)]
+
+    def flush(self) -> list[Segment]:
+        """The text still held back, once the reply has ended."""
+        return []
+
+
+class TagSplitter(Splitter):
+    """As Splitter, for a reply that spells its tags ``<think>`` and ``</think>``, and may arrive in any pieces.
+
+    One newline after ``<think>``, one before ``</think>`` and all newlines before the answer are the
+    protocol's too. At most ``len("</think>")`` characters are held back.
+    """
+
+    def __init__(self, *, thinking: bool = True) -> None:
+        super().__init__(thinking=thinking)
         self._held = ""
         self._is_at_edge = True  # no text of this part has come yet
 
     def push(self, text: str) -> list[Segment]:
-        """Take the next piece of the reply, and give the segments that are certain by now."""
         self._held += text
         segments = []
         if self.state == "start":
@@ -59,19 +94,14 @@ class Splitter:
         return segments
 
     def flush(self) -> list[Segment]:
-        """The text still held back, once the reply has ended."""
         held, self._held = self._held, ""
-        if not held:
-            return []
-        if self.state == "start":
-            self.state = "answer"
-        return [Segment(self.state, held)]
+        return super().push(held)
 
     def _start(self) -> None:
         self._held = self._held.lstrip()
         if self._held.startswith(OPEN):
             self._held = self._held.removeprefix(OPEN)
-            self.state, self.was_opened = "reasoning", True
+            self.open()
         elif not OPEN.startswith(self._held):
             self.state = "answer"
 
@@ -81,7 +111,8 @@ class Splitter:
             self._is_at_edge = False
         reasoning, close, rest = self._held.partition(CLOSE)
         if close:
-            self.state, self._held, self._is_at_edge = "answer", rest, True
+            self.close()
+            self._held, self._is_at_edge = rest, True
             return reasoning.removesuffix("\n")
         certain = len(self._held) - _held_length(self._held, (CLOSE, "\n" + CLOSE))
         reasoning, self._held = self._held[:certain], self._held[certain:]

@@ -10,7 +10,7 @@ from typing import Literal
 import mlx.core as mx
 import numpy as np
 
-from magistral_mlx.reasoning import THINK_CLOSE, Segment, Splitter, StopStrings, ToolCall
+from magistral_mlx.reasoning import Segment, Splitter, StopStrings, ToolCall
 from magistral_mlx.sampling import SamplingParams, top_logprobs
 from magistral_mlx.tokenizer import TextStream, Tokenizer
 
@@ -95,7 +95,7 @@ class ReplyBuilder:
 
     def __post_init__(self) -> None:
         self._text = self.tokenizer.stream()
-        self._splitter = Splitter(thinking=self.sampling.think_budget != 0)
+        self._splitter = self.tokenizer.splitter(thinking=self.sampling.think_budget != 0)
         self._stop = StopStrings(self.sampling.stop)
 
     @property
@@ -114,7 +114,12 @@ class ReplyBuilder:
         if self._call_ids or (identity == self.tokenizer.tool_calls_id and self._splitter.state != "reasoning"):
             self._call_ids.append(identity)
             return []
-        return self._emit(self._splitter.push(self._text.push(identity)))
+        segments = self._splitter.push(self._text.push(identity))
+        if identity == self.tokenizer.open_id:
+            self._splitter.open()
+        elif identity == self.tokenizer.close_id:
+            self._splitter.close()
+        return self._emit(segments)
 
     def flush(self) -> list[Segment]:
         """What was held back, once no more ids come, and the tool calls."""
@@ -136,7 +141,7 @@ class ReplyBuilder:
         if self.reasoning_tokens < min(budget, self.max_tokens - min(512, self.max_tokens // 4)):
             return []
         self._is_forced = True
-        return self.tokenizer.encode(THINK_CLOSE)
+        return self.tokenizer.close_trace
 
     def reply(self, finish_reason: FinishReason, usage: Usage) -> Reply:
         def text(kind: str) -> str:

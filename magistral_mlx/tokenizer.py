@@ -9,31 +9,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magistral_mlx.errors import OptionError, TokenizerError
-from magistral_mlx.messages import CARD_SYSTEM_PROMPT, Messages, checked, conversation
-from magistral_mlx.reasoning import EMPTY_TRACE, ToolCall
+from magistral_mlx.messages import CONTROL_TAGS, Messages, call_id, checked, conversation
+from magistral_mlx.reasoning import EMPTY_TRACE, THINK_CLOSE, ReasoningFormat, Splitter, TagSplitter, ToolCall
+from magistral_mlx.release import read_system_prompt, reasoning_format
 
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 TEKKEN_FILE = "tekken.json"
-SYSTEM_PROMPT_FILE = "SYSTEM_PROMPT.txt"
-VERSION = "v11"  # of tekken.json: what Magistral Small 2506 speaks
+MAX_TEKKEN_BYTES = 50_000_000  # Magistral's has 19 million
 
 
 class Tokenizer:
-    """Magistral Small 2506's tokenizer. Make one with ``from_folder``.
+    """Magistral Small's tokenizer, of any release. Make one with ``from_folder``.
 
     Attributes:
         vocab_size: ids are 0 to ``vocab_size - 1``.
         bos_id, eos_id, pad_id, tool_calls_id: control ids; ``stop_ids``: those that end a reply.
+        open_id, close_id: control ids of a trace's tags; None where the release spells them.
+        empty_trace: ids which, put after the prompt, ask for an answer without a trace.
+        close_trace: ids which end an open trace.
         system_prompt: the default, which asks for reasoning.
+        reasoning_format: how a trace is written.
         version: of tekken.json.
     """
 
-    def __init__(self, tekken: "Tekkenizer", system_prompt: str) -> None:
+    def __init__(self, tekken: "Tekkenizer", form: ReasoningFormat, system_prompt: str) -> None:
         from mistral_common.protocol.instruct.normalize import get_normalizer
         from mistral_common.protocol.instruct.validator import ValidationMode, get_validator
-        from mistral_common.tokens.tokenizers.instruct import InstructTokenizerV11
+        from mistral_common.tokens.tokenizers.instruct import InstructTokenizerV11, InstructTokenizerV13
         from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
         self.version: str = tekken.version.value
@@ -42,11 +46,20 @@ class Tokenizer:
         self.stop_ids = frozenset({tekken.eos_id})
         self.tool_calls_id = tekken.get_special_token("[TOOL_CALLS]")
         self.system_prompt = system_prompt
+        self.reasoning_format = form
         self._call_id, self._args_id = tekken.get_special_token("[CALL_ID]"), tekken.get_special_token("[ARGS]")
         self._tekken = tekken
+        self.open_id: int | None = None
+        self.close_id: int | None = None
+        if form == "control":
+            self.open_id, self.close_id = (tekken.get_special_token(tag) for tag in CONTROL_TAGS)
+            self.empty_trace, self.close_trace = [self.open_id, self.close_id], [self.close_id]
+        else:
+            self.empty_trace, self.close_trace = self.encode(EMPTY_TRACE), self.encode(THINK_CLOSE)
+        instruct = {"text": InstructTokenizerV11, "control": InstructTokenizerV13}[form]
         # Not MistralTokenizer.from_file: it would build the image encoder that tekken.json may describe.
         self._mistral: MistralTokenizer[Any, Any, Any, Any, Any] = MistralTokenizer(
-            InstructTokenizerV11(tekken),
+            instruct(tekken),
             validator=get_validator(tekken.version, mode=ValidationMode.test),
             request_normalizer=get_normalizer(tekken.version),
         )
@@ -64,22 +77,27 @@ class Tokenizer:
                 f"{path} is missing; it is the tokenizer of every Magistral checkpoint: "
                 "copy it into this folder from where the model was published"
             )
-        system_prompt = read_system_prompt(folder)
+        if (size := path.stat().st_size) > MAX_TEKKEN_BYTES:
+            raise TokenizerError(f"{path} has {size} bytes, far too many for what it is; download it again")
         from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
         try:
             tekken = Tekkenizer.from_file(path)
-            version = tekken.version.value
-            if version == VERSION:
-                return cls(tekken, system_prompt)
+            has_control_tags = all(map(tekken.is_special, CONTROL_TAGS))
+            form = reasoning_format(path, tekken.version.value, has_control_tags=has_control_tags)
+            return cls(tekken, form, read_system_prompt(folder, form))
         # What mistral-common raises depends on where the file is damaged.
-        except (ValueError, TypeError, LookupError, AssertionError, AttributeError, OverflowError) as error:
+        except (
+            ValueError,
+            TypeError,
+            LookupError,
+            AssertionError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             reason = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")[:200]
             raise TokenizerError(f"{path} is damaged or unknown; download it again ({reason})") from None
-        raise TokenizerError(
-            f"{path} has version {version}; this software runs Magistral Small 2506, whose tokenizer is {VERSION} "
-            "(2507 and 2509 have v13)"
-        )
 
     def encode_chat(
         self,
@@ -91,9 +109,10 @@ class Tokenizer:
     ) -> list[int]:
         """The ids of a conversation that ends in a question, ready for the model's reply.
 
-        Text is always text: nothing in a message or tool can add a control id. System messages join the
-        default system prompt before its final ``Problem:``. A user's messages in a row are joined by a
-        blank line.
+        Text is always text: nothing in a message or tool can add a control id; the checkpoint's own system
+        prompt may. System messages join it where its beginning stays the same for every conversation: before
+        its final ``Problem:`` in 2506, at the end in 2507 and 2509. A user's messages in a row are joined by
+        a blank line.
 
         Args:
             messages: a user's text, or messages as OpenAI's, whose content is text. An assistant's may
@@ -104,7 +123,9 @@ class Tokenizer:
         Raises:
             OptionError: a message or tool is malformed, or a message is out of turn.
         """
-        turns = conversation(messages, self.system_prompt, system_prompt_only=system_prompt_only)
+        turns = conversation(
+            messages, self.system_prompt, system_prompt_only=system_prompt_only, form=self.reasoning_format
+        )
         from mistral_common.exceptions import MistralCommonException
         from mistral_common.protocol.instruct.request import ChatCompletionRequest
         from mistral_common.protocol.instruct.tool_calls import Tool
@@ -118,7 +139,7 @@ class Tokenizer:
         except (ValueError, TypeError, AttributeError, MistralCommonException) as error:
             reason = re.sub(r"\s+", " ", str(error).partition("For further information")[0]).strip()
             raise OptionError(f"the messages or tools cannot be encoded: {reason}") from None
-        return ids if think else ids + self.encode(EMPTY_TRACE)
+        return ids if think else ids + self.empty_trace
 
     def encode(self, text: str) -> list[int]:
         """The ids of plain text, never a control id.
@@ -141,6 +162,10 @@ class Tokenizer:
         """A decoder that takes ids one at a time and gives the same text as ``decode``."""
         return TextStream(self)
 
+    def splitter(self, *, thinking: bool) -> Splitter:
+        """What tells the trace of a reply from its answer; ``thinking``: whether one may come."""
+        return {"text": TagSplitter, "control": Splitter}[self.reasoning_format](thinking=thinking)
+
     def is_control(self, identity: int) -> bool:
         """Whether an id is one of the control ids, which stand for no text.
 
@@ -155,12 +180,13 @@ class Tokenizer:
         """The tool calls in the ids of a reply after its trace, and the text of the rest.
 
         A call begins at the control id [TOOL_CALLS], never at its spelling. One that is not
-        ``name [CALL_ID] id [ARGS] {json}``, the id being optional, stays text.
+        ``name [CALL_ID] id [ARGS] {json}`` stays text. 2507 and 2509 give no id: then it is made from the call.
         """
-        calls, rest, start = [], [], 0
+        calls: list[ToolCall] = []
+        rest, start = [], 0
         for end in [*(i for i, identity in enumerate(ids) if identity == self.tool_calls_id), len(ids)]:
             block = [i for i in ids[start:end] if i not in self.stop_ids]
-            call = self._tool_call(block[1:]) if block[:1] == [self.tool_calls_id] else None
+            call = self._tool_call(block[1:], position=len(calls)) if block[:1] == [self.tool_calls_id] else None
             if call is None:
                 rest.append(self.decode(block))
             else:
@@ -168,7 +194,7 @@ class Tokenizer:
             start = end
         return calls, "".join(rest)
 
-    def _tool_call(self, block: list[int]) -> ToolCall | None:
+    def _tool_call(self, block: list[int], *, position: int) -> ToolCall | None:
         controls = [identity for identity in block if self.is_control(identity)]
         texts = [self.decode(list(run)) for is_control, run in groupby(block, self.is_control) if not is_control]
         if controls not in ([self._args_id], [self._call_id, self._args_id]) or len(texts) != len(controls) + 1:
@@ -177,7 +203,10 @@ class Tokenizer:
             arguments = json.loads(texts[-1])
         except (ValueError, RecursionError):
             return None
-        return ToolCall(texts[0].strip(), arguments, *texts[1:-1]) if isinstance(arguments, dict) else None
+        if not isinstance(arguments, dict):
+            return None
+        identity = texts[1] if len(controls) == 2 else call_id(f"{position} {texts[0]} {texts[1]}")
+        return ToolCall(texts[0].strip(), arguments, identity)
 
     def _bytes(self, ids: Iterable[int]) -> bytes:
         return b"".join(self._tekken.id_to_byte_piece(identity) for identity in ids)
@@ -199,21 +228,3 @@ class TextStream:
     def flush(self) -> str:
         """What is left at the end: nothing, or U+FFFD for a character that was never completed."""
         return self._decoder.decode(b"", final=True)
-
-
-def read_system_prompt(folder: Path) -> str:
-    """A checkpoint's own default system prompt, or the model card's.
-
-    Raises:
-        TokenizerError: SYSTEM_PROMPT.txt is empty or not UTF-8.
-    """
-    path = folder / SYSTEM_PROMPT_FILE
-    if not path.is_file():
-        return CARD_SYSTEM_PROMPT
-    try:
-        prompt = path.read_bytes().decode()
-    except UnicodeDecodeError:
-        prompt = ""
-    if not prompt.strip():
-        raise TokenizerError(f"{path} is empty or not UTF-8; download it again, or delete it to use the model card's")
-    return prompt

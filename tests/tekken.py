@@ -10,11 +10,15 @@ BUNDLED = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
 
 
 def write_tekken(folder: Path, vocab_size: int = 2048, version: str = "v11") -> Path:
-    """``tekken.json`` with the first ids of the real vocabulary; all 131,072 give Magistral Small 2506's ids."""
+    """``tekken.json`` with the first ids of the real vocabulary; all 131,072 give Magistral's ids.
+
+    The control ids are 2506's, and with ``version="v13"`` those of 2507 and 2509: [THINK] is 34, [/THINK] 35.
+    """
     raw = json.loads(BUNDLED.read_text())
     texts = vocab_size - raw["config"]["default_num_special_tokens"]
     names = [str(t["token_str"]) for t in Tekkenizer.DEPRECATED_SPECIAL_TOKENS]
     names += [f"<SPECIAL_{i}>" for i in range(20, 32)] + ["[ARGS]", "[CALL_ID]"]
+    names += ["[THINK]", "[/THINK]"] if version == "v13" else []
     raw["vocab"] = raw["vocab"][:texts]
     raw["special_tokens"] = [{"rank": i, "token_str": name, "is_control": True} for i, name in enumerate(names)]
     raw["config"] |= {"default_vocab_size": vocab_size, "num_vocab_tokens": texts, "version": version}

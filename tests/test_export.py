@@ -3,104 +3,69 @@
 import importlib.metadata
 import json
 import random
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from convert.export import chat_template, make_config, read_tokenizer, require_export_extra, write_exports
+from convert.export import exports, make_config, read_tokenizer, require_export_extra
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.errors import ConversionError, TokenizerError
 from magistral_mlx.messages import CARD_SYSTEM_PROMPT
 from magistral_mlx.tokenizer import Tokenizer
 from tests import tiny
+from tests.conversations import TEXTS, conversations
 from tests.tekken import write_tekken
 
 QUANTIZATION = {"group_size": 64, "bits": 4, "mode": "affine"}
 OWN_PROMPT = "Denke nach: {{ x }} {% if %} \\boxed{} 'a' \"b\" @AFTER@ é日.\r\n\t<think>\n</think>\n\nProblem:\n\n"
-TEXTS = [
-    "Hi",
-    " leading",
-    "trailing  ",
-    "two\n\nlines\n",
-    "\n",
-    "3.14 × 10²",
-    "日本語 🙂",
-    "'quotes' \"and\" \\n",
-    "{{ 7 * 7 }}",
-]
-TEXTS += ["<think>\nfake\n</think>\n", "Problem:\n\n", "def f(x):\n\treturn x", "</", "> ", "ends in spaces \n  "]
-TOOLS = [
-    {"type": "function", "function": {"parameters": {"type": "object", "properties": {"é": {}}}, "name": "add"}},
-    {
-        "type": "function",
-        "function": {"name": "now", "description": 'the "time" <&>', "parameters": {}, "strict": True},
-    },
-]
 
 
 def config_out(vocab_size: int = 2048) -> dict[str, Any]:
     return make_config(tiny.make_config(vocab_size=vocab_size), QUANTIZATION)
 
 
-def export(folder: Path, prompt: str | None = None, **options: Any) -> Path:
-    source = write_tekken(folder / "source")
+def export(folder: Path, prompt: str | None = None, version: str = "v11", **options: Any) -> Path:
+    source = write_tekken(folder / "source", version=version)
     if prompt is not None:
         (source / "SYSTEM_PROMPT.txt").write_bytes(prompt.encode())
-    staging = folder / "staging"
-    staging.mkdir()
-    names = write_exports(source, staging, config_out(), **({"tokenizer_json": True} | options))
-    assert names == sorted(p.name for p in staging.iterdir())
-    return staging
+    target = folder / "target"
+    target.mkdir()
+    files = exports(source, config_out(), **({"tokenizer_json": True} | options))
+    assert list(files) == sorted(files)
+    for name, content in files.items():
+        (target / name).write_bytes(content)
+    return target
 
 
-@pytest.fixture(scope="module", params=[None, OWN_PROMPT, "Just think."], ids=["card", "own", "no problem"])
+CASES = {
+    "2506": ("v11", None),
+    "2506, own prompt": ("v11", OWN_PROMPT),
+    "2506, no Problem:": ("v11", "Just think."),
+    "2507": ("v13", None),
+    "2507, own prompt": (
+        "v13",
+        OWN_PROMPT.replace("<think>\n</think>", "[THINK]{{ '\n' }}[/THINK] and [THINK][/THINK]"),
+    ),
+    "2507, no tags": ("v13", "Just answer.\n\n"),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Any]:
     """Our tokenizer and transformers', both from an exported folder."""
     transformers = pytest.importorskip("transformers")
-    folder = export(tmp_path_factory.mktemp("export"), request.param)
+    version, prompt = CASES[request.param]
+    folder = export(tmp_path_factory.mktemp("export"), prompt, version)
     theirs = transformers.AutoTokenizer.from_pretrained(folder, mistral_format=False)
     assert type(theirs).__name__ == "TokenizersBackend"
     return Tokenizer.from_folder(folder), theirs
 
 
-def conversations(n: int) -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:
-    """Conversations of every shape, and the options they are encoded with."""
-    rng = random.Random(0)
-
-    def text() -> str:
-        return rng.choice([t for t in TEXTS if t.strip()])
-
-    made = []
-    for i in range(n):
-        messages: list[dict[str, Any]] = [{"role": "system", "content": text()}] if i % 3 else []
-        for turn in range(rng.randrange(4)):
-            messages.append({"role": "user", "content": text()})
-            if rng.random() < 0.2:
-                messages.append({"role": rng.choice(["user", "system"]), "content": text()})
-            reply: dict[str, Any] = {"role": "assistant", "content": text()}
-            if rng.random() < 0.6:
-                reply[rng.choice(["reasoning", "reasoning_content"])] = rng.choice(TEXTS)
-            if rng.random() < 0.3:
-                calls = [
-                    {"id": f"call{turn}abc{k}", "function": {"name": "add", "arguments": {"é": text(), "n": [1, None]}}}
-                    for k in range(rng.randrange(1, 3))
-                ]
-                reply |= {"tool_calls": calls} | ({"content": None} if rng.random() < 0.5 else {})
-                results = [{"role": "tool", "content": rng.choice(TEXTS), "tool_call_id": c["id"]} for c in calls]
-                messages += [reply, *results, {"role": "assistant", "content": text()}]
-            else:
-                messages.append(reply)
-        messages += [{"role": "user", "content": text()} for _ in range(rng.choice((1, 1, 2)))]
-        has_system = any(m["role"] == "system" for m in messages)
-        options = {"tools": TOOLS if i % 4 == 1 else None, "think": i % 5 > 0}
-        made.append((messages, options | {"system_prompt_only": has_system and i % 7 == 0}))
-    return made
-
-
 def test_the_template_and_tokenizer_json_encode_as_we_do(exported: tuple[Tokenizer, Any]) -> None:
     ours, theirs = exported
-    for messages, options in conversations(80):
+    for messages, options in conversations(200):
         rendered = theirs.apply_chat_template(
             messages,
             tokenize=False,
@@ -114,20 +79,26 @@ def test_the_template_and_tokenizer_json_encode_as_we_do(exported: tuple[Tokeniz
         assert theirs.encode(rendered) == expected  # nothing adds a second <s>
 
 
+USER = {"role": "user", "content": "x"}
+
+
+def calling(*ids: str) -> dict[str, Any]:
+    return {"role": "assistant", "tool_calls": [{"id": i, "function": {"name": "add", "arguments": {}}} for i in ids]}
+
+
 @pytest.mark.parametrize(
     "messages",
     [
         [{"role": "developer", "content": "x"}],
         [{"role": "user", "content": ["x"]}],
-        [{"role": "system", "content": ["x"]}, {"role": "user", "content": "x"}],
+        [{"role": "system", "content": ["x"]}, USER],
         [{"role": "assistant", "content": "x"}],
-        [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}],
-        [{"role": "user", "content": "x"}, {"role": "assistant", "content": ["x"]}],
-        [{"role": "user", "content": "x"}, {"role": "tool", "content": "x", "tool_call_id": "abcdefghi"}],
-        [
-            {"role": "user", "content": "x"},
-            {"role": "assistant", "tool_calls": [{"id": "call_1", "function": {"name": "add", "arguments": {}}}]},
-        ],
+        [USER, {"role": "assistant", "content": ""}],
+        [USER, {"role": "assistant", "content": ["x"]}],
+        [USER, {"role": "tool", "content": "x", "tool_call_id": "abcdefghi"}],
+        [USER, calling("")],
+        [USER, calling("abcdefghi", "abcdefghi")],
+        [USER, calling("abcdefghi"), {"role": "tool", "content": "x", "tool_call_id": "123456789"}],
     ],
 )
 def test_the_template_refuses_what_it_would_misread(exported: tuple[Tokenizer, Any], messages: Any) -> None:
@@ -135,37 +106,47 @@ def test_the_template_refuses_what_it_would_misread(exported: tuple[Tokenizer, A
         exported[1].apply_chat_template(messages, tokenize=False)
 
 
+def test_only_2506_writes_the_ids_of_calls(exported: tuple[Tokenizer, Any]) -> None:
+    ours, theirs = exported
+    if ours.version == "v11":
+        with pytest.raises(Exception, match="must be nine letters and digits"):
+            theirs.apply_chat_template([USER, calling("call_1")], tokenize=False)
+    else:
+        assert "call_1" not in theirs.apply_chat_template([USER, calling("call_1")], tokenize=False)
+
+
+def random_texts(n: int, controls: list[str]) -> list[str]:
+    """Strings of what the tokenizer's pattern treats in different ways, none of which spells a control token."""
+    rng = random.Random(0)
+    pieces = [*" \n\t\r", "  ", "\n\n", "the ", "Ü", "ß", "é", "e\u0301", "日", "🙂", "👩‍👩‍👧", "ǅ", "ʰ", "٣", "½"]
+    pieces += [*"aZ9.,;:!?'\"()[]{}<>/\\-_=+*&^%$#@~|", "\u200b", "\u00a0", "\x00", "\u2028", "\U0001f1eb", "हि", "ไทย"]
+    pieces += ["think", "INST", "Größe", " Москва", " مرحبا", "'ll", "DON'T", "1234567", " the", "ing", "\r\n", "    "]
+    pieces += [chr(rng.choice(range(0x20, 0xD800))) for _ in range(500)]
+    texts = ("".join(rng.choices(pieces, k=rng.randrange(40))) for _ in range(2 * n))
+    return list(islice((text for text in texts if not any(name in text for name in controls)), n))
+
+
 def test_tokenizer_json_encodes_any_text_as_mistral_common_does(exported: tuple[Tokenizer, Any]) -> None:
     ours, theirs = exported
-    rng = random.Random(0)
-    alphabet = [*" \n\t\r", "  ", "\n\n", "the ", "Ü", "ß", "é", "e\u0301", "日", "🙂", "👩‍👩‍👧", "ǅ", "ʰ", "٣", "½"]
-    alphabet += [
-        *"aZ9.,;:!?'\"()[]{}<>/\\-_=+*&^%$#@~|",
-        "\u200b",
-        "\u00a0",
-        "\x00",
-        "\u2028",
-        "\U0001f1eb",
-        "हि",
-        "ไทย",
-    ]
-    for _ in range(2000):
-        text = "".join(rng.choices(alphabet, k=rng.randrange(30)))
+    for text in random_texts(1000, theirs.all_special_tokens):
         ids = ours.encode(text)
         assert theirs.encode(text, add_special_tokens=False) == ids, text
         assert theirs.decode(ids) == text == ours.decode(ids)
 
 
 @pytest.mark.slow
-def test_the_full_vocabulary_exports(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    source = write_tekken(tmp_path / "source", 131_072)
-    (tmp_path / "staging").mkdir()
-    write_exports(source, tmp_path / "staging", config_out(131_072), tokenizer_json=True)
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "staging", mistral_format=False)
+@pytest.mark.parametrize("version", ["v11", "v13"])
+def test_the_full_vocabulary_encodes_100_000_texts_as_mistral_common_does(tmp_path: Path, version: str) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    source = write_tekken(tmp_path / "source", 131_072, version)
+    files = exports(source, config_out(131_072), tokenizer_json=True)
+    theirs = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
     ours = Tokenizer.from_folder(source)
-    for text in [*TEXTS, CARD_SYSTEM_PROMPT]:
-        assert theirs.encode(text, add_special_tokens=False) == ours.encode(text)
+    controls = [theirs.id_to_token(i) for i in range(1000)]
+    assert controls[: 36 if version == "v13" else 34][-1] == ("[/THINK]" if version == "v13" else "[CALL_ID]")
+    texts = [*TEXTS, CARD_SYSTEM_PROMPT, *random_texts(100_000, controls)]
+    for text, encoding in zip(texts, theirs.encode_batch(texts, add_special_tokens=False), strict=True):
+        assert encoding.ids == ours.encode(text), text
 
 
 def test_config_json_states_what_its_readers_would_guess(tmp_path: Path) -> None:
@@ -197,10 +178,9 @@ def test_the_files_are_a_function_of_the_checkpoint_alone(tmp_path: Path) -> Non
     (source / "SYSTEM_PROMPT.txt").write_bytes(OWN_PROMPT.encode())
     (source / "params.json").write_text("{}")
     (source / "generation_config.json").write_text('{"temperature": 1.0}')
-    (two / "staging").mkdir()
-    write_exports(source, two / "staging", config_out(), tokenizer_json=True)
+    for name, content in exports(source, config_out(), tokenizer_json=True).items():
+        assert (one / name).read_bytes() == content, name
     for path in sorted(one.iterdir()):
-        assert path.read_bytes() == (two / "staging" / path.name).read_bytes(), path.name
         assert str(tmp_path).encode() not in path.read_bytes()
         assert path.read_bytes().endswith(b"\n") or path.name == "tekken.json"
     assert (one / "tekken.json").read_bytes() == (source / "tekken.json").read_bytes()
@@ -209,7 +189,6 @@ def test_the_files_are_a_function_of_the_checkpoint_alone(tmp_path: Path) -> Non
 
 def test_without_the_extra_nothing_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_tekken(tmp_path / "source")
-    (tmp_path / "staging").mkdir()
     found = importlib.metadata.version
 
     def version(name: str) -> str:
@@ -221,19 +200,9 @@ def test_without_the_extra_nothing_begins(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ConversionError, match=r"transformers is not installed.*pip install 'magistral-mlx\[export\]'"):
         require_export_extra()
     with pytest.raises(ConversionError, match="--no-tokenizer-json"):
-        write_exports(source, tmp_path / "staging", config_out(), tokenizer_json=True)
-    assert not list((tmp_path / "staging").iterdir())
-    names = write_exports(source, tmp_path / "staging", config_out(), tokenizer_json=False)
-    assert names == sorted(
-        [
-            "README.md",
-            "SYSTEM_PROMPT.txt",
-            "chat_template.jinja",
-            "config.json",
-            "generation_config.json",
-            "tekken.json",
-        ]
-    )
+        exports(source, config_out(), tokenizer_json=True)
+    texts = ["README.md", "SYSTEM_PROMPT.txt", "chat_template.jinja", "config.json", "generation_config.json"]
+    assert list(exports(source, config_out(), tokenizer_json=False)) == [*texts, "tekken.json"]
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "4.57.1")
     with pytest.raises(ConversionError, match=r"transformers is 4.57.1, 5 or later is needed"):
         require_export_extra()
@@ -244,10 +213,10 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match="1500 ids, the model has 2048"):
         read_tokenizer(source, 2048)
     with pytest.raises(ConversionError, match="1500 ids"):
-        write_exports(source, tmp_path, config_out(), tokenizer_json=False)
+        exports(source, config_out(), tokenizer_json=False)
     (source / "tekken.json").unlink()
     with pytest.raises(TokenizerError, match="is missing"):
-        write_exports(source, tmp_path, config_out(1500), tokenizer_json=False)
+        exports(source, config_out(1500), tokenizer_json=False)
 
 
 def test_the_card_names_what_it_is(tmp_path: Path) -> None:
@@ -256,4 +225,11 @@ def test_the_card_names_what_it_is(tmp_path: Path) -> None:
     for part in ("base_model: org/name\n", "- 4-bit\n", "4 bit (affine, groups of 64)", "needs tokenizer.json"):
         assert part in card
     assert "org/name" not in (export(tmp_path / "other") / "README.md").read_text()
-    assert "@" not in chat_template(CARD_SYSTEM_PROMPT)
+
+
+@pytest.mark.parametrize("version", ["v11", "v13"])
+def test_the_template_is_of_one_release(tmp_path: Path, version: str) -> None:
+    template = (export(tmp_path, version=version, tokenizer_json=False) / "chat_template.jinja").read_text()
+    assert "@" not in template
+    assert "{#v" not in template
+    assert ("[THINK]" in template, "<think>" in template) == (version == "v13", version == "v11")

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from magistral_mlx.reasoning import CLOSE, Segment, Splitter, StopStrings, visible
+from magistral_mlx.reasoning import CLOSE, Segment, Splitter, StopStrings, TagSplitter, visible
 
 PIECES = [
     "<think>",
@@ -30,7 +30,7 @@ def joined(segments: list[Segment], kind: str) -> str:
 
 
 def split(pieces: list[str], *, thinking: bool = True) -> tuple[str, str]:
-    splitter = Splitter(thinking=thinking)
+    splitter = TagSplitter(thinking=thinking)
     segments = [s for piece in pieces for s in splitter.push(piece)] + splitter.flush()
     assert all(s.text for s in segments)
     return joined(segments, "reasoning"), joined(segments, "answer")
@@ -71,7 +71,7 @@ def test_every_split_of_a_transcript_gives_the_same_parts(thinking: bool) -> Non
 
 def test_no_more_than_the_tag_is_held_back() -> None:
     for text in transcripts():
-        splitter, kept = Splitter(), 0
+        splitter, kept = TagSplitter(), 0
         for i, character in enumerate(text):
             kept += sum(len(s.text) for s in splitter.push(character))
             if splitter.state == "answer" and not splitter.was_opened:
@@ -98,11 +98,64 @@ def test_no_more_than_the_tag_is_held_back() -> None:
     ],
 )
 def test_what_belongs_where(text: str, parts: tuple[str, str], state: str) -> None:
-    splitter = Splitter()
+    splitter = TagSplitter()
     segments = splitter.push(text) + splitter.flush()
     assert (joined(segments, "reasoning"), joined(segments, "answer")) == parts
     assert splitter.state == state
     assert splitter.was_opened is text.startswith("<think>")
+
+
+MARKS = {"[": "open", "]": "close"}  # how the transcripts below write the control ids
+
+
+def split_marks(transcript: str, *, thinking: bool = True) -> tuple[str, str]:
+    """A reply whose tags are control ids, one character at a time."""
+    splitter = Splitter(thinking=thinking)
+    segments = []
+    for character in transcript:
+        if character in MARKS:
+            getattr(splitter, MARKS[character])()
+        else:
+            segments += splitter.push(character)
+    segments += splitter.flush()
+    assert all(s.text for s in segments)
+    return joined(segments, "reasoning"), joined(segments, "answer")
+
+
+def expected_of_marks(transcript: str, *, thinking: bool = True) -> tuple[str, str]:
+    """The grammar of such a reply as a regular expression over the whole of it."""
+
+    def text(part: str | None) -> str:
+        return re.sub(r"[\[\]]", "", part or "")
+
+    if thinking and (trace := re.fullmatch(r"[\s\]]*\[([^\]]*)(?:\](.*))?", transcript, re.DOTALL)):
+        return text(trace[1]), text(trace[2])
+    return "", text(transcript).lstrip() if thinking else text(transcript)
+
+
+def test_control_ids_split_a_reply_at_every_position() -> None:
+    rng = random.Random(2)
+    pieces = ["[", "]", "\n", " ", "a", "<think>", "</think>", "日本🙂", "THINK"]
+    made = ["[a]b", "[]b", "[a", "[", "]a", "a[b]c", "[a]b[c]d", "[a[b]c", " \n[\n a \n]\n b", ""]
+    made += ["".join(rng.choices(pieces, k=rng.randrange(9))) for _ in range(1000)]
+    for transcript in made:
+        for thinking in (True, False):
+            expected_parts = expected_of_marks(transcript, thinking=thinking)
+            assert split_marks(transcript, thinking=thinking) == expected_parts, transcript
+
+
+def test_both_kinds_of_tag_give_the_same_parts() -> None:
+    """As each release writes it: the newlines round the tags are 2506's."""
+    rng = random.Random(3)
+    for _ in range(200):
+        reasoning, answer = ("x".join(rng.choices(["a", "\n", " b", "日本"], k=rng.randrange(1, 6))) for _ in range(2))
+        reasoning, answer = f"({reasoning})", f"({answer})"
+        closed = split([*f"<think>\n{reasoning}\n</think>\n\n{answer}"]), split_marks(f"[{reasoning}]{answer}")
+        cut = split([*f"<think>\n{reasoning}"]), split_marks(f"[{reasoning}")
+        without = split([*answer]), split_marks(answer)
+        assert closed == ((reasoning, answer),) * 2
+        assert cut == ((reasoning, ""),) * 2
+        assert without == (("", answer),) * 2
 
 
 def test_stop_strings_end_the_answer_however_it_is_cut() -> None:

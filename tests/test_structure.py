@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "config": "errors",
     "sampling": "errors",
     "messages": "errors reasoning",
-    "tokenizer": "errors messages reasoning",
+    "release": "errors messages reasoning",
+    "tokenizer": "errors messages reasoning release",
     "safetensors_header": "errors",
     "remote": "errors",
     "hub": "errors remote",
@@ -48,7 +49,9 @@ MAY_IMPORT = {
     "demo.examples": "demo",
     "demo.train": "checkpoint config conversation demo loader model",
 }
-CONVERTER_MAY_IMPORT = "__version__ checkpoint command_line config errors messages remote safetensors_header tokenizer"
+CONVERTER_MAY_IMPORT = (
+    "__version__ checkpoint command_line config errors messages release remote safetensors_header tokenizer"
+)
 DEMO_FILES = {"magistral_mlx/demo/examples.py", "magistral_mlx/demo/train.py"}
 COMMAND_LINES = ("command_line", "console", "generate", "chat", "plan", "__main__")
 CLICK_FILES = {f"magistral_mlx/{name}.py" for name in COMMAND_LINES} | {"convert/__main__.py"}

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -25,6 +26,11 @@ HEAD = CARD_SYSTEM_PROMPT.removesuffix("Problem:\n\n")
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer.from_folder(write_tekken(tmp_path_factory.mktemp("small")))
+
+
+@pytest.fixture(scope="module", params=["v11", "v13"])
+def any_release(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.from_folder(write_tekken(tmp_path_factory.mktemp("small"), version=request.param))
 
 
 def ids_of(tokenizer: Tokenizer, *parts: int | str) -> list[int]:
@@ -119,17 +125,8 @@ def test_turns_traces_tools_and_results(tokenizer: Tokenizer) -> None:
 def injections(n: int) -> list[str]:
     names = ["<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CALLS]", "[ARGS]"]
     names += ["[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[TOOL_CONTENT]", "[/TOOL_RESULTS]"]
-    names += [
-        "[CALL_ID]",
-        "<SPECIAL_20>",
-        "<SPECIAL_999>",
-        "<unk>",
-        "<pad>",
-        "[IMG]",
-        "[PREFIX]",
-        "[SUFFIX]",
-        "[THINK]",
-    ]
+    names += ["[CALL_ID]", "<SPECIAL_20>", "<SPECIAL_999>", "<unk>", "<pad>", "[IMG]", "[PREFIX]", "[SUFFIX]"]
+    names += ["[THINK]", "[/THINK]"]
     rng = random.Random(0)
     others = [" ", "\n", "x", '"', "\\", "\x00", "é", "🙂", "<think>", "</think>", "{{", "%}"]
     return [rng.choice(names) + "".join(rng.choices(names + others, k=rng.randrange(6))) for _ in range(n)]
@@ -150,50 +147,53 @@ def everywhere(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return messages, [{"type": "function", "function": {"name": "add", "description": text, "parameters": schema}}]
 
 
-def test_no_text_anywhere_adds_a_control_id(tokenizer: Tokenizer) -> None:
+def test_no_text_anywhere_adds_a_control_id(any_release: Tokenizer) -> None:
     def controls(text: str) -> Counter[int]:
         messages, tools = everywhere(text)
-        return Counter(filter(tokenizer.is_control, tokenizer.encode_chat(messages, tools=tools)))
+        return Counter(filter(any_release.is_control, any_release.encode_chat(messages, tools=tools)))
 
     harmless = controls("harmless")
     assert harmless[BOS] == 1
     assert harmless[EOS] == 2
     for text in injections(500):
         assert controls(text) == harmless, text
-        assert not any(map(tokenizer.is_control, tokenizer.encode(text)))
+        assert not any(map(any_release.is_control, any_release.encode(text)))
         with pytest.raises(OptionError):  # names are not free text
-            tokenizer.encode_chat("hi", tools=[{"type": "function", "function": {"name": text, "parameters": {}}}])
+            any_release.encode_chat("hi", tools=[{"type": "function", "function": {"name": text, "parameters": {}}}])
 
 
-def test_streamed_text_equals_batch_text(tokenizer: Tokenizer) -> None:
+def test_streamed_text_equals_batch_text(any_release: Tokenizer) -> None:
     rng = random.Random(0)
     control = list(range(40))
     single_bytes = list(range(1000, 1256))  # most are no whole character
-    words = list(range(1256, tokenizer.vocab_size))
+    words = list(range(1256, any_release.vocab_size))
     for _ in range(10_000):
         ids = [rng.choice(rng.choices((control, single_bytes, words), (1, 6, 3))[0]) for _ in range(rng.randrange(20))]
-        stream = tokenizer.stream()
+        stream = any_release.stream()
         pieces = [stream.push(i) for i in ids] + [stream.flush()]
-        assert "".join(pieces) == tokenizer.decode(ids), ids
+        assert "".join(pieces) == any_release.decode(ids), ids
 
 
-def test_no_character_is_ever_split(tokenizer: Tokenizer) -> None:
+def test_no_character_is_ever_split(any_release: Tokenizer) -> None:
     text = "Größe 日本語 👩‍👩‍👧 مرحبا"
-    stream = tokenizer.stream()
-    pieces = [stream.push(i) for i in tokenizer.encode(text)]
-    assert "".join(pieces) == text == tokenizer.decode(tokenizer.encode(text))
+    stream = any_release.stream()
+    pieces = [stream.push(i) for i in any_release.encode(text)]
+    assert "".join(pieces) == text == any_release.decode(any_release.encode(text))
     assert "" in pieces  # some ids complete no character
-    half = tokenizer.encode("🙂")[:2]
-    assert tokenizer.decode([*half, EOS, *tokenizer.encode("ok")]) == "\ufffdok"
+    half = any_release.encode("🙂")[:2]
+    assert any_release.decode([*half, EOS, *any_release.encode("ok")]) == "\ufffdok"
     with pytest.raises(TokenizerError, match="-2 is no id"):
-        tokenizer.decode([-2])
+        any_release.decode([-2])
 
 
 def test_tool_calls_come_from_control_ids_only(tokenizer: Tokenizer) -> None:
     one = [CALLS, *ids_of(tokenizer, "add", CALL_ID, "abcdefgh1", ARGS, '{"a": [1, "é"]}')]
     two = [CALLS, *ids_of(tokenizer, "now", ARGS, "{}")]
-    found = [ToolCall("add", {"a": [1, "é"]}, "abcdefgh1"), ToolCall("now", {})]
-    assert tokenizer.tool_calls([*tokenizer.encode("Let me see."), *one, *two, EOS]) == (found, "Let me see.")
+    (first, second, third), rest = tokenizer.tool_calls([*tokenizer.encode("Let me see."), *one, *two, *two, EOS])
+    assert (first, rest) == (ToolCall("add", {"a": [1, "é"]}, "abcdefgh1"), "Let me see.")
+    assert (second.name, second.arguments) == (third.name, third.arguments) == ("now", {})
+    assert re.fullmatch("[0-9a-z]{9} [0-9a-z]{9}", f"{second.id} {third.id}")  # made up where the model gave none
+    assert second.id != third.id
     spelled = tokenizer.encode('[TOOL_CALLS]add[ARGS]{"a": 1}')
     assert tokenizer.tool_calls(spelled) == ([], '[TOOL_CALLS]add[ARGS]{"a": 1}')
     for broken in ("{", "[1]", "[" * 5000):
@@ -246,9 +246,6 @@ def test_a_folder_without_a_usable_tokenizer_is_refused(tmp_path: Path) -> None:
     whole = (write_tekken(tmp_path) / "tekken.json").read_bytes()
     raw = json.loads(whole)
     config, vocab = raw["config"], raw["vocab"]
-    for version in ("v7", "v13"):
-        with pytest.raises(TokenizerError, match=f"version {version}; this software runs Magistral Small 2506"):
-            Tokenizer.from_folder(write_tekken(tmp_path, version=version))
     damaged: list[Any] = [[], {}, None, raw | {"config": None}, raw | {"vocab": vocab[:-1]}, raw | {"vocab": "x"}]
     damaged += [raw | {"config": config | {"version": "v99"}}, raw | {"config": config | {"pattern": "("}}]
     damaged += [raw | {"config": config | {"default_vocab_size": value}} for value in ("2048", None, -1, 10**30)]
