@@ -88,7 +88,6 @@ class HubStream:
         partial = path.with_name(name + INCOMPLETE)
         if disk.is_own_file(path):
             disk.rename(path, partial)  # it is checked as any other
-        disk.discard(path)
         planned = next(shard for shard in self.shards if shard.path == path)
         while True:
             found, kept = self._receive(file, planned, partial, report=report, cancelled=cancelled)

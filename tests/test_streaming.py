@@ -281,7 +281,11 @@ def flipped(content: bytes, at: int) -> bytes:
 @pytest.mark.parametrize("what", ["flipped in the data", "of another model", "too long"])
 def test_what_was_left_damaged_is_fetched_anew(hub: Hub, folder: Path, what: str, suffix: str) -> None:
     stream, right = open_stream(folder), hub.files[FIRST]
-    left = {"flipped in the data": flipped(right, -1), "of another model": flipped(right, 20), "too long": right + b"x"}
+    left = {
+        "flipped in the data": flipped(right, len(right) - 1),
+        "of another model": flipped(right, 20),
+        "too long": right + b"x",
+    }
     (folder / (FIRST + suffix)).write_bytes(left[what])
     assert fetch(stream, FIRST).read_bytes() == right
     assert {path.name for path in folder.glob("*.safetensors*")} == {FIRST, "model.safetensors.index.json"}
