@@ -17,6 +17,8 @@ from magistral_mlx.messages import prompt_around
 from magistral_mlx.release import SYSTEM_PROMPT_FILE
 from magistral_mlx.tokenizer import TEKKEN_FILE, Tokenizer
 
+from .card import model_card
+
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 MAX_NEW_TOKENS = 40_960  # the model card's, like the sampling below
 TRANSFORMERS = 5  # the major version whose TokenizersBackend tokenizer_config.json names
@@ -125,7 +127,13 @@ def exports(
         "generation_config.json": json_text(ids | sampling),
         "chat_template.jinja": chat_template(tokenizer),
         SYSTEM_PROMPT_FILE: tokenizer.system_prompt,
-        "README.md": model_card(config_out, base_model, tokenizer_json=tokenizer_json),
+        "README.md": model_card(
+            config_out,
+            base_model,
+            form=tokenizer.reasoning_format,
+            max_new_tokens=MAX_NEW_TOKENS,
+            tokenizer_json=tokenizer_json,
+        ),
     }
     if tokenizer_json:
         texts["tokenizer_config.json"] = json_text(_tokenizer_config(config_out["max_position_embeddings"]))
@@ -161,54 +169,6 @@ def chat_template(tokenizer: Tokenizer) -> str:
 def json_text(value: dict[str, Any]) -> str:
     """JSON as every file here is written: keys in the order given, two spaces, a final newline."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def model_card(config_out: dict[str, Any], base_model: str | None, *, tokenizer_json: bool) -> str:
-    """README.md in the shape of mlx-community's."""
-    quantization = config_out.get("quantization")
-    tags = ["mlx", "magistral", "reasoning"]
-    weights = config_out["torch_dtype"]
-    if quantization is not None:
-        tags.append(f"{quantization['bits']}-bit")
-        weights = f"{quantization['bits']} bit ({quantization['mode']}, groups of {quantization['group_size']}"
-        weights += ", some modules otherwise)" if len(quantization) > 3 else ")"
-    origin = "a Magistral checkpoint" if base_model is None else f"[{base_model}](https://huggingface.co/{base_model})"
-    front = ["library_name: mlx", "pipeline_tag: text-generation", "license: apache-2.0"]
-    front += [] if base_model is None else [f"base_model: {base_model}"]
-    front += ["tags:", *(f"- {tag}" for tag in tags)]
-    lines = "\n".join(front)
-    swift = "load this folder as an LLM."
-    if not tokenizer_json:
-        swift = "it needs tokenizer.json, which this conversion left out; convert again with the export extra."
-    return f"""---
-{lines}
----
-# Magistral for MLX
-
-This is {origin}, converted for Apple's MLX by magistral-mlx.
-
-- Weights: {weights}.
-- Sample at temperature 0.7 and top-p 0.95, with room for the reasoning: up to {MAX_NEW_TOKENS:,} tokens.
-- Reasoning is asked for by the system prompt in SYSTEM_PROMPT.txt, which the chat template puts first; a system
-  message of yours joins it.
-
-With magistral-mlx, which tells reasoning from answer:
-
-```bash
-python -m magistral_mlx.generate --model THIS_FOLDER --prompt "How many r's are in strawberry?"
-```
-
-With [mlx-lm](https://github.com/ml-explore/mlx-lm):
-
-```bash
-mlx_lm.generate --model THIS_FOLDER --temp 0.7 --top-p 0.95 --max-tokens {MAX_NEW_TOKENS} --prompt "..."
-```
-
-In Swift with [mlx-swift-lm](https://github.com/ml-explore/mlx-swift-lm): {swift}
-
-Encode text from strangers with tekken.json and mistral-common (as magistral-mlx does): through the chat template,
-text that spells a control token such as `[/INST]` becomes one.
-"""
 
 
 def _tokenizer_config(max_positions: int) -> dict[str, Any]:
