@@ -75,7 +75,7 @@ converted for Apple's [MLX](https://github.com/ml-explore/mlx) by magistral-mlx.
 - What makes it reason is the system prompt in SYSTEM_PROMPT.txt. The chat template puts that first; a system message of
   yours joins it.
 
-`THIS_FOLDER` below is where these files lie; in Python it may be their id on the hub.
+`THIS_FOLDER` is where these files lie; all but Swift take their id on the hub as well.
 
 ## Use with magistral-mlx
 

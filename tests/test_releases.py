@@ -18,6 +18,7 @@ from magistral_mlx.messages import CARD_SYSTEM_PROMPT, CONTROL_CARD_SYSTEM_PROMP
 from magistral_mlx.reply import ReplyBuilder, Usage
 from magistral_mlx.tokenizer import Tokenizer
 from tests.conversations import conversations
+from tests.sources import convert_quickly
 from tests.tekken import write_tekken
 from tests.tiny import make_config, make_weights, write_checkpoint
 
@@ -232,6 +233,15 @@ def test_a_chat_that_keeps_its_traces_reads_on_from_the_cache(magistral: mm.Magi
     dropped = magistral.chat(keep_reasoning="none")
     dropped.ask("Hi", GREEDY)
     assert dropped.ask("And?", GREEDY).usage.prompt_tokens == len(magistral.tokenizer.encode_chat(history))
+
+
+def test_a_converted_one_is_of_the_same_release(magistral: mm.Magistral, tmp_path: Path) -> None:
+    convert_quickly(magistral.checkpoint.folder, tmp_path / "out", q_bits=8, q_group_size=32)
+    converted = mm.load(tmp_path / "out")
+    assert converted.tokenizer.reasoning_format == "control"
+    assert converted.tokenizer.system_prompt == CONTROL_CARD_SYSTEM_PROMPT
+    reply = converted.ask("Hi", GREEDY)
+    assert (reply.reasoning, reply.answer) == (TRACE, ANSWER)
 
 
 def build(tokenizer: Tokenizer, ids: list[int]) -> mm.Reply:
