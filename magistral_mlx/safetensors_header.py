@@ -239,7 +239,7 @@ def _entry(path: Path, name: str, raw: Any) -> Entry:
     needed = math.prod(shape) * DTYPES[dtype][0].itemsize  # Python's integers do not overflow
     if entry.begin < 0 or entry.nbytes != needed:
         raise _damaged(
-            path, f"tensor {shown(name)} ({dtype}, {shape}) needs {needed} bytes, its data_offsets are {offsets}"
+            path, f"tensor {shown(name)} ({dtype}, {shape}) needs {needed} bytes, its data_offsets are {shown(offsets)}"
         )
     return entry
 
