@@ -2,20 +2,22 @@
 
 import importlib.util
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import mlx.core as mx
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.measure import Interval, circumstances
-from benchmarks.speed import OURS, Comparison, Workload, compare_models, compare_samplers
+from benchmarks.convert import Job, compare_source, compare_synthetic
+from benchmarks.measure import Comparison, circumstances
+from benchmarks.speed import Workload, compare_models, compare_samplers
 from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
+from benchmarks.tables import show_conversions, show_speeds
 from magistral_mlx.checkpoint import resolve
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.errors import MagistralError, OptionError
@@ -24,6 +26,12 @@ from magistral_mlx.errors import MagistralError, OptionError
 WHOLE = Workload(prompt_tokens=256, decode_tokens=128, repeats=9)
 SLICE_ON_CPU = Workload(prompt_tokens=8, decode_tokens=4, repeats=5)
 QUICK = Workload(prompt_tokens=9, decode_tokens=6, repeats=2)
+
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+peer_option = click.option("--peer", type=click.Choice(["mlx-lm"]), help="Measure this beside ours, and the ratio.")
+json_option = click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write every repeat here."
+)
 
 
 @click.group()
@@ -34,12 +42,12 @@ def benchmarks() -> None:
 @benchmarks.command()
 @click.option("--model", metavar="demo|PATH", help="A checkpoint in MLX layout, or the embedded one in 4 bit.")
 @click.option("--synthetic", type=click.IntRange(1, 40), metavar="LAYERS", help="Layers of the true width, random.")
-@click.option("--peer", type=click.Choice(["mlx-lm"]), help="Measure this beside ours, and the ratio.")
+@peer_option
 @click.option("--prompt-tokens", type=int, help="Length of the prompt.")
 @click.option("--tokens", type=int, help="Ids decoded after the first.")
 @click.option("--repeats", type=int, help="Repeats counted, after one warm-up.")
 @click.option("--quick", is_flag=True, help="A few ids, two repeats, and a narrow model: does it run?")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write every repeat here.")
+@json_option
 def speed(
     *,
     model: str | None,
@@ -58,8 +66,7 @@ def speed(
     python -m benchmarks speed --model ~/magistral-4bit     a checkpoint of your own
     python -m benchmarks speed --quick                      half a minute
     """
-    if peer is not None and importlib.util.find_spec("mlx_lm") is None:
-        raise OptionError("--peer mlx-lm needs mlx-lm; install it with: pip install 'magistral-mlx[bench]'")
+    _require(peer)
     chosen = {"prompt_tokens": prompt_tokens, "decode_tokens": tokens, "repeats": repeats}
     given = {name: value for name, value in chosen.items() if value is not None}
     facts = circumstances()
@@ -82,34 +89,68 @@ def speed(
             comparisons.append(compare_models(title, Path(name), workload, peer=with_peer, report=_report))
     sampler_repeats = QUICK.repeats if quick else 15
     comparisons += [compare_samplers(B, sampler_repeats, peer=with_peer, report=_report) for B in (1, 8)]
-    if json_file is not None:
-        results = {"circumstances": facts, "command": sys.argv[1:], "speed": [c.as_dict() for c in comparisons]}
-        json_file.write_text(json.dumps(results, indent=1) + "\n")
-    _show(facts["chip"], comparisons)
+    _write("speed", facts, comparisons, json_file)
+    show_speeds(facts["chip"], comparisons)
+
+
+@benchmarks.command()
+@click.option("--synthetic", type=click.IntRange(1, 40), metavar="LAYERS", help="Layers of the true width; 4 if unset.")
+@click.option("--source", type=FOLDER, help="Convert this HF checkpoint, not a synthetic one.")
+@click.option("--keep-source", type=click.Path(path_type=Path), help="Write the synthetic one here, and leave it.")
+@click.option("--work", type=FOLDER, help="For temporary files, which are deleted; the system's folder if unset.")
+@click.option("--q-bits", type=int, default=4, show_default=True, help="Bits a weight, in groups of 64.")
+@peer_option
+@click.option("--repeats", type=int, help="Conversions by each; 3 if unset.")
+@click.option("--quick", is_flag=True, help="Two repeats of a narrow model: does it run?")
+@json_option
+def convert(
+    *,
+    synthetic: int | None,
+    source: Path | None,
+    keep_source: Path | None,
+    work: Path | None,
+    q_bits: int,
+    peer: str | None,
+    repeats: int | None,
+    quick: bool,
+    json_file: Path | None,
+) -> None:
+    """Time, memory and bytes of a conversion, and whether the tensors are those of mlx-lm.
+
+    \b
+    python -m benchmarks convert --peer mlx-lm                  4 layers of the true shapes: 7 GB in, 2 GB out
+    python -m benchmarks convert --synthetic 40 --repeats 1     all 40: 47 GB in, 13 GB out
+    python -m benchmarks convert --source ~/Magistral-Small-2506
+    """
+    if source is not None and (synthetic is not None or keep_source is not None or quick):
+        raise OptionError("--source is converted as it is; leave --synthetic, --keep-source and --quick out")
+    _require(peer)
+    facts = circumstances()
+    home = Path(tempfile.gettempdir()) if work is None else work.absolute()
+    times = repeats if repeats is not None else 2 if quick else 3
+    job = Job(work=home, bits=q_bits, repeats=times, peer=peer is not None)
+    if source is None:
+        config = replace(NARROW if quick else TRUE_WIDTH, num_layers=synthetic or 4)
+        comparison = compare_synthetic(config, job, keep=keep_source, report=_report)
+    else:
+        comparison = compare_source(source, job, report=_report)
+    _write("convert", facts, [comparison], json_file)
+    show_conversions(facts["chip"], comparison)
+
+
+def _require(peer: str | None) -> None:
+    if peer is not None and importlib.util.find_spec("mlx_lm") is None:
+        raise OptionError("--peer mlx-lm needs mlx-lm; install it with: pip install 'magistral-mlx[bench]'")
+
+
+def _write(kind: str, facts: dict[str, Any], comparisons: Sequence[Comparison], file: Path | None) -> None:
+    if file is not None:
+        results = {"circumstances": facts, "command": sys.argv[1:], kind: [c.as_dict() for c in comparisons]}
+        file.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def _report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _show(chip: str, comparisons: Sequence[Comparison]) -> None:
-    table = Table(title=f"{chip}, {mx.default_device()}; median (slowest to fastest repeat); ratio with 95 % interval")
-    for column in ("what", "phase", "who", "a second", "weights read", "CPU ms each", f"{OURS} is"):
-        table.add_column(column, justify="left" if column in ("what", "phase", "who") else "right")
-    for comparison in comparisons:
-        for phase, name, per_second, cpu_seconds, ratio in comparison.rows():
-            read = (
-                f"{per_second.median * comparison.facts['bytes_per_token'] / 1e9:.3g} GB/s" if phase == "decode" else ""
-            )
-            times = "" if ratio is None else f"{_show_interval(ratio)} times as fast"
-            row = (comparison.title, phase, name, _show_interval(per_second), read, f"{1000 * cpu_seconds:.3g}", times)
-            table.add_row(*row)
-        table.add_section()
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def _show_interval(interval: Interval) -> str:
-    return f"{interval.median:.3g} ({interval.low:.3g} to {interval.high:.3g})"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,4 +171,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: else 60 GB of temporary files would stay
+        signal.signal(number, signal.default_int_handler)
     sys.exit(main())

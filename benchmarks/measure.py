@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+OURS = "magistral-mlx"
 CONFIDENCE = 0.95
 RESAMPLES = 4000
 PACKAGES = ("magistral-mlx", "mlx", "mlx-lm", "numpy", "transformers")
@@ -59,12 +60,14 @@ class Interval:
 Run = Callable[[], Mapping[str, Lap]]  # one repeat of a contender: its laps by phase
 
 
-def interleave(contenders: Mapping[str, Run], repeats: int) -> Iterator[tuple[int, str, Mapping[str, Lap]]]:
+def interleave(
+    contenders: Mapping[str, Run], repeats: int, *, warm_up: bool = True
+) -> Iterator[tuple[int, str, Mapping[str, Lap]]]:
     """Run A B C, A B C, ...: whatever else the machine does meets all of them alike.
 
     Yields (repeat, contender, laps). Repeat 0 is the warm-up, to be left out.
     """
-    for repeat in range(repeats + 1):
+    for repeat in range(0 if warm_up else 1, repeats + 1):
         for name, run in contenders.items():
             yield repeat, name, run()
 
@@ -85,6 +88,41 @@ def speedup(ours: Sequence[Lap], theirs: Sequence[Lap], seed: int = 0) -> Interv
     ratios = np.median(mine[drawn], axis=1) / np.median(other[drawn], axis=1)
     low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(np.median(mine) / np.median(other)), float(low), float(high))
+
+
+@dataclass(slots=True)
+class Comparison:
+    """Every repeat of every contender, by phase, and what follows from them."""
+
+    title: str
+    facts: dict[str, Any]
+    laps: dict[str, dict[str, list[Lap]]] = field(default_factory=dict)  # phase -> contender -> repeats
+
+    def add(self, contender: str, laps: Mapping[str, Lap]) -> None:
+        for phase, lap in laps.items():
+            self.laps.setdefault(phase, {}).setdefault(contender, []).append(lap)
+
+    def rows(self) -> Iterator[tuple[str, str, Interval, float, Interval | None]]:
+        """(phase, contender, units a second, CPU seconds a unit, how many times as fast ours is)."""
+        for phase, contenders in self.laps.items():
+            for name, laps in contenders.items():
+                cpu = float(np.median([lap.cpu_seconds / lap.count for lap in laps]))
+                ratio = None if name == OURS else speedup(contenders[OURS], laps)
+                yield phase, name, spread(laps), cpu, ratio
+
+    def as_dict(self) -> dict[str, Any]:
+        summary = [
+            {
+                "phase": phase,
+                "contender": name,
+                "per_second": asdict(speed),
+                "cpu_seconds_per_unit": cpu,
+                "ours_times_as_fast": None if ratio is None else asdict(ratio),
+            }
+            for phase, name, speed, cpu, ratio in self.rows()
+        ]
+        repeats = {p: {n: [asdict(lap) for lap in laps] for n, laps in c.items()} for p, c in self.laps.items()}
+        return {"title": self.title, **self.facts, "summary": summary, "repeats": repeats}
 
 
 def circumstances() -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from benchmarks.measure import Interval, Lap, Run, Stopwatch, interleave, speedup, spread
+from benchmarks.measure import OURS, Comparison, Lap, Run, Stopwatch, interleave
 from magistral_mlx.cache import KVCache
 from magistral_mlx.checkpoint import Checkpoint, open_checkpoint
 from magistral_mlx.conversation import result_of
@@ -18,7 +18,6 @@ from magistral_mlx.errors import OptionError
 from magistral_mlx.loader import load_model
 from magistral_mlx.sampling import Sampler, SamplingParams
 
-OURS = "magistral-mlx"
 VOCABULARY = 131_072
 SAMPLER_CALLS = 20  # a repeat; one call is too short to time
 
@@ -34,41 +33,6 @@ class Workload:
     def __post_init__(self) -> None:
         if self.prompt_tokens < 1 or self.decode_tokens < 1 or self.repeats < 1:
             raise OptionError(f"{self} cannot be timed; every number must be at least 1")
-
-
-@dataclass(slots=True)
-class Comparison:
-    """Every repeat of every contender, by phase, and what follows from them."""
-
-    title: str
-    facts: dict[str, Any]
-    laps: dict[str, dict[str, list[Lap]]] = field(default_factory=dict)  # phase -> contender -> repeats
-
-    def add(self, contender: str, laps: Mapping[str, Lap]) -> None:
-        for phase, lap in laps.items():
-            self.laps.setdefault(phase, {}).setdefault(contender, []).append(lap)
-
-    def rows(self) -> Iterator[tuple[str, str, Interval, float, Interval | None]]:
-        """(phase, contender, units a second, CPU seconds a unit, how many times as fast ours is)."""
-        for phase, contenders in self.laps.items():
-            for name, laps in contenders.items():
-                cpu = float(np.median([lap.cpu_seconds / lap.count for lap in laps]))
-                ratio = None if name == OURS else speedup(contenders[OURS], laps)
-                yield phase, name, spread(laps), cpu, ratio
-
-    def as_dict(self) -> dict[str, Any]:
-        summary = [
-            {
-                "phase": phase,
-                "contender": name,
-                "per_second": asdict(speed),
-                "cpu_seconds_per_unit": cpu,
-                "ours_times_as_fast": None if ratio is None else asdict(ratio),
-            }
-            for phase, name, speed, cpu, ratio in self.rows()
-        ]
-        repeats = {p: {n: [asdict(lap) for lap in laps] for n, laps in c.items()} for p, c in self.laps.items()}
-        return {"title": self.title, **self.facts, "summary": summary, "repeats": repeats}
 
 
 def compare_models(

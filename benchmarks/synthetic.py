@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -45,26 +46,27 @@ def write_slice(folder: Path, config: ModelConfig, seed: int = 0) -> None:
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     quantization = {"group_size": FORMAT.group_size, "bits": FORMAT.bits, "mode": FORMAT.mode}
-    (folder / "config.json").write_text(
-        json.dumps(
-            {
-                "model_type": "mistral",
-                "hidden_size": config.hidden_size,
-                "intermediate_size": config.intermediate_size,
-                "num_hidden_layers": config.num_layers,
-                "num_attention_heads": config.num_heads,
-                "num_key_value_heads": config.num_kv_heads,
-                "head_dim": config.head_dim,
-                "vocab_size": config.vocab_size,
-                "rms_norm_eps": config.rms_norm_eps,
-                "rope_theta": config.rope_theta,
-                "max_position_embeddings": config.max_positions,
-                "tie_word_embeddings": config.tie_word_embeddings,
-                "quantization": quantization,
-                "quantization_config": quantization,
-            }
-        )
-    )
+    blocks = {"quantization": quantization, "quantization_config": quantization}
+    (folder / "config.json").write_text(json.dumps(raw_config(config) | blocks))
+
+
+def raw_config(config: ModelConfig) -> dict[str, Any]:
+    """The config.json of an unquantized checkpoint of ``config``."""
+    return {
+        "model_type": "mistral",
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "max_position_embeddings": config.max_positions,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "torch_dtype": "bfloat16",
+    }
 
 
 def _random(name: str, shape: Shape, rng: np.random.Generator) -> dict[str, mx.array]:

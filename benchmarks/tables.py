@@ -1,0 +1,78 @@
+"""What the benchmarks print: a row a contender."""
+
+import sys
+from collections.abc import Sequence
+
+import mlx.core as mx
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measure import OURS, Comparison, Interval
+
+RATIO = "ratio with 95 % interval"
+
+
+def show_speeds(chip: str, comparisons: Sequence[Comparison]) -> None:
+    table = _table(
+        f"{chip}, {mx.default_device()}; median (slowest to fastest repeat); {RATIO}",
+        ("what", "phase", "who"),
+        ("a second", "weights read", "CPU ms each", f"{OURS} is"),
+    )
+    for comparison in comparisons:
+        for phase, name, per_second, cpu_seconds, ratio in comparison.rows():
+            read = (
+                f"{per_second.median * comparison.facts['bytes_per_token'] / 1e9:.3g} GB/s" if phase == "decode" else ""
+            )
+            row = (comparison.title, phase, name, _interval(per_second), read, f"{1000 * cpu_seconds:.3g}")
+            table.add_row(*row, _times(ratio))
+        table.add_section()
+    _print(table)
+
+
+def show_conversions(chip: str, comparison: Comparison) -> None:
+    repeats = comparison.facts["workload"]["repeats"]
+    table = _table(
+        f"{comparison.title}, {comparison.facts['source']['bytes'] / 1e9:.2f} GB, to "
+        f"{comparison.facts['quantization']['bits']} bit on {chip}; median of {repeats}, highest peak; {RATIO}",
+        ("who",),
+        ("seconds", "until on disk", "CPU s", "GB/s", "peak above imports", "written", "tensors", f"{OURS} is"),
+    )
+    for _, name, per_second, _, ratio in comparison.rows():
+        facts = comparison.facts["contenders"][name]
+        gigabytes = Interval(per_second.median / 1e9, per_second.low / 1e9, per_second.high / 1e9)
+        table.add_row(
+            name,
+            f"{facts['seconds']:.2f}",
+            f"{facts['seconds_and_sync']:.2f}",
+            f"{facts['cpu_seconds']:.2f}",
+            _interval(gigabytes),
+            f"{facts['peak_bytes_above_interpreter'] / 1e6:,.0f} MB",
+            f"{facts['output_bytes'] / 1e6:,.0f} MB",
+            "the same" if facts["same_tensors"] else f"{len(facts['different_tensors'])} differ",
+            _times(ratio),
+        )
+    _print(table)
+
+
+def _table(title: str, words: Sequence[str], figures: Sequence[str]) -> Table:
+    table = Table(title=title)
+    for column in words:
+        table.add_column(column)
+    for column in figures:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _print(table: Table) -> None:
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _times(ratio: Interval | None) -> str:
+    return "" if ratio is None else f"{_interval(ratio)} times as fast"
+
+
+def _interval(interval: Interval) -> str:
+    """Without its ends where one repeat has none."""
+    if interval.low == interval.high:
+        return f"{interval.median:.3g}"
+    return f"{interval.median:.3g} ({interval.low:.3g} to {interval.high:.3g})"
