@@ -6,18 +6,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .pipeline import Conversion, Summary, convert_checkpoint, converting, prepare
     from .recipes import Options
+    from .verification import Report, verify_checkpoint
     from .weights import Progress
 
 HOMES = {
     "Conversion": ".pipeline",
     "Options": ".recipes",
     "Progress": ".weights",
+    "Report": ".verification",
     "Summary": ".pipeline",
     "convert_checkpoint": ".pipeline",
     "converting": ".pipeline",
     "prepare": ".pipeline",
+    "verify_checkpoint": ".verification",
 }
-__all__ = ["Conversion", "Options", "Progress", "Summary", "convert_checkpoint", "converting", "prepare"]
+__all__ = [
+    "Conversion",
+    "Options",
+    "Progress",
+    "Report",
+    "Summary",
+    "convert_checkpoint",
+    "converting",
+    "prepare",
+    "verify_checkpoint",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,23 +4,20 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, get_args
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as Bar
 
 from magistral_mlx import command_line
 from magistral_mlx.checkpoint import Layout
 from magistral_mlx.config import Mode
 
+from .bar import shown
 from .pipeline import Conversion, Summary, prepare
 from .recipes import METHODS, RECIPES, Options
 from .target import in_units
-from .weights import Progress
 
 # Flags of mlx-lm's convert, and what to do instead.
 MLX_LM_FLAGS = {
@@ -96,21 +93,6 @@ def command(
     summary = shown(conversion.run())
     print(in_json(summary, time.perf_counter() - started) if as_json else in_words(summary))
     return command_line.DONE
-
-
-def shown(steps: Generator[Progress, None, Summary]) -> Summary:
-    """Run a conversion under a progress bar, on a terminal's stderr."""
-    text = TextColumn("{task.description}")
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), text)
-    with Bar(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=None)
-        while True:
-            try:
-                step = next(steps)
-            except StopIteration as end:
-                summary: Summary = end.value
-                return summary
-            bar.update(task, completed=step.bytes_done, total=step.bytes_total, description=step.name)
 
 
 def in_words(summary: Summary) -> str:

@@ -61,12 +61,12 @@ def check_divisible(name: str, shape: tuple[int, ...], quant: QuantFormat) -> No
 
 def check_finite(name: str, *arrays: mx.array, what: str = "holds NaN or infinity") -> None:
     """Raises ConversionError where a value is NaN or infinite: no runtime could use it."""
-    if not all(map(_is_finite, arrays)):
+    if not all(map(is_finite, arrays)):
         raise ConversionError(f"tensor {name!r} {what}; the source is damaged: download it again")
 
 
-def _is_finite(array: mx.array) -> bool:
-    """By the bits, in NumPy: mx.isfinite takes longer than quantizing."""
+def is_finite(array: mx.array) -> bool:
+    """Whether no value is NaN or infinite; by the bits, in NumPy: mx.isfinite takes longer than quantizing."""
     exponent = EXPONENTS[array.dtype]
     bits = np.array(array.view(mx.uint32 if array.dtype == mx.float32 else mx.uint16), copy=False).reshape(-1)
     magnitude = bits.dtype.type(np.iinfo(bits.dtype).max >> 1)

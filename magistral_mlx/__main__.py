@@ -13,6 +13,7 @@ COMMANDS = {
     "chat": "magistral_mlx.chat",
     "plan": "magistral_mlx.plan",
     "convert": "magistral_mlx.convert.__main__",
+    "verify": "magistral_mlx.convert.verify",
 }
 
 EPILOG = """\b

@@ -54,7 +54,7 @@ CONVERTER_MAY_IMPORT = (
 )
 DEMO_FILES = {"magistral_mlx/demo/examples.py", "magistral_mlx/demo/train.py"}
 COMMAND_LINES = ("command_line", "console", "generate", "chat", "plan", "__main__")
-CLICK_FILES = {f"magistral_mlx/{name}.py" for name in COMMAND_LINES} | {"convert/__main__.py"}
+CLICK_FILES = {f"magistral_mlx/{name}.py" for name in COMMAND_LINES} | {"convert/__main__.py", "convert/verify.py"}
 THIRD_PARTY = {  # package -> the files that may import it
     "mistral_common": {
         "magistral_mlx/tokenizer.py",
@@ -65,6 +65,8 @@ THIRD_PARTY = {  # package -> the files that may import it
     "huggingface_hub": {"magistral_mlx/hub.py", "magistral_mlx/remote.py"},
     "click": CLICK_FILES,
     "transformers": {"convert/export.py"},
+    "tokenizers": {"convert/parity.py"},
+    "jinja2": {"convert/parity.py"},
     "mlx_lm": set(),
 }
 

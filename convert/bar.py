@@ -1,0 +1,28 @@
+"""A progress bar on a terminal's stderr."""
+
+import sys
+from collections.abc import Generator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as Bar
+
+from .weights import Progress
+
+T = TypeVar("T")
+
+
+def shown(steps: Generator[Progress, None, T]) -> T:
+    """Run long work under a bar; what it returns."""
+    text = TextColumn("{task.description}")
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), text)
+    with Bar(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=None)
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            bar.update(task, completed=step.bytes_done, total=step.bytes_total, description=step.name)

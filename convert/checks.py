@@ -1,0 +1,190 @@
+"""Laws of a finished checkpoint that its files alone show: hashes, what config.json states, that no number is NaN."""
+
+import os
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from magistral_mlx.checkpoint import INDEX, Checkpoint
+from magistral_mlx.errors import CheckpointError, shown
+from magistral_mlx.safetensors_header import parse_json, read_document
+
+from .disk import sha256_of
+from .parallel import unordered
+from .provenance import PROVENANCE
+from .quantize import EXPONENTS, is_finite
+from .source import FLOAT_TYPES
+from .target import in_units
+from .writer import METADATA
+
+BLOCK_BYTES = 16 * 2**20
+STATED = ("head_dim", "rope_theta", "tie_word_embeddings")  # where these are missing, other software guesses wrongly
+FLOATS = {dtype for dtype, _ in FLOAT_TYPES.values()}
+NAN_BYTES = {"E8M0": (0xFF,), "E4M3": (0x7F, 0xFF)}  # 8-bit floats
+SCALES = {"mxfp4": "E8M0", "mxfp8": "E8M0", "nvfp4": "E4M3"}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One law, and whether it holds.
+
+    Attributes:
+        passed: None where nothing was there to hold it against; ``detail`` says what.
+        detail: what was checked, or the first faults.
+    """
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+Steps = Generator[tuple[int, str], None, Check]  # yields bytes read, and of what
+
+
+def verdict(name: str, faults: Iterable[str], holds: str) -> Check:
+    """A check that names its first faults, or says what ``holds`` where there are none."""
+    found = list(faults)
+    more = [f"and {len(found) - 3} more"] if len(found) > 3 else []
+    return Check(name, not found, "; ".join(found[:3] + more) or holds)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What magistral_mlx.json says.
+
+    Attributes:
+        files: size and SHA-256 of each, in bytes and hex.
+        source: what ``Source.identity`` gave, and the hub id.
+    """
+
+    files: dict[str, tuple[int, str]]
+    source: dict[str, Any]
+    has_tokenizer_json: bool
+
+    @property
+    def nbytes(self) -> int:
+        return sum(size for size, _ in self.files.values())
+
+    @classmethod
+    def read(cls, folder: Path) -> "Record":
+        """Raises CheckpointError where the file is missing or does not say these."""
+        path = folder / PROVENANCE
+        if not os.path.lexists(path):
+            raise CheckpointError(
+                f"{PROVENANCE} is missing, and only it knows the hashes; convert with this software, which writes it"
+            )
+        raw = parse_json(read_document(path), path)
+        stated, source, options = (raw.get(key) for key in ("files", "source", "options"))
+        if not (isinstance(stated, dict) and isinstance(source, dict) and isinstance(options, dict)):
+            raise CheckpointError(f"{path} is damaged: it has no files, source or options. Convert again")
+        files: dict[str, tuple[int, str]] = {}
+        for name, entry in stated.items():
+            size, sha256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+            if name in ("", "..") or Path(name).name != name or type(size) is not int or not isinstance(sha256, str):
+                raise CheckpointError(f"{path} is damaged: no name, size and sha256 is {shown(name)}. Convert again")
+            files[name] = (size, sha256)
+        return cls(files, source, options.get("tokenizer_json") is not False)
+
+
+def check_files(folder: Path, record: Record) -> Steps:
+    """Every file has the size and hash recorded, and none lies beside them.
+
+    A name that begins with a dot is other software's (Finder, git, the hub's client); no runtime reads it.
+    """
+    faults: list[str] = []
+    with closing(
+        unordered(partial(_file_fault, folder / name, *entry) for name, entry in record.files.items())
+    ) as hashed:
+        for name, fault in hashed:
+            faults += [fault] if fault else []
+            yield record.files[name][0], name
+    there = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    strays = sorted(there - set(record.files) - {PROVENANCE})
+    faults = sorted(faults) + [f"{name} is not recorded in {PROVENANCE}: move it away" for name in strays]
+    holds = f"{len(record.files)} files, {in_units(record.nbytes)}, have the sha256 that {PROVENANCE} records"
+    return verdict("files", faults, holds)
+
+
+def check_config(checkpoint: Checkpoint) -> Check:
+    """What readers other than this software need is stated."""
+    raw = checkpoint.raw_config
+    faults = [f"config.json does not state {key}" for key in STATED if raw.get(key) is None]
+    if raw.get("quantization") != raw.get("quantization_config"):
+        faults.append("config.json: quantization and quantization_config differ")
+    if not (checkpoint.folder / INDEX).is_file():
+        faults.append(f"{INDEX} is missing")
+    faults += [
+        f"{shard.path.name} has the metadata {shown(dict(shard.metadata))}, expected {METADATA}"
+        for shard in checkpoint.shards
+        if shard.metadata != METADATA
+    ]
+    return verdict("config", faults, "config.json, index and metadata state what other MLX runtimes read")
+
+
+def check_finite(checkpoint: Checkpoint) -> Steps:
+    """No float is NaN or infinite: norms, scales and biases, and 8-bit floats."""
+    kinds = float_tensors(checkpoint)
+    wrong: set[str] = set()
+    with closing(unordered(_jobs(checkpoint, kinds))) as read:
+        for name, nbytes, holds in read:
+            wrong |= set() if holds else {name}
+            yield nbytes, name
+    faults = [f"tensor {name!r} holds NaN or infinity" for name in sorted(wrong)]
+    return verdict("finite", faults, f"no NaN and no infinity in {len(kinds)} tensors of norms, scales and biases")
+
+
+def float_tensors(checkpoint: Checkpoint) -> dict[str, str]:
+    """The tensors whose values may be NaN, and the type of these values."""
+    kinds = {}
+    for name, entry in ((name, entry) for shard in checkpoint.shards for name, entry in shard.header.items()):
+        module, _, part = name.rpartition(".")
+        quant = checkpoint.formats.get(module)
+        if entry.dtype in FLOATS:
+            kinds[name] = entry.dtype
+        elif quant is not None and part == "scales":
+            kinds[name] = SCALES[quant.mode]
+        elif quant is not None and quant.mode == "mxfp8":
+            kinds[name] = "E4M3"
+    return kinds
+
+
+def nbytes_of(checkpoint: Checkpoint, names: Iterable[str]) -> int:
+    """Bytes of some tensors together."""
+    entries = {name: entry for shard in checkpoint.shards for name, entry in shard.header.items()}
+    return sum(entries[name].nbytes for name in names)
+
+
+def _file_fault(path: Path, size: int, sha256: str) -> tuple[str, str | None]:
+    try:
+        if not path.is_file():
+            return path.name, f"{path.name} is missing"
+        if (found := path.stat().st_size) != size:
+            return path.name, f"{path.name} has {found} bytes, {size} are recorded"
+        return path.name, None if sha256_of(path) == sha256 else f"{path.name} was changed, its sha256 is another"
+    except OSError as error:
+        return path.name, f"{path.name} cannot be read ({error})"
+
+
+def _jobs(checkpoint: Checkpoint, kinds: dict[str, str]) -> Iterator[partial[tuple[str, int, bool]]]:
+    for shard in checkpoint.shards:
+        for name in (name for name in shard.header if name in kinds):
+            entry = shard.header[name]
+            count = entry.shape[0]
+            step = max(1, BLOCK_BYTES * count // entry.nbytes)
+            for row in range(0, count, step):
+                yield partial(_finite, checkpoint, name, slice(row, row + step), kinds[name])
+
+
+def _finite(checkpoint: Checkpoint, name: str, rows: slice, kind: str) -> tuple[str, int, bool]:
+    with mx.stream(mx.cpu):
+        block = checkpoint.read(name, rows)
+        if block.dtype in EXPONENTS:
+            return name, block.nbytes, is_finite(block)
+        codes = np.array(block, copy=False).view(np.uint8)
+        return name, block.nbytes, not any((codes == code).any() for code in NAN_BYTES[kind])

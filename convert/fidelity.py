@@ -1,0 +1,166 @@
+"""How far a checkpoint's tensors are from those of its source, and how far rounding alone can bring them."""
+
+import math
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+
+import mlx.core as mx
+import numpy as np
+
+from magistral_mlx.checkpoint import Checkpoint
+from magistral_mlx.config import QuantFormat
+
+from .parallel import unordered
+from .quantize import PARTS, dequantize
+from .source import Source
+
+BLOCK_BYTES = (
+    2**20
+)  # of the source: what a thread holds of it in float32 stays in the cache, larger ones take twice as long
+ROUNDOFF = {"BF16": 2**-8, "F16": 2**-11, "F32": 2**-24}  # the most that a value moves, as part of it
+SMALLEST = {"BF16": 2**-133, "F16": 2**-24, "F32": 2**-149}  # the least positive value
+FLOAT32_NOISE = 2**-21  # of the arithmetic here and in MLX
+LEAST_STEP = 1e-7  # MLX's, of affine formats
+
+
+@dataclass(frozen=True, slots=True)
+class TensorError:
+    """What became of one tensor of the source.
+
+    Attributes:
+        name: the source's.
+        stored_as: its format in the checkpoint.
+        relative: ||W - W'|| / ||W||, in Frobenius norms.
+        largest: max |w - w'|.
+        of_bound: the largest |w - w'| as part of what rounding explains at that place; over 1 it does not.
+    """
+
+    name: str
+    stored_as: str
+    relative: float
+    largest: float
+    of_bound: float
+
+    @property
+    def is_explained(self) -> bool:
+        """Whether rounding to its format can have made this of the source's tensor."""
+        return self.of_bound <= 1 and math.isfinite(self.relative)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The same of a block of rows."""
+
+    name: str
+    nbytes: int  # in the source
+    squares: float
+    squares_off: float
+    largest: float
+    of_bound: float
+
+
+def measuring(checkpoint: Checkpoint, source: Source) -> Generator[tuple[int, str], None, list[TensorError]]:
+    """Compare every tensor with its source, which must be of the same shapes; worst relative error first.
+
+    Yields the bytes of the source, and the tensor, just done.
+    """
+    parts: dict[str, list[_Part]] = {name: [] for name in source.config.parameter_shapes()}
+    with closing(unordered(_jobs(checkpoint, source))) as measured:
+        for part in measured:
+            parts[part.name].append(part)
+            yield part.nbytes, part.name
+    found = [_together(name, _in_words(_format(checkpoint, name)), blocks) for name, blocks in parts.items()]
+    return sorted(found, key=lambda error: (error.is_explained, -error.relative, error.name))
+
+
+def rounding_bound(groups: mx.array, quant: QuantFormat | None, dtype: str) -> mx.array:
+    """The most by which rounding moves a value: ``[n, group]`` float32 -> ``[n, 1]``.
+
+    Affine: a step is (max - min) / (2^bits - 1). The nearest code is half a step away; but MLX stretches the
+    step so that the value of largest magnitude is a code, which may leave the other end one step short. Then
+    scale and bias are rounded to ``dtype``, the scale times up to all codes.
+    mxfp4, mxfp8: the scale is a power of two, by MLX on Metal the nearest to max |w| over the largest code, so
+    that up to 1 - 1/sqrt(2) of max |w| is cut off; no gap between codes has a half that wide.
+    nvfp4: the scale is an 8-bit float, off by 1/16 or, near zero, 2^-10, and 448 at most; codes go to 6, after 4.
+
+    Args:
+        quant: None for values that are not packed; then a group is one value.
+        dtype: of scales, biases and of what is not packed, as safetensors spells it.
+    """
+    magnitude = mx.abs(groups).max(axis=-1, keepdims=True)
+    roundoff, smallest = ROUNDOFF[dtype], SMALLEST[dtype]
+    noise = FLOAT32_NOISE * magnitude
+    if quant is None:
+        return roundoff * magnitude + smallest + noise
+    if quant.mode == "affine":
+        codes = 2**quant.bits - 1
+        span = groups.max(axis=-1, keepdims=True) - groups.min(axis=-1, keepdims=True)
+        stored = roundoff * (1.5 * span + 2 * magnitude) + codes * smallest
+        return mx.maximum(span / codes, LEAST_STEP) + stored + noise
+    if quant.mode == "nvfp4":
+        scale = magnitude / 6
+        off = mx.maximum(scale / 16, 2**-10)
+        packed = mx.maximum(mx.maximum(scale + off, 6 * off), magnitude - 6 * 448)
+    else:
+        packed = (1 - math.sqrt(0.5)) * magnitude
+    return packed + 2 * roundoff * magnitude + smallest + noise
+
+
+def _jobs(checkpoint: Checkpoint, source: Source) -> Iterator[partial[_Part]]:
+    for name, (count, *_) in source.config.parameter_shapes().items():
+        step = source.row_step(name, BLOCK_BYTES)
+        for row in range(0, count, step):
+            yield partial(_measure, checkpoint, source, name, slice(row, min(row + step, count)))
+
+
+def _measure(checkpoint: Checkpoint, source: Source, name: str, rows: slice) -> _Part:
+    quant = _format(checkpoint, name)
+    size = 1 if quant is None else quant.group_size
+    with mx.stream(mx.cpu):
+        wanted = source.read(name, rows)
+        whole = wanted.astype(mx.float32).reshape(-1, size)
+        off = mx.abs(_restored(checkpoint, name, rows, quant).reshape(-1, size) - whole)
+        of_bound = off.max(axis=-1, keepdims=True) / rounding_bound(whole, quant, _float_type(checkpoint, name))
+        squares, squares_off = (float(np.array(mx.square(x).sum(axis=-1)).sum(dtype=np.float64)) for x in (whole, off))
+        return _Part(name, wanted.nbytes, squares, squares_off, float(off.max()), float(of_bound.max()))
+
+
+def _restored(checkpoint: Checkpoint, name: str, rows: slice, quant: QuantFormat | None) -> mx.array:
+    """Rows of a tensor as a runtime sees them, in float32."""
+    if quant is None:
+        return checkpoint.read(name, rows).astype(mx.float32)
+    module = name.removesuffix(".weight")
+    kinds = PARTS if quant.mode == "affine" else PARTS[:2]
+    parts = {kind: checkpoint.read(f"{module}.{kind}", rows) for kind in kinds}
+    if quant.mode == "affine":
+        parts |= {kind: parts[kind].astype(mx.float32) for kind in kinds[1:]}
+    return dequantize(parts, quant, mx.float32)
+
+
+def _format(checkpoint: Checkpoint, name: str) -> QuantFormat | None:
+    """None for what is not packed: norms are no matrices, and have no format."""
+    return checkpoint.formats.get(name.removesuffix(".weight"))
+
+
+def _float_type(checkpoint: Checkpoint, name: str) -> str:
+    """The type a tensor was rounded to: that of its scales, or of the last norm where these are no floats."""
+    quant = _format(checkpoint, name)
+    if quant is not None:
+        name = f"{name.removesuffix('.weight')}.scales" if quant.mode == "affine" else "model.norm.weight"
+    return next(shard.header[name].dtype for shard in checkpoint.shards if name in shard.header)
+
+
+def _together(name: str, stored_as: str, parts: list[_Part]) -> TensorError:
+    squares, off = sum(part.squares for part in parts), sum(part.squares_off for part in parts)
+    relative = math.sqrt(off / squares) if squares else math.sqrt(off)
+    largest, of_bound = max(part.largest for part in parts), max(part.of_bound for part in parts)
+    return TensorError(name, stored_as, relative, largest, of_bound)
+
+
+def _in_words(quant: QuantFormat | None) -> str:
+    if quant is None:
+        return "float"
+    kind = f"{quant.bits} bit" if quant.mode == "affine" else quant.mode
+    return f"{kind}, groups of {quant.group_size}"

@@ -1,0 +1,184 @@
+"""A converted checkpoint, checked: its files, its numbers, its two tokenizers and, where given, its source."""
+
+import os
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TypeVar
+
+from magistral_mlx.checkpoint import Checkpoint, Layout, open_checkpoint, resolve
+from magistral_mlx.config import ModelConfig
+from magistral_mlx.errors import CheckpointError, TokenizerError
+from magistral_mlx.tokenizer import TEKKEN_FILE, Tokenizer
+
+from .checks import Check, Record, check_config, check_files, check_finite, float_tensors, nbytes_of, verdict
+from .consolidated import CONSOLIDATED
+from .fidelity import TensorError, measuring
+from .parity import (
+    CHATS,
+    NUM_TEXTS,
+    TEMPLATE,
+    TOKENIZER_JSON,
+    read_tokenizer_json,
+    require_parsers,
+    template_fault,
+    tokenizer_fault,
+)
+from .provenance import first_difference
+from .source import Source, open_source
+from .weights import Progress
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was found; ``tensors``, worst first, only where a source was given."""
+
+    target: Path
+    checks: tuple[Check, ...]
+    tensors: tuple[TensorError, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed is not False for check in self.checks)
+
+
+def verify_checkpoint(target: str | Path, source: str | Path | None = None) -> Report:
+    """Check a converted checkpoint.
+
+    Args:
+        target: its folder.
+        source: what it was made from, a folder or a hub id: then every tensor is compared with it.
+    Raises:
+        CheckpointError, HubError: ``target`` is no folder, or ``source`` cannot be used or fetched. What is
+            wrong inside ``target`` is in the report.
+        ConversionError: what reads tokenizer.json is not installed.
+    """
+    steps = verifying(target, source)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            report: Report = end.value
+            return report
+
+
+def verifying(target: str | Path, source: str | Path | None = None) -> Generator[Progress, None, Report]:
+    """As ``verify_checkpoint``, but a generator: yields its progress and returns the report."""
+    folder = Path(os.path.expanduser(target))
+    if not os.path.isdir(folder):
+        raise CheckpointError(f"{folder} is no folder; name one that holds a converted checkpoint")
+    if (folder / TOKENIZER_JSON).exists():
+        require_parsers()
+    record, not_recorded = _tried(lambda: Record.read(folder))
+    original = None if source is None else _open_source(source, record)
+    checkpoint, not_opened = _tried(lambda: open_checkpoint(folder))
+    checks: list[Check] = []
+    tensors: list[TensorError] = []
+    done, total = 0, 0 if record is None else record.nbytes
+    if checkpoint is not None:
+        total += nbytes_of(checkpoint, float_tensors(checkpoint)) + (0 if original is None else original.nbytes)
+
+    def counted(steps: Generator[tuple[int, str], None, T]) -> Generator[Progress, None, T]:
+        nonlocal done
+        while True:
+            try:
+                nbytes, name = next(steps)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            done += nbytes
+            yield Progress(done, total, name)
+
+    if record is None:
+        checks.append(Check("files", False, not_recorded))
+    else:
+        checks.append((yield from counted(check_files(folder, record))))
+    if checkpoint is None:
+        checks.append(Check("tensors", False, not_opened))
+    else:
+        count = sum(len(shard.header) for shard in checkpoint.shards)
+        checks.append(Check("tensors", True, f"{count} have the name, shape and type that config.json implies"))
+        checks.append(check_config(checkpoint))
+        checks.append((yield from counted(check_finite(checkpoint))))
+    yield Progress(done, total, TOKENIZER_JSON)
+    checks += _check_texts(folder, record, None if checkpoint is None else checkpoint.config.vocab_size)
+    if original is not None and checkpoint is not None:
+        checks.append(_check_source(checkpoint, original, record))
+        if checkpoint.config.parameter_shapes() == original.config.parameter_shapes():
+            tensors = yield from counted(measuring(checkpoint, original))
+            checks.append(_check_rounding(tensors))
+    return Report(folder, tuple(checks), tuple(tensors))
+
+
+def _tried(read: Callable[[], T]) -> tuple[T | None, str]:
+    """What ``read`` gives, or why it gives nothing."""
+    try:
+        return read(), ""
+    except CheckpointError as error:
+        return None, str(error)
+
+
+def _open_source(source: str | Path, record: Record | None) -> Source:
+    """The source, in the commit and layout that are recorded where it has these."""
+    recorded = {} if record is None else record.source
+    layout: Layout | None = "consolidated" if recorded.get("layout") == "consolidated" else None
+    hub = recorded.get("hub")
+    revision = None
+    if isinstance(hub, dict) and hub.get("id") == str(source) and not os.path.isdir(os.path.expanduser(source)):
+        revision = hub.get("commit")
+    folder = resolve(source, revision=revision, layout=layout)
+    return open_source(folder, layout if (folder / CONSOLIDATED).is_file() else None)
+
+
+def _check_texts(folder: Path, record: Record | None, vocab_size: int | None) -> list[Check]:
+    """Both tokenizers, and both ways from a chat to ids."""
+    if record is not None and not record.has_tokenizer_json and not (folder / TOKENIZER_JSON).exists():
+        left_out = f"{TOKENIZER_JSON} was left out on purpose, so that there is nothing to compare"
+        return [Check(name, None, left_out) for name in ("tokenizer", "template")]
+    try:
+        tokenizer, backend = Tokenizer.from_folder(folder), read_tokenizer_json(folder)
+        faults = [] if (fault := tokenizer_fault(tokenizer, backend)) is None else [fault]
+        if vocab_size not in (None, tokenizer.vocab_size):
+            faults.append(f"{TEKKEN_FILE} has {tokenizer.vocab_size} ids, the model {vocab_size}")
+    except (TokenizerError, CheckpointError) as error:
+        return [Check(name, False, str(error)) for name in ("tokenizer", "template")]
+    holds = f"{TOKENIZER_JSON} encodes its vocabulary and {NUM_TEXTS} random texts as {TEKKEN_FILE} does"
+    checks = [verdict("tokenizer", faults, holds)]
+    try:
+        fault = template_fault(folder, tokenizer, backend)
+    except CheckpointError as error:
+        fault = str(error)
+    holds = f"{TEMPLATE} encodes {len(CHATS)} chats as mistral-common does"
+    return [*checks, verdict("template", [] if fault is None else [fault], holds)]
+
+
+def _check_source(checkpoint: Checkpoint, source: Source, record: Record | None) -> Check:
+    """The source is what is recorded, and of the same model."""
+    faults = []
+    if record is not None:
+        recorded = {key: value for key, value in record.source.items() if key != "hub"}  # a folder has none
+        if (key := first_difference(recorded, source.identity())) is not None:
+            faults.append(f"it was made from another source: {key}")
+    faults += [
+        f"{field.name} is {getattr(checkpoint.config, field.name)}, the source's {getattr(source.config, field.name)}"
+        for field in fields(ModelConfig)
+        if field.name != "quantization" and getattr(checkpoint.config, field.name) != getattr(source.config, field.name)
+    ]
+    ours, theirs = checkpoint.folder / TEKKEN_FILE, source.folder / TEKKEN_FILE
+    if ours.is_file() and theirs.is_file() and ours.read_bytes() != theirs.read_bytes():
+        faults.append(f"{TEKKEN_FILE} is not the source's")
+    return verdict("source", faults, f"{source.folder} is what this was made from")
+
+
+def _check_rounding(tensors: list[TensorError]) -> Check:
+    faults = [
+        f"tensor {tensor.name!r} is off by {tensor.largest:.3g}, {tensor.of_bound:.3g} times what rounding explains "
+        f"(relative error {tensor.relative:.3g})"
+        for tensor in tensors
+        if not tensor.is_explained
+    ]
+    worst = max(tensors, key=lambda tensor: tensor.relative)
+    holds = f"no value of {len(tensors)} tensors is further off than rounding explains"
+    return verdict("rounding", faults, f"{holds}; the largest relative error is {worst.relative:.4f}")

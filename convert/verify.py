@@ -1,0 +1,86 @@
+"""The command line: ``python -m magistral_mlx.convert.verify OUT [--hf-path SRC]``."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from magistral_mlx import command_line
+
+from .bar import shown
+from .verification import Report, verifying
+
+STATES = {True: "ok", False: "FAILED", None: "skipped"}
+WORST = 10
+EPILOG = """\b
+Examples:
+  magistral verify magistral-4bit
+  magistral verify --hf-path mistralai/Magistral-Small-2506 magistral-4bit
+  magistral verify --json magistral-4bit
+
+\b
+Checks:
+  files      every file has the size and sha256 that magistral_mlx.json records, and no other is there
+  tensors    names, shapes and types are those that config.json implies
+  config     what mlx-lm and mlx-swift read is stated
+  finite     no norm, scale or bias is NaN or infinite
+  tokenizer  tokenizer.json encodes as tekken.json does
+  template   chat_template.jinja encodes plain chats as mistral-common does
+  source     with --hf-path: SRC is what OUT was made from
+  rounding   with --hf-path: no weight is further from SRC's than rounding to its format explains
+
+Exit codes: 0 all hold, 2 one does not, or something else to change, 130 interrupted."""
+
+
+@click.command("verify", cls=command_line.Command, epilog=EPILOG)
+@click.argument("target", metavar="OUT")
+@click.option("--hf-path", metavar="SRC", help="What OUT was made from: a folder, or a hub id, which is fetched.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def command(*, target: str, hf_path: str | None, as_json: bool) -> int:
+    """Check a converted checkpoint: every file, number and id of it."""
+    started = time.perf_counter()
+    report = shown(verifying(target, hf_path))
+    print(in_json(report, time.perf_counter() - started) if as_json else in_words(report))
+    return command_line.DONE if report.passed else command_line.WRONG
+
+
+def in_words(report: Report) -> str:
+    lines = [f"{STATES[check.passed]:<8} {check.name:<10} {check.detail}" for check in report.checks]
+    if report.tensors:
+        worst = report.tensors[:WORST]
+        width = max(len(tensor.name) for tensor in worst)
+        lines += ["", f"{'worst tensors':<{width}}  {'stored as':<22}relative error   largest   of rounding's most"]
+        lines += [
+            f"{t.name:<{width}}  {t.stored_as:<22}{t.relative:>14.5f}{t.largest:>10.3g}{t.of_bound:>21.2f}"
+            for t in worst
+        ]
+    return "\n".join(lines)
+
+
+def in_json(report: Report, seconds: float) -> str:
+    found = {
+        "target": str(report.target),
+        "passed": report.passed,
+        "checks": [asdict(check) for check in report.checks],
+        "tensors": [_without_nan(asdict(tensor)) for tensor in report.tensors],
+        "seconds": round(seconds, 3),
+    }
+    return json.dumps(found, ensure_ascii=False)
+
+
+def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: null stands for them."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return command_line.run(command, argv, loggers=("magistral_mlx", __package__))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
