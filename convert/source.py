@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,6 @@ FLOAT_TYPES: Mapping[str, tuple[str, mx.Dtype]] = {  # as config.json, safetenso
     "float32": ("F32", mx.float32),
 }
 BLOCK_BYTES = 64 * 2**20  # a feed-forward matrix of the 24B model has 335 MB
-SAMPLE_BYTES = 256
 DOCUMENTS = ("config.json", PARAMS, "tekken.json", "SYSTEM_PROMPT.txt")
 
 
@@ -82,13 +82,15 @@ class Source:
 
     def identity(self) -> dict[str, Any]:
         """What tells this source from another: of every file its size and hashes, of weights those of the
-        header and of a few bytes from the middle of each tensor (fine-tunes differ in nothing else)."""
+        header and of a few bytes from the middle of each tensor (fine-tunes differ in nothing else); and
+        the hub's, where they lie in its cache."""
         files: dict[str, dict[str, Any]] = {}
         for shard in self.shards:
             files[shard.path.name] = {
                 "size": shard.path.stat().st_size,
                 "header_sha256": shard.header_sha256,
-                "sample_sha256": _sample_sha256(shard),
+                "sample_sha256": shard.sample_sha256(),
+                **_hub_sha256(shard.path),
             }
         for path in (self.folder / name for name in DOCUMENTS):
             if path.is_file():
@@ -159,10 +161,8 @@ def _float_type(folder: Path, raw: Mapping[str, Any], entries: Mapping[str, Entr
     return next(name for name, (dtype, _) in FLOAT_TYPES.items() if dtype in found)
 
 
-def _sample_sha256(shard: Shard) -> str:
-    digest = hashlib.sha256()
-    with shard.path.open("rb") as file:
-        for _, entry in sorted(shard.header.items()):
-            file.seek(shard.data_start + entry.begin + max(0, entry.nbytes - SAMPLE_BYTES) // 2)
-            digest.update(file.read(min(entry.nbytes, SAMPLE_BYTES)))
-    return digest.hexdigest()
+def _hub_sha256(path: Path) -> dict[str, str]:
+    """A weight file in the hub's cache is a link to ``blobs/SHA256``."""
+    blob = path.resolve()
+    is_stated = blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name)
+    return {"sha256": blob.name} if is_stated else {}
