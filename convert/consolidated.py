@@ -1,17 +1,21 @@
 """Mistral's own layout: params.json and consolidated.safetensors, checked against each other."""
 
+import logging
 import os
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from magistral_mlx.checkpoint import Shard
 from magistral_mlx.config import ModelConfig, Shape
 from magistral_mlx.errors import CheckpointError, shown
+from magistral_mlx.multimodal import language_config
 from magistral_mlx.safetensors_header import Entry, parse_json, read_document
 
-from .names import native_name
+from .names import VISION, native_name
+
+log = logging.getLogger(__name__)
 
 CONSOLIDATED, PARAMS = "consolidated.safetensors", "params.json"
 FLOATS = ("BF16", "F16", "F32")
@@ -30,14 +34,16 @@ NAMES = {  # config.json's name -> params.json's
     "tie_word_embeddings": "tied_embeddings",
 }
 OPTIONAL = {"head_dim", "sliding_window", "use_biases", "tied_embeddings"}  # read off the tensors, or none
-OTHER_MODELS = ("moe", "vision_encoder", "multimodal", "lora", "quantization", "rope_scaling", "yarn")
+VISION_ENCODER = "vision_encoder"
+OTHER_MODELS = ("moe", "multimodal", "lora", "quantization", "rope_scaling", "yarn")
 
 
 def open_consolidated(folder: Path) -> tuple[ModelConfig, dict[str, Any], tuple[Shard, ...], dict[str, Entry]]:
-    """Check the two files, and config.json where it lies beside them.
+    """Check the two files, and config.json where it lies beside them; a vision part is left out with a warning.
 
     Returns:
-        The config; config.json parsed, empty without one; the file; its tensors under Mistral's names.
+        The config; config.json parsed, empty without one; the file, with the tensors of the language model; these
+        under Mistral's names.
     Raises:
         CheckpointError: a file is missing, damaged, of another model or contradicts another.
     """
@@ -48,7 +54,9 @@ def open_consolidated(folder: Path) -> tuple[ModelConfig, dict[str, Any], tuple[
     params = parse_json(read_document(folder / PARAMS), folder / PARAMS)
     config_path = folder / "config.json"
     has_config = os.path.lexists(config_path)  # a link whose target is gone stands for one, too
-    raw = parse_json(read_document(config_path), config_path) if has_config else {}
+    raw = language_config(parse_json(read_document(config_path), config_path), config_path) if has_config else {}
+    if params.get(VISION_ENCODER):
+        shard = _without_vision(shard)
     shapes = {  # what a config is checked against, under the names it is checked by
         name: shard.header[native_name(name)].shape
         for name in ("model.layers.0.self_attn.q_proj.weight", "lm_head.weight")
@@ -59,6 +67,13 @@ def open_consolidated(folder: Path) -> tuple[ModelConfig, dict[str, Any], tuple[
         _compare(config, ModelConfig.from_dict(raw, config_path, shapes), folder)
     _check_tensors(shard, config)
     return config, raw, (shard,), dict(shard.header)
+
+
+def _without_vision(shard: Shard) -> Shard:
+    header = {name: entry for name, entry in shard.header.items() if not name.startswith(VISION)}
+    if left_out := len(shard.header) - len(header):
+        log.warning("%s: the vision part, %d tensors, is left out; the model takes text only", shard.path, left_out)
+    return replace(shard, header=header)
 
 
 def _config(

@@ -13,6 +13,7 @@ import mlx.core as mx
 from magistral_mlx.config import ModelConfig, QuantFormat, Shape
 from magistral_mlx.errors import CheckpointError, OptionError, shown
 from magistral_mlx.hub import fetch
+from magistral_mlx.multimodal import MODEL_TYPE, language_config, text_name, text_shards
 from magistral_mlx.remote import Layout
 from magistral_mlx.safetensors_header import Entry, Shard, parse_json, read_document
 
@@ -52,7 +53,10 @@ def resolve(model: str | Path, *, revision: str | None = None, layout: Layout | 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A folder in HF layout whose files agree with each other and with ``config``."""
+    """A folder in HF layout whose files agree with each other and with ``config``.
+
+    Of a multimodal one, everything here is its language model alone, under the names of a text model.
+    """
 
     folder: Path
     config: ModelConfig
@@ -68,7 +72,8 @@ class Checkpoint:
         for shard in self.shards:
             loaded = mx.load(str(shard.path), format="safetensors")
             assert isinstance(loaded, dict)
-            arrays |= loaded
+            named = ((text_name(stored), array) for stored, array in loaded.items())
+            arrays |= {name: array for name, array in named if name is not None}
         return arrays
 
     def read(self, name: str, rows: slice | None = None) -> mx.array:
@@ -91,7 +96,8 @@ class Checkpoint:
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Check a folder in HF layout, bf16 to float32 or packed by MLX, and read none of its weights.
 
-    Also without an index, where every ``model*.safetensors`` belongs to it.
+    Also without an index, where every ``model*.safetensors`` belongs to it; and a multimodal one, whose vision
+    part is left out with a warning.
 
     Raises:
         CheckpointError: a file is missing, damaged, of another model or contradicts another. The message
@@ -101,13 +107,17 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if not config_path.is_file():
         raise CheckpointError(f"{folder} {_what_it_is_instead(folder)}")
     config_text = read_document(config_path)
-    raw = parse_json(config_text, config_path)
+    published = parse_json(config_text, config_path)
+    raw = language_config(published, config_path)
     index_path = folder / INDEX
     has_index = os.path.lexists(index_path)  # a link whose target is gone stands for an index, too
     index_text = read_document(index_path) if has_index else b""
     weight_map = _weight_map(index_path, index_text) if has_index else None
     shards = tuple(Shard.open(path) for path in _shard_paths(folder, weight_map))
     entries = _merge(shards, weight_map, index_path)
+    if published.get("model_type") == MODEL_TYPE:
+        shards = text_shards(shards, folder)
+        entries = {name: entry for shard in shards for name, entry in shard.header.items()}
     config = ModelConfig.from_dict(raw, config_path, {name: entry.shape for name, entry in entries.items()})
     formats = _check_tensors(folder, config, entries)
     documents = hashlib.sha256(hashlib.sha256(config_text).digest() + hashlib.sha256(index_text).digest())

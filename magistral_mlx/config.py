@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 
 Mode = Literal["affine", "mxfp4", "nvfp4", "mxfp8"]
 Shape = tuple[int, ...]
+PLAIN_ROPE = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
 LARGEST = sys.float_info.max  # JSON may hold infinity, and whole numbers that no float can
 
 # What mx.quantize accepts, per mode.
@@ -254,7 +255,9 @@ def _rope_theta(raw: Mapping[str, Any], source: Path) -> float:
     if raw.get("rope_scaling") is not None:
         raise _refusal(source, f"rope_scaling is {shown(raw['rope_scaling'])}; Magistral uses plain RoPE")
     parameters = raw.get("rope_parameters") or {}
-    if not isinstance(parameters, dict) or parameters.get("rope_type", "default") != "default":
+    if not isinstance(parameters, dict) or any(
+        key != "rope_theta" and value is not None and value != PLAIN_ROPE.get(key) for key, value in parameters.items()
+    ):
         raise _refusal(source, f"rope_parameters is {shown(parameters)}; Magistral uses plain RoPE")
     stated = [value for value in (raw.get("rope_theta"), parameters.get("rope_theta")) if value is not None]
     if not stated:

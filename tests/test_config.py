@@ -90,6 +90,7 @@ def test_a_tied_flag_without_its_meaning_is_refused() -> None:
         {"rope_theta": WITHOUT, "rope_parameters": {"rope_theta": 10**9, "rope_type": "default"}},
         {"rope_theta": 10**9, "rope_parameters": {"rope_theta": 1e9}},
         {"rope_parameters": {"rope_type": "default"}},
+        {"rope_parameters": {"rope_theta": 1e9, "type": "default", "partial_rotary_factor": 1, "factor": None}},
         {"rope_parameters": None, "rope_scaling": None, "sliding_window": None},
     ],
 )
@@ -110,6 +111,10 @@ def test_rope_theta_is_read_where_either_transformers_writes_it(changes: dict[st
         ({"rope_theta": math.nan}, "rope_theta is nan"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "Magistral uses plain RoPE"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e9}}, "Magistral uses plain RoPE"),
+        ({"rope_parameters": {"type": "linear", "rope_theta": 1e9}}, "Magistral uses plain RoPE"),
+        ({"rope_parameters": {"rope_theta": 1e9, "factor": 4.0}}, "'factor': 4.0"),
+        ({"rope_parameters": {"rope_theta": 1e9, "partial_rotary_factor": 0.5}}, "'partial_rotary_factor': 0.5"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e9}}}, "Magistral uses plain RoPE"),
         ({"rope_parameters": [1e9]}, "rope_parameters is [1000000000.0]"),
         ({"model_type": "llama"}, "model_type is 'llama'"),
         ({"model_type": "mistral3"}, "model_type is 'mistral3'"),
