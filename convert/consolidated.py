@@ -11,7 +11,7 @@ from magistral_mlx.checkpoint import Shard
 from magistral_mlx.config import ModelConfig, Shape
 from magistral_mlx.errors import CheckpointError, shown
 from magistral_mlx.multimodal import language_config
-from magistral_mlx.safetensors_header import Entry, parse_json, read_document
+from magistral_mlx.safetensors_header import FP8, Entry, parse_json, read_document
 
 from .names import VISION, native_name
 
@@ -35,7 +35,7 @@ NAMES = {  # config.json's name -> params.json's
 }
 OPTIONAL = {"head_dim", "sliding_window", "use_biases", "tied_embeddings"}  # read off the tensors, or none
 VISION_ENCODER = "vision_encoder"
-OTHER_MODELS = ("moe", "multimodal", "lora", "quantization", "rope_scaling", "yarn")
+OTHER_MODELS = ("moe", "multimodal", "lora", "rope_scaling", "yarn")
 
 
 def open_consolidated(folder: Path) -> tuple[ModelConfig, dict[str, Any], tuple[Shard, ...], dict[str, Entry]]:
@@ -79,6 +79,10 @@ def _without_vision(shard: Shard) -> Shard:
 def _config(
     params: Mapping[str, Any], path: Path, shapes: Mapping[str, Shape], published: Mapping[str, Any]
 ) -> ModelConfig:
+    if (quantization := params.get("quantization")) is not None:
+        raise CheckpointError(
+            f"{path}: quantization is {shown(quantization)}. Such weights are {FP8}; start from the bf16 checkpoint"
+        )
     if other := [key for key in OTHER_MODELS if params.get(key)]:
         raise CheckpointError(f"{path} has {', '.join(other)}; name a checkpoint of Magistral's plain text model")
     for native in NAMES.values():

@@ -15,13 +15,14 @@ from magistral_mlx.errors import CheckpointError, OptionError, shown
 from magistral_mlx.hub import fetch
 from magistral_mlx.multimodal import MODEL_TYPE, language_config, text_name, text_shards
 from magistral_mlx.remote import Layout
-from magistral_mlx.safetensors_header import Entry, Shard, parse_json, read_document
+from magistral_mlx.safetensors_header import FP8, Entry, Shard, parse_json, read_document
 
 __all__ = ["Checkpoint", "Layout", "Shard", "open_checkpoint", "resolve"]
 
 INDEX = "model.safetensors.index.json"
 PLAIN_NAME = r"\w[\w.-]{,200}\.safetensors"
 FLOATS = frozenset({"BF16", "F16", "F32"})
+FP8_SCALES = ("_scale", "_scale_inv")
 
 
 def resolve(model: str | Path, *, revision: str | None = None, layout: Layout | None = None) -> Path:
@@ -226,7 +227,12 @@ def _check_tensors(folder: Path, config: ModelConfig, entries: Mapping[str, Entr
             f"{folder}: {len(missing)} tensors are missing, first {shown(missing[0])}; the checkpoint is incomplete, "
             "fetch it again"
         )
-    if extra := sorted(set(entries) - set(expected)):
+    extra = sorted(set(entries) - set(expected))
+    if scales := [name for name in extra if name.endswith(FP8_SCALES)]:
+        raise CheckpointError(
+            f"{folder}: {shown(scales[0])} is a scale of weights in {FP8}; start from the bf16 checkpoint"
+        )
+    if extra:
         raise CheckpointError(
             f"{folder}: {len(extra)} tensors do not belong to this model, first {shown(extra[0])}; "
             "the weights are of another model than config.json: fetch both again"

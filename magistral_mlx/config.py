@@ -196,7 +196,8 @@ class ModelConfig:
         )
         if num_heads % num_kv_heads:
             raise fail(f"{num_heads} query heads do not share {num_kv_heads} key/value heads evenly")
-        quantization = raw.get("quantization", raw.get("quantization_config"))
+        blocks = (raw.get("quantization"), raw.get("quantization_config"))
+        quantization = next((block for block in blocks if block is not None), None)
         return cls(
             hidden_size=number("hidden_size"),
             intermediate_size=number("intermediate_size"),

@@ -24,6 +24,7 @@ MAX_DIMENSION = 2**31 - 1  # MLX keeps dimensions in 32 bits
 MAX_DIMENSIONS = 8  # multiplying a million of them takes minutes
 READ_BYTES = 2**30  # a single read of 2 GiB or more fails on macOS
 SAMPLE_BYTES = 256
+FP8 = "fp8: rounded already, with scales that no format of MLX has"
 
 # What this software reads or writes: the type in memory, and in MLX where NumPy has no such type.
 DTYPES: Mapping[str, tuple[np.dtype[Any], mx.Dtype | None]] = {
@@ -226,9 +227,10 @@ def _entry(path: Path, name: str, raw: Any) -> Entry:
         raise _damaged(path, f"tensor {shown(name)} is not described by dtype, shape and data_offsets")
     dtype, shape, offsets = raw["dtype"], raw["shape"], raw["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
+        is_fp8 = isinstance(dtype, str) and dtype.startswith("F8_")
+        what = f"which is {FP8}" if is_fp8 else "which no Magistral checkpoint for MLX uses"
         raise CheckpointError(
-            f"{path}: tensor {shown(name)} has dtype {shown(dtype)}, which no Magistral checkpoint for MLX uses; "
-            "start from the bf16 checkpoint"
+            f"{path}: tensor {shown(name)} has dtype {shown(dtype)}, {what}; start from the bf16 checkpoint"
         )
     is_shape = isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS
     if not is_shape or not all(type(size) is int and 0 <= size <= MAX_DIMENSION for size in shape):

@@ -169,6 +169,12 @@ def test_the_block_is_found_under_either_name(key: str) -> None:
     assert read().quantization is None
 
 
+def test_a_block_that_is_null_hides_no_other() -> None:
+    assert read(quantization=None, quantization_config={"bits": 4, "group_size": 64}).quantization is not None
+    with pytest.raises(CheckpointError, match="quantized with 'fp8', which is not an MLX format; start from the bf16"):
+        read(quantization=None, quantization_config={"quant_method": "fp8"})
+
+
 @pytest.mark.parametrize(
     ("block", "expected"),
     [

@@ -1,7 +1,9 @@
-"""A source's tensors by blocks of rows, from any thread, and what tells one source from another."""
+"""A source's tensors by blocks of rows, from any thread; what tells one source from another; the types it may have."""
 
 import hashlib
+import json
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +12,9 @@ import numpy as np
 import pytest
 
 from convert.source import Source, open_source
-from tests.sources import CONFIG, write_consolidated, write_hf
+from magistral_mlx.checkpoint import Shard, open_checkpoint
+from magistral_mlx.errors import CheckpointError
+from tests.sources import CONFIG, change_json, convert_quickly, write_consolidated, write_hf
 from tests.tiny import make_weights
 
 Q = "model.layers.1.self_attn.q_proj.weight"  # 256 rows of 128, in heads of 64
@@ -106,3 +110,77 @@ def test_a_fine_tune_is_another_source(tmp_path: Path) -> None:
     after = open_source(folder).identity()
     assert after["files"].pop(shard.path.name) != before["files"].pop(shard.path.name)
     assert after == before
+
+
+# types
+
+
+def retyped(weights: dict[str, mx.array], kind: str) -> dict[str, mx.array]:
+    """All of one type; ``mixed``: matrices bf16, norms float32, as some fine-tunes are saved."""
+    if kind != "mixed":
+        return {name: weight.astype(getattr(mx, kind)) for name, weight in weights.items()}
+    return {name: weight if weight.ndim == 2 else weight.astype(mx.float32) for name, weight in weights.items()}
+
+
+@pytest.mark.parametrize("stated", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32", "mixed"])
+def test_a_source_of_any_float_type_becomes_what_mlx_lm_makes_of_it(tmp_path: Path, kind: str, stated: str) -> None:
+    from mlx.utils import tree_flatten, tree_map
+    from mlx_lm.utils import load_model, quantize_model
+
+    folder = write_hf(tmp_path / "in", retyped(make_weights(CONFIG), kind))
+    change_json(folder / "config.json", torch_dtype=stated)
+    convert_quickly(folder, tmp_path / "out")
+    theirs, config = load_model(folder)
+    # As mlx_lm.convert, which wants a tokenizer as well.
+    theirs.update(tree_map(lambda array: array.astype(getattr(mx, stated)), theirs.parameters()))
+    theirs, _ = quantize_model(theirs, config, 64, 4)
+    expected, found = dict(tree_flatten(theirs.parameters())), open_checkpoint(tmp_path / "out").tensors()
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        assert (bits(found[name]) == bits(array)).all(), name
+
+
+def make_fp8(path: Path, name: str) -> None:
+    """Rewrite a weight file so that one matrix is fp8."""
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header, data = json.loads(content[8 : 8 + size]), content[8 + size :]
+    begin, end = header[name]["data_offsets"]
+    half = (end - begin) // 2
+    for entry in header.values():
+        if "data_offsets" in entry:
+            entry["data_offsets"] = [offset - half * (offset >= end) for offset in entry["data_offsets"]]
+    header[name]["dtype"] = "F8_E4M3"
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[:begin] + data[begin + half :])
+
+
+BLOCK = {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None}
+WAY_OUT = "start from the bf16 checkpoint"
+
+
+@pytest.mark.parametrize("write", [write_hf, write_consolidated])
+def test_fp8_weights_are_refused(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    folder = write(tmp_path / "fp8")
+    name = "lm_head.weight" if write is write_hf else "output.weight"
+    path = next(path for path in folder.glob("*.safetensors") if name in Shard.open(path).header)
+    make_fp8(path, name)
+    with pytest.raises(CheckpointError, match=f"'{name}' has dtype 'F8_E4M3', which is fp8: rounded .*; {WAY_OUT}"):
+        open_source(folder)
+
+
+def test_fp8_by_its_config_or_its_scales_alone_is_refused(tmp_path: Path, weights: dict[str, mx.array]) -> None:
+    folder = write_hf(tmp_path / "config")
+    change_json(folder / "config.json", quantization_config=BLOCK)
+    with pytest.raises(CheckpointError, match=f"quantized with 'fp8', which is not an MLX format; {WAY_OUT}"):
+        open_source(folder)
+    for kind in ("weight_scale_inv", "activation_scale", "input_scale"):
+        scale = Q.replace("weight", kind)
+        scaled = write_hf(tmp_path / kind, weights | {scale: mx.ones((1,))})
+        with pytest.raises(CheckpointError, match=f"'{scale}' is a scale of weights in fp8: rounded .*; {WAY_OUT}"):
+            open_source(scaled)
+    native = write_consolidated(tmp_path / "native", quantization={"qformat_weight": "fp8_e4m3"})
+    with pytest.raises(CheckpointError, match=rf"quantization is .*fp8_e4m3.* are fp8: rounded .*; {WAY_OUT}"):
+        open_source(native)
