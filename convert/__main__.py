@@ -27,8 +27,8 @@ MLX_LM_FLAGS = {
     "--quant-predicate": "use --recipe",
     "--dtype": "what is not packed keeps the type that config.json states",
     "--upload-repo": "upload the finished folder with: hf upload ORG/NAME OUT",
-    "--dequantize": "start from the bf16 checkpoint",
-    "-d": "start from the bf16 checkpoint",
+    "--dequantize": "use --q-bits 16",
+    "-d": "use --q-bits 16",
     "--trust-remote-code": "no code from a checkpoint is ever run",
 }
 EPILOG = """\b
@@ -40,6 +40,8 @@ Examples:
 \b
 Recipes:
 {recipes}
+  FILE        your own, in JSON; the last rule that matches a matrix holds, and 16 bits pack nothing:
+              {{"default": {{"bits": 4}}, "rules": [{{"match": "*.v_proj", "bits": 6}}]}}
 
 OUT appears complete or not at all. Run again when it is complete, and nothing is done.
 Exit codes: 0 done, 2 something to change, 130 interrupted.""".format(
@@ -56,11 +58,11 @@ class Command(command_line.Command):
 @click.command("convert", cls=Command, epilog=EPILOG)
 @click.option("--hf-path", required=True, metavar="SRC", help="A folder, or a hub id such as org/name.")
 @click.option("--mlx-path", required=True, metavar="OUT", help="The folder to make.")
-@click.option("--q-bits", type=int, metavar="B", help="2, 3, 4, 5, 6 or 8; 4 by default.")
+@click.option("--q-bits", type=int, metavar="B", help="2, 3, 4, 5, 6 or 8; 16 packs nothing; else 4.")
 @click.option("--q-group-size", type=int, metavar="N", help="32, 64 or 128; 64 by default.")
 @click.option("--q-mode", type=click.Choice(get_args(Mode)), default="affine", show_default=True)
 @click.option("--q-method", type=click.Choice(METHODS), default="round", show_default=True)
-@click.option("--recipe", metavar="NAME", help="Bits by kind of matrix, in place of --q-bits; see below.")
+@click.option("--recipe", metavar="NAME|FILE", help="Bits by kind of matrix, in place of --q-bits; see below.")
 @click.option("--layout", type=click.Choice(get_args(Layout)), help="Which weights, where SRC has both; else hf.")
 @click.option("--revision", metavar="R", help="Branch, tag or commit of a hub id.")
 @click.option("--no-tokenizer-json", is_flag=True, help="Leave out tokenizer.json, which Swift and LM Studio need.")
@@ -119,15 +121,15 @@ def forecast(conversion: Conversion) -> dict[str, Any]:
         "bits_per_weight": plan.bits_per_weight,
         "already_complete": conversion.is_complete,
         "files": {shard.file: shard.nbytes for shard in plan.shards},
-        "bits": {path: quant.bits for path, quant in plan.formats.items()},
+        "bits": plan.bits,
     }
 
 
 def forecast_in_words(conversion: Conversion) -> str:
     plan, layers = conversion.plan, conversion.source.config.num_layers
     kinds: dict[str, Counter[int]] = {}
-    for path, quant in plan.formats.items():
-        kinds.setdefault(path.rpartition(".")[2], Counter())[quant.bits] += 1
+    for path, bits_of_path in plan.bits.items():
+        kinds.setdefault(path.rpartition(".")[2], Counter())[bits_of_path] += 1
     state = " (already complete)" if conversion.is_complete else ""
     lines = [
         f"{conversion.target}: {in_units(plan.tensor_bytes)} of weights, {plan.bits_per_weight:.2f} bits each, "

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def require_export_extra() -> None:
 
 
 def make_config(
-    config: ModelConfig, quantization: dict[str, Any] | None, torch_dtype: str = "bfloat16"
+    config: ModelConfig, quantization: Mapping[str, Any] | None, torch_dtype: str = "bfloat16"
 ) -> dict[str, Any]:
     """config.json, in a fixed order and with every value stated that a reader might otherwise guess.
 
@@ -80,7 +81,7 @@ def make_config(
         "vocab_size": config.vocab_size,
     }
     if quantization is not None:
-        raw |= {"quantization": quantization, "quantization_config": quantization}
+        raw |= {"quantization": dict(quantization), "quantization_config": dict(quantization)}
     return raw
 
 

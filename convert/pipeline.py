@@ -15,7 +15,7 @@ from .export import json_text, make_config, read_tokenizer, require_export_extra
 from .planning import Plan, make_plan
 from .provenance import PROVENANCE, difference, entry_of, make_plan_record
 from .recipes import Options
-from .source import Source, checked_layout, open_source
+from .source import Source, checked_layout, open_source, warn_of_rounding_twice
 from .staging import Staging, discard_replaced, partial_of
 from .target import check_apart, check_replaceable, check_space, free_bytes, in_units
 from .weights import Progress, WeightsWork
@@ -90,7 +90,7 @@ class Conversion:
     def _write_documents(self, staging: Staging) -> None:
         """Everything beside the weights; the provenance last, since it holds the hashes of the rest."""
         source, plan, options = self.source, self.plan, self.options
-        config = make_config(source.config, dict(plan.quantization), plan.float_type)
+        config = make_config(source.config, plan.quantization, plan.float_type)
         names = write_exports(
             source.folder,
             staging.folder,
@@ -135,6 +135,7 @@ def prepare(
     opened = open_source(folder, wanted_layout)
     read_tokenizer(folder, opened.config.vocab_size)
     plan = make_plan(opened.config, opened.float_type, options)
+    warn_of_rounding_twice(opened, plan.formats)
     identity = opened.identity()
     base_model = None
     if not os.path.isdir(os.path.expanduser(source)):
@@ -180,14 +181,15 @@ def convert_checkpoint(
     """Convert a published checkpoint into a quantized one that every MLX runtime loads.
 
     Args:
-        source: a folder with HF shards or Mistral's consolidated file, or a hub id.
+        source: a folder with HF shards or Mistral's consolidated file, or a hub id. Packed by MLX already, it is
+            dequantized, and rounded once more with a warning.
         target: a folder that does not exist yet. It appears complete or not at all, and grows beside it as
             ``TARGET.partial`` until then. Where it is the complete result of these very arguments already,
             nothing is done.
-        q_bits: 2, 3, 4, 5, 6 or 8; None for the recipe's, else 4, or the only one of ``q_mode``.
+        q_bits: 2, 3, 4, 5, 6 or 8, or 16 to pack nothing; None for the recipe's, else 4, or the only one of ``q_mode``.
         q_group_size: 32, 64 or 128; None for 64, or the only one of ``q_mode``.
         q_mode: ``affine``, ``mxfp4``, ``nvfp4`` or ``mxfp8``.
-        recipe: a name of ``recipes.RECIPES``, which sets the bits.
+        recipe: a name of ``recipes.RECIPES``, or a file as ``recipe_file.RecipeFile``: it sets the bits.
         layout: ``hf`` or ``consolidated`` for a source that has both; None takes the HF shards.
         tokenizer_json: whether to make tokenizer.json, which Swift and LM Studio need; takes the export extra.
         force: replace a checkpoint that is in the way.

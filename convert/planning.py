@@ -32,8 +32,8 @@ class PlannedShard:
 class Plan:
     """All files of weights, and how each matrix is packed in them."""
 
-    formats: Mapping[str, QuantFormat]  # of each matrix, by module path
-    quantization: Mapping[str, Any]  # config.json's block
+    formats: Mapping[str, QuantFormat | None]  # of each matrix, by module path; None: it is not packed
+    quantization: Mapping[str, Any] | None  # config.json's block
     float_type: str  # of what is not packed
     num_parameters: int
     shards: tuple[PlannedShard, ...]
@@ -45,6 +45,12 @@ class Plan:
     @property
     def file_bytes(self) -> int:
         return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def bits(self) -> dict[str, int]:
+        """Of each matrix, by module path; not counting scales."""
+        unpacked = FLOAT_TYPES[self.float_type][1].size * 8
+        return {path: unpacked if quant is None else quant.bits for path, quant in self.formats.items()}
 
     @property
     def bits_per_weight(self) -> float:
@@ -63,11 +69,12 @@ def make_plan(config: ModelConfig, float_type: str, options: Options, max_bytes:
     """Decide every tensor's format and every file's boundaries.
 
     Args:
-        config: of the unquantized source.
+        config: of the source.
         float_type: of what is not packed: ``bfloat16``, ``float16`` or ``float32``.
         max_bytes: of the tensors of one file.
     Raises:
         ConversionError: the groups do not divide a matrix.
+        OptionError: a rule of the recipe's file matches no matrix.
     """
     formats = make_formats(config, options)
     shapes = config.parameter_shapes()
@@ -84,14 +91,14 @@ def make_plan(config: ModelConfig, float_type: str, options: Options, max_bytes:
 
 
 def written_tensors(
-    name: str, shape: Shape, formats: Mapping[str, QuantFormat], float_type: str
+    name: str, shape: Shape, formats: Mapping[str, QuantFormat | None], float_type: str
 ) -> dict[str, tuple[str, Shape]]:
     """The tensors that one tensor of the source becomes: name -> (type, shape)."""
     floating = FLOAT_TYPES[float_type][0]
     module = name.removesuffix(".weight")
-    if module not in formats:
+    quant = formats.get(module)
+    if quant is None:
         return {name: (floating, shape)}
-    quant = formats[module]
     check_divisible(name, shape, quant)
     types = {"weight": "U32", "scales": floating if quant.mode == "affine" else "U8", "biases": floating}
     return {f"{module}.{part}": (types[part], packed) for part, packed in quant.packed_shapes(shape).items()}

@@ -1,11 +1,16 @@
 """What a conversion may choose, and the bits that each matrix gets by it."""
 
+import os
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast, get_args
 
 from magistral_mlx.config import FP_FORMATS, Mode, ModelConfig, QuantFormat
 from magistral_mlx.errors import CheckpointError, OptionError
+
+from .recipe_file import DEFAULT_GROUP_SIZE, UNPACKED_BITS, RecipeFile, stated_format
 
 RECIPES: Mapping[str, tuple[int, str]] = {  # bits of what it does not raise, and what it does
     "4bit": (4, "every matrix in 4 bit"),
@@ -15,7 +20,7 @@ RECIPES: Mapping[str, tuple[int, str]] = {  # bits of what it does not raise, an
 }
 METHODS = ("round",)
 RAISED_BITS = 6
-DEFAULT_BITS, DEFAULT_GROUP_SIZE = 4, 64
+DEFAULT_BITS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,33 +31,50 @@ class Options:
         OptionError: an unknown name, or a combination that does not exist.
     """
 
-    q_bits: int | None = None  # None: the recipe's, the mode's, or 4
+    q_bits: int | None = None  # 16: nothing is packed; None: the recipe's, the mode's, or 4
     q_group_size: int | None = None  # None: the mode's, or 64
     q_mode: str = "affine"
     q_method: str = "round"
-    recipe: str | None = None  # one of RECIPES
+    recipe: str | None = None  # one of RECIPES, or a file
     tokenizer_json: bool = True
+    file: RecipeFile | None = field(init=False, default=None)  # the recipe's content, where it is one
 
     def __post_init__(self) -> None:
         if self.q_mode not in get_args(Mode):
             raise OptionError(f"q_mode is {self.q_mode!r}; known are {', '.join(get_args(Mode))}")
         if self.q_method not in METHODS:
             raise OptionError(f"q_method is {self.q_method!r}; known is {', '.join(METHODS)}")
-        if self.recipe is not None:
+        if self.recipe is not None and self.recipe in RECIPES:
             self._check_recipe(self.recipe)
+        elif self.recipe is not None:
+            self._read_recipe(Path(os.path.expanduser(self.recipe)))
         _ = self.default
 
     def _check_recipe(self, recipe: str) -> None:
-        if recipe not in RECIPES:
-            raise OptionError(f"recipe is {recipe!r}; a recipe is one of the names {', '.join(RECIPES)}")
         if self.q_mode != "affine":
             raise OptionError(f"the recipe {recipe} is for q_mode affine, not {self.q_mode}; leave one of the two out")
         if self.q_bits is not None and self.q_bits != RECIPES[recipe][0]:
             raise OptionError(f"the recipe {recipe} sets the bits; leave q_bits {self.q_bits} out")
 
+    def _read_recipe(self, path: Path) -> None:
+        if not os.path.lexists(path):
+            raise OptionError(
+                f"recipe is {self.recipe!r}; a recipe is one of the names {', '.join(RECIPES)}, or a JSON file, and "
+                "there is none of that name"
+            )
+        if self.q_bits is not None or self.q_group_size is not None or self.q_mode != "affine":
+            raise OptionError(f"the recipe {path} sets the bits; leave q_bits, q_group_size and q_mode out")
+        object.__setattr__(self, "file", RecipeFile.read(path))
+
     @property
-    def default(self) -> QuantFormat:
-        """The format of every matrix that the recipe does not raise."""
+    def default(self) -> QuantFormat | None:
+        """The format of every matrix that the recipe says nothing of; None: it is not packed."""
+        if self.file is not None:
+            return self.file.default
+        if self.q_bits == UNPACKED_BITS:
+            if self.q_group_size is not None or self.q_mode != "affine":
+                raise OptionError("with q_bits 16 nothing is packed; leave q_group_size and q_mode out")
+            return None
         bits, group_size = FP_FORMATS.get(self.q_mode, (DEFAULT_BITS, DEFAULT_GROUP_SIZE))
         if self.recipe is not None:
             bits = RECIPES[self.recipe][0]
@@ -65,36 +87,50 @@ class Options:
 
     def stated(self) -> dict[str, Any]:
         """The options as the provenance file keeps them, what was left out filled in."""
+        default = self.default
         return {
-            "q_bits": self.default.bits,
-            "q_group_size": self.default.group_size,
-            "q_mode": self.q_mode,
+            "q_bits": UNPACKED_BITS if default is None else default.bits,
+            "q_group_size": None if default is None else default.group_size,
+            "q_mode": self.q_mode if default is None else default.mode,
             "q_method": self.q_method,
-            "recipe": self.recipe,
+            "recipe": self.recipe if self.file is None else self.file.stated(),
             "tokenizer_json": self.tokenizer_json,
         }
 
 
-def make_formats(config: ModelConfig, options: Options) -> dict[str, QuantFormat]:
-    """The format of each matrix, by module path such as ``model.layers.0.mlp.down_proj``."""
-    default = options.default
-    raised = QuantFormat(RAISED_BITS, default.group_size) if default.mode == "affine" else default
+def make_formats(config: ModelConfig, options: Options) -> dict[str, QuantFormat | None]:
+    """The format of each matrix, by module path such as ``model.layers.0.mlp.down_proj``; None: it is not packed.
+
+    Raises:
+        OptionError: a rule of the recipe's file matches no matrix.
+    """
     modules = [name.removesuffix(".weight") for name, shape in config.parameter_shapes().items() if len(shape) == 2]
+    if options.file is not None:
+        return options.file.formats(modules)
+    default = options.default
+    if default is None or options.recipe is None:
+        return dict.fromkeys(modules, default)
+    raised = QuantFormat(RAISED_BITS, default.group_size)
     return {m: raised if _is_raised(m, config.num_layers, options.recipe) else default for m in modules}
 
 
-def quantization_block(formats: Mapping[str, QuantFormat], default: QuantFormat) -> dict[str, Any]:
-    """config.json's ``quantization``: the default, and a block for each module that differs. Nothing else:
-    mlx-swift refuses unknown keys."""
-    block = {path: _stated(quant) for path, quant in formats.items() if quant != default}
-    return _stated(default) | block
+def quantization_block(formats: Mapping[str, QuantFormat | None], default: QuantFormat | None) -> dict[str, Any] | None:
+    """config.json's ``quantization``: the default, and a block for each packed module that differs. Nothing else:
+    mlx-swift refuses unknown keys. None where nothing is packed.
+
+    What is not packed has no key: mlx-lm and mlx-swift-lm both take a module as packed by its scales alone.
+
+    Args:
+        default: None for the format that most modules have.
+    """
+    packed = {path: quant for path, quant in formats.items() if quant is not None}
+    if not packed:
+        return None
+    overall = default or Counter(packed.values()).most_common(1)[0][0]
+    return stated_format(overall) | {path: stated_format(q) for path, q in packed.items() if q != overall}
 
 
-def _stated(quant: QuantFormat) -> dict[str, Any]:
-    return {"group_size": quant.group_size, "bits": quant.bits, "mode": quant.mode}
-
-
-def _is_raised(module: str, num_layers: int, recipe: str | None) -> bool:
+def _is_raised(module: str, num_layers: int, recipe: str) -> bool:
     if recipe == "4bit-head6":
         return module in ("model.embed_tokens", "lm_head")
     if recipe != "mixed_4_6":

@@ -11,12 +11,13 @@ from typing import Any, cast, get_args
 import mlx.core as mx
 
 from magistral_mlx.checkpoint import Layout, Shard, open_checkpoint
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.config import ModelConfig, QuantFormat
 from magistral_mlx.errors import CheckpointError, ConversionError, OptionError, shown
 from magistral_mlx.safetensors_header import Entry
 
 from .consolidated import CONSOLIDATED, PARAMS, open_consolidated
 from .names import halves_from_pairs, is_rotated, native_name
+from .quantize import PARTS, dequantize
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class Source:
     config: ModelConfig
     float_type: str  # of the output's tensors that are not packed: a key of FLOAT_TYPES
     shards: tuple[Shard, ...]
+    formats: Mapping[str, QuantFormat | None]  # how a matrix is packed already, by module path; left out: it is not
 
     @property
     def nbytes(self) -> int:
@@ -45,23 +47,32 @@ class Source:
         return sum(entry.nbytes for shard in self.shards for entry in shard.header.values())
 
     def nbytes_of(self, name: str) -> int:
-        """Bytes of one tensor, by its Hugging Face name."""
-        shard, stored = self._place(name)
-        return shard.header[stored].nbytes
+        """Bytes in the files of one tensor, by its Hugging Face name, with what it is packed with."""
+        places = [self._place(name)] if self._format(name) is None else self._packed(name).values()
+        return sum(shard.header[stored].nbytes for shard, stored in places)
 
     def row_step(self, name: str, block_bytes: int = BLOCK_BYTES) -> int:
-        """Rows that a block of at most ``block_bytes`` of the file has: one at least, whole heads where the
-        rows of heads are reordered."""
+        """Rows that take at most ``block_bytes`` once they are read: one at least, whole heads where the rows of
+        heads are reordered."""
         shard, stored = self._place(name)
-        entry = shard.header[stored]
-        step = max(1, block_bytes // max(1, entry.nbytes // entry.shape[0]))
+        entry, quant = shard.header[stored], self._format(name)
+        row_bytes = entry.nbytes // entry.shape[0]
+        if quant is not None:
+            row_bytes = row_bytes * 8 // quant.bits * FLOAT_TYPES[self.float_type][1].size
+        step = max(1, block_bytes // row_bytes)
         return max(1, step // self.config.head_dim) * self.config.head_dim if self._is_reordered(name) else step
 
     def read(self, name: str, rows: slice) -> mx.array:
         """Rows of one tensor as Hugging Face orders them, read now; ``rows`` starts at a multiple of ``row_step``.
 
-        Safe from any thread.
+        What is packed is dequantized, affine formats in ``float_type``. Safe from any thread.
         """
+        if (quant := self._format(name)) is not None:
+            parts = {part: shard.read(stored, rows) for part, (shard, stored) in self._packed(name).items()}
+            if quant.mode == "affine":
+                dtype = FLOAT_TYPES[self.float_type][1]
+                parts |= {part: parts[part].astype(dtype) for part in ("scales", "biases")}
+            return dequantize(parts, quant)
         shard, stored = self._place(name)
         block = shard.read(stored, rows)
         return halves_from_pairs(block, self.config.head_dim) if self._is_reordered(name) else block
@@ -76,6 +87,15 @@ class Source:
         """The file of a tensor, and its name there."""
         stored = native_name(name) if self.layout == "consolidated" else name
         return next(shard for shard in self.shards if stored in shard.header), stored
+
+    def _format(self, name: str) -> QuantFormat | None:
+        return self.formats.get(name.removesuffix(".weight"))
+
+    def _packed(self, name: str) -> dict[str, tuple[Shard, str]]:
+        """Where the parts of a packed tensor are: its weight, its scales and, of affine formats, its biases."""
+        module, quant = name.removesuffix(".weight"), self._format(name)
+        kinds = PARTS if quant is not None and quant.mode == "affine" else PARTS[:2]
+        return {kind: self._place(f"{module}.{kind}") for kind in kinds}
 
     def _is_reordered(self, name: str) -> bool:
         return self.layout == "consolidated" and is_rotated(name)
@@ -112,7 +132,7 @@ def open_source(folder: Path, layout: Layout | None = None) -> Source:
 
     Raises:
         CheckpointError: a file is missing, damaged, of another model or contradicts another.
-        ConversionError: it is quantized already, or does not say its type.
+        ConversionError: it does not say its type.
     """
     has_hf = any(folder.glob("model*.safetensors")) or (folder / "model.safetensors.index.json").exists()
     has_native = (folder / CONSOLIDATED).exists()
@@ -130,16 +150,23 @@ def open_source(folder: Path, layout: Layout | None = None) -> Source:
             )
     if layout == "consolidated":
         config, raw, shards, entries = open_consolidated(folder)
-    else:
-        checkpoint = open_checkpoint(folder)
-        config, raw, shards = checkpoint.config, checkpoint.raw_config, checkpoint.shards
-        entries = {name: entry for shard in shards for name, entry in shard.header.items()}
-        if config.quantization is not None:
-            raise ConversionError(
-                f"{folder} is quantized already, to {config.quantization.default.bits} bit; "
-                "convert the bf16 checkpoint it was made from"
-            )
-    return Source(folder, layout, config, _float_type(folder, raw, entries), shards)
+        return Source(folder, layout, config, _float_type(folder, raw, entries), shards, {})
+    checkpoint = open_checkpoint(folder)
+    entries = {name: entry for shard in checkpoint.shards for name, entry in shard.header.items()}
+    float_type = _float_type(folder, checkpoint.raw_config, entries)
+    return Source(folder, layout, checkpoint.config, float_type, checkpoint.shards, checkpoint.formats)
+
+
+def warn_of_rounding_twice(source: Source, formats: Mapping[str, QuantFormat | None]) -> None:
+    """Log, once, where matrices that are packed already are packed anew."""
+    if twice := [path for path, quant in formats.items() if quant is not None and source.formats.get(path) is not None]:
+        bits = sorted({quant.bits for quant in map(source.formats.get, twice) if quant is not None})
+        log.warning(
+            "%s is quantized already, to %s bit: rounding again adds to the error it has; the bf16 checkpoint that it "
+            "was made from gives better weights of the same size",
+            source.folder,
+            " and ".join(map(str, bits)),
+        )
 
 
 def _float_type(folder: Path, raw: Mapping[str, Any], entries: Mapping[str, Entry]) -> str:
@@ -152,7 +179,7 @@ def _float_type(folder: Path, raw: Mapping[str, Any], entries: Mapping[str, Entr
                 f"{', '.join(FLOAT_TYPES)}; download config.json again"
             )
         return str(stated[0])
-    found = {entry.dtype for entry in entries.values()}
+    found = {entry.dtype for entry in entries.values()} & {dtype for dtype, _ in FLOAT_TYPES.values()}
     if len(found) > 1:
         raise ConversionError(
             f"{folder}: tensors are {' and '.join(sorted(found))}, and no torch_dtype says which the model has; "

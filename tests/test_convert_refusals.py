@@ -14,7 +14,7 @@ from convert.__main__ import main
 from magistral_mlx.errors import ConversionError
 from tests.sources import CONFIG, change_json, content, write_consolidated, write_hf
 from tests.tekken import write_tekken
-from tests.tiny import make_config, make_weights, quantize_weights, raw_config, write_checkpoint
+from tests.tiny import make_config, make_weights, raw_config, write_checkpoint
 
 OVERFLOW = json.dumps({"w": {"dtype": "F32", "shape": [2**32, 2**32, 1], "data_offsets": [0, 0]}}).ljust(150).encode()
 FIRST, EMBEDDING, NORM = "model-00001-of-00002.safetensors", "model.embed_tokens.weight", "model.norm.weight"
@@ -116,12 +116,6 @@ def write_odd(folder: Path) -> None:
     write_tekken(write_checkpoint(folder / "hf", odd, make_weights(odd, mx.bfloat16)), 1500)
 
 
-def quantize_source(folder: Path) -> None:
-    shutil.rmtree(folder / "hf")
-    weights, block = quantize_weights(make_weights(CONFIG, mx.bfloat16), convert.pipeline.DEFAULTS.default)
-    write_tekken(write_checkpoint(folder / "hf", CONFIG, weights, block), 1500)
-
-
 def put_config_beside(**changes: object) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         (folder / "native" / "config.json").write_text(json.dumps(raw_config(CONFIG) | changes))
@@ -182,7 +176,6 @@ HF: dict[str, tuple[Callable[[Path], object], str]] = {
         all_of(remove_hf, write_odd),
         "'model.layers.0.mlp.down_proj.weight' has 96 columns",
     ),
-    "quantized already": (quantize_source, "is quantized already, to 4 bit"),
     "no tekken.json": (lambda f: (f / "hf" / "tekken.json").unlink(), "tekken.json is missing"),
     "damaged tekken.json": (lambda f: cut(f / "hf" / "tekken.json"), "tekken.json"),
     "another vocabulary": (lambda f: write_tekken(f / "hf", 1600), "1600 ids, the model has 1500"),
