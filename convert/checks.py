@@ -13,6 +13,7 @@ import numpy as np
 
 from magistral_mlx.checkpoint import INDEX, Checkpoint
 from magistral_mlx.errors import CheckpointError, shown
+from magistral_mlx.record import recorded_files
 from magistral_mlx.safetensors_header import parse_json, read_document
 
 from .disk import sha256_of
@@ -80,15 +81,10 @@ class Record:
                 f"{PROVENANCE} is missing, and only it knows the hashes; convert with this software, which writes it"
             )
         raw = parse_json(read_document(path), path)
-        stated, source, options = (raw.get(key) for key in ("files", "source", "options"))
-        if not (isinstance(stated, dict) and isinstance(source, dict) and isinstance(options, dict)):
-            raise CheckpointError(f"{path} is damaged: it has no files, source or options. Convert again")
-        files: dict[str, tuple[int, str]] = {}
-        for name, entry in stated.items():
-            size, sha256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
-            if name in ("", "..") or Path(name).name != name or type(size) is not int or not isinstance(sha256, str):
-                raise CheckpointError(f"{path} is damaged: no name, size and sha256 is {shown(name)}. Convert again")
-            files[name] = (size, sha256)
+        source, options = raw.get("source"), raw.get("options")
+        if not (isinstance(source, dict) and isinstance(options, dict)):
+            raise CheckpointError(f"{path} is damaged: it has no source or options. Convert again")
+        files = {name: (file.size, file.sha256) for name, file in recorded_files(raw, path).items()}
         return cls(files, source, options.get("tokenizer_json") is not False)
 
 

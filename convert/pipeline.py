@@ -101,7 +101,9 @@ class Conversion:
         documents = {INDEX: json_text(plan.index()).encode()} | {n: (staging.folder / n).read_bytes() for n in names}
         for name, content in documents.items():
             disk.write_file(staging.folder / name, content)
-        files = staging.finished | {name: entry_of(content) for name, content in documents.items()}
+        headers = {shard.file: {"header_sha256": shard.header_sha256} for shard in plan.shards}
+        files = {name: entry | headers[name] for name, entry in staging.finished.items()}
+        files |= {name: entry_of(content) for name, content in documents.items()}
         provenance = self._record() | {"files": dict(sorted(files.items()))}
         disk.write_file(staging.folder / PROVENANCE, json_text(provenance).encode())
 

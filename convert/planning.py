@@ -1,5 +1,6 @@
 """What a conversion will write: a pure function of the model's config and the options, known before any work."""
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,11 @@ class PlannedShard:
     def nbytes(self) -> int:
         """Of the file."""
         return len(header_bytes(self.entries)) + sum(entry.nbytes for entry in self.entries.values())
+
+    @property
+    def header_sha256(self) -> str:
+        """As ``Shard.header_sha256`` of the file."""
+        return hashlib.sha256(header_bytes(self.entries)).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

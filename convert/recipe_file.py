@@ -64,7 +64,7 @@ class RecipeFile:
             if not matched:
                 raise _refusal(
                     self.path,
-                    f"rule {i} ({rule.match!r}) matches no matrix",
+                    f"rule {i} ({shown(rule.match)}) matches no matrix",
                     "paths are such as model.layers.0.mlp.down_proj, model.embed_tokens and lm_head",
                 )
             found.update(dict.fromkeys(matched, rule.quant))

@@ -14,6 +14,7 @@ from magistral_mlx.config import ModelConfig, QuantFormat, Shape
 from magistral_mlx.errors import CheckpointError, OptionError, shown
 from magistral_mlx.hub import fetch
 from magistral_mlx.multimodal import MODEL_TYPE, language_config, text_name, text_shards
+from magistral_mlx.record import compare_record
 from magistral_mlx.remote import Layout
 from magistral_mlx.safetensors_header import FP8, Entry, Shard, parse_json, read_document
 
@@ -94,12 +95,14 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path, *, compares_record: bool = True) -> Checkpoint:
     """Check a folder in HF layout, bf16 to float32 or packed by MLX, and read none of its weights.
 
     Also without an index, where every ``model*.safetensors`` belongs to it; and a multimodal one, whose vision
     part is left out with a warning.
 
+    Args:
+        compares_record: whether its files must be those that magistral_mlx.json records, where there is one.
     Raises:
         CheckpointError: a file is missing, damaged, of another model or contradicts another. The message
             names the file and the tensor.
@@ -121,6 +124,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         entries = {name: entry for shard in shards for name, entry in shard.header.items()}
     config = ModelConfig.from_dict(raw, config_path, {name: entry.shape for name, entry in entries.items()})
     formats = _check_tensors(folder, config, entries)
+    if compares_record:
+        compare_record(folder, shards)
     documents = hashlib.sha256(hashlib.sha256(config_text).digest() + hashlib.sha256(index_text).digest())
     nbytes = sum(entry.nbytes for entry in entries.values())
     return Checkpoint(folder, config, raw, shards, formats, nbytes, documents.hexdigest())

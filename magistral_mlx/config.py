@@ -37,13 +37,13 @@ class QuantFormat:
         if self.mode == "affine":
             if self.bits not in AFFINE_BITS or self.group_size not in AFFINE_GROUP_SIZES:
                 raise CheckpointError(
-                    f"affine quantization with {self.bits} bits in groups of {self.group_size} does not exist; "
-                    f"use bits in {AFFINE_BITS} and a group size in {AFFINE_GROUP_SIZES}"
+                    f"affine quantization with {shown(self.bits)} bits in groups of {shown(self.group_size)} does not "
+                    f"exist; use bits in {AFFINE_BITS} and a group size in {AFFINE_GROUP_SIZES}"
                 )
         elif (self.bits, self.group_size) != FP_FORMATS[self.mode]:
             bits, group_size = FP_FORMATS[self.mode]
             raise CheckpointError(
-                f"{self.mode} with {self.bits} bits in groups of {self.group_size} does not exist; "
+                f"{self.mode} with {shown(self.bits)} bits in groups of {shown(self.group_size)} does not exist; "
                 f"it is {bits} bits in groups of {group_size}"
             )
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 import convert.target
-from convert import convert_checkpoint, converting
-from magistral_mlx.conversation import result_of
+from convert import converting
 from magistral_mlx.errors import ConversionError
 from tests.sources import CONFIG, content, convert_quickly, write_hf
 
@@ -58,7 +57,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a stray shard": (lambda out: shutil.copy(out / "model.safetensors", out / "model-2.safetensors"), "it is damaged"),
     "no provenance": (lambda out: (out / "magistral_mlx.json").unlink(), "is not what would be made here"),
     "not JSON": (lambda out: (out / "magistral_mlx.json").write_text("{"), "it is damaged"),
-    "empty JSON": (lambda out: (out / "magistral_mlx.json").write_text("{}"), "another format: none, now 1"),
+    "empty JSON": (lambda out: (out / "magistral_mlx.json").write_text("{}"), "another format: none, now 2"),
 }
 
 

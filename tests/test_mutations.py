@@ -38,13 +38,11 @@ def test_ten_thousand_checkpoints_damaged_at_random(tmp_path: Path) -> None:
     check(tmp_path, 10_000, 1, *FOREIGN)
 
 
-@pytest.mark.xfail(reason="opening does not compare the files with magistral_mlx.json yet")
 def test_some_of_our_own_output_damaged_at_random(tmp_path: Path) -> None:
     check(tmp_path, 300, 2, "own")
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="opening does not compare the files with magistral_mlx.json yet")
 def test_three_thousand_of_our_own_output_damaged_at_random(tmp_path: Path) -> None:
     """Of these every change to a header, the index, the config or the tokenizer is noticed."""
     check(tmp_path, 3_000, 3, "own")

@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "memory": "config errors checkpoint",
     "model": "config cache",
     "multimodal": "errors safetensors_header",
-    "checkpoint": "config errors safetensors_header hub remote multimodal",
+    "record": "errors safetensors_header",
+    "checkpoint": "config errors safetensors_header hub remote multimodal record",
     "cache_file": "cache checkpoint config errors safetensors_header",
     "loader": "checkpoint config errors model",
     "decoding": "cache errors sampling model",
@@ -51,8 +52,8 @@ MAY_IMPORT = {
     "demo.train": "checkpoint config conversation demo loader model",
 }
 CONVERTER_MAY_IMPORT = (
-    "__version__ checkpoint command_line config errors messages multimodal reasoning release remote safetensors_header "
-    "tokenizer"
+    "__version__ checkpoint command_line config errors messages multimodal reasoning record release remote "
+    "safetensors_header tokenizer"
 )
 DEMO_FILES = {"magistral_mlx/demo/examples.py", "magistral_mlx/demo/train.py"}
 COMMAND_LINES = ("command_line", "console", "generate", "chat", "plan", "__main__")
