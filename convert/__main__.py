@@ -36,6 +36,7 @@ Examples:
   magistral convert --hf-path mistralai/Magistral-Small-2506 --mlx-path magistral-4bit
   magistral convert --hf-path ~/Magistral-Small-2506 --mlx-path magistral-4bit-head6 --recipe 4bit-head6
   magistral convert --hf-path ~/Magistral-Small-2506 --mlx-path magistral-8bit --q-bits 8 --dry-run
+  magistral convert --hf-path mistralai/Magistral-Small-2506 --mlx-path magistral-4bit --stream
 
 \b
 Recipes:
@@ -43,7 +44,8 @@ Recipes:
   FILE        your own, in JSON; the last rule that matches a matrix holds, and 16 bits pack nothing:
               {{"default": {{"bits": 4}}, "rules": [{{"match": "*.v_proj", "bits": 6}}]}}
 
-OUT appears complete or not at all. Run again when it is complete, and nothing is done.
+OUT appears complete or not at all; until then OUT.partial holds what is done, and the same command goes on
+with it. Run again when OUT is complete, and nothing is done.
 Exit codes: 0 done, 2 something to change, 130 interrupted.""".format(
     recipes="\n".join(f"  {name:<11} {what}" for name, (_, what) in RECIPES.items())
 )
@@ -65,9 +67,19 @@ class Command(command_line.Command):
 @click.option("--recipe", metavar="NAME|FILE", help="Bits by kind of matrix, in place of --q-bits; see below.")
 @click.option("--layout", type=click.Choice(get_args(Layout)), help="Which weights, where SRC has both; else hf.")
 @click.option("--revision", metavar="R", help="Branch, tag or commit of a hub id.")
+@click.option("--stream", is_flag=True, help="Fetch, convert and delete a hub id's files one by one, past its cache.")
+@click.option("--hash-source", is_flag=True, help="Record the whole sha256 of each of SRC's weight files.")
 @click.option("--no-tokenizer-json", is_flag=True, help="Leave out tokenizer.json, which Swift and LM Studio need.")
-@click.option("--force", is_flag=True, help="Replace a checkpoint at OUT, once the new one is complete.")
-@click.option("--dry-run", is_flag=True, help="Check all, print sizes and bits, write nothing (but fetch a hub id).")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace a checkpoint at OUT, once the new one is complete; give up another one unfinished.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check all, print sizes and bits, write nothing (but fetch a hub id, unless --stream).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
     *,
@@ -80,6 +92,8 @@ def command(
     recipe: str | None,
     layout: str | None,
     revision: str | None,
+    stream: bool,
+    hash_source: bool,
     no_tokenizer_json: bool,
     force: bool,
     dry_run: bool,
@@ -87,7 +101,16 @@ def command(
 ) -> int:
     """Convert a published Magistral checkpoint into a quantized one for every MLX runtime."""
     options = Options(q_bits, q_group_size, q_mode, q_method, recipe, not no_tokenizer_json)
-    conversion = prepare(hf_path, mlx_path, options, layout=layout, revision=revision, force=force)
+    conversion = prepare(
+        hf_path,
+        mlx_path,
+        options,
+        layout=layout,
+        revision=revision,
+        force=force,
+        stream=stream,
+        hash_source=hash_source,
+    )
     if dry_run:
         print(json.dumps(forecast(conversion)) if as_json else forecast_in_words(conversion))
         return command_line.DONE

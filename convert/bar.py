@@ -25,4 +25,5 @@ def shown(steps: Generator[Progress, None, T]) -> T:
             except StopIteration as end:
                 result: T = end.value
                 return result
-            bar.update(task, completed=step.bytes_done, total=step.bytes_total, description=step.name)
+            fetched = f"{step.bytes_fetched / 1e9:.2f} GB fetched  " if step.bytes_fetched else ""
+            bar.update(task, completed=step.bytes_done, total=step.bytes_total, description=fetched + step.name)

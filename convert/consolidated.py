@@ -38,9 +38,13 @@ VISION_ENCODER = "vision_encoder"
 OTHER_MODELS = ("moe", "multimodal", "lora", "rope_scaling", "yarn")
 
 
-def open_consolidated(folder: Path) -> tuple[ModelConfig, dict[str, Any], tuple[Shard, ...], dict[str, Entry]]:
+def open_consolidated(
+    folder: Path, shard: Shard | None = None
+) -> tuple[ModelConfig, dict[str, Any], tuple[Shard, ...], dict[str, Entry]]:
     """Check the two files, and config.json where it lies beside them; a vision part is left out with a warning.
 
+    Args:
+        shard: the weights, where their header is known already; the file need not be there then.
     Returns:
         The config; config.json parsed, empty without one; the file, with the tensors of the language model; these
         under Mistral's names.
@@ -48,9 +52,10 @@ def open_consolidated(folder: Path) -> tuple[ModelConfig, dict[str, Any], tuple[
         CheckpointError: a file is missing, damaged, of another model or contradicts another.
     """
     for name in (CONSOLIDATED, PARAMS):
-        if not (folder / name).is_file():
+        if not (folder / name).is_file() and (shard is None or name != CONSOLIDATED):
             raise CheckpointError(f"{folder} has no {name}, which Mistral's own layout needs; fetch it as well")
-    shard = Shard.open(folder / CONSOLIDATED)
+    if shard is None:
+        shard = Shard.open(folder / CONSOLIDATED)
     params = parse_json(read_document(folder / PARAMS), folder / PARAMS)
     config_path = folder / "config.json"
     has_config = os.path.lexists(config_path)  # a link whose target is gone stands for one, too

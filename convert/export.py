@@ -145,16 +145,6 @@ def exports(
     return dict(sorted((files | {TEKKEN_FILE: (source / TEKKEN_FILE).read_bytes()}).items()))
 
 
-def write_exports(
-    source: Path, staging: Path, config_out: dict[str, Any], *, tokenizer_json: bool, base_model: str | None = None
-) -> list[str]:
-    """Write ``exports`` into ``staging``; gives their names."""
-    files = exports(source, config_out, tokenizer_json=tokenizer_json, base_model=base_model)
-    for name, content in files.items():
-        (staging / name).write_bytes(content)
-    return list(files)
-
-
 def chat_template(tokenizer: Tokenizer) -> str:
     """The Jinja template that does what ``tokenizer.encode_chat`` does.
 

@@ -3,20 +3,25 @@
 import errno
 import os
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from magistral_mlx.checkpoint import open_checkpoint, resolve
-from magistral_mlx.errors import ConversionError
+from magistral_mlx.errors import CheckpointError, ConversionError, OptionError
 
 from . import disk
-from .export import json_text, make_config, read_tokenizer, require_export_extra, write_exports
+from .export import exports, json_text, make_config, read_tokenizer, require_export_extra
+from .parallel import unordered
 from .planning import Plan, make_plan
 from .provenance import PROVENANCE, difference, entry_of, make_plan_record
 from .recipes import Options
 from .source import Source, checked_layout, open_source, warn_of_rounding_twice
-from .staging import Staging, discard_replaced, partial_of
+from .staging import Staging, begun_commit, discard_replaced, partial_of
+from .streaming import HubStream
 from .target import check_apart, check_replaceable, check_space, free_bytes, in_units
 from .weights import Progress, WeightsWork
 
@@ -45,8 +50,11 @@ class Conversion:
     plan: Plan
     identity: dict[str, Any]  # of the source, as the provenance file keeps it
     base_model: str | None  # the source's hub id
-    force: bool
-    is_complete: bool  # the target is there already
+    force: bool = False
+    hash_source: bool = False
+    stream: HubStream | None = None
+    documents: TemporaryDirectory[str] | None = None  # of the stream
+    is_complete: bool = False  # the target is there already
 
     @property
     def summary(self) -> Summary:
@@ -69,7 +77,8 @@ class Conversion:
                     disk.discard(staging.folder)
                     return replace(self.summary, already_complete=True)
                 if not staging.is_whole:
-                    yield from WeightsWork(self.source, self.plan, staging).run()
+                    yield from self._hash_source()
+                    yield from self._work(staging).run()
                     self._write_documents(staging)
                     open_checkpoint(staging.folder)
                 staging.publish(replace=self.force)
@@ -78,8 +87,37 @@ class Conversion:
         return self.summary
 
     def needed_bytes(self) -> int:
-        """Of the whole target, roughly: tokenizer.json is up to four times tekken.json."""
-        return self.plan.file_bytes + 5 * self.identity["files"]["tekken.json"]["size"] + 2**20
+        """Of the whole target, roughly: tokenizer.json is up to four times tekken.json. And of what is streamed."""
+        return self.plan.file_bytes + 5 * self.identity["files"]["tekken.json"]["size"] + 2**20 + self._fetched_bytes()
+
+    def _fetched_bytes(self) -> int:
+        """Most bytes of a streamed source that are there at once."""
+        if self.stream is None:
+            return 0
+        names = [name for shard in self.plan.shards for name in shard.sources]
+        return self.stream.peak_bytes([[stored for _, stored in self.source.places(name)] for name in names])
+
+    def _work(self, staging: Staging) -> WeightsWork:
+        if self.stream is None:
+            return WeightsWork(self.source, self.plan, staging)
+        stream = self.stream.into(staging.fetched)
+        shards = tuple(replace(shard, path=staging.fetched / shard.path.name) for shard in self.source.shards)
+        return WeightsWork(replace(self.source, shards=shards), self.plan, staging, stream)
+
+    def _hash_source(self) -> Generator[Progress, None, None]:
+        """Hash the weight files whole, where that was asked for, and compare with what the hub states of them."""
+        if not self.hash_source or self.stream is not None:  # a stream hashes everything anyway
+            return
+        jobs = (partial(self._sha256_of, shard.path) for shard in self.source.shards)
+        with closing(unordered(jobs)) as hashed:
+            for file in hashed:
+                yield Progress(0, self.source.nbytes, f"sha256 of {file}")
+
+    def _sha256_of(self, path: Path) -> str:
+        digest = disk.sha256_of(path)
+        if self.identity["files"][path.name].setdefault("sha256", digest) != digest:
+            raise CheckpointError(f"{path} is damaged: its sha256 is not what the hub states; fetch it again")
+        return path.name
 
     def _record(self) -> dict[str, Any]:
         return make_plan_record(source=self.identity, options=self.options.stated())
@@ -91,14 +129,9 @@ class Conversion:
         """Everything beside the weights; the provenance last, since it holds the hashes of the rest."""
         source, plan, options = self.source, self.plan, self.options
         config = make_config(source.config, plan.quantization, plan.float_type)
-        names = write_exports(
-            source.folder,
-            staging.folder,
-            config,
-            tokenizer_json=options.tokenizer_json,
-            base_model=self.base_model,
+        documents = {INDEX: json_text(plan.index()).encode()} | exports(
+            source.folder, config, tokenizer_json=options.tokenizer_json, base_model=self.base_model
         )
-        documents = {INDEX: json_text(plan.index()).encode()} | {n: (staging.folder / n).read_bytes() for n in names}
         for name, content in documents.items():
             disk.write_file(staging.folder / name, content)
         headers = {shard.file: {"header_sha256": shard.header_sha256} for shard in plan.shards}
@@ -125,6 +158,8 @@ def prepare(
     layout: str | None = None,
     revision: str | None = None,
     force: bool = False,
+    stream: bool = False,
+    hash_source: bool = False,
 ) -> Conversion:
     """Check everything that can be checked before work, and plan it; arguments as ``convert_checkpoint``."""
     wanted_layout = checked_layout(layout)
@@ -132,23 +167,47 @@ def prepare(
         require_export_extra()
     target = Path(os.path.abspath(os.path.expanduser(target)))  # unlike resolve, it does not follow a link at the end
     check_replaceable(target, force=force)
-    folder = resolve(source, revision=revision, layout=wanted_layout)
-    check_apart(folder, target)
-    opened = open_source(folder, wanted_layout)
+    base_model = None if os.path.isdir(os.path.expanduser(source)) else str(source)
+    if base_model is not None and revision is None and not force:
+        revision = begun_commit(target, base_model)
+    hub = documents = None
+    if stream:
+        if base_model is None:
+            raise OptionError(f"{source} is a folder, all of which is there; --stream is for a hub id")
+        documents = TemporaryDirectory(prefix="magistral-")
+        hub = HubStream.open(base_model, Path(documents.name), revision=revision, layout=wanted_layout)
+        folder, commit = hub.folder, hub.commit
+        opened = open_source(folder, hub.layout, hub.shards)
+        identity = opened.identity(hub.files)
+    else:
+        folder = resolve(source, revision=revision, layout=wanted_layout)
+        commit = folder.name
+        check_apart(folder, target)
+        opened = open_source(folder, wanted_layout)
+        identity = opened.identity()
     read_tokenizer(folder, opened.config.vocab_size)
     plan = make_plan(opened.config, opened.float_type, options)
     warn_of_rounding_twice(opened, plan.formats)
-    identity = opened.identity()
-    base_model = None
-    if not os.path.isdir(os.path.expanduser(source)):
-        base_model = str(source)
-        identity["hub"] = {"id": base_model, "commit": folder.name}
+    if base_model is not None:
+        identity["hub"] = {"id": base_model, "commit": commit}
     other = difference(target, source=identity, options=options.stated()) if os.path.lexists(target) else ""
-    conversion = Conversion(opened, target, options, plan, identity, base_model, force, is_complete=other is None)
+    conversion = Conversion(
+        opened,
+        target,
+        options,
+        plan,
+        identity,
+        base_model,
+        force=force,
+        hash_source=hash_source,
+        stream=hub,
+        documents=documents,
+        is_complete=other is None,
+    )
     if other and not force:
         raise ConversionError(f"{target} exists, and {other}; name another folder, or replace it with --force")
     if not conversion.is_complete:
-        there = partial_of(target).glob("*")
+        there = partial_of(target).rglob("*")
         check_space(target, conversion.needed_bytes() - sum(path.lstat().st_size for path in there))
     return conversion
 
@@ -161,9 +220,21 @@ def converting(
     layout: str | None = None,
     revision: str | None = None,
     force: bool = False,
+    stream: bool = False,
+    hash_source: bool = False,
 ) -> Generator[Progress, None, Summary]:
     """As ``convert_checkpoint``, but a generator: yields its progress and returns the summary."""
-    return (yield from prepare(source, target, options, layout=layout, revision=revision, force=force).run())
+    conversion = prepare(
+        source,
+        target,
+        options,
+        layout=layout,
+        revision=revision,
+        force=force,
+        stream=stream,
+        hash_source=hash_source,
+    )
+    return (yield from conversion.run())
 
 
 def convert_checkpoint(
@@ -179,6 +250,8 @@ def convert_checkpoint(
     revision: str | None = None,
     tokenizer_json: bool = True,
     force: bool = False,
+    stream: bool = False,
+    hash_source: bool = False,
 ) -> Summary:
     """Convert a published checkpoint into a quantized one that every MLX runtime loads.
 
@@ -194,14 +267,26 @@ def convert_checkpoint(
         recipe: a name of ``recipes.RECIPES``, or a file as ``recipe_file.RecipeFile``: it sets the bits.
         layout: ``hf`` or ``consolidated`` for a source that has both; None takes the HF shards.
         tokenizer_json: whether to make tokenizer.json, which Swift and LM Studio need; takes the export extra.
-        force: replace a checkpoint that is in the way.
+        force: replace a checkpoint that is in the way, and give up an unfinished conversion of another kind.
+        stream: fetch a hub id's weight files one at a time, check, convert and delete them, so that they are never
+            all on the disk; the hub's cache is left alone.
+        hash_source: hash the source's weight files whole, record that, and compare it with what the hub states.
     Raises:
         OptionError: an argument, or a combination, that does not exist.
         CheckpointError, TokenizerError, HubError: the source cannot be used or fetched.
         ConversionError: it cannot start, or could not be finished: then the same call goes on with it.
     """
     options = Options(q_bits, q_group_size, q_mode, q_method, recipe, tokenizer_json)
-    steps = converting(source, target, options, layout=layout, revision=revision, force=force)
+    steps = converting(
+        source,
+        target,
+        options,
+        layout=layout,
+        revision=revision,
+        force=force,
+        stream=stream,
+        hash_source=hash_source,
+    )
     while True:
         try:
             next(steps)

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -13,6 +13,7 @@ import mlx.core as mx
 from magistral_mlx.checkpoint import Layout, Shard, open_checkpoint
 from magistral_mlx.config import ModelConfig, QuantFormat
 from magistral_mlx.errors import CheckpointError, ConversionError, OptionError, shown
+from magistral_mlx.remote import HubFile
 from magistral_mlx.safetensors_header import Entry
 
 from .consolidated import CONSOLIDATED, PARAMS, open_consolidated
@@ -48,8 +49,7 @@ class Source:
 
     def nbytes_of(self, name: str) -> int:
         """Bytes in the files of one tensor, by its Hugging Face name, with what it is packed with."""
-        places = [self._place(name)] if self._format(name) is None else self._packed(name).values()
-        return sum(shard.header[stored].nbytes for shard, stored in places)
+        return sum(shard.header[stored].nbytes for shard, stored in self.places(name))
 
     def row_step(self, name: str, block_bytes: int = BLOCK_BYTES) -> int:
         """Rows that take at most ``block_bytes`` once they are read: one at least, whole heads where the rows of
@@ -83,6 +83,10 @@ class Source:
         for row in range(0, self.config.parameter_shapes()[name][0], step):
             yield row, self.read(name, slice(row, row + step))
 
+    def places(self, name: str) -> list[tuple[Shard, str]]:
+        """The files that one tensor is read from, by its Hugging Face name, and the names of its parts there."""
+        return [self._place(name)] if self._format(name) is None else list(self._packed(name).values())
+
     def _place(self, name: str) -> tuple[Shard, str]:
         """The file of a tensor, and its name there."""
         stored = native_name(name) if self.layout == "consolidated" else name
@@ -100,18 +104,23 @@ class Source:
     def _is_reordered(self, name: str) -> bool:
         return self.layout == "consolidated" and is_rotated(name)
 
-    def identity(self) -> dict[str, Any]:
-        """What tells this source from another: of every file its size and hashes, of weights those of the
-        header and of a few bytes from the middle of each tensor (fine-tunes differ in nothing else); and
-        the hub's, where they lie in its cache."""
+    def identity(self, files_of_hub: Mapping[str, HubFile] | None = None) -> dict[str, Any]:
+        """What tells this source from another: of every file its size and hashes.
+
+        Of weights those are the header's hash; the hub's, where they lie in its cache; and that of a few bytes from
+        the middle of each tensor (fine-tunes differ in nothing else). Of ``files_of_hub``, which need not be there
+        yet, it is what the hub states in place of the last two.
+        """
         files: dict[str, dict[str, Any]] = {}
         for shard in self.shards:
-            files[shard.path.name] = {
-                "size": shard.path.stat().st_size,
-                "header_sha256": shard.header_sha256,
-                "sample_sha256": shard.sample_sha256(),
-                **_hub_sha256(shard.path),
-            }
+            file = shard.path.name
+            files[file] = {"header_sha256": shard.header_sha256}
+            if files_of_hub is None:
+                files[file] |= {"size": shard.path.stat().st_size, "sample_sha256": shard.sample_sha256()}
+                files[file] |= _hub_sha256(shard.path)
+            else:
+                size, sha256 = files_of_hub[file].size, files_of_hub[file].sha256
+                files[file] |= {"size": size} | ({} if sha256 is None else {"sha256": sha256})
         for path in (self.folder / name for name in DOCUMENTS):
             if path.is_file():
                 content = path.read_bytes()
@@ -127,13 +136,28 @@ def checked_layout(layout: str | None) -> Layout | None:
     raise OptionError(f"layout is {layout!r}; known are {', '.join(get_args(Layout))}")
 
 
-def open_source(folder: Path, layout: Layout | None = None) -> Source:
+def open_source(folder: Path, layout: Layout | None = None, shards: Sequence[Shard] | None = None) -> Source:
     """Check a checkpoint in one of the published layouts; HF shards where it has both and ``layout`` is None.
 
+    Args:
+        shards: the weight files of ``layout``, where their headers are known already; they need not be there then.
     Raises:
         CheckpointError: a file is missing, damaged, of another model or contradicts another.
         ConversionError: it does not say its type.
     """
+    if shards is None:
+        layout = _chosen_layout(folder, layout)
+    if layout == "consolidated":
+        known = next((shard for shard in shards or () if shard.path.name == CONSOLIDATED), None)
+        config, raw, shards, entries = open_consolidated(folder, known)
+        return Source(folder, layout, config, _float_type(folder, raw, entries), shards, {})
+    checkpoint = open_checkpoint(folder, compares_record=shards is None, shards=shards)
+    entries = {name: entry for shard in checkpoint.shards for name, entry in shard.header.items()}
+    float_type = _float_type(folder, checkpoint.raw_config, entries)
+    return Source(folder, "hf", checkpoint.config, float_type, checkpoint.shards, checkpoint.formats)
+
+
+def _chosen_layout(folder: Path, layout: Layout | None) -> Layout:
     has_hf = any(folder.glob("model*.safetensors")) or (folder / "model.safetensors.index.json").exists()
     has_native = (folder / CONSOLIDATED).exists()
     if layout is None:
@@ -148,13 +172,7 @@ def open_source(folder: Path, layout: Layout | None = None) -> Source:
             raise CheckpointError(
                 f"{folder} has {PARAMS} but neither {CONSOLIDATED} nor model*.safetensors; fetch the weights as well"
             )
-    if layout == "consolidated":
-        config, raw, shards, entries = open_consolidated(folder)
-        return Source(folder, layout, config, _float_type(folder, raw, entries), shards, {})
-    checkpoint = open_checkpoint(folder)
-    entries = {name: entry for shard in checkpoint.shards for name, entry in shard.header.items()}
-    float_type = _float_type(folder, checkpoint.raw_config, entries)
-    return Source(folder, layout, checkpoint.config, float_type, checkpoint.shards, checkpoint.formats)
+    return layout
 
 
 def warn_of_rounding_twice(source: Source, formats: Mapping[str, QuantFormat | None]) -> None:

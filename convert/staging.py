@@ -148,7 +148,7 @@ class Staging:
 
     def _load(self) -> None:
         """Take over what an earlier process finished of the same plan, and delete the rest."""
-        lines = self._read_journal()
+        lines = _read_journal(self._journal)
         if not lines:
             if self._is_whole(self.folder):
                 self.is_whole = True
@@ -181,22 +181,6 @@ class Staging:
         files = ({"file": file, **entry} for file, entry in self.finished.items())
         disk.write_file(self._journal, b"".join(map(_line, (self._plan, *files))))
 
-    def _read_journal(self) -> list[dict[str, Any]]:
-        """The journal's lines up to the first that was not written whole."""
-        if not disk.is_own_file(self._journal):
-            return []
-        records: list[dict[str, Any]] = []
-        for line in self._journal.read_bytes().splitlines(keepends=True):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                break
-            keys = {"file", "size", "sha256"} if records else {"plan"}
-            if not line.endswith(b"\n") or not isinstance(record, dict) or set(record) != keys:
-                break
-            records.append(record)
-        return records
-
 
 def partial_of(target: Path) -> Path:
     """The folder in which a target grows."""
@@ -219,6 +203,33 @@ def discard_replaced(target: Path) -> None:
         if os.path.lexists(aside):
             log.warning("%s is what was replaced, and could not be deleted; delete it by hand", aside)
         raise
+
+
+def begun_commit(target: Path, repo_id: str) -> str | None:
+    """The commit of a hub id that an unfinished conversion to ``target`` began with."""
+    lines = _read_journal(partial_of(target) / JOURNAL)
+    hub = lines[0]["plan"]["source"].get("hub") if lines else None
+    if hub is None or hub["id"] != repo_id:
+        return None
+    log.info("going on with commit %s of %s, which %s was begun with", hub["commit"], repo_id, partial_of(target))
+    return str(hub["commit"])
+
+
+def _read_journal(path: Path) -> list[dict[str, Any]]:
+    """A journal's lines up to the first that was not written whole."""
+    if not disk.is_own_file(path):
+        return []
+    records: list[dict[str, Any]] = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        keys = {"file", "size", "sha256"} if records else {"plan"}
+        if not line.endswith(b"\n") or not isinstance(record, dict) or set(record) != keys:
+            break
+        records.append(record)
+    return records
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

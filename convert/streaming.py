@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from magistral_mlx.errors import ConversionError, HubError, shown
@@ -68,6 +68,12 @@ class HubStream:
         _check_index(repo_id, listing, folder)
         shards = tuple(_fetch_header(repo_id, listing.commit, file, folder) for file in listing.weights.values())
         return cls(repo_id, listing.commit, listing.layout, folder, listing.weights, shards)
+
+    def into(self, folder: Path) -> "HubStream":
+        """The same stream, fetching weight files into another folder, which is made or cleared of all others."""
+        _make_own(folder, {*self.files, *(name + INCOMPLETE for name in self.files)})
+        shards = tuple(replace(shard, path=folder / shard.path.name) for shard in self.shards)
+        return replace(self, folder=folder, shards=shards)
 
     def fetch(self, name: str, *, report: Callable[[int], None], cancelled: Callable[[], bool]) -> Path:
         """Fetch a weight file into the folder, going on with what is there of it, and check its hash and header.

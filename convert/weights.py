@@ -1,7 +1,8 @@
 """The weights of a conversion: blocks of rows, each read, quantized and written by one of several threads."""
 
 import logging
-from collections.abc import Generator, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,10 +13,12 @@ from magistral_mlx.config import QuantFormat
 
 from . import disk
 from .parallel import unordered
-from .planning import Plan
+from .planning import Plan, PlannedShard
 from .quantize import check_finite, quantize
 from .source import FLOAT_TYPES, Source
 from .staging import Staging
+from .streaming import HubStream
+from .supply import Supply
 from .writer import ShardWriter
 
 log = logging.getLogger(__name__)
@@ -30,17 +33,17 @@ class Progress:
     bytes_done: int
     bytes_total: int
     name: str  # of the tensor, or file, just done
+    bytes_fetched: int = 0  # from the hub so far
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Rows of one tensor of the source, and where they go."""
+    """Rows of one tensor of the source."""
 
     name: str
     rows: slice
     nbytes: int  # in the source
-    quant: QuantFormat | None
-    writer: ShardWriter
+    files: frozenset[str]  # of the source that they are in
 
 
 @dataclass(slots=True)
@@ -54,6 +57,8 @@ class WeightsWork:
     source: Source
     plan: Plan
     staging: Staging
+    stream: HubStream | None = None  # that the source's files come from, one after the other
+    _supply: Supply | None = None
     _writers: list[ShardWriter] = field(default_factory=list)
 
     def run(self) -> Generator[Progress, None, None]:
@@ -65,11 +70,18 @@ class WeightsWork:
                 for file in filter(None, checked):
                     done += sizes[file]
                     yield Progress(done, total, file)
-            with closing(unordered(partial(self._convert, block) for block in self._blocks())) as converted:
+            if self.stream is not None:
+                uses = Counter(f for shard in self._unfinished() for block in self._blocks(shard) for f in block.files)
+                self._supply = Supply(self.stream, uses)
+            name = ""
+            with closing(unordered(self._jobs())) as converted:
                 for block in converted:
-                    done += block.nbytes
-                    yield Progress(done, total, block.name)
+                    if block is not None:
+                        done, name = done + block.nbytes, block.name
+                    yield Progress(done, total, name, 0 if self._supply is None else self._supply.received)
         finally:
+            if self._supply is not None:
+                self._supply.close()
             for writer in self._writers:
                 writer.close()
 
@@ -81,28 +93,41 @@ class WeightsWork:
         self.staging.forget(file)
         return None
 
-    def _blocks(self) -> Iterator[_Block]:
+    def _unfinished(self) -> list[PlannedShard]:
+        return [shard for shard in self.plan.shards if shard.file not in self.staging.finished]
+
+    def _blocks(self, shard: PlannedShard) -> Iterator[_Block]:
+        """What a file is made of, in the order of the model."""
         shapes = self.source.config.parameter_shapes()
-        for shard in self.plan.shards:
-            if shard.file in self.staging.finished:
-                continue
+        for name in shard.sources:
+            files = frozenset(place.path.name for place, _ in self.source.places(name))
+            count, step = shapes[name][0], self.source.row_step(name, BLOCK_BYTES)
+            for row in range(0, count, step):
+                rows = slice(row, min(row + step, count))
+                yield _Block(name, rows, self.source.nbytes_of(name) * (rows.stop - row) // count, files)
+
+    def _jobs(self) -> Iterator[Callable[[], _Block | None]]:
+        for shard in self._unfinished():
             writer = ShardWriter(self.staging.folder / shard.file, shard.entries)
             self._writers.append(writer)
-            for name in shard.sources:
-                quant = self.plan.formats.get(name.removesuffix(".weight"))
-                count, step = shapes[name][0], self.source.row_step(name, BLOCK_BYTES)
-                for row in range(0, count, step):
-                    rows = slice(row, min(row + step, count))
-                    nbytes = self.source.nbytes_of(name) * (rows.stop - row) // count
-                    yield _Block(name, rows, nbytes, quant, writer)
+            for block in self._blocks(shard):
+                if self._supply is not None:
+                    for file in block.files:
+                        while not self._supply.has(file):
+                            yield partial(self._supply.wait, file)
+                yield partial(self._convert, block, writer)
 
-    def _convert(self, block: _Block) -> _Block:
+    def _convert(self, block: _Block, writer: ShardWriter) -> _Block:
         """Convert a block, and finish its file where it was the last one missing."""
+        quant, dtype = self.plan.formats.get(block.name.removesuffix(".weight")), FLOAT_TYPES[self.plan.float_type][1]
         with mx.stream(mx.cpu):
             rows = self.source.read(block.name, block.rows)
-            for part, array in packed(block.name, rows, block.quant, FLOAT_TYPES[self.plan.float_type][1]):
-                if block.writer.write(part, array, block.rows.start):
-                    self.staging.record(block.writer.path.name, block.writer.finish())
+            for part, array in packed(block.name, rows, quant, dtype):
+                if writer.write(part, array, block.rows.start):
+                    self.staging.record(writer.path.name, writer.finish())
+        if self._supply is not None:
+            for file in block.files:
+                self._supply.done(file)
         return block
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def open_checkpoint(folder: Path, *, compares_record: bool = True) -> Checkpoint:
+def open_checkpoint(folder: Path, *, compares_record: bool = True, shards: Sequence[Shard] | None = None) -> Checkpoint:
     """Check a folder in HF layout, bf16 to float32 or packed by MLX, and read none of its weights.
 
     Also without an index, where every ``model*.safetensors`` belongs to it; and a multimodal one, whose vision
@@ -103,6 +103,7 @@ def open_checkpoint(folder: Path, *, compares_record: bool = True) -> Checkpoint
 
     Args:
         compares_record: whether its files must be those that magistral_mlx.json records, where there is one.
+        shards: the weight files, where their headers are known already; the files need not be there then.
     Raises:
         CheckpointError: a file is missing, damaged, of another model or contradicts another. The message
             names the file and the tensor.
@@ -116,8 +117,12 @@ def open_checkpoint(folder: Path, *, compares_record: bool = True) -> Checkpoint
     index_path = folder / INDEX
     has_index = os.path.lexists(index_path)  # a link whose target is gone stands for an index, too
     index_text = read_document(index_path) if has_index else b""
-    weight_map = _weight_map(index_path, index_text) if has_index else None
-    shards = tuple(Shard.open(path) for path in _shard_paths(folder, weight_map))
+    there = [path.name for path in folder.glob("*.safetensors")] if shards is None else [s.path.name for s in shards]
+    whole = {name for name in there if shards is not None or (folder / name).is_file()}  # no pipe, no link to nothing
+    weight_map = _weight_map(index_path, index_text, whole) if has_index else None
+    names = _shard_names(folder, weight_map, there)
+    if shards is None:
+        shards = [Shard.open(folder / name) for name in names]
     entries = _merge(shards, weight_map, index_path)
     if published.get("model_type") == MODEL_TYPE:
         shards = text_shards(shards, folder)
@@ -128,7 +133,7 @@ def open_checkpoint(folder: Path, *, compares_record: bool = True) -> Checkpoint
         compare_record(folder, shards)
     documents = hashlib.sha256(hashlib.sha256(config_text).digest() + hashlib.sha256(index_text).digest())
     nbytes = sum(entry.nbytes for entry in entries.values())
-    return Checkpoint(folder, config, raw, shards, formats, nbytes, documents.hexdigest())
+    return Checkpoint(folder, config, raw, tuple(shards), formats, nbytes, documents.hexdigest())
 
 
 def _what_it_is_instead(folder: Path) -> str:
@@ -146,7 +151,7 @@ def _what_it_is_instead(folder: Path) -> str:
     return "has no config.json, so it is not a checkpoint; name a folder that holds config.json and model*.safetensors"
 
 
-def _weight_map(index_path: Path, text: bytes) -> dict[str, str]:
+def _weight_map(index_path: Path, text: bytes, there: Container[str]) -> dict[str, str]:
     """The index: the shard of every tensor. Its file names must be plain names, not ways out of the folder."""
     weight_map = parse_json(text, index_path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -157,7 +162,7 @@ def _weight_map(index_path: Path, text: bytes) -> dict[str, str]:
                 f"{index_path}: tensor {shown(name)} is said to be in {shown(file)}, which is no plain .safetensors "
                 "file name; do not trust this checkpoint, fetch it again from its publisher"
             )
-        if not (index_path.parent / file).is_file():
+        if file not in there:
             raise CheckpointError(
                 f"{index_path}: tensor {shown(name)} is said to be in {file}, which is missing; "
                 "fetch the checkpoint again, a download resumes with what is lacking"
@@ -165,22 +170,22 @@ def _weight_map(index_path: Path, text: bytes) -> dict[str, str]:
     return weight_map
 
 
-def _shard_paths(folder: Path, weight_map: Mapping[str, str] | None) -> list[Path]:
-    found = sorted(folder.glob("model*.safetensors"))
+def _shard_names(folder: Path, weight_map: Mapping[str, str] | None, there: Iterable[str]) -> list[str]:
+    found = sorted(name for name in there if name.startswith("model"))
     if weight_map is None:
         if not found:
             raise CheckpointError(f"{folder} has a config.json but no model*.safetensors; fetch the weights as well")
         return found
     named = set(weight_map.values())
-    if strays := [path.name for path in found if path.name not in named]:
+    if strays := [name for name in found if name not in named]:
         raise CheckpointError(
             f"{folder}: {strays[0]} lies beside the weights, but {INDEX} does not name it; move it away "
             "(other software would merge it into the model)"
         )
-    return [folder / name for name in sorted(named)]
+    return sorted(named)
 
 
-def _merge(shards: tuple[Shard, ...], weight_map: Mapping[str, str] | None, index_path: Path) -> dict[str, Entry]:
+def _merge(shards: Sequence[Shard], weight_map: Mapping[str, str] | None, index_path: Path) -> dict[str, Entry]:
     """All tensors by name; each must be in one shard, the one that the index names."""
     entries: dict[str, Entry] = {}
     places: dict[str, str] = {}
