@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -78,8 +78,9 @@ class Conversion:
                     return replace(self.summary, already_complete=True)
                 if not staging.is_whole:
                     yield from self._hash_source()
-                    yield from self._work(staging).run()
-                    self._write_documents(staging)
+                    documents: dict[str, bytes] = {}
+                    yield from self._work(staging, lambda: documents.update(self._documents())).run()
+                    self._write_documents(staging, documents)
                     open_checkpoint(staging.folder)
                 staging.publish(replace=self.force)
         except OSError as error:
@@ -97,12 +98,12 @@ class Conversion:
         names = [name for shard in self.plan.shards for name in shard.sources]
         return self.stream.peak_bytes([[stored for _, stored in self.source.places(name)] for name in names])
 
-    def _work(self, staging: Staging) -> WeightsWork:
+    def _work(self, staging: Staging, at_last: Callable[[], None]) -> WeightsWork:
         if self.stream is None:
-            return WeightsWork(self.source, self.plan, staging)
+            return WeightsWork(self.source, self.plan, staging, at_last=at_last)
         stream = self.stream.into(staging.fetched)
         shards = tuple(replace(shard, path=staging.fetched / shard.path.name) for shard in self.source.shards)
-        return WeightsWork(replace(self.source, shards=shards), self.plan, staging, stream)
+        return WeightsWork(replace(self.source, shards=shards), self.plan, staging, stream, at_last)
 
     def _hash_source(self) -> Generator[Progress, None, None]:
         """Hash the weight files whole, where that was asked for, and compare with what the hub states of them."""
@@ -125,16 +126,19 @@ class Conversion:
     def _is_whole(self, folder: Path) -> bool:
         return difference(folder, source=self.identity, options=self.options.stated()) is None
 
-    def _write_documents(self, staging: Staging) -> None:
-        """Everything beside the weights; the provenance last, since it holds the hashes of the rest."""
-        source, plan, options = self.source, self.plan, self.options
+    def _documents(self) -> dict[str, bytes]:
+        """Everything beside the weights."""
+        source, plan = self.source, self.plan
         config = make_config(source.config, plan.quantization, plan.float_type)
-        documents = {INDEX: json_text(plan.index()).encode()} | exports(
-            source.folder, config, tokenizer_json=options.tokenizer_json, base_model=self.base_model
+        return {INDEX: json_text(plan.index()).encode()} | exports(
+            source.folder, config, tokenizer_json=self.options.tokenizer_json, base_model=self.base_model
         )
+
+    def _write_documents(self, staging: Staging, documents: dict[str, bytes]) -> None:
+        """The provenance last, since it holds the hashes of the rest."""
         for name, content in documents.items():
             disk.write_file(staging.folder / name, content)
-        headers = {shard.file: {"header_sha256": shard.header_sha256} for shard in plan.shards}
+        headers = {shard.file: {"header_sha256": shard.header_sha256} for shard in self.plan.shards}
         files = {name: entry | headers[name] for name, entry in staging.finished.items()}
         files |= {name: entry_of(content) for name, content in documents.items()}
         provenance = self._record() | {"files": dict(sorted(files.items()))}

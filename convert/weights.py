@@ -58,6 +58,7 @@ class WeightsWork:
     plan: Plan
     staging: Staging
     stream: HubStream | None = None  # that the source's files come from, one after the other
+    at_last: Callable[[], None] = lambda: None  # begun when the last file is being finished, which leaves a core free
     _supply: Supply | None = None
     _writers: list[ShardWriter] = field(default_factory=list)
 
@@ -116,6 +117,7 @@ class WeightsWork:
                         while not self._supply.has(file):
                             yield partial(self._supply.wait, file)
                 yield partial(self._convert, block, writer)
+        yield self.at_last
 
     def _convert(self, block: _Block, writer: ShardWriter) -> _Block:
         """Convert a block, and finish its file where it was the last one missing."""
