@@ -102,13 +102,19 @@ def read_tokenizer(source: Path, vocab_size: int) -> Tokenizer:
 
 
 def exports(
-    source: Path, config_out: dict[str, Any], *, tokenizer_json: bool, base_model: str | None = None
+    source: Path,
+    config_out: dict[str, Any],
+    tokenizer: Tokenizer | None = None,
+    *,
+    tokenizer_json: bool,
+    base_model: str | None = None,
 ) -> dict[str, bytes]:
     """Every file but the weights and their index: its content by its name, in the order of the names.
 
     Args:
         source: the checkpoint that is converted: tekken.json and SYSTEM_PROMPT.txt are taken from it.
         config_out: what ``make_config`` gives.
+        tokenizer: the source's, where it was read already.
         tokenizer_json: whether to make tokenizer.json and tokenizer_config.json (needs the export extra).
         base_model: hub id of what was converted, for the card.
     Raises:
@@ -116,7 +122,7 @@ def exports(
     """
     if tokenizer_json:
         require_export_extra()
-    tokenizer = read_tokenizer(source, config_out["vocab_size"])
+    tokenizer = tokenizer or read_tokenizer(source, config_out["vocab_size"])
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     if wrong := {key for key, value in ids.items() if config_out[key] != value}:
         raise ConversionError(
@@ -139,7 +145,6 @@ def exports(
     if tokenizer_json:
         texts["tokenizer_config.json"] = json_text(_tokenizer_config(config_out["max_position_embeddings"]))
         vocab_size, probe_ids = tokenizer.vocab_size, tokenizer.encode(PROBE)
-        del tokenizer  # 140 MB, which the next line needs as much again
         texts["tokenizer.json"] = _tokenizer_json(source / TEKKEN_FILE, vocab_size=vocab_size, probe_ids=probe_ids)
     files = {name: text.encode() for name, text in texts.items()}
     return dict(sorted((files | {TEKKEN_FILE: (source / TEKKEN_FILE).read_bytes()}).items()))

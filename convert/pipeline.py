@@ -12,6 +12,7 @@ from typing import Any
 
 from magistral_mlx.checkpoint import open_checkpoint, resolve
 from magistral_mlx.errors import CheckpointError, ConversionError, OptionError
+from magistral_mlx.tokenizer import Tokenizer
 
 from . import disk
 from .export import exports, json_text, make_config, read_tokenizer, require_export_extra
@@ -45,6 +46,7 @@ class Conversion:
     """A conversion that can begin: everything checked, nothing written."""
 
     source: Source
+    tokenizer: Tokenizer
     target: Path
     options: Options
     plan: Plan
@@ -131,7 +133,11 @@ class Conversion:
         source, plan = self.source, self.plan
         config = make_config(source.config, plan.quantization, plan.float_type)
         return {INDEX: json_text(plan.index()).encode()} | exports(
-            source.folder, config, tokenizer_json=self.options.tokenizer_json, base_model=self.base_model
+            source.folder,
+            config,
+            self.tokenizer,
+            tokenizer_json=self.options.tokenizer_json,
+            base_model=self.base_model,
         )
 
     def _write_documents(self, staging: Staging, documents: dict[str, bytes]) -> None:
@@ -189,7 +195,7 @@ def prepare(
         check_apart(folder, target)
         opened = open_source(folder, wanted_layout)
         identity = opened.identity()
-    read_tokenizer(folder, opened.config.vocab_size)
+    tokenizer = read_tokenizer(folder, opened.config.vocab_size)
     plan = make_plan(opened.config, opened.float_type, options)
     warn_of_rounding_twice(opened, plan.formats)
     if base_model is not None:
@@ -197,6 +203,7 @@ def prepare(
     other = difference(target, source=identity, options=options.stated()) if os.path.lexists(target) else ""
     conversion = Conversion(
         opened,
+        tokenizer,
         target,
         options,
         plan,

@@ -58,7 +58,7 @@ class WeightsWork:
     plan: Plan
     staging: Staging
     stream: HubStream | None = None  # that the source's files come from, one after the other
-    at_last: Callable[[], None] = lambda: None  # begun when the last file is being finished, which leaves a core free
+    at_last: Callable[[], None] = lambda: None  # work of its own, done beside the last tensor's
     _supply: Supply | None = None
     _writers: list[ShardWriter] = field(default_factory=list)
 
@@ -108,16 +108,20 @@ class WeightsWork:
                 yield _Block(name, rows, self.source.nbytes_of(name) * (rows.stop - row) // count, files)
 
     def _jobs(self) -> Iterator[Callable[[], _Block | None]]:
-        for shard in self._unfinished():
+        shards = self._unfinished()
+        for shard in shards:
             writer = ShardWriter(self.staging.folder / shard.file, shard.entries)
             self._writers.append(writer)
             for block in self._blocks(shard):
+                if shard is shards[-1] and block.name == shard.sources[-1] and not block.rows.start:
+                    yield self.at_last
                 if self._supply is not None:
                     for file in block.files:
                         while not self._supply.has(file):
                             yield partial(self._supply.wait, file)
                 yield partial(self._convert, block, writer)
-        yield self.at_last
+        if not shards:
+            yield self.at_last
 
     def _convert(self, block: _Block, writer: ShardWriter) -> _Block:
         """Convert a block, and finish its file where it was the last one missing."""

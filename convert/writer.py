@@ -17,6 +17,7 @@ from . import disk
 
 MLX_TYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32, "U32": mx.uint32, "U8": mx.uint8}
 METADATA = {"format": "mlx"}
+FLUSH_BYTES = 128 * 2**20  # one thread waits for these while others go on; at the end nobody could
 MAX_DATA_BYTES = 1_250_000_000  # of a file: what an interruption loses at most
 
 
@@ -65,6 +66,7 @@ class ShardWriter:
         self.temporary = path.with_name(path.name + disk.TEMPORARY)
         self._head = header_bytes(entries)
         self._unwritten = {name: entry.nbytes for name, entry in entries.items()}
+        self._unflushed = 0
         self._counting = threading.Lock()
         self._descriptor: int | None = disk.create(self.temporary)
         disk.put(self._descriptor, memoryview(self._head), 0)
@@ -86,7 +88,13 @@ class ShardWriter:
             self._unwritten[name] -= rows.nbytes
             if not self._unwritten[name]:
                 del self._unwritten[name]
-            return not self._unwritten
+            self._unflushed += rows.nbytes
+            flushes = self._unflushed >= FLUSH_BYTES and bool(self._unwritten)
+            self._unflushed = 0 if flushes else self._unflushed
+            is_last = not self._unwritten
+        if flushes:
+            os.fsync(self._descriptor)
+        return is_last
 
     def finish(self) -> dict[str, Any]:
         """Flush, check, hash and name the file: its ``size`` and ``sha256``."""
