@@ -68,13 +68,13 @@ class Source:
         What is packed is dequantized, affine formats in ``float_type``. Safe from any thread.
         """
         if (quant := self._format(name)) is not None:
-            parts = {part: shard.read(stored, rows) for part, (shard, stored) in self._packed(name).items()}
+            parts = {part: shard.read(stored, rows, once=True) for part, (shard, stored) in self._packed(name).items()}
             if quant.mode == "affine":
                 dtype = FLOAT_TYPES[self.float_type][1]
                 parts |= {part: parts[part].astype(dtype) for part in ("scales", "biases")}
             return dequantize(parts, quant)
         shard, stored = self._place(name)
-        block = shard.read(stored, rows)
+        block = shard.read(stored, rows, once=True)
         return halves_from_pairs(block, self.config.head_dim) if self._is_reordered(name) else block
 
     def blocks(self, name: str, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, mx.array]]:

@@ -100,12 +100,14 @@ class Shard:
         """
         return _parse(path, io.BytesIO(head), file_bytes)
 
-    def read(self, name: str, rows: slice | None = None) -> mx.array:
+    def read(self, name: str, rows: slice | None = None, *, once: bool = False) -> mx.array:
         """One tensor, or a block of its rows, read from disk now; bit for bit what ``mx.load`` gives.
 
         Args:
             name: a key of ``header``.
             rows: a slice of the first axis, without a step.
+            once: nobody reads these bytes again soon: where the system can be told (Linux), it keeps no copy of
+                them, which costs it less than to make room for 47 GB in its file cache.
         Raises:
             CheckpointError: the file changed since it was opened.
         """
@@ -127,6 +129,8 @@ class Shard:
                     if not count:
                         raise _damaged(self.path, f"it ends inside tensor {name!r}, and did not when it was opened")
                     unread = unread[count:]
+                if once and hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(file.fileno(), offset, values.nbytes, os.POSIX_FADV_DONTNEED)
         except OSError as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} cannot be read ({error}); check the disk") from None
         array = mx.array(values)
