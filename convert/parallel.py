@@ -7,7 +7,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-WORKERS = min(8, (os.cpu_count() or 1) + 1)  # one more than cores: one of them waits for the disk
+WORKERS = min(16, 4 * (os.cpu_count() or 1))  # of which most wait for the disk
 
 
 def unordered(jobs: Iterable[Callable[[], T]], workers: int = WORKERS) -> Generator[T, None, None]:

@@ -46,7 +46,7 @@ class Conversion:
     """A conversion that can begin: everything checked, nothing written."""
 
     source: Source
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None  # None where there is nothing to do
     target: Path
     options: Options
     plan: Plan
@@ -195,12 +195,12 @@ def prepare(
         check_apart(folder, target)
         opened = open_source(folder, wanted_layout)
         identity = opened.identity()
-    tokenizer = read_tokenizer(folder, opened.config.vocab_size)
     plan = make_plan(opened.config, opened.float_type, options)
     warn_of_rounding_twice(opened, plan.formats)
     if base_model is not None:
         identity["hub"] = {"id": base_model, "commit": commit}
     other = difference(target, source=identity, options=options.stated()) if os.path.lexists(target) else ""
+    tokenizer = None if other is None else read_tokenizer(folder, opened.config.vocab_size)
     conversion = Conversion(
         opened,
         tokenizer,

@@ -23,7 +23,7 @@ from .writer import ShardWriter
 
 log = logging.getLogger(__name__)
 
-BLOCK_BYTES = 8 * 2**20  # of the source: larger ones cost page faults, smaller ones calls
+BLOCK_BYTES = 4 * 2**20  # of the source: larger ones cost page faults, smaller ones calls
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Whole conversions: both layouts give one result, which mlx-lm and our own runtime load."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from convert.planning import make_plan
 from convert.source import open_source
 from magistral_mlx.checkpoint import open_checkpoint
 from magistral_mlx.config import FP_FORMATS
+from magistral_mlx.errors import CheckpointError
 from tests.sources import CONFIG, change_json, content, convert_quickly, write_consolidated, write_hf
 from tests.tekken import write_tekken
 from tests.tiny import make_config, make_weights, write_checkpoint
@@ -187,6 +189,30 @@ def test_several_files_load(tmp_path: Path, hf_folder: Path, monkeypatch: pytest
     ]
     one = open_checkpoint(tmp_path / "one").tensors()
     assert all(mx.array_equal(array, one[name]) for name, array in many.tensors().items())
+
+
+def test_the_sources_own_hashes_are_recorded_when_asked_for(tmp_path: Path, hf_folder: Path) -> None:
+    convert_quickly(hf_folder, tmp_path / "plain")
+    convert_quickly(hf_folder, tmp_path / "hashed", hash_source=True)
+    plain, hashed = (
+        json.loads((tmp_path / name / "magistral_mlx.json").read_text())["source"]["files"]
+        for name in ("plain", "hashed")
+    )
+    for path in hf_folder.glob("*.safetensors"):
+        assert hashed[path.name] == plain[path.name] | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert convert_quickly(hf_folder, tmp_path / "plain", hash_source=True).already_complete  # the same source
+
+
+def test_a_file_in_the_hubs_cache_that_is_not_what_the_hub_states_is_found(tmp_path: Path, hf_folder: Path) -> None:
+    cache = tmp_path / "snapshots"
+    shutil.copytree(hf_folder, cache)
+    shard = min(cache.glob("*.safetensors"))
+    (tmp_path / "blobs").mkdir()
+    blob = shard.rename(tmp_path / "blobs" / ("0" * 64))
+    shard.symlink_to(blob)
+    with pytest.raises(CheckpointError, match=rf"{shard.name} is damaged: its sha256 is not what the hub states"):
+        convert_quickly(cache, tmp_path / "out", hash_source=True)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("stated", ["bfloat16", "float16", "float32", None])
