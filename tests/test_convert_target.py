@@ -24,7 +24,7 @@ def test_progress_counts_every_byte_of_the_source(tmp_path: Path, hf_folder: Pat
     steps = list(converting(hf_folder, tmp_path / "out"))
     total = sum(2 * int(np.prod(shape)) for shape in CONFIG.parameter_shapes().values())
     assert steps[-1].bytes_done == steps[-1].bytes_total == total
-    assert all(one.bytes_done < two.bytes_done for one, two in pairwise(steps))
+    assert all(one.bytes_done <= two.bytes_done for one, two in pairwise(steps))
 
 
 def test_disk_space_is_checked_before_work(tmp_path: Path, hf_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
