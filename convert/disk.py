@@ -11,6 +11,8 @@ import shutil
 import stat
 from pathlib import Path
 
+from magistral_mlx.safetensors_header import leave_file_cache
+
 WRITE_BYTES = 2**30  # a single write of 2 GiB or more fails on macOS
 HASH_BYTES = 4 * 2**20
 TEMPORARY = ".tmp"  # ends the name of a file that is not whole
@@ -106,9 +108,12 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hex.
 
     In large pieces: hashlib's own loop asks for the interpreter so often that threads which need it slow it down.
+    Files are hashed when they are done with.
     """
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(HASH_BYTES))
+    digest, buffer, position = hashlib.sha256(), memoryview(bytearray(HASH_BYTES)), 0
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
+            leave_file_cache(file.fileno(), position, count)
+            position += count
     return digest.hexdigest()

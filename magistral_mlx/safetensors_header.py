@@ -106,8 +106,7 @@ class Shard:
         Args:
             name: a key of ``header``.
             rows: a slice of the first axis, without a step.
-            once: nobody reads these bytes again soon: where the system can be told (Linux), it keeps no copy of
-                them, which costs it less than to make room for 47 GB in its file cache.
+            once: nobody reads these bytes again soon: see ``leave_file_cache``.
         Raises:
             CheckpointError: the file changed since it was opened.
         """
@@ -129,8 +128,8 @@ class Shard:
                     if not count:
                         raise _damaged(self.path, f"it ends inside tensor {name!r}, and did not when it was opened")
                     unread = unread[count:]
-                if once and hasattr(os, "posix_fadvise"):
-                    os.posix_fadvise(file.fileno(), offset, values.nbytes, os.POSIX_FADV_DONTNEED)
+                if once:
+                    leave_file_cache(file.fileno(), offset, values.nbytes)
         except OSError as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} cannot be read ({error}); check the disk") from None
         array = mx.array(values)
@@ -147,6 +146,15 @@ class Shard:
                 file.seek(self.data_start + entry.begin + max(0, entry.nbytes - SAMPLE_BYTES) // 2)
                 digest.update(file.read(min(entry.nbytes, SAMPLE_BYTES)))
         return digest.hexdigest()
+
+
+def leave_file_cache(descriptor: int, offset: int, nbytes: int) -> None:
+    """Tell the system, where it can be told (Linux), to keep no copy of these bytes of a file in memory.
+
+    For what is read once: to make room for 47 GB costs it more than to use the same few pages again.
+    """
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, offset, nbytes, os.POSIX_FADV_DONTNEED)
 
 
 def read_document(path: Path) -> bytes:
