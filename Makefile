@@ -3,6 +3,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Candidates, the first fit for use is taken.
 PYTHON ?= python3.13 python3.12 python3.11 python3
@@ -25,10 +26,10 @@ demo: $(VENV)/.installed
 	$(BIN)/magistral generate --model build/demo-4bit --prompt "What is 48 + 76?"
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST)
 
 test-slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
