@@ -16,15 +16,16 @@ class LayerCache(Protocol):
 
     length: int
 
-    def attend(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-        """Append k, v [B, K, T, d]; attend q [B, H, T, d] causally to all S positions: [B, H, T, d]."""
+    def attend(self, q: mx.array, kv: mx.array, scale: float) -> mx.array:
+        """Append keys and below them values, kv [B, 2K, T, d]; attend q [B, H, T, d] causally: [B, H, T, d]."""
         ...
 
 
-def _attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-    """Fused causal attention; the T queries are the last T of the S positions."""
+def _attention(q: mx.array, kv: mx.array, scale: float) -> mx.array:
+    """Fused causal attention; the T queries are the last T of the S positions of kv [B, 2K, S, d]."""
+    K = kv.shape[1] // 2
     mask = "causal" if q.shape[2] > 1 else None
-    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+    return mx.fast.scaled_dot_product_attention(q, kv[:, :K], kv[:, K:], scale=scale, mask=mask)
 
 
 class Uncached:
@@ -32,19 +33,19 @@ class Uncached:
 
     length = 0
 
-    def attend(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-        return _attention(q, k, v, scale)
+    def attend(self, q: mx.array, kv: mx.array, scale: float) -> mx.array:
+        return _attention(q, kv, scale)
 
 
 class _Buffer:
-    """Arrays [B, K, capacity, *] that are written in place and grow on demand."""
+    """Arrays [B, 2K, capacity, *] that are written in place and grow on demand."""
 
     def __init__(self) -> None:
         self.arrays: list[mx.array] = []
         self.capacity = 0
 
     def write(self, parts: Sequence[mx.array], start: int, capacity: int) -> None:
-        """Write ``parts`` [B, K, T, *] at ``start``; make room for ``capacity`` positions first."""
+        """Write ``parts`` [B, 2K, T, *] at ``start``; make room for ``capacity`` positions first."""
         if not self.arrays:
             self.arrays = [mx.zeros((*p.shape[:2], capacity, p.shape[3]), p.dtype) for p in parts]
         elif capacity > self.capacity:
@@ -70,17 +71,16 @@ class _Buffer:
 class FloatLayer:
     """One layer's keys and values in the type of the activations."""
 
-    parts = 1  # arrays for keys, and as many for values
+    parts = 1  # arrays, each with the keys and below them the values: one write a token
 
     def __init__(self, owner: "KVCache") -> None:
         self.owner = owner
         self.length = 0
         self.buffer = _Buffer()
 
-    def attend(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-        self.append([k, v])
-        keys, values = self.buffer.read(self.length)
-        return _attention(q, keys, values, scale)
+    def attend(self, q: mx.array, kv: mx.array, scale: float) -> mx.array:
+        self.append([kv])
+        return _attention(q, self.buffer.read(self.length)[0], scale)
 
     def append(self, parts: Sequence[mx.array]) -> None:
         start, T = self.length, parts[0].shape[2]
@@ -97,21 +97,17 @@ class QuantizedLayer(FloatLayer):
 
     parts = 3  # packed, scales, biases
 
-    def attend(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-        self.append([a for x in (k, v) for a in mx.quantize(x, self.owner.group_size, self.owner.bits)])
-        arrays = self.buffer.read(self.length)
-        keys, values = arrays[:3], arrays[3:]
+    def attend(self, q: mx.array, kv: mx.array, scale: float) -> mx.array:
+        self.append(mx.quantize(kv, self.owner.group_size, self.owner.bits))
+        codes, scales, biases = arrays = self.buffer.read(self.length)
         if q.shape[2] > 1:
-            return _attention(q, self._unpack(keys), self._unpack(values), scale)
+            return _attention(q, mx.dequantize(codes, scales, biases, self.owner.group_size, self.owner.bits), scale)
         B, H, _, d = q.shape
-        K = k.shape[1]
+        K = kv.shape[1] // 2
+        keys, values = [a[:, :K] for a in arrays], [a[:, K:] for a in arrays]
         rows = (q * scale).reshape(B, K, H // K, d)  # [B, K, H/K, d]
         weights = mx.softmax(self._matmul(rows, keys, transpose=True), axis=-1, precise=True)  # [B, K, H/K, S]
         return self._matmul(weights, values, transpose=False).reshape(B, H, 1, d)
-
-    def _unpack(self, packed: list[mx.array]) -> mx.array:
-        codes, scales, biases = packed
-        return mx.dequantize(codes, scales, biases, self.owner.group_size, self.owner.bits)
 
     def _matmul(self, x: mx.array, packed: list[mx.array], *, transpose: bool) -> mx.array:
         codes, scales, biases = packed
@@ -184,7 +180,7 @@ class KVCache:
     def restore(self, state: Sequence[Sequence[mx.array]], length: int) -> None:
         """Take over what ``state`` returned; raises ValueError where it does not fit this cache."""
         for layer, parts in zip(self.layers, state, strict=True):
-            if len(parts) != 2 * layer.parts or any(p.ndim != 4 or p.shape[2] != length for p in parts):
-                raise ValueError(f"its arrays are not {2 * layer.parts} of {length} positions a layer")
+            if len(parts) != layer.parts or any(p.ndim != 4 or p.shape[2] != length for p in parts):
+                raise ValueError(f"its arrays are not {layer.parts} of {length} positions a layer")
             layer.length = 0
             layer.append(parts)

@@ -12,7 +12,7 @@ from magistral_mlx.config import ModelConfig
 from magistral_mlx.errors import CheckpointError, OptionError
 from magistral_mlx.safetensors_header import Shard
 
-FORMAT = "magistral-mlx prompt cache 1"
+FORMAT = "magistral-mlx prompt cache 2"
 
 
 def save_cache(path: Path, cache: KVCache, ids: Sequence[int], *, fingerprint: str, chat: str = "") -> None:

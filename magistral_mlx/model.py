@@ -5,6 +5,7 @@ K key/value heads, d head size, V vocabulary.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 
 import mlx.core as mx
@@ -71,20 +72,33 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array, cache: LayerCache, wanted: int) -> mx.array:  # [B, T, D] -> [B, wanted, D]
         H, K, T = self._H, self._K, x.shape[1]
-        if wanted == T:
+        if T == 1:
+            heads = self.rotated(self.qkv_proj(x), cache.length)  # [B, H + 2K, 1, d]
+            q, kv = heads[:, :H], heads[:, H:]
+        elif wanted == T:
             heads = self.heads(self.qkv_proj(x))  # [B, H + 2K, T, d]
-            qk = self.rope(heads[:, : H + K], cache.length)  # [B, H + K, T, d]
-            q, k, v = qk[:, :H], qk[:, H:], heads[:, H + K :]
+            qk = self.rope(heads[:, : H + K], cache.length)
+            q, kv = qk[:, :H], mx.concatenate([qk[:, H:], heads[:, H + K :]], axis=1)
         else:
             q, k, v = (self.heads(self.qkv_proj.project(i, x[:, -wanted:] if i == 0 else x)) for i in range(3))
             q, k = self.rope(q, cache.length + T - wanted), self.rope(k, cache.length)
-        o = cache.attend(q, k, v, self._scale)  # [B, H, wanted, d]
+            kv = mx.concatenate([k, v], axis=1)
+        o = cache.attend(q, kv, self._scale)  # kv [B, 2K, T, d] -> [B, H, wanted, d]
         return self.o_proj(o.swapaxes(1, 2).flatten(2))
 
     def heads(self, x: mx.array) -> mx.array:  # [B, T, n * d] -> [B, n, T, d]
         return mx.unflatten(x, -1, (-1, self._d)).swapaxes(1, 2)
 
-    def rope(self, x: mx.array, offset: int) -> mx.array:
+    def rotated(self, x: mx.array, position: int) -> mx.array:  # [B, 1, n * d] -> [B, n, 1, d]
+        """Heads of one position with queries and keys turned, by one kernel, so that the cache takes one write.
+
+        Every head is a sequence of its own to it, and a value's is at position 0, which turns nothing.
+        """
+        positions = (self._H + self._K) * [position] + self._K * [0]
+        rows = self.rope(x.reshape(-1, 1, self._d), mx.array(len(x) * positions))
+        return rows.reshape(len(x), -1, 1, self._d)
+
+    def rope(self, x: mx.array, offset: int | mx.array) -> mx.array:
         return mx.fast.rope(x, self._d, traditional=False, base=self._theta, scale=1.0, offset=offset)
 
 
@@ -98,7 +112,12 @@ class MLP(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:  # [B, T, D]
         gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)  # [B, T, F] each
-        return self.down_proj(nn.silu(gate) * up)
+        return self.down_proj(swiglu(gate, up))
+
+
+@partial(mx.compile, shapeless=True)  # one kernel
+def swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    return nn.silu(gate) * up
 
 
 class Block(nn.Module):

@@ -122,3 +122,14 @@ def test_options_of_the_cache_are_checked(tiny_config: ModelConfig) -> None:
         KVCache(tiny_config, limit=10, bits=3)
     with pytest.raises(OptionError, match="cannot trim 1 of 0"):
         KVCache(tiny_config, limit=10).trim(1)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("position", [0, 1, 4095])
+def test_one_rotation_of_all_heads_equals_one_of_queries_and_keys_bit_for_bit(
+    model: Transformer, dtype: mx.Dtype, position: int
+) -> None:
+    attention, rows = model.layers[0].self_attn, mx.random.normal((2, 1, 8 * 32), key=mx.random.key(1)).astype(dtype)
+    together, apart = attention.rotated(rows, position), attention.heads(rows)
+    assert mx.array_equal(together[:, :6], attention.rope(apart[:, :6], position))
+    assert mx.array_equal(together[:, 6:], apart[:, 6:])
