@@ -14,10 +14,11 @@ import click
 import mlx.core as mx
 
 from benchmarks.convert import Job, compare_source, compare_synthetic
+from benchmarks.graph import GraphComparison, compare_graphs
 from benchmarks.measure import Comparison, circumstances
 from benchmarks.speed import Workload, compare_models, compare_samplers
 from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
-from benchmarks.tables import show_conversions, show_speeds
+from benchmarks.tables import show_conversions, show_graphs, show_speeds
 from magistral_mlx.checkpoint import resolve
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.errors import MagistralError, OptionError
@@ -138,12 +139,33 @@ def convert(
     show_conversions(facts["chip"], comparison)
 
 
+@benchmarks.command()
+@click.option("--layers", type=click.IntRange(1, 40), default=40, show_default=True, help="Layers of a narrow model.")
+@peer_option
+@json_option
+def graph(*, layers: int, peer: str | None, json_file: Path | None) -> None:
+    """Primitives and kernels of one decode step: counted, so the same on every machine.
+
+    \b
+    python -m benchmarks graph --peer mlx-lm
+    """
+    _require(peer)
+    facts = circumstances()
+    with tempfile.TemporaryDirectory(prefix="magistral-slice-") as name:
+        write_slice(Path(name), replace(NARROW, num_layers=layers))
+        comparison = compare_graphs(f"{layers} layers, 4 bit", Path(name), peer=peer is not None)
+    _write("graph", facts, [comparison], json_file)
+    show_graphs(comparison)
+
+
 def _require(peer: str | None) -> None:
     if peer is not None and importlib.util.find_spec("mlx_lm") is None:
         raise OptionError("--peer mlx-lm needs mlx-lm; install it with: pip install 'magistral-mlx[bench]'")
 
 
-def _write(kind: str, facts: dict[str, Any], comparisons: Sequence[Comparison], file: Path | None) -> None:
+def _write(
+    kind: str, facts: dict[str, Any], comparisons: Sequence[Comparison | GraphComparison], file: Path | None
+) -> None:
     if file is not None:
         results = {"circumstances": facts, "command": sys.argv[1:], kind: [c.as_dict() for c in comparisons]}
         file.write_text(json.dumps(results, indent=1) + "\n")

@@ -7,6 +7,7 @@ import mlx.core as mx
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.graph import GraphComparison
 from benchmarks.measure import OURS, Comparison, Interval
 
 RATIO = "ratio with 95 % interval"
@@ -51,6 +52,19 @@ def show_conversions(chip: str, comparison: Comparison) -> None:
             "the same" if facts["same_tensors"] else f"{len(facts['different_tensors'])} differ",
             _times(ratio),
         )
+    _print(table)
+
+
+def show_graphs(comparison: GraphComparison) -> None:
+    table = _table(
+        f"One decode step, {comparison.title}; counted, not timed",
+        ("who",),
+        ("primitives, CPU", "kernels, GPU", "kernels a layer", "primitives, ours over theirs", "kernels"),
+    )
+    for name, graph in comparison.graphs.items():
+        counts = (str(graph.primitives.total()), str(graph.kernels.total()), f"{graph.kernels_per_layer:.2f}")
+        ratios = ("", "") if name == OURS else (f"{ratio:.3f}" for ratio in comparison.ratios(name))
+        table.add_row(name, *counts, *ratios)
     _print(table)
 
 
