@@ -152,6 +152,7 @@ class Magistral:
         file = None if prompt_cache_file is None else Path(prompt_cache_file)
         if file is not None and file.exists():
             self.past.open(file)
+        self.past.is_recalled = False
         return self._generate(prompt, sampling, max_tokens, file)
 
     def sample(
@@ -217,6 +218,14 @@ class Magistral:
             raise OptionError(f"{path} holds a prompt cache but no conversation; it was not written by Chat.save")
         return Chat(self, state["keep_reasoning"], state["messages"])
 
+    def cancel(self) -> None:
+        """End the reply that is under way; the one method that may be called from another thread.
+
+        It ends with the token or the chunk of the prompt under way: the stream returns what there is of the reply,
+        its ``finish_reason`` "cancelled", and the cache keeps what was read. A later reply is not concerned.
+        """
+        self.past.is_recalled = True
+
     def _generate(
         self, prompt: list[int], sampling: SamplingParams, max_tokens: int, file: Path | None
     ) -> Generator[Segment, None, Reply]:
@@ -229,17 +238,16 @@ class Magistral:
             self.past.cache.reserve(len(prompt) + max_tokens)
         step = Stepper(self.model, self.past.cache)
         finish_reason: FinishReason = "stop"
-        first = started
+        first = 0.0
         try:
             prefilling = prefill(step, prompt[cached:], chunk=self.plan.prefill_chunk)
-            while True:
-                self.past.require(builder)
+            logits: Any = None  # until the prompt is read, or for good if it was cancelled before
+            while logits is None and self.past.require(builder):
                 try:
                     done = next(prefilling)
+                    yield Segment("progress", f"{cached + done}/{len(prompt)}")
                 except StopIteration as end:
                     logits = end.value
-                    break
-                yield Segment("progress", f"{cached + done}/{len(prompt)}")
             decoding = decode(
                 step,
                 logits,
@@ -249,14 +257,16 @@ class Magistral:
                 steer=builder.forced,
             )
             while not builder.is_stopped:
-                self.past.require(builder)
+                if not self.past.require(builder):
+                    finish_reason = "cancelled"
+                    break
                 try:
                     identity, logits = next(decoding)
                 except StopIteration as end:
                     finish_reason = end.value
                     break
                 finally:
-                    first = first if first > started else time.perf_counter()
+                    first = first or time.perf_counter()
                 self.past.ids.append(identity)
                 yield from builder.push(identity, logits)
             yield from builder.flush()
@@ -272,6 +282,8 @@ class Magistral:
             self.past.settle(builder)
         if file is not None:
             self.past.save(file)
+        ended = time.perf_counter()
+        first = first or ended
         usage = Usage(
             prompt_tokens=len(prompt),
             completion_tokens=builder.tokens,
@@ -279,7 +291,7 @@ class Magistral:
             cached_tokens=cached,
             forward_passes=step.passes,
             prefill_seconds=first - started,
-            decode_seconds=time.perf_counter() - first,
+            decode_seconds=ended - first,
             peak_memory_bytes=mx.get_peak_memory(),
             max_tokens=max_tokens,
             seed=seed,

@@ -15,6 +15,7 @@ class Past:
     def __init__(self, config: ModelConfig, *, limit: int, bits: int | None, fingerprint: str) -> None:
         """``limit``: positions at most. ``fingerprint``: the checkpoint's, which a file's must equal."""
         self.config, self.limit, self.bits, self.fingerprint = config, limit, bits, fingerprint
+        self.is_recalled = False  # the borrower is to end; the one thing another thread may set
         self.forget()
 
     def forget(self) -> None:
@@ -37,10 +38,11 @@ class Past:
         self.borrower, self.ids = borrower, list(prompt)
         return common
 
-    def require(self, borrower: object) -> None:
-        """Raise OptionError if a newer reply has the cache by now."""
+    def require(self, borrower: object) -> bool:
+        """Whether ``borrower`` is to go on. Raises OptionError if a newer reply has the cache by now."""
         if self.borrower is not borrower:
             raise OptionError("a newer reply has begun on this model; finish or close a stream before the next one")
+        return not self.is_recalled
 
     def settle(self, borrower: object) -> None:
         """Make cache and ids agree after a reply, which a look-ahead or an interruption leaves one apart."""

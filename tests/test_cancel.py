@@ -1,0 +1,187 @@
+"""Replies that are ended early: at any point, from any thread, a thousand times, and nothing stays behind."""
+
+import gc
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+import magistral_mlx as mm
+from magistral_mlx.conversation import result_of
+
+GREEDY = mm.SamplingParams(temperature=0)
+QUESTIONS = ("What is 48 + 76?", "How many r's are in strawberry?", "What is 7 * 8?")
+CHUNK = 16
+
+
+@pytest.fixture(scope="module")
+def loaded() -> mm.Magistral:
+    return mm.load("demo", prefill_step_size=CHUNK, context=1024)
+
+
+@pytest.fixture
+def magistral(loaded: mm.Magistral) -> Iterator[mm.Magistral]:
+    loaded.past.forget()
+    yield loaded
+    loaded.past.forget()
+
+
+def cancel_elsewhere(magistral: mm.Magistral) -> None:
+    """Between two segments, so that a test knows where it hit."""
+    thread = threading.Thread(target=magistral.cancel)
+    thread.start()
+    thread.join()
+
+
+def cancelled_after(magistral: mm.Magistral, segments: int, question: str = QUESTIONS[0]) -> tuple[str, mm.Reply]:
+    """What was read before and after the cancelling, and the reply."""
+    stream = magistral.stream(question, GREEDY)
+    read = [next(stream) for _ in range(segments)]
+    cancel_elsewhere(magistral)
+    while True:
+        try:
+            read.append(next(stream))
+        except StopIteration as end:
+            return "".join(s.text for s in read if s.kind != "progress"), end.value
+
+
+def test_a_prompt_is_read_no_further_than_its_chunk(magistral: mm.Magistral) -> None:
+    text, reply = cancelled_after(magistral, 2)
+    assert (text, reply.reasoning, reply.answer, reply.finish_reason) == ("", "", "", "cancelled")
+    assert (reply.usage.forward_passes, reply.usage.completion_tokens) == (2, 0)
+    assert reply.usage.prefill_seconds > 0
+    assert magistral.past.cache.length == len(magistral.past.ids) == 2 * CHUNK
+    again = magistral.ask(QUESTIONS[0], GREEDY)
+    assert again.usage.cached_tokens == 2 * CHUNK
+    magistral.past.forget()
+    assert magistral.ask(QUESTIONS[0], GREEDY).reasoning == again.reasoning
+
+
+def test_a_reply_can_be_cancelled_before_it_begins(magistral: mm.Magistral) -> None:
+    text, reply = cancelled_after(magistral, 0)
+    assert (text, reply.finish_reason, reply.usage.forward_passes) == ("", "cancelled", 0)
+    assert magistral.past.cache.length == 0
+
+
+@pytest.mark.parametrize("segments", [10, 11, 30])
+def test_no_token_follows_a_cancelling_between_two(magistral: mm.Magistral, segments: int) -> None:
+    whole = magistral.ask(QUESTIONS[0], GREEDY)
+    stream = magistral.stream(QUESTIONS[0], GREEDY)
+    read = "".join(next(stream).text for _ in range(segments))
+    before = list(magistral.past.ids)
+    cancel_elsewhere(magistral)
+    reply = result_of(stream)
+    assert magistral.past.ids == before[: magistral.past.cache.length]
+    assert len(before) - magistral.past.cache.length in (0, 1)
+    assert reply.usage.completion_tokens == len(before) - reply.usage.prompt_tokens
+    assert reply.finish_reason == "cancelled"
+    said = reply.reasoning + reply.answer
+    assert said.startswith(read)
+    assert (whole.reasoning + whole.answer).startswith(said)
+    assert magistral.ask(QUESTIONS[0], GREEDY).answer == whole.answer
+
+
+def test_no_pass_follows_the_one_in_which_a_reply_is_cancelled(
+    magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, passes = magistral.model.logits, iter(range(1, 100))
+
+    def cancelling(x: mx.array) -> mx.array:
+        if next(passes) == 5:
+            cancel_elsewhere(magistral)
+        return logits(x)
+
+    monkeypatch.setattr(magistral.model, "logits", cancelling)
+    reply = magistral.ask(QUESTIONS[0], GREEDY)
+    assert (reply.finish_reason, next(passes)) == ("cancelled", 6)
+    assert reply.usage.completion_tokens == 4  # the prompt's, and one a pass: the last pass was the look-ahead
+
+
+def test_cancelling_when_nothing_runs_does_nothing(magistral: mm.Magistral) -> None:
+    for _ in range(2):
+        magistral.cancel()
+        assert magistral.ask(QUESTIONS[0], GREEDY).finish_reason == "stop"
+
+
+def test_a_cancelled_turn_is_kept_with_what_there_is(magistral: mm.Magistral) -> None:
+    chat = magistral.chat()
+    stream = chat.stream(QUESTIONS[0], GREEDY)
+    while next(stream).kind == "progress":
+        pass
+    cancel_elsewhere(magistral)
+    reply = result_of(stream)
+    assert chat.messages[-1]["reasoning"] == reply.reasoning != ""
+    assert chat.ask(QUESTIONS[2], GREEDY).finish_reason == "stop"
+
+
+def run_cycles(magistral: mm.Magistral, count: int) -> None:
+    """Start replies and end each at a random point: by a thread, between two segments or in a pass, or by close()."""
+    chance = random.Random(1)
+    for _ in range(count):
+        stream = magistral.stream(chance.choice(QUESTIONS), mm.SamplingParams(seed=chance.randrange(99)))
+        for _ in range(chance.randrange(10)):
+            next(stream)
+        match chance.randrange(3):
+            case 0:
+                stream.close()
+            case 1:
+                cancel_elsewhere(magistral)
+                assert result_of(stream).finish_reason == "cancelled"
+            case 2:
+                thread = threading.Thread(target=magistral.cancel)
+                thread.start()
+                assert result_of(stream).finish_reason == "cancelled"
+                thread.join()
+        assert magistral.past.cache.length <= len(magistral.past.ids)
+
+
+def native_threads() -> int:
+    tasks = Path("/proc/self/task")
+    return len(list(tasks.iterdir())) if tasks.exists() else threading.active_count()
+
+
+def check_that_nothing_stays(magistral: mm.Magistral, cycles: int) -> None:
+    """The cache is dropped before each measurement: how far it grew depends on the replies."""
+    expected = [magistral.ask(question, GREEDY).answer for question in QUESTIONS]
+    run_cycles(magistral, 5)
+    magistral.past.forget()
+    gc.collect()
+    mx.synchronize()
+    memory, threads = mx.get_active_memory(), (threading.active_count(), native_threads())
+    run_cycles(magistral, cycles)
+    assert [magistral.ask(question, GREEDY).answer for question in QUESTIONS] == expected
+    magistral.past.forget()
+    gc.collect()
+    mx.synchronize()
+    assert abs(mx.get_active_memory() - memory) <= 0.01 * memory
+    assert (threading.active_count(), native_threads()) == threads
+
+
+def test_cancelled_replies_leave_nothing_behind(magistral: mm.Magistral) -> None:
+    check_that_nothing_stays(magistral, 12)
+
+
+@pytest.mark.slow
+def test_a_thousand_cancelled_replies_leave_nothing_behind(magistral: mm.Magistral) -> None:
+    check_that_nothing_stays(magistral, 1000)
+
+
+@pytest.mark.slow
+def test_ctrl_c_prints_what_there_is_and_exits_130() -> None:
+    """A process of its own and a real signal, in the middle of a reply that random ids keep going."""
+    command = [sys.executable, "-m", "magistral_mlx.generate", "--model", "demo", "--temp", "9", "--top-p", "1"]
+    with subprocess.Popen([*command, "-p", "1 + 1"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        begun = process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate()
+    assert begun
+    assert process.returncode == 130
+    assert rest.endswith(b"\n")
+    assert b"Traceback" not in rest
