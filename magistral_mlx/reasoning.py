@@ -13,7 +13,11 @@ THINK_CLOSE = "\n</think>\n\n"  # written into a trace, it ends it
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A piece of a reply. ``logprobs``: for each id it took, the best ids and their log-probabilities, if asked for."""
+    """A piece of a reply.
+
+    ``logprobs``, if asked for: for each id it took, the best ids and their log-probabilities, without temperature;
+    empty for an id that a thinking budget forced.
+    """
 
     kind: Literal["progress", "reasoning", "answer", "tool_call"]
     text: str

@@ -74,6 +74,12 @@ def vote(answer: str) -> str:
     return numbers[-1] if numbers else " ".join(re.findall(r"\w+", answer.casefold()))
 
 
+def best_of(logits: mx.array, k: int) -> dict[int, float]:
+    """The k most probable ids of logits [1, V], best first, and their log-probabilities."""
+    ids, values = top_logprobs(logits, k)
+    return dict(zip(map(int, np.array(ids[0])), map(float, np.array(values[0])), strict=True))
+
+
 @dataclass
 class ReplyBuilder:
     """Ids in, segments out, and in the end the reply: detokenizer, splitter, stop strings, budget."""
@@ -92,6 +98,7 @@ class ReplyBuilder:
     _calls: list[ToolCall] = field(default_factory=list)
     _tokens_before_answer: int = 0
     _is_forced: bool = False
+    _forced_ahead: int = 0  # ids still to come that nobody drew
 
     def __post_init__(self) -> None:
         self._text = self.tokenizer.stream()
@@ -104,13 +111,12 @@ class ReplyBuilder:
         return self._tokens_before_answer if self._splitter.was_opened else 0
 
     def push(self, identity: int, logits: mx.array) -> list[Segment]:
-        """Take one id and the logits [1, V] it was drawn from."""
+        """Take one id and the logits [1, V] it was drawn from, which mean nothing where ``forced`` gave it."""
         self.tokens += 1
         self._tokens_before_answer += self._splitter.state != "answer"
         if self.sampling.logprobs:
-            ids, values = top_logprobs(logits, self.sampling.logprobs)
-            pairs = zip(map(int, np.array(ids[0])), map(float, np.array(values[0])), strict=True)
-            self._logprobs.append(dict(pairs))
+            self._logprobs.append({} if self._forced_ahead else best_of(logits, self.sampling.logprobs))
+        self._forced_ahead = max(0, self._forced_ahead - 1)
         if self._call_ids or (identity == self.tokenizer.tool_calls_id and self._splitter.state != "reasoning"):
             self._call_ids.append(identity)
             return []
@@ -141,6 +147,7 @@ class ReplyBuilder:
         if self.reasoning_tokens < min(budget, self.max_tokens - min(512, self.max_tokens // 4)):
             return []
         self._is_forced = True
+        self._forced_ahead = len(self.tokenizer.close_trace)
         return self.tokenizer.close_trace
 
     def reply(self, finish_reason: FinishReason, usage: Usage) -> Reply:

@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 import magistral_mlx as mm
+from magistral_mlx import reply as reply_module
 from magistral_mlx.api import loading
 from magistral_mlx.conversation import KeepReasoning
 from magistral_mlx.reply import vote
@@ -189,16 +191,32 @@ def test_votes(answer: str, key: str) -> None:
     assert vote(answer) == key
 
 
-def test_logprobs_are_the_best_of_the_distribution(magistral: mm.Magistral) -> None:
-    segments, reply = collect(magistral.stream(QUESTION, replace(GREEDY, logprobs=3, max_tokens=40)))
-    per_token = [best for segment in segments for best in segment.logprobs]
-    assert len(per_token) == reply.usage.completion_tokens
-    prompt = magistral.tokenizer.encode_chat(QUESTION)
-    logits = magistral.model(mx.array([prompt]))[0, -1]
-    expected = logits - mx.logsumexp(logits)
-    ids = mx.argsort(-expected)[:3].tolist()
-    assert list(per_token[0]) == ids
-    assert list(per_token[0].values()) == pytest.approx([expected[i].item() for i in ids], abs=1e-4)
+@pytest.mark.parametrize("think_budget", [None, 12])
+def test_logprobs_are_the_best_of_every_distribution(magistral: mm.Magistral, think_budget: int | None) -> None:
+    """The whole reply through one pass without a cache, log-probabilities in float64."""
+    sampling = mm.SamplingParams(seed=5, logprobs=4, max_tokens=40, think_budget=think_budget)
+    segments, reply = collect(magistral.stream(QUESTION, sampling))
+    found = [best for segment in segments for best in segment.logprobs]
+    assert len(found) == reply.usage.completion_tokens
+    prompt, ids = reply.usage.prompt_tokens, magistral.past.ids
+    logits = np.array(magistral.model(mx.array([ids]))[0, prompt - 1 :], dtype=np.float64)
+    expected = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    drawn = [i for i, best in enumerate(found[: len(expected)]) if best]
+    closing = len(found[: len(expected)]) - len(drawn)
+    assert closing == (0 if think_budget is None else len(magistral.tokenizer.close_trace))
+    for i in drawn:
+        ordered = np.argsort(-expected[i], kind="stable")[:4]
+        assert list(found[i]) == ordered.tolist()
+        np.testing.assert_allclose(list(found[i].values()), expected[i][ordered], atol=2e-5)
+
+
+def test_no_logprobs_are_taken_unless_asked(magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_asked(*_: object) -> None:
+        raise AssertionError("log-probabilities were taken")
+
+    monkeypatch.setattr(reply_module, "top_logprobs", not_asked)
+    segments, _ = collect(magistral.stream(QUESTION, GREEDY))
+    assert not any(segment.logprobs for segment in segments)
 
 
 def test_progress_while_a_long_prompt_is_read() -> None:
