@@ -1,9 +1,12 @@
 """Weights in, a Transformer out: joined projections change nothing, bad numbers are refused."""
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 
 from magistral_mlx.checkpoint import open_checkpoint
 from magistral_mlx.config import QuantFormat
@@ -22,6 +25,7 @@ MIXED = {
     "q is not quantized": {"model.layers.0.self_attn.q_proj": None, "lm_head": None, "model.embed_tokens": None},
     "all differ": {"model.layers.0.self_attn.k_proj": SIX, "model.layers.0.self_attn.v_proj": QuantFormat(8, 64)},
 }
+IDS = mx.array([[3, 1, 319, 77, 5]])
 
 
 def load(folder: Path) -> Transformer:
@@ -102,3 +106,86 @@ def test_at_most_one_layer_is_in_memory_twice(tmp_path: Path) -> None:
     assert mx.get_active_memory() - before <= 1.01 * total
     assert mx.get_peak_memory() - before <= 1.01 * total + one_layer
     del model
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """``gpu("applegpu_g13s")``: MLX says that it runs on this one, while it computes where it did."""
+
+    def pretend(architecture: str) -> None:
+        monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.DeviceType.gpu))
+        monkeypatch.setattr(mx, "device_info", lambda: {"architecture": architecture, "device_name": "Apple M"})
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [
+        ("applegpu_g13g", mx.float16),  # M1
+        ("applegpu_g13d", mx.float16),  # M1 Ultra
+        ("applegpu_g14s", mx.float16),  # M2 Pro
+        ("applegpu_g15s", mx.bfloat16),  # M3 Pro
+        ("applegpu_g16p", mx.bfloat16),
+        ("applegpu_g17s", mx.bfloat16),
+        ("sm_90", mx.bfloat16),
+    ],
+)
+def test_a_gpu_without_bfloat16_gets_float16(
+    tmp_path: Path, gpu: Callable[[str], None], caplog: pytest.LogCaptureFixture, architecture: str, dtype: mx.Dtype
+) -> None:
+    weights, block = quantize_weights(make_weights(CONFIG, mx.bfloat16), FOUR, {"lm_head": None})
+    folder = write_checkpoint(tmp_path / "m", CONFIG, weights, block)
+    expected = load(folder)(IDS)
+    gpu(architecture)
+    with caplog.at_level(logging.INFO, "magistral_mlx"):
+        model = load(folder)
+    floats = [a.dtype for _, a in tree_flatten(model.parameters()) if mx.issubdtype(a.dtype, mx.floating)]
+    assert set(floats) == {dtype}
+    assert ("float16 instead of bfloat16" in caplog.text) == (dtype == mx.float16)
+    if dtype == mx.float16:  # float16 holds every one of these weights exactly, so only its rounding differs
+        logits = model(IDS)
+        assert logits.dtype == mx.float16
+        assert mx.linalg.norm(logits - expected) <= 0.01 * mx.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model.layers.1.mlp.up_proj.scales", 1e5),
+        ("lm_head.weight", 7e4),
+        ("model.layers.0.post_attention_layernorm.weight", 6e4),  # fits; what comes of it does not
+    ],
+)
+def test_what_overflows_float16_stays_bfloat16(
+    tmp_path: Path,
+    gpu: Callable[[str], None],
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    value: float,
+) -> None:
+    weights, block = quantize_weights(make_weights(CONFIG, mx.bfloat16), FOUR, {"lm_head": None})
+    weights[name] = mx.full(weights[name].shape, value, mx.bfloat16)
+    folder = write_checkpoint(tmp_path / "m", CONFIG, weights, block)
+    gpu("applegpu_g14s")
+    model = load(folder)
+    culprit = "an activation" if value < 65504 else f"tensor {name!r}"
+    assert f"{culprit} overflows float16" in caplog.text
+    assert model.norm.weight.dtype == mx.bfloat16
+    assert mx.isfinite(model(IDS)).all()
+
+
+def test_a_damaged_file_is_not_taken_for_an_overflow(tmp_path: Path, gpu: Callable[[str], None]) -> None:
+    weights = make_weights(CONFIG, mx.bfloat16)
+    weights["model.norm.weight"] = mx.full((64,), float("nan"), mx.bfloat16)
+    gpu("applegpu_g13s")
+    with pytest.raises(CheckpointError, match="NaN or infinity"):
+        load(write_checkpoint(tmp_path / "m", CONFIG, weights))
+
+
+def test_a_tied_models_last_norm_is_checked_too(tmp_path: Path) -> None:
+    config = make_config(tie_word_embeddings=True)
+    weights = make_weights(config)
+    weights["model.norm.weight"] = mx.full((64,), float("inf"))
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight"):
+        load(write_checkpoint(tmp_path / "m", config, weights))
