@@ -16,7 +16,7 @@ import mlx.core as mx
 from benchmarks.convert import Job, compare_source, compare_synthetic
 from benchmarks.graph import GraphComparison, compare_graphs
 from benchmarks.measure import Comparison, circumstances
-from benchmarks.speed import Workload, compare_models, compare_samplers
+from benchmarks.speed import Workload, compare_models, compare_samplers, compare_turns
 from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
 from benchmarks.tables import show_conversions, show_graphs, show_speeds
 from magistral_mlx.checkpoint import resolve
@@ -27,6 +27,7 @@ from magistral_mlx.errors import MagistralError, OptionError
 WHOLE = Workload(prompt_tokens=256, decode_tokens=128, repeats=9)
 SLICE_ON_CPU = Workload(prompt_tokens=8, decode_tokens=4, repeats=5)
 QUICK = Workload(prompt_tokens=9, decode_tokens=6, repeats=2)
+CONVERSATION_TOKENS = 2000
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 peer_option = click.option("--peer", type=click.Choice(["mlx-lm"]), help="Measure this beside ours, and the ratio.")
@@ -79,6 +80,8 @@ def speed(
         workload = replace(QUICK if quick else WHOLE, **given)
         folder = demo_checkpoint() if model == "demo" else resolve(model, layout="hf")
         comparisons.append(compare_models(model, folder, workload, peer=with_peer, report=_report))
+        conversation = 64 if quick else CONVERSATION_TOKENS
+        comparisons.append(compare_turns(model, folder, conversation, workload.repeats, report=_report))
     if synthetic is not None:
         on_cpu = mx.default_device().type == mx.DeviceType.cpu
         workload = replace(QUICK if quick else SLICE_ON_CPU if on_cpu else WHOLE, **given)

@@ -10,12 +10,14 @@ import mlx.core as mx
 import numpy as np
 
 from benchmarks.measure import OURS, Comparison, Lap, Run, Stopwatch, interleave
+from magistral_mlx.api import load
 from magistral_mlx.cache import KVCache
 from magistral_mlx.checkpoint import Checkpoint, open_checkpoint
 from magistral_mlx.conversation import result_of
 from magistral_mlx.decoding import Stepper, decode, prefill
 from magistral_mlx.errors import OptionError
 from magistral_mlx.loader import load_model
+from magistral_mlx.reply import Usage
 from magistral_mlx.sampling import Sampler, SamplingParams
 
 VOCABULARY = 131_072
@@ -87,6 +89,37 @@ def compare_samplers(batch: int, repeats: int, *, peer: bool, report: Callable[[
         contenders["mlx-lm"] = _calls(lambda: theirs(logits))
     comparison = Comparison(f"sampler, {batch} x {VOCABULARY:,}", {"calls_a_repeat": SAMPLER_CALLS})
     _run(comparison, contenders, repeats, report)
+    return comparison
+
+
+def compare_turns(title: str, folder: Path, tokens: int, repeats: int, *, report: Callable[[str], None]) -> Comparison:
+    """The first token of a second question after ``tokens`` of conversation, with and without the first's cache."""
+    magistral = load(folder)
+    one = SamplingParams(temperature=0, max_tokens=1)
+    sentence = "What is 48 + 76? "
+    length = len(magistral.tokenizer.encode(sentence))
+    first = [{"role": "user", "content": sentence * (tokens // length)}]
+    second = [*first, {"role": "assistant", "content": "124"}, {"role": "user", "content": "What is 7 * 8?"}]
+
+    def run(before: Callable[[], object]) -> dict[str, Lap]:
+        magistral.past.forget()
+        before()
+        watch = Stopwatch()
+        usage.append(magistral.ask(second, one).usage)
+        return {"first token": watch.lap(1)}
+
+    usage: list[Usage] = []
+    contenders: dict[str, Run] = {
+        OURS: lambda: run(lambda: magistral.ask(first, one)),
+        "nothing cached": lambda: run(lambda: None),
+    }
+    comparison = Comparison(f"second turn, {title}", {})
+    _run(comparison, contenders, repeats, report)
+    cached, fresh = usage[-2:]
+    comparison.facts |= {
+        "prompt_tokens": fresh.prompt_tokens,
+        "cached_tokens": {OURS: cached.cached_tokens, "nothing cached": fresh.cached_tokens},
+    }
     return comparison
 
 

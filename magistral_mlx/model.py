@@ -95,7 +95,7 @@ class Attention(nn.Module):
         Every head is a sequence of its own to it, and a value's is at position 0, which turns nothing.
         """
         positions = (self._H + self._K) * [position] + self._K * [0]
-        rows = self.rope(x.reshape(-1, 1, self._d), mx.array(len(x) * positions))
+        rows = self.rope(x.reshape(-1, 1, 1, self._d), mx.array(len(x) * positions))
         return rows.reshape(len(x), -1, 1, self._d)
 
     def rope(self, x: mx.array, offset: int | mx.array) -> mx.array:

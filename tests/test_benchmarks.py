@@ -21,9 +21,10 @@ from benchmarks.__main__ import main
 from benchmarks.convert import check_space, different_tensors, output_bytes, tensor_digests
 from benchmarks.measure import Lap, Stopwatch, circumstances, interleave, speedup, spread
 from benchmarks.source import source_bytes, write_source
-from benchmarks.speed import bytes_per_token
+from benchmarks.speed import bytes_per_token, compare_turns
 from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
 from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.errors import OptionError
 from magistral_mlx.tokenizer import Tokenizer
 
@@ -281,3 +282,15 @@ def test_a_quick_conversion_beside_mlx_lm_gives_the_same_tensors(tmp_path: Path,
     for facts in contenders.values():
         assert facts["tensors"] == 30  # 7 matrices of the layer, 2 more, in 3 parts each, and 3 norms
         assert facts["same_tensors"]
+
+
+def test_a_second_turn_is_compared_with_a_fresh_prompt() -> None:
+    comparison = compare_turns("demo", demo_checkpoint(), 300, 1, report=lambda _: None)
+    facts = comparison.facts
+    assert facts["prompt_tokens"] > 300
+    assert 250 < facts["cached_tokens"]["magistral-mlx"] < facts["prompt_tokens"]
+    assert facts["cached_tokens"]["nothing cached"] == 0
+    assert {name: len(laps) for name, laps in comparison.laps["first token"].items()} == {
+        "magistral-mlx": 1,
+        "nothing cached": 1,
+    }
