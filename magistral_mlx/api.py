@@ -17,7 +17,7 @@ from magistral_mlx.decoding import Stepper, decode, prefill
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.errors import CheckpointError, MemoryLimitError, OptionError
 from magistral_mlx.loader import load_model
-from magistral_mlx.memory import MemoryPlan, plan_for
+from magistral_mlx.memory import MemoryPlan, limit_memory, plan_for
 from magistral_mlx.model import Transformer
 from magistral_mlx.past import Past
 from magistral_mlx.reasoning import Segment
@@ -35,15 +35,17 @@ def load(
     kv_bits: int | None = None,
     prefill_step_size: int | None = None,
     memory_gb: float | None = None,
+    wired: bool = False,
     revision: str | None = None,
 ) -> "Magistral":
     """Load a checkpoint: a folder, a hub id such as ``org/name``, or ``"demo"``, the embedded model.
 
     Args:
         context: positions to plan for; by default as many as fit, at most 40,960.
-        kv_bits: 8 or 4 for a quantized cache, None for the activations' type.
+        kv_bits: 8 or 4 for a quantized cache; None or 16 for the activations' type.
         prefill_step_size: prompt ids a pass; by default as many as fit.
         memory_gb: plan for this much memory instead of what the device recommends.
+        wired: keep weights and cache in a Mac's memory even when others want it; see ``memory.limit_memory``.
         revision: branch, tag or commit of a hub id.
     Raises:
         CheckpointError, TokenizerError, HubError: the checkpoint cannot be used or fetched.
@@ -57,6 +59,7 @@ def load(
             kv_bits=kv_bits,
             prefill_step_size=prefill_step_size,
             memory_gb=memory_gb,
+            wired=wired,
             revision=revision,
         )
     )
@@ -69,6 +72,7 @@ def loading(
     kv_bits: int | None = None,
     prefill_step_size: int | None = None,
     memory_gb: float | None = None,
+    wired: bool = False,
     revision: str | None = None,
 ) -> Generator[tuple[int, int], None, "Magistral"]:
     """As ``load``, but a generator: yields (bytes loaded, bytes in all) and returns the Magistral."""
@@ -82,6 +86,7 @@ def loading(
             f"{checkpoint.config.vocab_size}; they are not of the same model: download both again"
         )
     plan = plan_for(checkpoint, context=context, kv_bits=kv_bits, prefill_chunk=prefill_step_size, memory_gb=memory_gb)
+    limit_memory(plan, wired=wired)
     transformer = yield from load_model(checkpoint)
     return Magistral(transformer, checkpoint, tokenizer, plan)
 

@@ -47,6 +47,7 @@ def command(
     kv_bits: int | None,
     prefill_step_size: int | None,
     memory_gb: float | None,
+    wired: bool,
     system_prompt: str | None,
     keep_reasoning: KeepReasoning | None,
     max_tokens: int | None,
@@ -80,6 +81,7 @@ def command(
         kv_bits=kv_bits,
         prefill_step_size=prefill_step_size,
         memory_gb=memory_gb,
+        wired=wired,
     )
     if file is not None and is_resumed:
         chat = magistral.resume(file)

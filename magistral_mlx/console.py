@@ -95,10 +95,15 @@ loading_options = options(
         help="Context to plan for, prompt and reply together; by default what fits, at most 40,960. "
         "A prompt that does not fit is refused, never cut.",
     ),
-    click.option("--kv-bits", type=int, metavar="8|4", help="Quantize the KV cache."),
+    click.option("--kv-bits", type=int, metavar="16|8|4", help="Quantize the KV cache; 16 does not."),
     click.option("--prefill-step-size", type=int, metavar="N", help="Prompt tokens a pass; by default what fits."),
     click.option(
         "--memory-gb", type=float, metavar="G", help="Memory to plan for, in 10^9 bytes; by default the device's."
+    ),
+    click.option(
+        "--wired",
+        is_flag=True,
+        help="Keep weights and cache in a Mac's memory when others want it. Implicated in kernel panics of macOS.",
     ),
 )
 sampling_options = options(
@@ -143,6 +148,7 @@ def load_visibly(
     kv_bits: int | None,
     prefill_step_size: int | None,
     memory_gb: float | None,
+    wired: bool,
 ) -> Magistral:
     """Load a model with progress on stderr."""
     steps = loading(
@@ -151,6 +157,7 @@ def load_visibly(
         kv_bits=kv_bits,
         prefill_step_size=prefill_step_size,
         memory_gb=memory_gb,
+        wired=wired,
         revision=revision,
     )
     while True:

@@ -55,6 +55,7 @@ def command(
     kv_bits: int | None,
     prefill_step_size: int | None,
     memory_gb: float | None,
+    wired: bool,
     prompt: str,
     system_prompt: str | None,
     system_prompt_only: bool,
@@ -94,6 +95,7 @@ def command(
         kv_bits=kv_bits,
         prefill_step_size=prefill_step_size,
         memory_gb=memory_gb,
+        wired=wired,
     )
     if samples is not None:
         replies = magistral.replies(

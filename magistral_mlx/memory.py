@@ -1,5 +1,6 @@
 """What a model needs in memory, what the device allows, and the largest context and chunk that fit."""
 
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,26 +11,16 @@ from magistral_mlx.checkpoint import Checkpoint
 from magistral_mlx.config import ModelConfig, QuantFormat
 from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError
 
+log = logging.getLogger(__name__)
+
 DEFAULT_CONTEXT = 40_960  # the model card advises no more
 CHUNKS = (2048, 1024, 512, 256, 128, 64)  # prompt ids a prefill pass; beyond 2048 nothing gets faster
+CPU_CHUNKS = (256, 128, 64)  # there a row costs the same in any pass, and a longer one has larger scores
+REPLY_ROOM = 256  # positions that a prompt leaves for its reply, unless the reply's length was asked for
 STEP = 256  # a context that we choose is a multiple of this
+FLOAT_KV_BITS = 16  # stands for a cache in the activations' type, whatever that is
 FLOAT_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 FUSED_HEAD_DIMS = (64, 80, 128)  # those MLX's Metal attention kernel takes; others build a score matrix
-
-# Magistral Small, for tables made without a checkpoint. The published file may state more positions.
-MAGISTRAL_SMALL = ModelConfig(
-    hidden_size=5120,
-    intermediate_size=32_768,
-    num_layers=40,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    vocab_size=131_072,
-    rms_norm_eps=1e-5,
-    rope_theta=1e9,
-    max_positions=40_960,
-)
-MAC_GB = (16, 24, 32, 36, 48, 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +46,17 @@ class MemoryPlan:
     def reply_tokens(self, prompt_tokens: int, asked: int | None) -> int:
         """What a reply may take: as asked, or the card's 40,960, beside its prompt in the context.
 
+        Not asked for, it must be 256 at least: a trace cut off before its answer is of no use.
+
         Raises:
             ContextError: the prompt, or what was asked for beside it, does not fit.
         """
         room = self.context - prompt_tokens
-        if room < 1:
+        if room < (REPLY_ROOM if asked is None else 1):
+            least = "" if room < 1 else f", ask for a reply of at most {room} (--max-tokens)"
             raise ContextError(
-                f"the prompt is {prompt_tokens} tokens and the context {self.context}; shorten it, "
-                "or load with a larger context (--max-kv-size)"
+                f"the prompt is {prompt_tokens} tokens and the context {self.context}, which leaves {max(room, 0)} for "
+                f"the reply; shorten it{least}, or load with a larger context (--max-kv-size)"
             )
         if asked is not None and asked > room:
             raise ContextError(
@@ -90,20 +84,22 @@ def kv_bytes(config: ModelConfig, tokens: int, *, kv_bits: int | None = None, it
     elif kv_bits not in (4, 8) or d % 32:
         raise OptionError(
             f"kv_bits is {kv_bits} with a head size of {d}; use 8 or 4, where a head's size is a multiple of 32, "
-            "or leave it out"
+            "or 16 for a cache that is not quantized"
         )
     else:
         row = d * kv_bits // 8 + 2 * itemsize * (d // (64 if d % 64 == 0 else 32))
     return 2 * config.num_layers * config.num_kv_heads * row * tokens
 
 
-def workspace_bytes(config: ModelConfig, chunk: int, context: int, *, itemsize: int, on_gpu: bool) -> int:
+def workspace_bytes(
+    config: ModelConfig, chunk: int, context: int, *, itemsize: int, on_gpu: bool, kv_bits: int | None = None
+) -> int:
     """Bytes beside weights and cache while a chunk of ``chunk`` ids is read at the end of ``context`` positions.
 
-    An upper estimate from shapes, held against measured peaks by a test: what one layer's projections and
-    feed-forward hold; that layer's keys and values once more, for unpacking them or growing the cache; what
-    sampling holds of the logits; and where attention is not fused, as on a CPU, its float32 scores
-    [H, chunk, context] with their softmax.
+    MLX runs about ten operations ahead of the device, and what they write is held together: most of one layer's
+    activations, whose share of each width was measured on a CPU; of a packed cache, one layer's keys and
+    values unpacked; and where attention is not fused, as on a CPU, its float32 scores [H, chunk, context].
+    Sampling comes after, and holds a few times the logits.
     """
     D, F, H, K, d = (
         config.hidden_size,
@@ -112,12 +108,12 @@ def workspace_bytes(config: ModelConfig, chunk: int, context: int, *, itemsize: 
         config.num_kv_heads,
         config.head_dim,
     )
-    activations = chunk * itemsize * (8 * D + 4 * (H + K) * d + 5 * F)
-    layer = 2 * K * context * d * itemsize
-    logits = 48 * config.vocab_size
+    activations = chunk * (6 * D + 3 * F + 7 * (H + K) * d) * itemsize
+    unpacked = 0 if kv_bits is None else 2 * K * context * d * itemsize
     is_fused = on_gpu and d in FUSED_HEAD_DIMS
-    scores = 0 if is_fused else 2 * H * chunk * context * 4
-    return activations + layer + logits + scores
+    scores = 0 if is_fused else (4 * H + 1) * chunk * context  # and a mask of one byte
+    logits = 48 * config.vocab_size
+    return max(activations + unpacked + scores, logits)
 
 
 def resident_bytes(checkpoint: Checkpoint, *, on_gpu: bool) -> int:
@@ -157,7 +153,7 @@ def device_budget_bytes(memory_gb: float | None = None) -> int:
         for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
             if key in info:
                 return int(info[key])
-        raise MemoryLimitError("this device does not tell how much memory it has; say it with memory_gb")
+        raise MemoryLimitError("this device does not tell how much memory it has; say it with --memory-gb (memory_gb)")
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -168,6 +164,7 @@ def plan_for(
     kv_bits: int | None = None,
     prefill_chunk: int | None = None,
     memory_gb: float | None = None,
+    context_flag: str = "--max-kv-size",
 ) -> MemoryPlan:
     """``make_plan`` for a checkpoint on this device."""
     on_gpu = _on_gpu()
@@ -182,6 +179,7 @@ def plan_for(
         memory_gb=memory_gb,
         itemsize=widest if on_gpu else 4,
         on_gpu=on_gpu,
+        context_flag=context_flag,
     )
 
 
@@ -195,16 +193,18 @@ def make_plan(
     memory_gb: float | None = None,
     itemsize: int = 2,
     on_gpu: bool = True,
+    context_flag: str = "--max-kv-size",
 ) -> MemoryPlan:
     """The largest context, and for it the largest chunk, that fit.
 
     Args:
         weights_bytes: the weights once loaded.
         context: positions wanted; by default as many as fit, at most 40,960.
-        kv_bits: 8 or 4 for a quantized cache.
-        prefill_chunk: prompt ids a pass; by default the largest of ``CHUNKS`` that fits.
+        kv_bits: 8 or 4 for a quantized cache; None or 16 for the activations' type.
+        prefill_chunk: prompt ids a pass; by default the largest that pays and fits.
         memory_gb: instead of what the device allows.
         itemsize: bytes of the activations' type.
+        context_flag: what the command line calls the context, for messages.
     Raises:
         MemoryLimitError: nothing fits, or not the context asked for; the message names what would.
         OptionError: an argument is out of range.
@@ -213,11 +213,13 @@ def make_plan(
         raise OptionError(f"the context is {context}; this model has from 1 to {config.max_positions} positions")
     if prefill_chunk is not None and prefill_chunk < 1:
         raise OptionError(f"prefill_step_size is {prefill_chunk}; use at least 1")
+    kv_bits = None if kv_bits == FLOAT_KV_BITS else kv_bits
     budget = device_budget_bytes(memory_gb)
-    chunks = CHUNKS if prefill_chunk is None else (prefill_chunk,)
+    chunks = (CHUNKS if on_gpu else CPU_CHUNKS) if prefill_chunk is None else (prefill_chunk,)
 
     def plan(tokens: int, chunk: int, bits: int | None) -> MemoryPlan:
-        workspace = workspace_bytes(config, min(chunk, tokens), tokens, itemsize=itemsize, on_gpu=on_gpu)
+        rows = min(chunk, tokens)
+        workspace = workspace_bytes(config, rows, tokens, itemsize=itemsize, on_gpu=on_gpu, kv_bits=bits)
         cache = kv_bytes(config, tokens, kv_bits=bits, itemsize=itemsize)
         return MemoryPlan(weights_bytes, cache, workspace, budget, tokens, bits, chunk)
 
@@ -238,38 +240,28 @@ def make_plan(
     ways = [] if context is None else [(kv_bits, largest(kv_bits))]
     if config.head_dim % 32 == 0:
         ways += [(bits, largest(bits)) for bits in (8, 4) if kv_bits is None or bits < kv_bits]
-    raise MemoryLimitError(_refusal(wanted, ways))
+    raise MemoryLimitError(_refusal(wanted, ways, _recipe_that_fits(config, wanted), context_flag))
 
 
-def mac_budget_bytes(memory_gb: int) -> int:
-    """The working set a Mac with ``memory_gb`` GiB recommends by default.
+def limit_memory(plan: MemoryPlan, *, wired: bool) -> None:
+    """Let MLX keep no more freed buffers than one pass uses again; ``wired``: keep weights and cache in memory.
 
-    Two thirds, and three quarters above 36 GB: read off published logs of 16, 32 and 64 GB Macs; the
-    others are assumed to follow. On the Mac itself the device is asked.
+    Both hold for the whole process. The wired limit is left alone unless asked for: setting it at every call is
+    implicated in kernel panics of macOS (https://github.com/ml-explore/mlx/issues/3186).
+
+    Raises:
+        OptionError: this device has no wired limit.
     """
-    return memory_gb * 2**30 * 2 // 3 if memory_gb <= 36 else memory_gb * 2**30 * 3 // 4
-
-
-def mac_table(config: ModelConfig = MAGISTRAL_SMALL) -> str:
-    """A Markdown table: the context that fits each Mac, by the bits of the weights and of the cache."""
-    weights = {bits: packed_bytes(config, QuantFormat(bits, 64)) for bits in (4, 6, 8)}
-    columns = [(bits, kv_bits) for bits in weights for kv_bits in (None, 8)]
-    heads = [f"{bits} bit" + (", 8-bit cache" if kv_bits else "") for bits, kv_bits in columns]
-    lines = [
-        "| Mac | may use | " + " | ".join(heads) + " |",
-        "|---|---|" + "---|" * len(heads),
-    ]
-    for memory_gb in MAC_GB:
-        budget = mac_budget_bytes(memory_gb)
-        cells = []
-        for bits, kv_bits in columns:
-            try:
-                plan = make_plan(config, weights[bits], kv_bits=kv_bits, memory_gb=budget / 1e9)
-                cells.append(f"{plan.context:,}")
-            except MemoryLimitError:
-                cells.append("-")
-        lines.append(f"| {memory_gb} GB | {budget / 1e9:.1f} GB | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    if wired:
+        if not mx.metal.is_available():
+            raise OptionError("memory can be wired on a Mac's GPU only; leave --wired (wired=True) out")
+        log.warning(
+            "wiring %.1f GB; if this Mac restarts by itself, leave --wired out: "
+            "setting that limit is implicated in kernel panics of macOS (mlx issue 3186)",
+            (plan.weights_bytes + plan.kv_bytes) / 1e9,
+        )
+        mx.set_wired_limit(plan.weights_bytes + plan.kv_bytes)
+    mx.set_cache_limit(plan.workspace_bytes)
 
 
 def _on_gpu() -> bool:
@@ -280,7 +272,16 @@ def _first_that_fits(plans: Iterable[MemoryPlan]) -> MemoryPlan | None:
     return next((plan for plan in plans if plan.fits), None)
 
 
-def _refusal(wanted: MemoryPlan, ways: list[tuple[int | None, MemoryPlan | None]]) -> str:
+def _recipe_that_fits(config: ModelConfig, wanted: MemoryPlan) -> int | None:
+    """The most bits a weight, below those it has, with which everything else would fit as it is."""
+    room = wanted.budget_bytes - (wanted.total_bytes - wanted.weights_bytes)
+    sizes = {bits: packed_bytes(config, QuantFormat(bits, 64)) for bits in (8, 6, 5, 4, 3, 2)}
+    return next((bits for bits, size in sizes.items() if size <= room and size < wanted.weights_bytes), None)
+
+
+def _refusal(
+    wanted: MemoryPlan, ways: list[tuple[int | None, MemoryPlan | None]], recipe: int | None, context_flag: str
+) -> str:
     """What does not fit, and what would."""
     message = (
         f"a context of {wanted.context:,} needs {wanted.total_bytes / 1e9:.2f} GB "
@@ -288,11 +289,13 @@ def _refusal(wanted: MemoryPlan, ways: list[tuple[int | None, MemoryPlan | None]
         f"{wanted.workspace_bytes / 1e9:.2f}), and {wanted.budget_bytes / 1e9:.2f} GB may be used; "
     )
     fitting = [
-        f"a context of {plan.context:,} (--max-kv-size {plan.context})"
-        + (f" with a {bits}-bit cache (--kv-bits {bits})" if bits else "")
+        f"a context of {plan.context:,} ({context_flag} {plan.context})"
+        + (f" with {'an' if bits == 8 else 'a'} {bits}-bit cache (--kv-bits {bits})" if bits else "")
         for bits, plan in ways
         if plan is not None
     ]
+    if recipe is not None:
+        fitting.append(f"this context with weights of {recipe} bits (magistral convert --q-bits {recipe})")
     if fitting:
         return message + "what fits: " + ", or ".join(fitting)
-    return message + "no context fits beside these weights: use a checkpoint of fewer bits, or a larger machine"
+    return message + "no context fits beside these weights, nor beside 2-bit ones: it takes a larger machine"

@@ -10,7 +10,8 @@ import click
 from magistral_mlx import command_line, console
 from magistral_mlx.checkpoint import open_checkpoint, resolve
 from magistral_mlx.demo import demo_checkpoint
-from magistral_mlx.memory import MemoryPlan, mac_table, plan_for
+from magistral_mlx.mac_table import mac_table
+from magistral_mlx.memory import MemoryPlan, plan_for
 
 EPILOG = """\b
 Examples:
@@ -26,7 +27,7 @@ Exit codes: 0 it fits, 2 it does not, or something else to change."""
 @click.option("--model", metavar="M", help="A folder, a hub id such as org/name (which is fetched), or demo.")
 @click.option("--revision", metavar="R", help="Branch, tag or commit of a hub id.")
 @click.option("--context", type=int, metavar="N", help="Positions wanted; by default the most that fit.")
-@click.option("--kv-bits", type=int, metavar="8|4", help="Plan for a quantized KV cache.")
+@click.option("--kv-bits", type=int, metavar="16|8|4", help="Plan for a quantized KV cache; 16 for none.")
 @click.option("--memory-gb", type=float, metavar="G", help="Memory to use, in 10^9 bytes; by default the device's.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
@@ -45,7 +46,9 @@ def command(
         print(mac_table())
         return command_line.DONE
     folder = demo_checkpoint() if model == "demo" else resolve(model, revision=revision, layout="hf")
-    plan = plan_for(open_checkpoint(folder), context=context, kv_bits=kv_bits, memory_gb=memory_gb)
+    plan = plan_for(
+        open_checkpoint(folder), context=context, kv_bits=kv_bits, memory_gb=memory_gb, context_flag="--context"
+    )
     if as_json:
         print(json.dumps({**asdict(plan), "total_bytes": plan.total_bytes, "model": model}, ensure_ascii=False))
     else:

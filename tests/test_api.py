@@ -139,7 +139,9 @@ def test_what_does_not_fit_is_refused_before_any_pass(magistral: mm.Magistral, m
 
 def test_a_reply_never_grows_past_the_context() -> None:
     small = mm.load("demo", context=64)
-    reply = small.ask(QUESTION, GREEDY)
+    with pytest.raises(mm.ContextError, match="leaves 15 for the reply"):
+        small.ask(QUESTION, GREEDY)
+    reply = small.ask(QUESTION, replace(GREEDY, max_tokens=15))
     assert reply.finish_reason == "length"
     assert reply.usage.prompt_tokens + reply.usage.completion_tokens == 64
     assert reply.answer == ""

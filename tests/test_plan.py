@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from magistral_mlx import plan
-from magistral_mlx.memory import mac_table
+from magistral_mlx.mac_table import mac_table
 from tests.tiny import make_config
 
 Folder = Callable[..., Path]
@@ -29,7 +29,7 @@ def test_it_adds_up_and_reads_no_weights(checkpoint_folder: Folder, capsys: pyte
 def test_what_does_not_fit_is_exit_2(checkpoint_folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     folder = checkpoint_folder(make_config())
     assert plan.main(["--model", str(folder), "--context", "4096", "--memory-gb", "0.005"]) == 2
-    assert "--max-kv-size" in capsys.readouterr().err
+    assert "--context" in capsys.readouterr().err
     assert plan.main(["--model", str(folder), "--memory-gb", "0.0001"]) == 2
     assert "no context fits" in capsys.readouterr().err
     assert plan.main(["--model", str(folder / "nowhere")]) == 2

@@ -1,0 +1,51 @@
+"""What of Magistral Small fits which Mac: forecasts from shapes, without a checkpoint."""
+
+from magistral_mlx.config import ModelConfig, QuantFormat
+from magistral_mlx.errors import MemoryLimitError
+from magistral_mlx.memory import make_plan, packed_bytes
+
+# The published file may state more positions.
+MAGISTRAL_SMALL = ModelConfig(
+    hidden_size=5120,
+    intermediate_size=32_768,
+    num_layers=40,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    vocab_size=131_072,
+    rms_norm_eps=1e-5,
+    rope_theta=1e9,
+    max_positions=40_960,
+)
+MAC_GB = (16, 24, 32, 36, 48, 64)
+
+
+def mac_budget_bytes(memory_gb: int) -> int:
+    """The working set a Mac with ``memory_gb`` GiB recommends by default.
+
+    Two thirds, and three quarters above 36 GB: read off published logs of 16, 32 and 64 GB Macs; the
+    others are assumed to follow. On the Mac itself the device is asked.
+    """
+    return memory_gb * 2**30 * 2 // 3 if memory_gb <= 36 else memory_gb * 2**30 * 3 // 4
+
+
+def mac_table(config: ModelConfig = MAGISTRAL_SMALL) -> str:
+    """A Markdown table: the context that fits each Mac, by the bits of the weights and of the cache."""
+    weights = {bits: packed_bytes(config, QuantFormat(bits, 64)) for bits in (4, 6, 8)}
+    columns = [(bits, kv_bits) for bits in weights for kv_bits in (None, 8)]
+    heads = [f"{bits} bit" + (", 8-bit cache" if kv_bits else "") for bits, kv_bits in columns]
+    lines = [
+        "| Mac | may use | " + " | ".join(heads) + " |",
+        "|---|---|" + "---|" * len(heads),
+    ]
+    for memory_gb in MAC_GB:
+        budget = mac_budget_bytes(memory_gb)
+        cells = []
+        for bits, kv_bits in columns:
+            try:
+                plan = make_plan(config, weights[bits], kv_bits=kv_bits, memory_gb=budget / 1e9)
+                cells.append(f"{plan.context:,}")
+            except MemoryLimitError:
+                cells.append("-")
+        lines.append(f"| {memory_gb} GB | {budget / 1e9:.1f} GB | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
