@@ -16,9 +16,10 @@ import mlx.core as mx
 from benchmarks.convert import Job, compare_source, compare_synthetic
 from benchmarks.graph import GraphComparison, compare_graphs
 from benchmarks.measure import Comparison, circumstances
+from benchmarks.predict import CHIPS, DRAFTING_GOALS, as_dict, predict
 from benchmarks.speed import Workload, compare_models, compare_samplers, compare_turns
 from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
-from benchmarks.tables import show_conversions, show_graphs, show_speeds
+from benchmarks.tables import show_conversions, show_graphs, show_predictions, show_speeds
 from magistral_mlx.checkpoint import resolve
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.errors import MagistralError, OptionError
@@ -159,6 +160,22 @@ def graph(*, layers: int, peer: str | None, json_file: Path | None) -> None:
         comparison = compare_graphs(f"{layers} layers, 4 bit", Path(name), peer=peer is not None)
     _write("graph", facts, [comparison], json_file)
     show_graphs(comparison)
+
+
+@benchmarks.command("predict")
+@click.option("--prompt-tokens", type=click.IntRange(1), default=2048, show_default=True, help="Length of the prompt.")
+@json_option
+def forecast(*, prompt_tokens: int, json_file: Path | None) -> None:
+    """Decode and first token of the 24B model on Macs, predicted; and the command that checks it on one.
+
+    Decode is the share of the bandwidth that such chips were seen to reach, over the bytes of weights and cache
+    that a token reads; the first token is the prompt's operations over the share of the chip's speed, or a pass
+    over the weights where that takes longer. Sources are in benchmarks/predict.py.
+    """
+    predictions = [predict(chip, prompt_tokens, DRAFTING_GOALS) for chip in CHIPS]
+    if json_file is not None:
+        json_file.write_text(json.dumps({"predict": [as_dict(p, prompt_tokens) for p in predictions]}, indent=1) + "\n")
+    show_predictions(predictions, prompt_tokens)
 
 
 def _require(peer: str | None) -> None:

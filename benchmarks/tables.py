@@ -9,6 +9,7 @@ from rich.table import Table
 
 from benchmarks.graph import GraphComparison
 from benchmarks.measure import OURS, Comparison, Interval
+from benchmarks.predict import CHECK, Prediction
 
 RATIO = "ratio with 95 % interval"
 
@@ -66,6 +67,26 @@ def show_graphs(comparison: GraphComparison) -> None:
         ratios = ("", "") if name == OURS else (f"{ratio:.3f}" for ratio in comparison.ratios(name))
         table.add_row(name, *counts, *ratios)
     _print(table)
+
+
+def show_predictions(predictions: Sequence[Prediction], prompt_tokens: int) -> None:
+    kinds = list(predictions[0].drafted)
+    table = _table(
+        f"Prediction, measured on no Mac: Magistral Small in 4 bit after {prompt_tokens:,} tokens of prompt",
+        ("chip",),
+        ("decode, tok/s", *(f"drafting, {kind}" for kind in kinds), "first token, s", "a pass more would add, s"),
+    )
+    for prediction in predictions:
+        drafted = (str(prediction.drafted[kind]) for kind in kinds)
+        table.add_row(
+            prediction.chip.name,
+            str(prediction.per_second),
+            *drafted,
+            str(prediction.first_token_seconds),
+            str(prediction.pass_seconds),
+        )
+    _print(table)
+    print(f"On such a Mac this checks it: {CHECK.format(prompt_tokens)}")
 
 
 def _table(title: str, words: Sequence[str], figures: Sequence[str]) -> Table:
