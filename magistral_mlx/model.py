@@ -14,6 +14,33 @@ from mlx import nn
 from magistral_mlx.cache import LayerCache, Uncached
 from magistral_mlx.config import ModelConfig
 
+# Compiled, so that a CPU, where MLX takes fused operations apart, runs 3 primitives instead of 11, and 15 instead
+# of 28, to the same bits. On a GPU the first two are one kernel as they are, and the third becomes one.
+
+
+@partial(mx.compile, shapeless=True)
+def normalized(x: mx.array, weight: mx.array, eps: float) -> mx.array:
+    return mx.fast.rms_norm(x, weight, eps)
+
+
+@mx.compile
+def turned(x: mx.array, positions: mx.array, d: int, theta: float) -> mx.array:  # [B, 1, n * d] -> [B, n, 1, d]
+    """Rotate heads of one position, each by its own of ``positions`` [B * n]."""
+    rows = mx.fast.rope(x.reshape(-1, 1, 1, d), d, traditional=False, base=theta, scale=1.0, offset=positions)
+    return rows.reshape(len(x), -1, 1, d)
+
+
+@partial(mx.compile, shapeless=True)
+def swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    return nn.silu(gate) * up
+
+
+class RMSNorm(nn.RMSNorm):
+    """Source: https://arxiv.org/abs/1910.07467"""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return normalized(x, self.weight, self.eps)
+
 
 class Joint(nn.Module):
     """Several projections of one input in as few matmuls as their formats allow.
@@ -95,10 +122,9 @@ class Attention(nn.Module):
         Every head is a sequence of its own to it, and a value's is at position 0, which turns nothing.
         """
         positions = (self._H + self._K) * [position] + self._K * [0]
-        rows = self.rope(x.reshape(-1, 1, 1, self._d), mx.array(len(x) * positions))
-        return rows.reshape(len(x), -1, 1, self._d)
+        return turned(x, mx.array(len(x) * positions), self._d, self._theta)
 
-    def rope(self, x: mx.array, offset: int | mx.array) -> mx.array:
+    def rope(self, x: mx.array, offset: int) -> mx.array:
         return mx.fast.rope(x, self._d, traditional=False, base=self._theta, scale=1.0, offset=offset)
 
 
@@ -115,19 +141,14 @@ class MLP(nn.Module):
         return self.down_proj(swiglu(gate, up))
 
 
-@partial(mx.compile, shapeless=True)  # one kernel
-def swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    return nn.silu(gate) * up
-
-
 class Block(nn.Module):
     """One layer: attention, then feed-forward, each on the normalized residual stream."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
     def __call__(self, x: mx.array, cache: LayerCache, wanted: int) -> mx.array:  # [B, T, D] -> [B, wanted, D]
@@ -142,7 +163,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.embed_tokens: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [Block(config) for _ in range(config.num_layers)]
-        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         if not config.tie_word_embeddings:
             self.lm_head: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self._tied = config.tie_word_embeddings

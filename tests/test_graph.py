@@ -28,7 +28,7 @@ def test_a_fused_call_is_one_kernel_and_what_leads_to_it_is_counted() -> None:
         y = mx.fast.rms_norm(mx.exp(x), weight, 1e-5) * 2
         codes, _, _ = mx.quantize(mx.sin(x))
     assert (y.shape, codes.shape) == ((2, 64), (2, 8))
-    assert calls == {"fast.rms_norm": 1, "quantize": 1}
+    assert calls == {"rms_norm": 1, "quantize": 1}
     counted = nodes([y, *inputs])
     assert {name: counted[name] for name in ("Exp", "Sin", "Multiply", "Rsqrt")} == {
         "Exp": 1,
@@ -43,13 +43,13 @@ def test_a_decode_step_has_at_most_three_quarters_of_mlx_lms(tmp_path: Path) -> 
     write_slice(tmp_path, replace(NARROW, num_layers=40))
     comparison = compare_graphs("40 layers", tmp_path, peer=True)
     primitives, kernels = comparison.ratios("mlx-lm")
-    assert primitives <= 0.75
+    assert primitives <= 0.5
     assert kernels <= 0.75
     graph = comparison.graphs[OURS]
     # A layer: 2 norms, 4 matmuls, 1 rotation, 1 write, 1 attention, SwiGLU, 2 sums. Beside the layers: the
     # embedding's rows, scales and biases, their dequantization, the last norm, the head.
     assert graph.kernels.total() == 40 * 12 + 6
-    assert (graph.kernels["SliceUpdate"], graph.kernels["fast.rope"], graph.kernels["QuantizedMatmul"]) == (40, 40, 161)
+    assert (graph.kernels["SliceUpdate"], graph.kernels["turned"], graph.kernels["QuantizedMatmul"]) == (40, 40, 161)
 
 
 def test_the_command_writes_its_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
