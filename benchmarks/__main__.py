@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import signal
 import sys
 import tempfile
@@ -16,10 +17,11 @@ import mlx.core as mx
 from benchmarks.convert import Job, compare_source, compare_synthetic
 from benchmarks.graph import GraphComparison, compare_graphs
 from benchmarks.measure import Comparison, circumstances
+from benchmarks.memory import Footprint, compare_caches, footprint
 from benchmarks.predict import CHIPS, DRAFTING_GOALS, as_dict, predict
 from benchmarks.speed import Workload, compare_models, compare_samplers, compare_turns
 from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
-from benchmarks.tables import show_conversions, show_graphs, show_predictions, show_speeds
+from benchmarks.tables import show_conversions, show_graphs, show_memory, show_predictions, show_speeds
 from magistral_mlx.checkpoint import resolve
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.errors import MagistralError, OptionError
@@ -178,17 +180,63 @@ def forecast(*, prompt_tokens: int, json_file: Path | None) -> None:
     show_predictions(predictions, prompt_tokens)
 
 
+@benchmarks.command()
+@peer_option
+@click.option("--prompt-tokens", type=int, help="Length of the prompt; 8192 if unset.")
+@click.option("--repeats", type=int, help="Prefills by each; 3 if unset.")
+@click.option("--quick", is_flag=True, help="A short prompt and a narrow model: does it run?")
+@json_option
+def memory(
+    *, peer: str | None, prompt_tokens: int | None, repeats: int | None, quick: bool, json_file: Path | None
+) -> None:
+    """Memory of a prefill into an 8- and a 4-bit cache; the plan's forecast against what was measured.
+
+    The layers have the true width of attention, and narrow matrices: a prompt of 8,192 through true ones would
+    take an hour on a CPU.
+
+    \b
+    python -m benchmarks memory --peer mlx-lm      an hour on two cores
+    python -m benchmarks memory --quick            half a minute
+    """
+    _require(peer)
+    facts = circumstances()
+    tokens, times = prompt_tokens or (96 if quick else 8192), repeats or (1 if quick else 3)
+    attention = replace(TRUE_WIDTH, hidden_size=1024, intermediate_size=1024, num_layers=2, vocab_size=2048)
+    config = replace(NARROW, num_layers=2) if quick else attention
+    with tempfile.TemporaryDirectory(prefix="magistral-slice-") as name:
+        write_slice(Path(name), config)
+        title = f"{config.num_layers} layers, {config.num_heads} heads"
+        found = compare_caches(title, Path(name), tokens, times, peer=peer is not None, report=_report)
+        comparisons = list(found)
+    with tempfile.TemporaryDirectory(prefix="magistral-slice-") as name:
+        wide = replace(NARROW if quick else TRUE_WIDTH, num_layers=2, vocab_size=2048)
+        write_slice(Path(name), wide)
+        shutil.copy(demo_checkpoint() / "tekken.json", name)
+        footprints = [footprint(f"2 layers, {wide.hidden_size} wide", Path(name), 16, report=_report)]
+    _write("memory", facts, [*comparisons, *footprints], json_file)
+    show_memory(facts["chip"], comparisons, footprints)
+
+
 def _require(peer: str | None) -> None:
     if peer is not None and importlib.util.find_spec("mlx_lm") is None:
         raise OptionError("--peer mlx-lm needs mlx-lm; install it with: pip install 'magistral-mlx[bench]'")
 
 
 def _write(
-    kind: str, facts: dict[str, Any], comparisons: Sequence[Comparison | GraphComparison], file: Path | None
+    kind: str,
+    facts: dict[str, Any],
+    comparisons: Sequence[Comparison | GraphComparison | Footprint],
+    file: Path | None,
 ) -> None:
     if file is not None:
-        results = {"circumstances": facts, "command": sys.argv[1:], kind: [c.as_dict() for c in comparisons]}
+        results = {"circumstances": facts, "command": _command(sys.argv[1:]), kind: [c.as_dict() for c in comparisons]}
         file.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _command(arguments: Sequence[str]) -> list[str]:
+    """What to type for the same figures; where files go says nothing about them, and is nobody's business."""
+    pairs = zip(arguments, ["", *arguments], strict=False)
+    return [one for one, before in pairs if not {one, before} & {"--json", "--work"}]
 
 
 def _report(line: str) -> None:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from benchmarks.graph import GraphComparison
 from benchmarks.measure import OURS, Comparison, Interval
+from benchmarks.memory import Footprint
 from benchmarks.predict import CHECK, Prediction
 
 RATIO = "ratio with 95 % interval"
@@ -53,6 +54,30 @@ def show_conversions(chip: str, comparison: Comparison) -> None:
             "the same" if facts["same_tensors"] else f"{len(facts['different_tensors'])} differ",
             _times(ratio),
         )
+    _print(table)
+
+
+def show_memory(chip: str, comparisons: Sequence[Comparison], footprints: Sequence[Footprint]) -> None:
+    table = _table(
+        f"Prefill into a packed cache on {chip}; highest peak; {RATIO}",
+        ("what", "who"),
+        ("tokens/s", "peak above weights", f"{OURS} takes", "forecast/measured", "logits error", f"{OURS} is"),
+    )
+    for comparison in comparisons:
+        for _, name, per_second, _, ratio in comparison.rows():
+            facts = comparison.facts
+            share = facts["ours_over_theirs"].get(name)
+            own = (
+                (f"{facts['forecast_over_measured']:.3f}", f"{facts['logits_error']:.2%}") if name == OURS else ("", "")
+            )
+            peak = f"{facts['peak_bytes_above_weights'][name] / 1e6:,.0f} MB"
+            part = "" if share is None else f"{share:.3f} of it"
+            table.add_row(comparison.title, name, _interval(per_second), peak, part, *own, _times(ratio))
+    _print(table)
+    table = _table("One reply in a process of its own", ("model",), ("forecast", "MLX's peak", "process above imports"))
+    for one in footprints:
+        figures = (one.facts[key] for key in ("forecast_bytes", "mlx_peak_bytes", "rss_bytes_above_imports"))
+        table.add_row(one.title, *(f"{figure / 1e6:,.0f} MB" for figure in figures))
     _print(table)
 
 

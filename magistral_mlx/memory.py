@@ -97,7 +97,7 @@ def workspace_bytes(
     """Bytes beside weights and cache while a chunk of ``chunk`` ids is read at the end of ``context`` positions.
 
     MLX runs about ten operations ahead of the device, and what they write is held together: most of one layer's
-    activations, whose share of each width was measured on a CPU; of a packed cache, one layer's keys and
+    activations, whose share of each width was measured on a CPU; of a packed cache, two layers' keys and
     values unpacked; and where attention is not fused, as on a CPU, its float32 scores [H, chunk, context].
     Sampling comes after, and holds a few times the logits.
     """
@@ -109,7 +109,7 @@ def workspace_bytes(
         config.head_dim,
     )
     activations = chunk * (6 * D + 3 * F + 7 * (H + K) * d) * itemsize
-    unpacked = 0 if kv_bits is None else 2 * K * context * d * itemsize
+    unpacked = 0 if kv_bits is None else 2 * 2 * K * context * d * itemsize
     is_fused = on_gpu and d in FUSED_HEAD_DIMS
     scores = 0 if is_fused else (4 * H + 1) * chunk * context  # and a mask of one byte
     logits = 48 * config.vocab_size

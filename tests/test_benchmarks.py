@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from benchmarks import convert, source
-from benchmarks.__main__ import main
+from benchmarks.__main__ import _command, main
 from benchmarks.convert import check_space, different_tensors, output_bytes, tensor_digests
 from benchmarks.measure import Lap, Stopwatch, circumstances, interleave, speedup, spread
 from benchmarks.source import source_bytes, write_source
@@ -294,3 +294,21 @@ def test_a_second_turn_is_compared_with_a_fresh_prompt() -> None:
         "magistral-mlx": 1,
         "nothing cached": 1,
     }
+
+
+@pytest.mark.slow
+def test_a_quick_run_of_memory_forecasts_and_compares(tmp_path: Path) -> None:
+    file = tmp_path / "memory.json"
+    assert main(["memory", "--quick", "--peer", "mlx-lm", "--json", str(file)]) == 0
+    *caches, footprint = json.loads(file.read_text())["memory"]
+    assert [cache["plan"]["kv_bits"] for cache in caches] == [8, 4]
+    errors = [cache["logits_error"] for cache in caches]
+    assert 0 < errors[0] < errors[1] < 1
+    for cache in caches:
+        peaks = cache["peak_bytes_above_weights"]
+        assert cache["ours_over_theirs"]["mlx-lm"] == peaks["magistral-mlx"] / peaks["mlx-lm"] < 1
+    assert footprint["forecast_over_mlx_peak_bytes"] == pytest.approx(1, abs=0.1)
+
+
+def test_a_result_names_no_file_of_this_machine() -> None:
+    assert _command(["memory", "--json", "x", "--quick", "--work", "y"]) == ["memory", "--quick"]

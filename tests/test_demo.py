@@ -174,19 +174,28 @@ def test_it_answers_what_it_never_saw(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "sampling", "kinds", "least"),
+    ("model", "kv_bits", "sampling", "kinds", "least"),
     [
-        (DEMO, GREEDY, ARITHMETIC, 0.98),
-        ("demo", GREEDY, ARITHMETIC, 0.97),
-        (DEMO, mm.SamplingParams(seed=1), ARITHMETIC, 0.95),
-        (DEMO, GREEDY, ("letters",), 0.90),
+        (DEMO, None, GREEDY, ARITHMETIC, 0.98),
+        ("demo", None, GREEDY, ARITHMETIC, 0.97),
+        ("demo", 8, GREEDY, ARITHMETIC, 0.97),
+        (DEMO, None, mm.SamplingParams(seed=1), ARITHMETIC, 0.95),
+        (DEMO, None, GREEDY, ("letters",), 0.90),
     ],
-    ids=["bf16", "4 bit", "bf16 sampled", "letters"],
+    ids=["bf16", "4 bit", "4 bit, 8-bit cache", "bf16 sampled", "letters"],
 )
 def test_accuracy_on_500_held_out_problems(
-    tokenizer: Tokenizer, model: str, sampling: mm.SamplingParams, kinds: tuple[str, ...], least: float
+    tokenizer: Tokenizer,
+    model: str,
+    kv_bits: int | None,
+    sampling: mm.SamplingParams,
+    kinds: tuple[str, ...],
+    least: float,
 ) -> None:
-    assert accuracy(mm.load(model), held_out_problems(500, 2026, tokenizer.pieces, kinds), sampling) >= least
+    assert (
+        accuracy(mm.load(model, kv_bits=kv_bits), held_out_problems(500, 2026, tokenizer.pieces, kinds), sampling)
+        >= least
+    )
 
 
 @pytest.mark.parametrize("system", [None, "Sois bref.", "You teach mathematics to children."])

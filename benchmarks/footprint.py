@@ -1,0 +1,41 @@
+"""One reply in a process of its own: ``python -m benchmarks.footprint FOLDER MAX_TOKENS``.
+
+The last line on stdout is JSON: what was forecast, MLX's peak, and what the process held above its imports.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+import magistral_mlx as mm
+from benchmarks.contender import measured
+from magistral_mlx.tokenizer import Tokenizer
+
+QUESTION = "How many r's are in strawberry?"
+
+
+def main(argv: Sequence[str]) -> int:
+    folder, max_tokens = Path(argv[0]), int(argv[1])
+    mm.load("demo").ask(QUESTION, mm.SamplingParams(max_tokens=1))  # what is imported and compiled on first use
+    mx.clear_cache()
+    prompt_tokens = len(Tokenizer.from_folder(folder).encode_chat(QUESTION))
+    found: dict[str, Any] = {}
+
+    def act() -> None:
+        magistral = mm.load(folder, context=prompt_tokens + max_tokens)
+        usage = magistral.ask(QUESTION, mm.SamplingParams(temperature=0, max_tokens=max_tokens)).usage
+        found.update(forecast_bytes=magistral.plan.total_bytes, mlx_peak_bytes=usage.peak_memory_bytes)
+        found["tokens"] = usage.prompt_tokens + usage.completion_tokens
+
+    rss = measured(act)
+    found["rss_bytes_above_imports"] = rss["peak_rss_bytes"] - rss["baseline_rss_bytes"]
+    print(json.dumps(found | {"rss_from": rss["rss_from"]}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

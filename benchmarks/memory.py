@@ -1,0 +1,168 @@
+"""Prefill into a packed cache against mlx-lm's: memory, what was forecast of it, time, and the error of packing."""
+
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from benchmarks.measure import OURS, Comparison, Lap, Stopwatch, interleave
+from magistral_mlx.cache import KVCache
+from magistral_mlx.checkpoint import Checkpoint, open_checkpoint
+from magistral_mlx.conversation import result_of
+from magistral_mlx.decoding import Stepper, prefill
+from magistral_mlx.errors import OptionError
+from magistral_mlx.loader import load_model
+from magistral_mlx.memory import MemoryPlan, plan_for
+from magistral_mlx.model import Transformer
+
+ROOT = Path(__file__).parent.parent
+PHASE = "prefill"
+KV_BITS = (8, 4)
+STEPS = 16  # over which the logits of a packed cache are compared
+
+
+@dataclass(frozen=True, slots=True)
+class Fill(Lap):
+    """One prefill; ``count`` is the prompt's ids."""
+
+    peak_bytes: int  # MLX's, above what was in memory before
+
+    @classmethod
+    def measure(cls, act: Callable[[], object], count: int) -> "Fill":
+        gc.collect()
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        watch = Stopwatch()
+        act()
+        lap = watch.lap(count)
+        return cls(lap.seconds, lap.cpu_seconds, count, mx.get_peak_memory() - before)
+
+
+def compare_caches(
+    title: str, folder: Path, prompt_tokens: int, repeats: int, *, peer: bool, report: Callable[[str], None]
+) -> Iterator[Comparison]:
+    """For 8 and 4 bits: prefill into a packed cache, ours and mlx-lm's, in float32 on a CPU."""
+    if prompt_tokens < 1 or repeats < 1:
+        raise OptionError(f"{repeats} prefills of {prompt_tokens} ids cannot be timed; use at least 1 of each")
+    checkpoint = open_checkpoint(folder)
+    prompt = np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, prompt_tokens).tolist()
+    report(f"{title}: loading")
+    model = result_of(load_model(checkpoint))
+    theirs = _load_theirs(folder) if peer else None
+    for bits in KV_BITS:
+        plan = plan_for(checkpoint, context=prompt_tokens + 1, kv_bits=bits)
+        contenders = {OURS: _ours(model, checkpoint, prompt, plan)}
+        if theirs is not None:
+            contenders["mlx-lm"] = _theirs(theirs, prompt, bits)
+        comparison = Comparison(
+            f"{title}, {bits}-bit cache",
+            {
+                "prompt_tokens": prompt_tokens,
+                "repeats": repeats,
+                "checkpoint": checkpoint.fingerprint(),
+                "plan": asdict(plan),
+            },
+        )
+        fills: dict[str, list[Fill]] = {}
+        for repeat, name, laps in interleave(contenders, repeats, warm_up=False):
+            fill = laps[PHASE]
+            assert isinstance(fill, Fill)
+            report(
+                f"{comparison.title}: {repeat}/{repeats} {name}: {fill.seconds:.1f} s, {fill.peak_bytes / 1e6:.0f} MB"
+            )
+            fills.setdefault(name, []).append(fill)
+            comparison.add(name, laps)
+        peaks = {name: max(fill.peak_bytes for fill in several) for name, several in fills.items()}
+        comparison.facts |= {
+            "peak_bytes_above_weights": peaks,
+            "forecast_over_measured": (plan.kv_bytes + plan.workspace_bytes) / peaks[OURS],
+            "ours_over_theirs": {name: peaks[OURS] / peak for name, peak in peaks.items() if name != OURS},
+            "logits_error": logits_error(model, checkpoint, prompt[: max(1, prompt_tokens // 8)], plan),
+        }
+        yield comparison
+
+
+def logits_error(model: Transformer, checkpoint: Checkpoint, prompt: list[int], plan: MemoryPlan) -> float:
+    """RMS difference of the logits from those with a float cache, over their RMS: 16 steps after a prompt."""
+    rng = np.random.default_rng(1)
+    ids = rng.integers(0, checkpoint.config.vocab_size, STEPS).tolist()
+    found = []
+    for bits in (None, plan.kv_bits):
+        step = Stepper(model, KVCache(checkpoint.config, limit=len(prompt) + STEPS, bits=bits))
+        result_of(prefill(step, prompt, chunk=plan.prefill_chunk))
+        rows = [step(mx.array([[identity]])) for identity in ids]
+        found.append(np.array(mx.concatenate(rows)))
+    exact, packed = found
+    return float(np.sqrt(np.mean((packed - exact) ** 2) / np.mean(exact**2)))
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """A reply in a process of its own: the plan's forecast, MLX's peak, and the memory of the process."""
+
+    title: str
+    facts: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"title": self.title, **self.facts}
+
+
+def footprint(title: str, folder: Path, max_tokens: int, *, report: Callable[[str], None]) -> Footprint:
+    """Raises OptionError where the reply fails."""
+    report(f"{title}: one reply in a process of its own")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.footprint", str(folder), str(max_tokens)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise OptionError(f"the reply of {title} failed: {''.join(done.stderr.strip().splitlines()[-1:])}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    for measure in ("mlx_peak_bytes", "rss_bytes_above_imports"):
+        found[f"forecast_over_{measure}"] = found["forecast_bytes"] / found[measure]
+    return Footprint(title, found)
+
+
+def _ours(
+    model: Transformer, checkpoint: Checkpoint, prompt: list[int], plan: MemoryPlan
+) -> Callable[[], Mapping[str, Fill]]:
+    def act() -> None:
+        cache = KVCache(checkpoint.config, limit=plan.context, bits=plan.kv_bits)
+        cache.reserve(plan.context)
+        mx.eval(result_of(prefill(Stepper(model, cache), prompt, chunk=plan.prefill_chunk)))
+
+    return lambda: {PHASE: Fill.measure(act, len(prompt))}
+
+
+def _load_theirs(folder: Path) -> Any:
+    from mlx_lm.utils import load_model as load_theirs
+
+    model, _ = load_theirs(folder)
+    if mx.default_device().type == mx.DeviceType.cpu:
+        model.set_dtype(mx.float32)
+    mx.eval(model.parameters())
+    return model
+
+
+def _theirs(model: Any, prompt: list[int], bits: int) -> Callable[[], Mapping[str, Fill]]:
+    from mlx_lm.generate import generate_step, generation_stream
+
+    def act() -> None:
+        next(generate_step(mx.array(prompt), model, max_tokens=1, kv_bits=bits))
+
+    def run() -> Mapping[str, Fill]:
+        fill = Fill.measure(act, len(prompt))
+        mx.synchronize(generation_stream)  # it has queued a pass more than it yields
+        return {PHASE: fill}
+
+    return run
