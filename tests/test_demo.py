@@ -174,13 +174,13 @@ def test_it_answers_what_it_never_saw(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "kv_bits", "sampling", "kinds", "least"),
+    ("loaded", "sampling", "kinds", "least"),
     [
-        (DEMO, None, GREEDY, ARITHMETIC, 0.98),
-        ("demo", None, GREEDY, ARITHMETIC, 0.97),
-        ("demo", 8, GREEDY, ARITHMETIC, 0.97),
-        (DEMO, None, mm.SamplingParams(seed=1), ARITHMETIC, 0.95),
-        (DEMO, None, GREEDY, ("letters",), 0.90),
+        ((DEMO, None), GREEDY, ARITHMETIC, 0.98),
+        (("demo", None), GREEDY, ARITHMETIC, 0.97),
+        (("demo", 8), GREEDY, ARITHMETIC, 0.97),
+        ((DEMO, None), mm.SamplingParams(seed=1), ARITHMETIC, 0.95),
+        ((DEMO, None), GREEDY, ("letters",), 0.90),
     ],
     ids=["bf16", "4 bit", "4 bit, 8-bit cache", "bf16 sampled", "letters"],
 )
