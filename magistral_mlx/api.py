@@ -23,6 +23,7 @@ from magistral_mlx.past import Past
 from magistral_mlx.reasoning import Segment
 from magistral_mlx.reply import FinishReason, Reply, ReplyBuilder, Samples, Usage
 from magistral_mlx.sampling import Sampler, SamplingParams
+from magistral_mlx.speculation import Speculation, check_draft_tokens, open_draft
 from magistral_mlx.tokenizer import Tokenizer
 
 Messages = str | Sequence[Mapping[str, Any]]
@@ -36,6 +37,8 @@ def load(
     prefill_step_size: int | None = None,
     memory_gb: float | None = None,
     wired: bool = False,
+    draft: str | Path | None = None,
+    num_draft_tokens: int | None = None,
     revision: str | None = None,
 ) -> "Magistral":
     """Load a checkpoint: a folder, a hub id such as ``org/name``, or ``"demo"``, the embedded model.
@@ -46,6 +49,9 @@ def load(
         prefill_step_size: prompt ids a pass; by default as many as fit.
         memory_gb: plan for this much memory instead of what the device recommends.
         wired: keep weights and cache in a Mac's memory even when others want it; see ``memory.limit_memory``.
+        draft: a small model of the same vocabulary that guesses ids; by default the text so far does.
+        num_draft_tokens: guesses checked in one pass at most; by default as many as pay on this device, 0 for none.
+            The ids are the same with any number.
         revision: branch, tag or commit of a hub id.
     Raises:
         CheckpointError, TokenizerError, HubError: the checkpoint cannot be used or fetched.
@@ -60,6 +66,8 @@ def load(
             prefill_step_size=prefill_step_size,
             memory_gb=memory_gb,
             wired=wired,
+            draft=draft,
+            num_draft_tokens=num_draft_tokens,
             revision=revision,
         )
     )
@@ -73,33 +81,50 @@ def loading(
     prefill_step_size: int | None = None,
     memory_gb: float | None = None,
     wired: bool = False,
+    draft: str | Path | None = None,
+    num_draft_tokens: int | None = None,
     revision: str | None = None,
 ) -> Generator[tuple[int, int], None, "Magistral"]:
     """As ``load``, but a generator: yields (bytes loaded, bytes in all) and returns the Magistral."""
-    checkpoint = open_checkpoint(
-        demo_checkpoint() if model == "demo" else resolve(model, revision=revision, layout="hf")
-    )
+    check_draft_tokens(num_draft_tokens)
+    checkpoint = open_checkpoint(_folder(model, revision))
     tokenizer = Tokenizer.from_folder(checkpoint.folder)
     if tokenizer.vocab_size != checkpoint.config.vocab_size:
         raise CheckpointError(
             f"{checkpoint.folder}: tekken.json has {tokenizer.vocab_size} ids, the model "
             f"{checkpoint.config.vocab_size}; they are not of the same model: download both again"
         )
-    plan = plan_for(checkpoint, context=context, kv_bits=kv_bits, prefill_chunk=prefill_step_size, memory_gb=memory_gb)
+    small = None if draft is None else open_draft(_folder(draft, None), tokenizer)
+    plan = plan_for(
+        checkpoint, context=context, kv_bits=kv_bits, prefill_chunk=prefill_step_size, memory_gb=memory_gb, draft=small
+    )
     limit_memory(plan, wired=wired)
     transformer = yield from load_model(checkpoint)
-    return Magistral(transformer, checkpoint, tokenizer, plan)
+    speculation = yield from Speculation.of(transformer, checkpoint, plan, limit=num_draft_tokens, draft=small)
+    return Magistral(transformer, checkpoint, tokenizer, plan, speculation)
+
+
+def _folder(model: str | Path, revision: str | None) -> Path:
+    return demo_checkpoint() if model == "demo" else resolve(model, revision=revision, layout="hf")
 
 
 class Magistral:
     """A loaded model. Call it from one thread: MLX arrays belong to the thread that made them."""
 
-    def __init__(self, model: Transformer, checkpoint: Checkpoint, tokenizer: Tokenizer, plan: MemoryPlan) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        checkpoint: Checkpoint,
+        tokenizer: Tokenizer,
+        plan: MemoryPlan,
+        speculation: Speculation,
+    ) -> None:
         self.model = model
         self.checkpoint = checkpoint
         self.config: ModelConfig = checkpoint.config
         self.tokenizer = tokenizer
         self.plan = plan
+        self.speculation = speculation
         self.past = Past(checkpoint.config, limit=plan.context, bits=plan.kv_bits, fingerprint=checkpoint.fingerprint())
 
     def ask(
@@ -245,22 +270,14 @@ class Magistral:
         finish_reason: FinishReason = "stop"
         first = 0.0
         try:
-            prefilling = prefill(step, prompt[cached:], chunk=self.plan.prefill_chunk)
-            logits: Any = None  # until the prompt is read, or for good if it was cancelled before
-            while logits is None and self.past.require(builder):
+            reading = self._reading(step, prompt, cached, Sampler(sampling, seed), builder)
+            decoding: Any = None  # until the prompt is read, or for good if it was cancelled before
+            while decoding is None and self.past.require(builder):
                 try:
-                    done = next(prefilling)
+                    done = next(reading)
                     yield Segment("progress", f"{cached + done}/{len(prompt)}")
                 except StopIteration as end:
-                    logits = end.value
-            decoding = decode(
-                step,
-                logits,
-                Sampler(sampling, seed),
-                stop=self.tokenizer.stop_ids,
-                max_tokens=max_tokens,
-                steer=builder.forced,
-            )
+                    decoding = end.value
             while not builder.is_stopped:
                 if not self.past.require(builder):
                     finish_reason = "cancelled"
@@ -277,6 +294,7 @@ class Magistral:
             yield from builder.flush()
         except RuntimeError as error:  # MLX: out of memory, or a device that failed; what the arrays hold is unknown
             self.past.forget()
+            self.speculation.forget()
             if "memory" not in str(error).lower():
                 raise
             raise MemoryLimitError(
@@ -302,6 +320,16 @@ class Magistral:
             seed=seed,
         )
         return builder.reply(finish_reason, usage)
+
+    def _reading(
+        self, step: Stepper, prompt: list[int], cached: int, sampler: Sampler, builder: ReplyBuilder
+    ) -> Generator[int, None, Generator[tuple[int, mx.array], None, str]]:
+        """Read what is new in a prompt; yields the ids done after each chunk but the last, returns what decodes."""
+        new, chunk = prompt[cached:], self.plan.prefill_chunk
+        logits = yield from prefill(step, new, chunk=chunk)
+        drafter = yield from self.speculation.begin(prompt, sampler, chunk=chunk, done=len(new))
+        stop, most = self.tokenizer.stop_ids, builder.max_tokens
+        return decode(step, logits, sampler, stop=stop, max_tokens=most, steer=builder.forced, drafter=drafter)
 
 
 def _seed(sampling: SamplingParams) -> int:

@@ -9,6 +9,7 @@ from magistral_mlx.config import ModelConfig
 from magistral_mlx.errors import ContextError, OptionError
 
 STEP = 256  # capacity grows in multiples of this
+FEW = 8  # queries up to which each attends as it would alone: ids drafted and checked together are those of plain steps
 
 
 class LayerCache(Protocol):
@@ -79,8 +80,19 @@ class FloatLayer:
         self.buffer = _Buffer()
 
     def attend(self, q: mx.array, kv: mx.array, scale: float) -> mx.array:
-        self.append([kv])
-        return _attention(q, self.buffer.read(self.length)[0], scale)
+        self.append(self.packed(kv))
+        T, S = q.shape[2], self.length
+        if T == 1 or T > FEW:
+            return self.over(q, S, scale)
+        rows = [self.over(q[:, :, i : i + 1], S - T + 1 + i, scale) for i in range(T)]
+        return mx.concatenate(rows, axis=2)
+
+    def packed(self, kv: mx.array) -> Sequence[mx.array]:
+        return [kv]
+
+    def over(self, q: mx.array, length: int, scale: float) -> mx.array:
+        """Attention of the last queries [B, H, T, d] over the first ``length`` positions."""
+        return _attention(q, self.buffer.read(length)[0], scale)
 
     def append(self, parts: Sequence[mx.array]) -> None:
         start, T = self.length, parts[0].shape[2]
@@ -91,19 +103,21 @@ class FloatLayer:
 class QuantizedLayer(FloatLayer):
     """One layer's keys and values packed to 8 or 4 bit, quantized as they arrive.
 
-    Several queries attend through the fused kernel on a view dequantized for this layer alone, so no
+    Many queries attend through the fused kernel on a view dequantized for this layer alone, so no
     score matrix is built beyond the kernel's own; a single query multiplies the packed arrays directly.
     """
 
     parts = 3  # packed, scales, biases
 
-    def attend(self, q: mx.array, kv: mx.array, scale: float) -> mx.array:
-        self.append(mx.quantize(kv, self.owner.group_size, self.owner.bits))
-        codes, scales, biases = arrays = self.buffer.read(self.length)
+    def packed(self, kv: mx.array) -> Sequence[mx.array]:
+        return mx.quantize(kv, self.owner.group_size, self.owner.bits)
+
+    def over(self, q: mx.array, length: int, scale: float) -> mx.array:
+        codes, scales, biases = arrays = self.buffer.read(length)
         if q.shape[2] > 1:
             return _attention(q, mx.dequantize(codes, scales, biases, self.owner.group_size, self.owner.bits), scale)
         B, H, _, d = q.shape
-        K = kv.shape[1] // 2
+        K = codes.shape[1] // 2
         keys, values = [a[:, :K] for a in arrays], [a[:, K:] for a in arrays]
         rows = (q * scale).reshape(B, K, H // K, d)  # [B, K, H/K, d]
         weights = mx.softmax(self._matmul(rows, keys, transpose=True), axis=-1, precise=True)  # [B, K, H/K, S]

@@ -48,6 +48,8 @@ def command(
     prefill_step_size: int | None,
     memory_gb: float | None,
     wired: bool,
+    draft_model: str | None,
+    num_draft_tokens: int | None,
     system_prompt: str | None,
     keep_reasoning: KeepReasoning | None,
     max_tokens: int | None,
@@ -82,6 +84,8 @@ def command(
         prefill_step_size=prefill_step_size,
         memory_gb=memory_gb,
         wired=wired,
+        draft_model=draft_model,
+        num_draft_tokens=num_draft_tokens,
     )
     if file is not None and is_resumed:
         chat = magistral.resume(file)

@@ -26,14 +26,12 @@ NO_MODEL = """--model is missing. Three ways to get a model:
 MLX_LM_FLAGS = {
     "--adapter-path": "adapters are not read; fuse the adapter into the checkpoint first (mlx_lm.fuse)",
     "--chat-template-config": "the chat is encoded by mistral-common, not by a template; see --no-think",
-    "--draft-model": "there is no draft model for Magistral Small",
     "--extra-eos-token": "use --stop TEXT",
     "--ignore-chat-template": "Magistral is asked through its chat format only",
     "--image": "Magistral Small 2506 reads text only",
     "--kv-group-size": "groups are 64; choose the bits with --kv-bits",
     "--min-p": "use --top-p, as the model card does",
     "--min-tokens-to-keep": "use --top-p",
-    "--num-draft-tokens": "there is no draft model for Magistral Small",
     "--pipeline": "the model runs on one machine",
     "--prefill-response": "use --no-think for an answer without a trace",
     "--quantize": "a checkpoint is quantized once, with magistral convert; see --kv-bits for the cache",
@@ -105,6 +103,18 @@ loading_options = options(
         is_flag=True,
         help="Keep weights and cache in a Mac's memory when others want it. Implicated in kernel panics of macOS.",
     ),
+    click.option(
+        "--draft-model",
+        metavar="M",
+        help="A small model of the same vocabulary guesses ahead; by default the text so far does. "
+        "The reply is the same.",
+    ),
+    click.option(
+        "--num-draft-tokens",
+        type=int,
+        metavar="N",
+        help="Guesses checked in one pass at most; by default as many as pay on this device, 0 for none.",
+    ),
 )
 sampling_options = options(
     click.option("--max-tokens", "-m", type=int, metavar="N", help="Default: 40,960, or what the context leaves."),
@@ -149,6 +159,8 @@ def load_visibly(
     prefill_step_size: int | None,
     memory_gb: float | None,
     wired: bool,
+    draft_model: str | None,
+    num_draft_tokens: int | None,
 ) -> Magistral:
     """Load a model with progress on stderr."""
     steps = loading(
@@ -158,6 +170,8 @@ def load_visibly(
         prefill_step_size=prefill_step_size,
         memory_gb=memory_gb,
         wired=wired,
+        draft=draft_model,
+        num_draft_tokens=num_draft_tokens,
         revision=revision,
     )
     while True:

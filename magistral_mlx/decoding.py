@@ -1,10 +1,11 @@
-"""Ids in, ids out: prefill the prompt in chunks, then decode with the next pass already queued."""
+"""Ids in, ids out: prefill the prompt in chunks, then decode with the next pass already queued or guesses checked."""
 
 from collections.abc import Callable, Generator, Sequence
 
 import mlx.core as mx
 
 from magistral_mlx.cache import KVCache
+from magistral_mlx.drafting import SILENT, Silent
 from magistral_mlx.errors import NumericsError
 from magistral_mlx.model import Transformer
 from magistral_mlx.sampling import INVALID, SPILLED, Sampler
@@ -18,14 +19,14 @@ class Stepper:
         self.cache = cache
         self.passes = 0
 
-    def extend(self, ids: mx.array) -> mx.array:
-        """Append ids [1, T] to the cache; the residual stream [1, 1, D] after the last, not yet evaluated."""
+    def extend(self, ids: mx.array, wanted: int = 1) -> mx.array:
+        """Append ids [1, T] to the cache; the residual stream [1, M, D] after the last M, not yet evaluated."""
         self.passes += 1
-        return self.model.hidden(ids, self.cache.layers, wanted=1)
+        return self.model.hidden(ids, self.cache.layers, wanted=wanted)
 
-    def __call__(self, ids: mx.array) -> mx.array:
-        """Append ids [1, T]; logits [1, V] after the last one, the only position they are computed for."""
-        return self.model.logits(self.extend(ids))[:, 0]
+    def __call__(self, ids: mx.array, wanted: int = 1) -> mx.array:
+        """Append ids [1, T]; logits [M, V] after the last M, ``wanted``, the only ones they are computed for."""
+        return self.model.logits(self.extend(ids, wanted))[0]
 
 
 def prefill(step: Stepper, ids: Sequence[int], *, chunk: int) -> Generator[int, None, mx.array]:
@@ -52,58 +53,81 @@ def decode(
     stop: frozenset[int],
     max_tokens: int,
     steer: Callable[[], Sequence[int]] = tuple,
+    drafter: Silent = SILENT,
 ) -> Generator[tuple[int, mx.array], None, str]:
     """Yield (id, logits [1, V] it was drawn from); returns the finish reason, "stop" or "length".
 
     The pass for the next id is queued before this one is read, so that the device never waits for
     Python; only the first id is handed out before: where queueing a pass takes as long as most of it, as
-    on a CPU, nobody should wait two passes for it. On return, or when closed, the cache may therefore hold
-    one position more than was yielded, or one less: the caller trims.
+    on a CPU, nobody should wait two passes for it. Where a drafter would rather guess, this id is read first and
+    the guesses are fed behind it, M rows in all; every row is drawn from as it would be alone, and is kept
+    while the guess it follows was drawn itself. So the ids are those of plain decoding. On return, or when
+    closed, the cache may hold positions beyond what was yielded, or one less: the caller trims.
 
     Args:
         logits: [1, V], after the prompt.
         stop: ids that end the reply; consumed, not yielded.
         steer: asked after each id for ids to force next; they are yielded too, and fed in one pass.
+        drafter: guesses ids; a silent one leaves one id to each pass.
     Raises:
         NumericsError: the logits hold NaN.
     """
 
-    def queue(ids: mx.array, drawn: int) -> tuple[mx.array, mx.array]:
-        logits = step(ids)
-        token = sampler.draw(logits, drawn)
-        mx.async_eval(token)
-        return logits, token
+    def queue(ids: mx.array, first: int, guesses: Sequence[int] = ()) -> tuple[mx.array, mx.array, Sequence[int]]:
+        """Feed ids [1, T] that end in guesses; logits [M, V] and draws [M], the first of them number ``first``."""
+        logits = step(ids, 1 + len(guesses))
+        tokens = sampler.draw_run(logits, first)
+        mx.async_eval(tokens)
+        return logits, tokens, guesses
 
-    token = sampler.draw(logits, 0)  # [1]
-    count = 0
+    def follow(identity: int) -> tuple[mx.array, mx.array, Sequence[int]]:
+        guesses = drafter.propose(max_tokens - count - 1)
+        return queue(mx.array([[identity, *guesses]]), count, guesses)
+
+    tokens = sampler.draw(logits, 0)  # [M]
+    guesses: Sequence[int] = ()  # what was fed before each of them but the first
+    count = row = 0
     while count < max_tokens:
-        ahead = queue(token[None], count + 1) if 0 < count < max_tokens - 1 else None
+        token, ahead = tokens[row : row + 1], None
+        if row == len(guesses) and 0 < count < max_tokens - 1 and not drafter.waits:
+            ahead = queue(token[None], count + 1)
         current = _read(token)
         if current == SPILLED:  # rare: the nucleus is wider than the sampler's candidates
             step.cache.trim(int(ahead is not None))
-            token = sampler.draw_exact(logits, count)
+            tokens = mx.concatenate([tokens[:row], sampler.draw_exact(logits[row : row + 1], count), tokens[row + 1 :]])
             continue
-        if current == INVALID:
-            raise NumericsError(
-                "the model's logits are not numbers: its weights are damaged; verify or convert it again"
-            )
         if current in stop:
             return "stop"
-        yield current, logits
         count += 1
+        is_accepted = row < len(guesses) and guesses[row] == current
+        if not is_accepted:
+            step.cache.trim(len(guesses) - row)
+        drafter.push(current)
+        if ahead is not None:
+            drafter.forgo(max_tokens - count - 1)
+        elif not is_accepted and 1 < count < max_tokens:
+            ahead = follow(current)
+        yield current, logits[row : row + 1]
         if count == max_tokens:
             break
-        logits, token = ahead or queue(token[None], count)
+        if is_accepted:
+            row += 1
+        else:
+            (logits, tokens, guesses), row = ahead or follow(current), 0
         if forced := steer()[: max_tokens - count]:
-            logits, token = queue(mx.array(list(forced))[None], count + len(forced))
-            for identity in forced:
-                yield identity, logits
+            step.cache.trim(len(guesses) - row)
             count += len(forced)
+            (logits, tokens, guesses), row = queue(mx.array(list(forced))[None], count), 0
+            for identity in forced:
+                drafter.push(identity)
+                yield identity, logits
     return "length"
 
 
 def _read(token: mx.array) -> int:
-    """Wait for an id [1]."""
+    """Wait for an id [1]. Raises NumericsError where its logits were not numbers."""
     value = token.item()
     assert isinstance(value, int)
+    if value == INVALID:
+        raise NumericsError("the model's logits are not numbers: its weights are damaged; verify or convert it again")
     return value

@@ -56,6 +56,8 @@ def command(
     prefill_step_size: int | None,
     memory_gb: float | None,
     wired: bool,
+    draft_model: str | None,
+    num_draft_tokens: int | None,
     prompt: str,
     system_prompt: str | None,
     system_prompt_only: bool,
@@ -96,6 +98,8 @@ def command(
         prefill_step_size=prefill_step_size,
         memory_gb=memory_gb,
         wired=wired,
+        draft_model=draft_model,
+        num_draft_tokens=num_draft_tokens,
     )
     if samples is not None:
         replies = magistral.replies(

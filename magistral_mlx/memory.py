@@ -2,8 +2,9 @@
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import mlx.core as mx
 
@@ -34,10 +35,11 @@ class MemoryPlan:
     context: int  # positions, prompt and reply together
     kv_bits: int | None
     prefill_chunk: int  # prompt ids a pass
+    draft_bytes: int = 0  # of a draft model: weights, and a cache for the same context
 
     @property
     def total_bytes(self) -> int:
-        return self.weights_bytes + self.kv_bytes + self.workspace_bytes
+        return self.weights_bytes + self.kv_bytes + self.workspace_bytes + self.draft_bytes
 
     @property
     def fits(self) -> bool:
@@ -165,11 +167,10 @@ def plan_for(
     prefill_chunk: int | None = None,
     memory_gb: float | None = None,
     context_flag: str = "--max-kv-size",
+    draft: Checkpoint | None = None,
 ) -> MemoryPlan:
-    """``make_plan`` for a checkpoint on this device."""
+    """``make_plan`` for a checkpoint on this device, and a draft model beside it."""
     on_gpu = _on_gpu()
-    stored = {entry.dtype for shard in checkpoint.shards for entry in shard.header.values()}
-    widest = max(FLOAT_BYTES[dtype] for dtype in stored & set(FLOAT_BYTES))
     return make_plan(
         checkpoint.config,
         resident_bytes(checkpoint, on_gpu=on_gpu),
@@ -177,10 +178,24 @@ def plan_for(
         kv_bits=kv_bits,
         prefill_chunk=prefill_chunk,
         memory_gb=memory_gb,
-        itemsize=widest if on_gpu else 4,
+        itemsize=_itemsize(checkpoint, on_gpu=on_gpu),
         on_gpu=on_gpu,
         context_flag=context_flag,
+        draft_bytes=None if draft is None else partial(draft_bytes, draft, on_gpu=on_gpu),
     )
+
+
+def draft_bytes(draft: Checkpoint, tokens: int, *, on_gpu: bool) -> int:
+    """Bytes a draft model takes: its weights, and a cache for ``tokens`` positions, as far as its context goes."""
+    positions = min(tokens, draft.config.max_positions)
+    cache = kv_bytes(draft.config, positions, itemsize=_itemsize(draft, on_gpu=on_gpu))
+    return resident_bytes(draft, on_gpu=on_gpu) + cache
+
+
+def _itemsize(checkpoint: Checkpoint, *, on_gpu: bool) -> int:
+    """Bytes of the activations' type."""
+    stored = {entry.dtype for shard in checkpoint.shards for entry in shard.header.values()}
+    return max(FLOAT_BYTES[dtype] for dtype in stored & set(FLOAT_BYTES)) if on_gpu else 4
 
 
 def make_plan(
@@ -194,6 +209,7 @@ def make_plan(
     itemsize: int = 2,
     on_gpu: bool = True,
     context_flag: str = "--max-kv-size",
+    draft_bytes: Callable[[int], int] | None = None,
 ) -> MemoryPlan:
     """The largest context, and for it the largest chunk, that fit.
 
@@ -205,6 +221,7 @@ def make_plan(
         memory_gb: instead of what the device allows.
         itemsize: bytes of the activations' type.
         context_flag: what the command line calls the context, for messages.
+        draft_bytes: what a draft model takes for a context.
     Raises:
         MemoryLimitError: nothing fits, or not the context asked for; the message names what would.
         OptionError: an argument is out of range.
@@ -221,7 +238,8 @@ def make_plan(
         rows = min(chunk, tokens)
         workspace = workspace_bytes(config, rows, tokens, itemsize=itemsize, on_gpu=on_gpu, kv_bits=bits)
         cache = kv_bytes(config, tokens, kv_bits=bits, itemsize=itemsize)
-        return MemoryPlan(weights_bytes, cache, workspace, budget, tokens, bits, chunk)
+        beside = 0 if draft_bytes is None else draft_bytes(tokens)
+        return MemoryPlan(weights_bytes, cache, workspace, budget, tokens, bits, chunk, beside)
 
     def largest(bits: int | None) -> MemoryPlan | None:
         """The largest context that fits, or None; every byte grows with it, so it can be searched by halves."""
@@ -258,9 +276,9 @@ def limit_memory(plan: MemoryPlan, *, wired: bool) -> None:
         log.warning(
             "wiring %.1f GB; if this Mac restarts by itself, leave --wired out: "
             "setting that limit is implicated in kernel panics of macOS (mlx issue 3186)",
-            (plan.weights_bytes + plan.kv_bytes) / 1e9,
+            (plan.total_bytes - plan.workspace_bytes) / 1e9,
         )
-        mx.set_wired_limit(plan.weights_bytes + plan.kv_bytes)
+        mx.set_wired_limit(plan.total_bytes - plan.workspace_bytes)
     mx.set_cache_limit(plan.workspace_bytes)
 
 
@@ -283,10 +301,11 @@ def _refusal(
     wanted: MemoryPlan, ways: list[tuple[int | None, MemoryPlan | None]], recipe: int | None, context_flag: str
 ) -> str:
     """What does not fit, and what would."""
+    draft = f", draft model {wanted.draft_bytes / 1e9:.2f}" if wanted.draft_bytes else ""
     message = (
         f"a context of {wanted.context:,} needs {wanted.total_bytes / 1e9:.2f} GB "
         f"(weights {wanted.weights_bytes / 1e9:.2f}, KV cache {wanted.kv_bytes / 1e9:.2f}, workspace "
-        f"{wanted.workspace_bytes / 1e9:.2f}), and {wanted.budget_bytes / 1e9:.2f} GB may be used; "
+        f"{wanted.workspace_bytes / 1e9:.2f}{draft}), and {wanted.budget_bytes / 1e9:.2f} GB may be used; "
     )
     fitting = [
         f"a context of {plan.context:,} ({context_flag} {plan.context})"
@@ -298,4 +317,6 @@ def _refusal(
         fitting.append(f"this context with weights of {recipe} bits (magistral convert --q-bits {recipe})")
     if fitting:
         return message + "what fits: " + ", or ".join(fitting)
+    if wanted.draft_bytes:
+        return message + "no context fits beside these weights and a draft model: leave --draft-model out"
     return message + "no context fits beside these weights, nor beside 2-bit ones: it takes a larger machine"

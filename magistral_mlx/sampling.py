@@ -90,29 +90,33 @@ class Sampler:
         mass before it, most probable first and equals by lower id, is under top_p. At temperature 0 it is
         the most probable id, the lowest among equals.
         """
-        return self._draw(logits, step, exact=False)
+        return self._draw(logits, [(step, row) for row in range(len(logits))], exact=False)
+
+    def draw_run(self, logits: mx.array, step: int) -> mx.array:
+        """Ids [M] of M steps in a row from logits [M, V], each as ``draw`` would draw it alone."""
+        return self._draw(logits, [(step + i, 0) for i in range(len(logits))], exact=False)
 
     def draw_exact(self, logits: mx.array, step: int) -> mx.array:
         """As ``draw``, by sorting all ids: never SPILLED, and the same id wherever ``draw`` has one."""
-        return self._draw(logits, step, exact=True)
+        return self._draw(logits, [(step, row) for row in range(len(logits))], exact=True)
 
-    def _draw(self, logits: mx.array, step: int, *, exact: bool) -> mx.array:
+    def _draw(self, logits: mx.array, places: list[tuple[int, int]], *, exact: bool) -> mx.array:
         x = logits.astype(mx.float32)
         best = mx.max(x, axis=-1, keepdims=True)  # [B, 1]; NaN if any is
         if self.params.temperature == 0:
             ids = mx.argmax(x, axis=-1, keepdims=True)
         elif self.params.top_p == 1:
             weights = _weights(x, best, self.params.temperature)
-            ids = _inverse(weights, self._fractions(step, len(x)))
+            ids = _inverse(weights, self._fractions(places))
         else:
             kept = nucleus(x, best, self.params.temperature, self.params.top_p, exact=exact)
-            place = _inverse(kept.weights, self._fractions(step, len(x)))
+            place = _inverse(kept.weights, self._fractions(places))
             ids = mx.where(kept.spilled, SPILLED, mx.take_along_axis(kept.ids, place, axis=-1))
         return mx.where(mx.isfinite(best), ids.astype(mx.int32), INVALID)[:, 0]
 
-    def _fractions(self, step: int, rows: int) -> mx.array:
-        """[B, 1] int64, uniform below 2**31. A hash, not mx.random: a row must not depend on how many there are."""
-        words = [hashlib.blake2b(f"{self.seed} {step} {row}".encode(), digest_size=4) for row in range(rows)]
+    def _fractions(self, places: list[tuple[int, int]]) -> mx.array:
+        """[B, 1] int64, uniform below 2**31, one a (step, row). A hash, not mx.random: rows are independent."""
+        words = [hashlib.blake2b(f"{self.seed} {step} {row}".encode(), digest_size=4) for step, row in places]
         return mx.array([[int.from_bytes(word.digest()) >> 1] for word in words], dtype=mx.int64)
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 TEKKEN_FILE = "tekken.json"
 MAX_TEKKEN_BYTES = 50_000_000  # Magistral's has 19 million
+# What mistral-common raises depends on where the file is damaged.
+DAMAGE = (ValueError, TypeError, LookupError, AssertionError, AttributeError, OverflowError, RecursionError)
 
 
 class Tokenizer:
@@ -71,33 +73,21 @@ class Tokenizer:
         Raises:
             TokenizerError: tekken.json is missing, damaged or of another release; SYSTEM_PROMPT.txt is no text.
         """
-        path = folder / TEKKEN_FILE
-        if not path.is_file():
-            raise TokenizerError(
-                f"{path} is missing; it is the tokenizer of every Magistral checkpoint: "
-                "copy it into this folder from where the model was published"
-            )
-        if (size := path.stat().st_size) > MAX_TEKKEN_BYTES:
-            raise TokenizerError(f"{path} has {size} bytes, far too many for what it is; download it again")
-        from mistral_common.tokens.tokenizers.tekken import Tekkenizer
-
+        tekken, path = _open_tekken(folder)
         try:
-            tekken = Tekkenizer.from_file(path)
             has_control_tags = all(map(tekken.is_special, CONTROL_TAGS))
             form = reasoning_format(path, tekken.version.value, has_control_tags=has_control_tags)
             return cls(tekken, form, read_system_prompt(folder, form))
-        # What mistral-common raises depends on where the file is damaged.
-        except (
-            ValueError,
-            TypeError,
-            LookupError,
-            AssertionError,
-            AttributeError,
-            OverflowError,
-            RecursionError,
-        ) as error:
-            reason = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")[:200]
-            raise TokenizerError(f"{path} is damaged or unknown; download it again ({reason})") from None
+        except DAMAGE as error:
+            raise _damaged(path, error) from None
+
+    def shares_ids(self, folder: Path) -> bool:
+        """Whether a checkpoint's tekken.json gives every id of text the same bytes. Errors as ``from_folder``'s."""
+        ours, (theirs, _) = self._tekken, _open_tekken(folder)
+        if (ours.n_words, ours.num_special_tokens) != (theirs.n_words, theirs.num_special_tokens):
+            return False
+        texts = range(ours.num_special_tokens, ours.n_words)
+        return all(ours.id_to_byte_piece(i) == theirs.id_to_byte_piece(i) for i in texts)
 
     def encode_chat(
         self,
@@ -210,6 +200,28 @@ class Tokenizer:
 
     def _bytes(self, ids: Iterable[int]) -> bytes:
         return b"".join(self._tekken.id_to_byte_piece(identity) for identity in ids)
+
+
+def _open_tekken(folder: Path) -> tuple["Tekkenizer", Path]:
+    path = folder / TEKKEN_FILE
+    if not path.is_file():
+        raise TokenizerError(
+            f"{path} is missing; it is the tokenizer of every Magistral checkpoint: "
+            "copy it into this folder from where the model was published"
+        )
+    if (size := path.stat().st_size) > MAX_TEKKEN_BYTES:
+        raise TokenizerError(f"{path} has {size} bytes, far too many for what it is; download it again")
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+    try:
+        return Tekkenizer.from_file(path), path
+    except DAMAGE as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> TokenizerError:
+    reason = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")[:200]
+    return TokenizerError(f"{path} is damaged or unknown; download it again ({reason})")
 
 
 class TextStream:

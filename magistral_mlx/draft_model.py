@@ -1,0 +1,92 @@
+"""A smaller model of the same vocabulary that guesses what the large one will draw."""
+
+from collections.abc import Generator, Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from magistral_mlx.cache import KVCache
+from magistral_mlx.config import ModelConfig
+from magistral_mlx.decoding import Stepper, prefill
+from magistral_mlx.model import Transformer
+from magistral_mlx.sampling import Sampler
+
+PRIOR_RATE, PRIOR_WEIGHT = 0.7, 8.0  # how often a guess is right, and the guesses this counts as at first
+FORGOTTEN = 0.02  # of what was counted, a token: one that fell silent tries again
+
+
+class DraftModel:
+    """Guesses by drawing from its own logits as the large model will: same sampler, same seed, same step.
+
+    Where the two agree on the distribution they draw the same id, not only at temperature 0.
+    """
+
+    def __init__(self, model: Transformer, config: ModelConfig, *, limit: int, cost: float) -> None:
+        """``limit``: positions its cache may hold. ``cost``: of one of its passes, in those of the large model."""
+        self.cost = cost
+        self._model, self._config, self._limit = model, config, min(limit, config.max_positions)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop its cache."""
+        self._step = Stepper(self._model, KVCache(self._config, limit=self._limit))
+        self._fed: list[int] = []  # ids in the cache; up to the newest id they are those of the reply
+
+    def begin(self, prompt: Sequence[int], sampler: Sampler, *, chunk: int) -> Generator[int, None, None]:
+        """Read a prompt but for its last id, in chunks; yields after each what is done of it."""
+        self._ids, self._prompt_tokens, self._sampler = list(prompt), len(prompt), sampler
+        self._waiting: list[int] = []  # guesses that the model has not drawn from yet
+        self._right, self._tried = PRIOR_RATE * PRIOR_WEIGHT, PRIOR_WEIGHT
+        unread = list(prompt[:-1]) if len(prompt) <= self._limit else []
+        agreed = 0
+        while self._fed[agreed : agreed + 1] == unread[agreed : agreed + 1] != []:
+            agreed += 1
+        self._keep(agreed)
+        if unread[agreed:]:
+            for done in prefill(self._step, unread[agreed:], chunk=chunk):
+                self._fed += unread[len(self._fed) : agreed + done]
+                yield done
+            mx.eval(self._step.cache.arrays)
+            self._fed = unread
+
+    def push(self, identity: int) -> None:
+        """The id that the large model drew."""
+        if self._waiting:
+            is_right = self._waiting.pop(0) == identity
+            self._right, self._tried = self._right + is_right, self._tried + 1
+            if not is_right:
+                self._waiting = []
+        self._right += FORGOTTEN * (PRIOR_RATE * PRIOR_WEIGHT - self._right)
+        self._tried += FORGOTTEN * (PRIOR_WEIGHT - self._tried)
+        position = len(self._ids)
+        if self._fed[position : position + 1] not in ([], [identity]):
+            self._keep(position)
+        self._ids.append(identity)
+
+    def chances(self, limit: int) -> list[float]:
+        """As often as its guesses were right of late; none where its context ends."""
+        room = self._limit - len(self._ids)
+        return [self._right / self._tried] * max(0, min(limit, room))
+
+    def guess(self, count: int) -> list[int]:
+        """The next ``count`` ids, or fewer where a draw cannot be used."""
+        self._waiting = []
+        if count == 0:
+            return []
+        self._keep(min(len(self._fed), len(self._ids) - 1))
+        logits, first = self._step(mx.array([self._ids[len(self._fed) :]])), len(self._ids) - self._prompt_tokens
+        draws = [self._sampler.draw_run(logits, first)]
+        for number in range(first + 1, first + count):
+            logits = self._step(mx.maximum(draws[-1], 0)[None])  # what is no id is cut off below
+            draws.append(self._sampler.draw_run(logits, number))
+        drawn = np.array(mx.concatenate(draws)).tolist()
+        usable = next((i for i, identity in enumerate(drawn) if identity < 0), count)
+        self._fed = [*self._ids, *drawn[: count - 1]]
+        self._keep(len(self._ids) + min(usable, count - 1))
+        self._waiting = drawn[:usable]
+        return list(self._waiting)
+
+    def _keep(self, length: int) -> None:
+        """Drop what its cache holds beyond ``length`` positions, also what an interruption left there."""
+        self._step.cache.trim(self._step.cache.length - length)
+        del self._fed[length:]

@@ -1,0 +1,114 @@
+"""What a pass over M rows costs on this device, in plain passes: measured once for each checkpoint, then remembered."""
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib import metadata
+
+import mlx.core as mx
+import numpy as np
+
+from magistral_mlx.cache import KVCache
+from magistral_mlx.config import ModelConfig
+from magistral_mlx.decoding import Stepper
+from magistral_mlx.drafting import MAX_ROWS
+from magistral_mlx.model import Transformer
+from magistral_mlx.paths import cache_dir
+from magistral_mlx.sampling import Sampler, SamplingParams
+
+ROWS = (1, 2, 3, 4, 6, 8)  # measured; between them linear
+ROUNDS = 3
+PLAIN_PASSES = 4  # in a row, each queued before the one before is read
+SECONDS = 1.0  # no further round is begun after this
+
+
+@dataclass(frozen=True, slots=True)
+class RowCosts:
+    """Costs of passes that are waited for; entry M - 1 is for M rows. A plain pass, queued ahead, costs 1."""
+
+    plain_seconds: float  # 0: not measured
+    passes: tuple[float, ...]
+
+    @classmethod
+    def from_json(cls, text: str) -> "RowCosts":
+        """What ``json.dumps(asdict(...))`` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+        found = json.loads(text)
+        costs = cls(float(found["plain_seconds"]), tuple(float(cost) for cost in found["passes"]))
+        numbers = (costs.plain_seconds, *costs.passes)
+        if len(costs.passes) != MAX_ROWS or not all(math.isfinite(x) for x in numbers) or min(numbers) <= 0:
+            raise ValueError(f"{text} is no table of row costs")
+        return costs
+
+
+# A CPU takes the rows of a matmul one after the other. It is not timed: what a small model loses between its
+# kernels would make a second row look cheap, and the machine's load decide whether ids are guessed.
+LINEAR = RowCosts(0.0, tuple(float(rows) for rows in range(1, MAX_ROWS + 1)))
+
+
+def row_costs(model: Transformer, config: ModelConfig, fingerprint: str) -> RowCosts:
+    """The costs for this device, version of MLX and checkpoint: from the cache folder, else measured and kept there."""
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return LINEAR
+    info = mx.device_info()
+    key = [fingerprint, metadata.version("mlx"), *(f"{name} {info[name]}" for name in sorted(info))]
+    return remembered(key, lambda: measure(model, config))
+
+
+def remembered(key: list[str], make: Callable[[], RowCosts]) -> RowCosts:
+    """What was kept under ``key``; made anew, and kept, where there is nothing or it cannot be read."""
+    name = hashlib.sha256("\n".join(key).encode()).hexdigest()[:32]
+    file = cache_dir() / "row-costs" / f"{name}.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return RowCosts.from_json(file.read_text("utf-8"))
+    costs = make()
+    with suppress(OSError):  # a cache folder one may not write to: measured again the next time
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(asdict(costs)) + "\n", "utf-8")
+        partial.replace(file)
+    return costs
+
+
+def measure(model: Transformer, config: ModelConfig, *, clock: Callable[[], float] = time.perf_counter) -> RowCosts:
+    """Time a few passes of every kind, sampling included; the fastest of each counts.
+
+    About 25 passes a round, and one round to compile kernels: on a Mac 2 to 4 seconds for 24B in 4 bit.
+    """
+    step = Stepper(model, KVCache(config, limit=min(config.max_positions, 256)))
+    sampler = Sampler(SamplingParams(), 0)
+
+    def draw(rows: int) -> mx.array:
+        return sampler.draw_run(step(mx.zeros((1, rows), mx.int32), rows), 0)
+
+    def plain() -> float:
+        started, token = clock(), draw(1)
+        for _ in range(PLAIN_PASSES - 1):
+            following = sampler.draw_run(step(mx.maximum(token, 0)[None]), 0)
+            mx.async_eval(following)
+            token.item()
+            token = following
+        token.item()
+        step.cache.trim(PLAIN_PASSES)
+        return (clock() - started) / PLAIN_PASSES
+
+    def waited(rows: int) -> float:
+        started = clock()
+        draw(rows).tolist()
+        elapsed = clock() - started
+        step.cache.trim(rows)
+        return elapsed
+
+    begun = clock()
+    times: list[list[float]] = []
+    for rounds in range(ROUNDS + 1):
+        times.append([plain(), *(waited(rows) for rows in ROWS)])
+        if rounds and clock() - begun > SECONDS:
+            break
+    fastest = np.array(times[1:]).min(axis=0)
+    costs = np.maximum.accumulate(np.maximum(fastest[1:] / fastest[0], 1.0))  # another row cannot cost less than none
+    return RowCosts(float(fastest[0]), tuple(float(x) for x in np.interp(range(1, MAX_ROWS + 1), ROWS, costs)))
