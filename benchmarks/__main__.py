@@ -15,13 +15,22 @@ import click
 import mlx.core as mx
 
 from benchmarks.convert import Job, compare_source, compare_synthetic
+from benchmarks.drafting import TABLES, count_all, scripted, traces
 from benchmarks.graph import GraphComparison, compare_graphs
 from benchmarks.measure import Comparison, circumstances
 from benchmarks.memory import Footprint, compare_caches, footprint
 from benchmarks.predict import CHIPS, DRAFTING_GOALS, as_dict, predict
 from benchmarks.speed import Workload, compare_models, compare_samplers, compare_turns
 from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
-from benchmarks.tables import show_conversions, show_graphs, show_memory, show_predictions, show_speeds
+from benchmarks.tables import (
+    show_conversions,
+    show_drafting,
+    show_graphs,
+    show_memory,
+    show_predictions,
+    show_speeds,
+)
+from magistral_mlx.api import load
 from magistral_mlx.checkpoint import resolve
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.errors import MagistralError, OptionError
@@ -162,6 +171,19 @@ def graph(*, layers: int, peer: str | None, json_file: Path | None) -> None:
         comparison = compare_graphs(f"{layers} layers, 4 bit", Path(name), peer=peer is not None)
     _write("graph", facts, [comparison], json_file)
     show_graphs(comparison)
+
+
+@benchmarks.command()
+@json_option
+def drafting(*, json_file: Path | None) -> None:
+    """What drafting saves: passes counted, at the published cost of rows, so the same on every machine."""
+    magistral = load("demo")
+    _report("asking the embedded model")
+    found = count_all({"reasoning": list(traces(magistral)), **scripted(magistral.tokenizer)}, TABLES)
+    if json_file is not None:
+        results = {"row_costs": TABLES, "checkpoint": magistral.checkpoint.fingerprint()[:16], "drafting": found}
+        json_file.write_text(json.dumps(results, indent=1) + "\n")
+    show_drafting(found)
 
 
 @benchmarks.command("predict")

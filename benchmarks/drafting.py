@@ -4,17 +4,28 @@ The cost of a pass over M rows is that of a chip given as a table. Target texts 
 embedded model's own.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
+import magistral_mlx as mm
 from magistral_mlx.decoding import decode
+from magistral_mlx.demo.problems import KINDS, held_out_problems
 from magistral_mlx.drafting import Drafter, Ngrams, Source
 from magistral_mlx.sampling import Sampler, SamplingParams
+from magistral_mlx.tokenizer import Tokenizer
 
 # M4 Pro, 4 bit, relative to one row: published for 1 to 4 and 8 rows (of a range the upper end), linear between.
 M4_PRO = (1.0, 1.0, 1.13, 1.45, 1.8125, 2.175, 2.5375, 2.9)
+M4_PRO_WAITING = tuple(cost + 0.02 for cost in M4_PRO)  # if waiting for an id cost a millisecond of a pass's 57
+LINEAR = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # a CPU, and nearly an M1 or M2
+TABLES = {"M4 Pro": M4_PRO, "M4 Pro, waiting 0.02": M4_PRO_WAITING, "a row costs a pass": LINEAR}
+GOALS = {"reasoning": 0.85, "copies": 0.45, "edits": 0.45}  # with M4_PRO; of every other text, and else, WORST
+WORST = 1.02
 VOCABULARY = 2048
 STOP = 2
 
@@ -88,3 +99,84 @@ def count(prompt: Sequence[int], reply: Sequence[int], costs: Sequence[float] = 
     assert seen == list(reply), "drafting changed the ids"
     ahead = len(script.rows) - len(drafter.waited)  # also the one that the stop id leaves behind
     return Count(len(reply), len(script.rows), ahead + sum(costs[rows - 1] for rows in drafter.waited))
+
+
+Text = tuple[list[int], list[int]]  # prompt and reply
+
+
+def traces(magistral: mm.Magistral, problems: int = 120) -> Iterator[Text]:
+    """Held-out problems and what the embedded model says to them, greedy and sampled in turn."""
+    tokenizer = magistral.tokenizer
+    for seed, problem in enumerate(held_out_problems(problems, 2026, tokenizer.pieces, KINDS)):
+        sampling = SamplingParams(seed=seed) if seed % 2 else SamplingParams(temperature=0)
+        prompt = tokenizer.encode_chat(problem.question)
+        reply = magistral.ask(problem.question, sampling)
+        assert reply.finish_reason == "stop"
+        yield prompt, magistral.past.ids[len(prompt) :]
+
+
+def numbers(rng: random.Random, length: int, least: int = 40, most: int = VOCABULARY - 1) -> list[int]:
+    return [rng.randint(least, most) for _ in range(length)]
+
+
+def copies(edited: float, seed: int = 1) -> Iterator[Text]:
+    """Texts of 300 ids, once more in the reply; a share of the ids is replaced there, left out or put in."""
+    rng = random.Random(seed)
+    for _ in range(10):
+        text = numbers(rng, 300)
+        reply: list[int] = []
+        for identity in text:
+            edit = rng.choice(["replace", "drop", "insert"]) if rng.random() < edited else ""
+            new = numbers(rng, 1) if edit in ("replace", "insert") else []
+            reply += new + ([] if edit in ("replace", "drop") else [identity])
+        yield [3, *text, 4], reply
+
+
+def hostile() -> Iterator[Text]:
+    """Every block comes twice, and the second time its end is another."""
+    for block in (1, 2, 4, 9, 30):
+        rng = random.Random(block)
+        blocks = [numbers(rng, block) for _ in range(600 // block)]
+        yield [3], [identity for b in blocks for identity in [*b, *b[:-1], *numbers(rng, 1, 3, 39)]]
+
+
+def noise() -> Iterator[Text]:
+    """Ids drawn from two, ten and all."""
+    for most in (4, 12, VOCABULARY - 1):
+        rng = random.Random(most)
+        yield numbers(rng, 50, 3, most), numbers(rng, 600, 3, most)
+
+
+def prose(tokenizer: Tokenizer) -> Iterator[Text]:
+    """The licence, its second half said after the first."""
+    ids = tokenizer.encode((Path(__file__).parent.parent / "LICENSE").read_text())
+    yield ids[: len(ids) // 2], ids[len(ids) // 2 :]
+
+
+def scripted(tokenizer: Tokenizer) -> dict[str, list[Text]]:
+    """Every kind of text that no model is asked for."""
+    return {
+        "copies": list(copies(0)),
+        "edits": list(copies(0.05)),
+        "hostile": list(hostile()),
+        "random": list(noise()),
+        "prose": list(prose(tokenizer)),
+    }
+
+
+def count_all(texts: Mapping[str, list[Text]], tables: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
+    """What every kind of text takes with every table of costs."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, costs in tables.items():
+        for kind, pairs in texts.items():
+            counts = [count(prompt, reply, costs) for prompt, reply in pairs]
+            whole = Count(*(sum(column) for column in zip(*(astuple(c) for c in counts), strict=True)))
+            found.setdefault(name, {})[kind] = {
+                "replies": len(counts),
+                "tokens": whole.tokens,
+                "passes": whole.passes,
+                "cost_per_token": round(whole.cost_per_token, 4),
+                "highest_of_a_reply": round(max(c.cost_per_token for c in counts), 4),
+                "goal": GOALS.get(kind, WORST) if costs is M4_PRO else WORST,
+            }
+    return found

@@ -1,7 +1,8 @@
 """What the benchmarks print: a row a contender."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import mlx.core as mx
 from rich.console import Console
@@ -112,6 +113,16 @@ def show_predictions(predictions: Sequence[Prediction], prompt_tokens: int) -> N
         )
     _print(table)
     print(f"On such a Mac this checks it: {CHECK.format(prompt_tokens)}")
+
+
+def show_drafting(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+    figures = ("tokens", "passes", "cost a token, in plain passes", "highest of a reply", "goal, at most")
+    table = _table("Drafting from the text so far; counted, not timed", ("cost of rows", "text"), figures)
+    for name, kinds in found.items():
+        for kind, row in kinds.items():
+            keys = ("tokens", "passes", "cost_per_token", "highest_of_a_reply", "goal")
+            table.add_row(name, kind, *(str(row[key]) for key in keys))
+    _print(table)
 
 
 def _table(title: str, words: Sequence[str], figures: Sequence[str]) -> Table:

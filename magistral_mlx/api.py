@@ -51,7 +51,8 @@ def load(
         wired: keep weights and cache in a Mac's memory even when others want it; see ``memory.limit_memory``.
         draft: a small model of the same vocabulary that guesses ids; by default the text so far does.
         num_draft_tokens: guesses checked in one pass at most; by default as many as pay on this device, 0 for none.
-            The ids are the same with any number.
+            On a CPU the reply is the same to the bit; on a GPU, whose sums may depend on the number of rows, ids
+            that are nearly equally probable may fall otherwise.
         revision: branch, tag or commit of a hub id.
     Raises:
         CheckpointError, TokenizerError, HubError: the checkpoint cannot be used or fetched.
@@ -86,7 +87,7 @@ def loading(
     revision: str | None = None,
 ) -> Generator[tuple[int, int], None, "Magistral"]:
     """As ``load``, but a generator: yields (bytes loaded, bytes in all) and returns the Magistral."""
-    check_draft_tokens(num_draft_tokens)
+    check_draft_tokens(num_draft_tokens, has_draft=draft is not None)
     checkpoint = open_checkpoint(_folder(model, revision))
     tokenizer = Tokenizer.from_folder(checkpoint.folder)
     if tokenizer.vocab_size != checkpoint.config.vocab_size:

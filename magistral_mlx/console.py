@@ -106,8 +106,7 @@ loading_options = options(
     click.option(
         "--draft-model",
         metavar="M",
-        help="A small model of the same vocabulary guesses ahead; by default the text so far does. "
-        "The reply is the same.",
+        help="A small model of the same vocabulary that guesses ahead; by default the text so far does.",
     ),
     click.option(
         "--num-draft-tokens",

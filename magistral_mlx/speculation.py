@@ -10,7 +10,7 @@ from magistral_mlx.errors import OptionError
 from magistral_mlx.loader import load_model
 from magistral_mlx.memory import MemoryPlan, kv_bytes
 from magistral_mlx.model import Transformer
-from magistral_mlx.row_costs import RowCosts, row_costs
+from magistral_mlx.row_costs import LINEAR, RowCosts, row_costs
 from magistral_mlx.sampling import Sampler
 from magistral_mlx.tokenizer import Tokenizer
 
@@ -31,10 +31,12 @@ def open_draft(folder: Path, tokenizer: Tokenizer) -> Checkpoint:
     return draft
 
 
-def check_draft_tokens(count: int | None) -> None:
-    """Raises OptionError for a number of guesses a pass that no pass can check."""
+def check_draft_tokens(count: int | None, *, has_draft: bool) -> None:
+    """Raises OptionError for a number of guesses that no pass can check, or none for a draft model to make."""
     if count is not None and (type(count) is not int or not 0 <= count < MAX_ROWS):
         raise OptionError(f"num_draft_tokens is {count!r}; use 0 (no drafting) to {MAX_ROWS - 1}, or leave it out")
+    if count == 0 and has_draft:
+        raise OptionError("num_draft_tokens is 0, so a draft model would have nothing to guess; leave one of them out")
 
 
 class Speculation:
@@ -61,7 +63,7 @@ class Speculation:
         draft: Checkpoint | None = None,
     ) -> Generator[tuple[int, int], None, "Speculation"]:
         """Measure what rows cost, unless that is known, and load the draft model; yields (bytes loaded, in all)."""
-        costs = row_costs(model, checkpoint.config, checkpoint.fingerprint())
+        costs = LINEAR if limit == 0 else row_costs(model, checkpoint.config, checkpoint.fingerprint())
         speculation = cls(costs, kv_bytes(checkpoint.config, 1, kv_bits=plan.kv_bits) / plan.weights_bytes, limit=limit)
         if draft is not None:
             small = yield from load_model(draft)

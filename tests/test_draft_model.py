@@ -111,3 +111,8 @@ def test_a_draft_model_that_does_not_fit_beside_is_refused(magistral: mm.Magistr
     assert plan_for(checkpoint, context=256, prefill_chunk=64, memory_gb=between).fits
     with pytest.raises(MemoryLimitError, match="draft model"):
         plan_for(checkpoint, context=256, prefill_chunk=64, memory_gb=between, draft=checkpoint)
+
+
+def test_a_draft_model_without_guesses_is_a_contradiction() -> None:
+    with pytest.raises(OptionError, match="num_draft_tokens is 0"):
+        mm.load("no/such", draft="no/such", num_draft_tokens=0)
