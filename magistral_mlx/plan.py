@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 
 from magistral_mlx import command_line, console
-from magistral_mlx.checkpoint import open_checkpoint, resolve
+from magistral_mlx.checkpoint import Checkpoint, open_checkpoint, resolve
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.mac_table import mac_table
 from magistral_mlx.memory import MemoryPlan, plan_for
@@ -29,6 +29,7 @@ Exit codes: 0 it fits, 2 it does not, or something else to change."""
 @click.option("--context", type=int, metavar="N", help="Positions wanted; by default the most that fit.")
 @click.option("--kv-bits", type=int, metavar="16|8|4", help="Plan for a quantized KV cache; 16 for none.")
 @click.option("--memory-gb", type=float, metavar="G", help="Memory to use, in 10^9 bytes; by default the device's.")
+@click.option("--draft-model", metavar="M", help="Plan for this small model beside it, which guesses ahead.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
     *,
@@ -37,17 +38,22 @@ def command(
     context: int | None,
     kv_bits: int | None,
     memory_gb: float | None,
+    draft_model: str | None,
     as_json: bool,
 ) -> int:
     """Say what a model needs in memory and which context fits, before it is loaded."""
     if model is None:
-        if as_json or any(option is not None for option in (revision, context, kv_bits, memory_gb)):
+        if as_json or any(option is not None for option in (revision, context, kv_bits, memory_gb, draft_model)):
             raise click.UsageError("these options need a --model to plan for")
         print(mac_table())
         return command_line.DONE
-    folder = demo_checkpoint() if model == "demo" else resolve(model, revision=revision, layout="hf")
     plan = plan_for(
-        open_checkpoint(folder), context=context, kv_bits=kv_bits, memory_gb=memory_gb, context_flag="--context"
+        _open(model, revision),
+        context=context,
+        kv_bits=kv_bits,
+        memory_gb=memory_gb,
+        context_flag="--context",
+        draft=None if draft_model is None else _open(draft_model, None),
     )
     if as_json:
         print(json.dumps({**asdict(plan), "total_bytes": plan.total_bytes, "model": model}, ensure_ascii=False))
@@ -56,12 +62,17 @@ def command(
     return command_line.DONE
 
 
+def _open(model: str, revision: str | None) -> Checkpoint:
+    return open_checkpoint(demo_checkpoint() if model == "demo" else resolve(model, revision=revision, layout="hf"))
+
+
 def in_words(plan: MemoryPlan) -> str:
     cache = f"{plan.kv_bits}-bit KV cache" if plan.kv_bits else "KV cache"
     rows = [
         ("weights", plan.weights_bytes),
         (f"{cache}, context {plan.context:,}", plan.kv_bytes),
         (f"workspace, {plan.prefill_chunk:,} tokens a pass", plan.workspace_bytes),
+        *([("draft model and its cache", plan.draft_bytes)] if plan.draft_bytes else []),
         ("together", plan.total_bytes),
         ("may be used", plan.budget_bytes),
     ]

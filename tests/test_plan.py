@@ -24,6 +24,18 @@ def test_it_adds_up_and_reads_no_weights(checkpoint_folder: Folder, capsys: pyte
     text = capsys.readouterr().out
     assert "4-bit KV cache, context 1,000" in text
     assert "weights" in text
+    assert "draft" not in text
+
+
+def test_a_draft_model_is_planned_for(checkpoint_folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(checkpoint_folder(make_config()))
+    small = str(checkpoint_folder(make_config(num_layers=1), name="draft"))
+    command = ["--model", folder, "--context", "500", "--memory-gb", "1"]
+    assert plan.main([*command, "--draft-model", small]) == 0
+    assert "draft model and its cache" in capsys.readouterr().out
+    assert plan.main([*command, "--draft-model", small, "--json"]) == plan.main([*command, "--json"]) == 0
+    both, alone = map(json.loads, capsys.readouterr().out.splitlines())
+    assert both["total_bytes"] - alone["total_bytes"] == both["draft_bytes"] > 0 == alone["draft_bytes"]
 
 
 def test_what_does_not_fit_is_exit_2(checkpoint_folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
