@@ -186,16 +186,14 @@ def test_it_answers_what_it_never_saw(tokenizer: Tokenizer) -> None:
 )
 def test_accuracy_on_500_held_out_problems(
     tokenizer: Tokenizer,
-    model: str,
-    kv_bits: int | None,
+    loaded: tuple[str | Path, int | None],
     sampling: mm.SamplingParams,
     kinds: tuple[str, ...],
     least: float,
 ) -> None:
-    assert (
-        accuracy(mm.load(model, kv_bits=kv_bits), held_out_problems(500, 2026, tokenizer.pieces, kinds), sampling)
-        >= least
-    )
+    model, kv_bits = loaded
+    problems = held_out_problems(500, 2026, tokenizer.pieces, kinds)
+    assert accuracy(mm.load(model, kv_bits=kv_bits), problems, sampling) >= least
 
 
 @pytest.mark.parametrize("system", [None, "Sois bref.", "You teach mathematics to children."])
