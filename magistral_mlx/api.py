@@ -23,6 +23,7 @@ from magistral_mlx.past import Past
 from magistral_mlx.reasoning import Segment
 from magistral_mlx.reply import FinishReason, Reply, ReplyBuilder, Samples, Usage
 from magistral_mlx.sampling import Sampler, SamplingParams
+from magistral_mlx.several import Several, share_of
 from magistral_mlx.speculation import Speculation, check_draft_tokens, open_draft
 from magistral_mlx.tokenizer import Tokenizer
 
@@ -176,15 +177,9 @@ class Magistral:
         model stays usable. A progress segment's text is "prompt ids read/prompt ids in all".
         """
         sampling = sampling or SamplingParams()
-        prompt = self.tokenizer.encode_chat(
-            messages, system_prompt_only=system_prompt_only, tools=tools, think=sampling.think_budget != 0
-        )
+        prompt = self._prompt(messages, sampling, tools=tools, system_prompt_only=system_prompt_only)
         max_tokens = self.plan.reply_tokens(len(prompt), sampling.max_tokens)
-        file = None if prompt_cache_file is None else Path(prompt_cache_file)
-        if file is not None and file.exists():
-            self.past.open(file)
-        self.past.is_recalled = False
-        return self._generate(prompt, sampling, max_tokens, file)
+        return self._generate(prompt, sampling, max_tokens, self._opened(prompt_cache_file))
 
     def sample(
         self,
@@ -196,7 +191,15 @@ class Magistral:
         system_prompt_only: bool = False,
         prompt_cache_file: str | Path | None = None,
     ) -> Samples:
-        """``n`` replies with seeds seed, seed + 1, ..., over one prefill of the prompt, and their majority."""
+        """``n`` replies with seeds seed, seed + 1, ..., side by side over one prefill, and their majority.
+
+        Each is what ``ask`` gives with its seed. ``max_tokens`` holds for each; left out, it is what fits n times.
+        Arguments and errors are those of ``ask``, and:
+
+        Raises:
+            OptionError: ``n`` is no number of replies.
+            MemoryLimitError: so many do not fit side by side; said before any work, with what would.
+        """
         replies = self.replies(
             messages,
             sampling,
@@ -205,7 +208,7 @@ class Magistral:
             system_prompt_only=system_prompt_only,
             prompt_cache_file=prompt_cache_file,
         )
-        return Samples.of(list(replies))
+        return Samples.of(replies)
 
     def replies(
         self,
@@ -217,21 +220,38 @@ class Magistral:
         system_prompt_only: bool = False,
         prompt_cache_file: str | Path | None = None,
     ) -> Iterator[Reply]:
-        """The replies of ``sample``, each as soon as it is there: what came before an interruption is kept."""
-        if n < 1:
-            raise OptionError(f"n is {n}; ask for at least one sample")
+        """The replies of ``sample``, each as soon as it has ended.
+
+        When they are cancelled, or Ctrl-C is pressed, what there is of the others comes at once.
+        """
+        if type(n) is not int or n < 1:
+            raise OptionError(f"n is {n!r}; ask for at least one sample")
         sampling = sampling or SamplingParams()
-        first = _seed(sampling)
-        return (
-            self.ask(
-                messages,
-                replace(sampling, seed=first + i),
-                tools=tools,
-                system_prompt_only=system_prompt_only,
-                prompt_cache_file=prompt_cache_file if i == 0 else None,  # the live cache has it from then on
-            )
-            for i in range(n)
+        prompt = self._prompt(messages, sampling, tools=tools, system_prompt_only=system_prompt_only)
+        share = share_of(self.plan, self.config, len(prompt), n, sampling.max_tokens)
+        file = self._opened(prompt_cache_file)
+        seed = _seed(sampling)
+        if n == 1:
+            alone = self._generate(prompt, replace(sampling, seed=seed), share.max_tokens, file)
+            return (result_of(stream) for stream in [alone])
+        return self._several(
+            Several(
+                model=self.model,
+                tokenizer=self.tokenizer,
+                past=self.past,
+                chunk=self.plan.prefill_chunk,
+                prompt=prompt,
+                sampling=sampling,
+                seeds=range(seed, seed + n),
+                share=share,
+            ),
+            file,
         )
+
+    def _several(self, several: Several, file: Path | None) -> Iterator[Reply]:
+        yield from several.replies()
+        if file is not None:
+            self.past.save(file)
 
     def chat(self, *, keep_reasoning: KeepReasoning = "none", system_prompt: str | None = None) -> Chat:
         """A conversation; see Chat."""
@@ -256,6 +276,25 @@ class Magistral:
         its ``finish_reason`` "cancelled", and the cache keeps what was read. A later reply is not concerned.
         """
         self.past.is_recalled = True
+
+    def _prompt(
+        self,
+        messages: Messages,
+        sampling: SamplingParams,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None,
+        system_prompt_only: bool,
+    ) -> list[int]:
+        think = sampling.think_budget != 0
+        return self.tokenizer.encode_chat(messages, system_prompt_only=system_prompt_only, tools=tools, think=think)
+
+    def _opened(self, prompt_cache_file: str | Path | None) -> Path | None:
+        """Make the live cache ready for a reply: what the file holds, if there is one, and not recalled."""
+        file = None if prompt_cache_file is None else Path(prompt_cache_file)
+        if file is not None and file.exists():
+            self.past.open(file)
+        self.past.is_recalled = False
+        return file
 
     def _generate(
         self, prompt: list[int], sampling: SamplingParams, max_tokens: int, file: Path | None

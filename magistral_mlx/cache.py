@@ -15,7 +15,8 @@ FEW = 8  # queries up to which each attends as it would alone: ids drafted and c
 class LayerCache(Protocol):
     """What attention needs of the past: how long it is, and attention over it."""
 
-    length: int
+    @property
+    def length(self) -> int: ...
 
     def attend(self, q: mx.array, kv: mx.array, scale: float) -> mx.array:
         """Append keys and below them values, kv [B, 2K, T, d]; attend q [B, H, T, d] causally: [B, H, T, d]."""
@@ -60,6 +61,11 @@ class _Buffer:
         stop = start + parts[0].shape[2]
         for array, part in zip(self.arrays, parts, strict=True):
             array[:, :, start:stop] = part
+
+    def shrink(self, capacity: int) -> None:
+        self.arrays = [mx.contiguous(a[:, :, :capacity]) for a in self.arrays]
+        self.capacity = capacity
+        mx.eval(self.arrays)
 
     def read(self, length: int) -> list[mx.array]:
         return [a[:, :, :length] for a in self.arrays]
@@ -170,13 +176,20 @@ class KVCache:
             )
         self.reserved = positions
 
+    def shrink(self) -> None:
+        """Give back the capacity that is not used, a layer at a time; what is kept is copied."""
+        capacity = min(self.limit, -(-self.length // STEP) * STEP)
+        for layer in self.layers:
+            if layer.buffer.capacity > capacity:
+                layer.buffer.shrink(capacity)
+
     def room_for(self, positions: int, capacity: int) -> int:
         """The capacity to have when ``positions`` are needed and ``capacity`` are there."""
         if positions <= capacity:
             return capacity
         if positions > self.limit:
             raise ContextError(f"the context is full: {self.limit} positions are planned and {positions} are needed")
-        wanted = max(positions, self.reserved, 2 * capacity)
+        wanted = self.reserved if positions <= self.reserved else max(positions, 2 * capacity)
         return min(self.limit, -(-wanted // STEP) * STEP)
 
     def trim(self, count: int) -> None:

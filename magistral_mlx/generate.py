@@ -160,13 +160,13 @@ def cancelled(display: Display, model: str) -> dict[str, Any]:
 
 
 def collect(replies: Iterator[Reply], count: int) -> tuple[Samples, bool]:
-    """The replies until there are all, or Ctrl-C; and whether there are all."""
+    """The replies, whole unless Ctrl-C was pressed; and whether they are."""
     found: list[Reply] = []
     try:
-        show_status(f"reply 1 of {count}")
+        show_status(f"{count} replies under way")
         for reply in replies:
             found.append(reply)
-            show_status(f"reply {len(found) + 1} of {count}")
+            show_status(f"{count - len(found)} of {count} replies under way")
     except KeyboardInterrupt:
         return Samples.of(found), False
     finally:
@@ -177,10 +177,10 @@ def collect(replies: Iterator[Reply], count: int) -> tuple[Samples, bool]:
 def show_samples(samples: Samples, model: str, *, as_json: bool, is_whole: bool) -> None:
     replies = [as_object(reply, model) for reply in samples.replies]
     if as_json:
-        printed: dict[str, Any] = {"replies": replies, "majority": samples.majority, "votes": samples.votes}
+        printed: dict[str, Any] = asdict(samples) | {"replies": replies}
         printed |= {} if is_whole else {"finish_reason": "cancelled"}
         print(json.dumps(printed, ensure_ascii=False))
-    elif replies:
+    elif samples.votes:
         write(sys.stdout, samples.majority + "\n")
         for key, count in samples.votes.items():
             write(sys.stderr, f"{count} of {len(replies)}: {key}\n")

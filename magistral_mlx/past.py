@@ -1,12 +1,13 @@
 """The live KV cache and the ids it holds: what the next prompt may share with the last."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from magistral_mlx.cache import KVCache
 from magistral_mlx.cache_file import load_cache, save_cache
 from magistral_mlx.config import ModelConfig
-from magistral_mlx.errors import OptionError
+from magistral_mlx.errors import MemoryLimitError, OptionError
 
 
 class Past:
@@ -43,6 +44,26 @@ class Past:
         if self.borrower is not borrower:
             raise OptionError("a newer reply has begun on this model; finish or close a stream before the next one")
         return not self.is_recalled
+
+    @contextmanager
+    def lent(self, borrower: object) -> Iterator[None]:
+        """While ``borrower`` has the cache; in the end cache and ids agree, however it ends.
+
+        Raises:
+            MemoryLimitError: instead of MLX's RuntimeError when memory ran out; the cache is dropped.
+        """
+        try:
+            yield
+        except RuntimeError as error:  # MLX: out of memory, or a device that failed; what the arrays hold is unknown
+            self.forget()
+            if "memory" not in str(error).lower():
+                raise
+            raise MemoryLimitError(
+                f"there was not enough memory for this reply, and its cache was dropped ({error}); the model can be "
+                "used on: load it with a smaller context (--max-kv-size) or --kv-bits 8"
+            ) from None
+        finally:
+            self.settle(borrower)
 
     def settle(self, borrower: object) -> None:
         """Make cache and ids agree after a reply, which a look-ahead or an interruption leaves one apart."""

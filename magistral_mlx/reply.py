@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
@@ -26,7 +26,7 @@ class Usage:
     completion_tokens: int
     reasoning_tokens: int  # of these, until the trace closed, tags included
     cached_tokens: int  # of the prompt, found in the cache
-    forward_passes: int  # over all the weights, prefill included
+    forward_passes: int  # over all the weights, prefill included; of several replies, also those it shared
     prefill_seconds: float  # to the first id
     decode_seconds: float  # from the first id on
     peak_memory_bytes: int  # MLX's, weights included
@@ -50,22 +50,24 @@ class Reply:
 class Samples:
     """Several replies to one prompt, and the answer most of them agree on (self-consistency).
 
-    ``votes`` counts the replies by their answer's last number, else by its normalized text; a reply
-    without an answer has no vote. ``majority`` is the answer of the first reply with the most votes.
+    ``votes`` counts the replies by their answer's last number, else by its normalized text; one that has
+    no answer, or was cancelled, has no vote. ``majority`` is the answer of the first reply with the most votes.
     """
 
-    replies: tuple[Reply, ...]
+    replies: tuple[Reply, ...]  # by their seeds
     majority: str
     votes: dict[str, int]
+    forward_passes: int  # for all of them together: each reply counts those it shared
 
     @classmethod
-    def of(cls, replies: Sequence[Reply]) -> "Samples":
-        keys = [vote(reply.answer) for reply in replies]
-        votes = Counter(key for key in keys if key)
-        if not votes:
-            return cls(tuple(replies), "", {})
-        winner = votes.most_common(1)[0][0]
-        return cls(tuple(replies), replies[keys.index(winner)].answer, dict(votes.most_common()))
+    def of(cls, replies: Iterable[Reply]) -> "Samples":
+        """Those that were taken together."""
+        ordered = tuple(sorted(replies, key=lambda reply: reply.usage.seed))
+        keys = ["" if reply.finish_reason == "cancelled" else vote(reply.answer) for reply in ordered]
+        votes = Counter(key for key in keys if key).most_common()
+        majority = ordered[keys.index(votes[0][0])].answer if votes else ""
+        # The last to end took part in every pass.
+        return cls(ordered, majority, dict(votes), max((r.usage.forward_passes for r in ordered), default=0))
 
 
 def vote(answer: str) -> str:

@@ -5,6 +5,7 @@ Letters: B rows, V vocabulary, C blocks of the vocabulary, n candidates.
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -90,17 +91,21 @@ class Sampler:
         mass before it, most probable first and equals by lower id, is under top_p. At temperature 0 it is
         the most probable id, the lowest among equals.
         """
-        return self._draw(logits, [(step, row) for row in range(len(logits))], exact=False)
+        return self._draw(logits, [(self.seed, step, row) for row in range(len(logits))], exact=False)
 
     def draw_run(self, logits: mx.array, step: int) -> mx.array:
         """Ids [M] of M steps in a row from logits [M, V], each as ``draw`` would draw it alone."""
-        return self._draw(logits, [(step + i, 0) for i in range(len(logits))], exact=False)
+        return self._draw(logits, [(self.seed, step + i, 0) for i in range(len(logits))], exact=False)
+
+    def draw_each(self, logits: mx.array, step: int, seeds: Sequence[int], *, exact: bool = False) -> mx.array:
+        """As ``draw`` or ``draw_exact``, every row as if it were alone and its own of ``seeds`` the sampler's."""
+        return self._draw(logits, [(seed, step, 0) for seed in seeds], exact=exact)
 
     def draw_exact(self, logits: mx.array, step: int) -> mx.array:
         """As ``draw``, by sorting all ids: never SPILLED, and the same id wherever ``draw`` has one."""
-        return self._draw(logits, [(step, row) for row in range(len(logits))], exact=True)
+        return self._draw(logits, [(self.seed, step, row) for row in range(len(logits))], exact=True)
 
-    def _draw(self, logits: mx.array, places: list[tuple[int, int]], *, exact: bool) -> mx.array:
+    def _draw(self, logits: mx.array, places: list[tuple[int, int, int]], *, exact: bool) -> mx.array:
         x = logits.astype(mx.float32)
         best = mx.max(x, axis=-1, keepdims=True)  # [B, 1]; NaN if any is
         if self.params.temperature == 0:
@@ -114,9 +119,9 @@ class Sampler:
             ids = mx.where(kept.spilled, SPILLED, mx.take_along_axis(kept.ids, place, axis=-1))
         return mx.where(mx.isfinite(best), ids.astype(mx.int32), INVALID)[:, 0]
 
-    def _fractions(self, places: list[tuple[int, int]]) -> mx.array:
-        """[B, 1] int64, uniform below 2**31, one a (step, row). A hash, not mx.random: rows are independent."""
-        words = [hashlib.blake2b(f"{self.seed} {step} {row}".encode(), digest_size=4) for step, row in places]
+    def _fractions(self, places: list[tuple[int, int, int]]) -> mx.array:
+        """[B, 1] int64, uniform below 2**31, one a (seed, step, row). A hash, not mx.random: rows are independent."""
+        words = [hashlib.blake2b(f"{seed} {step} {row}".encode(), digest_size=4) for seed, step, row in places]
         return mx.array([[int.from_bytes(word.digest()) >> 1] for word in words], dtype=mx.int64)
 
 

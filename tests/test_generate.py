@@ -144,7 +144,7 @@ def test_samples(model: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
     assert err.startswith("3 of 3: 124\nseed 7: prompt 20")
     assert run("--samples", "3", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
-    assert set(printed) == {"replies", "majority", "votes"}
+    assert set(printed) == {"replies", "majority", "votes", "forward_passes"}
     assert [set(reply) for reply in printed["replies"]] == [{*generate.as_object(REPLY, "m")}] * 3
 
 

@@ -40,9 +40,12 @@ MAY_IMPORT = {
     "speculation": "checkpoint draft_model drafting errors loader memory model row_costs sampling tokenizer",
     "reply": "reasoning sampling tokenizer",
     "past": "cache cache_file config errors",
+    "shared_cache": "cache",
+    "batch": "errors model sampling shared_cache",
+    "several": "batch cache config decoding errors memory model past reply sampling shared_cache tokenizer",
     "conversation": "errors past reasoning reply sampling",
     "api": "checkpoint config conversation decoding demo errors loader memory model past reasoning reply "
-    "sampling speculation tokenizer",
+    "sampling several speculation tokenizer",
     "display": "reasoning reply",
     "command_line": "errors",
     "console": "api command_line display sampling",

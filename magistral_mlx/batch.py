@@ -1,0 +1,147 @@
+"""Several sequences from one prompt, an id each a pass: what they share is read once for all of them."""
+
+from collections.abc import Generator, Sequence
+from typing import Literal, Protocol
+
+import mlx.core as mx
+import numpy as np
+
+from magistral_mlx.errors import NumericsError
+from magistral_mlx.model import Transformer
+from magistral_mlx.sampling import INVALID, SPILLED, Sampler, SamplingParams
+from magistral_mlx.shared_cache import SharedCache
+
+Ending = Literal["stop", "length"]
+
+
+class Row(Protocol):
+    """One of the sequences."""
+
+    seed: int
+
+    def take(self, identity: int, logits: mx.array) -> bool:
+        """Take the next id and the logits [1, V] it was drawn from; whether it wants another."""
+        ...
+
+    def forced(self) -> Sequence[int]:
+        """Asked after each id that was drawn: the ids to go on with instead of drawing."""
+        ...
+
+
+class BatchStepper:
+    """A model and the sequences' cache: an id of each goes in, the logits after them come out. Counts its passes."""
+
+    def __init__(self, model: Transformer, cache: SharedCache) -> None:
+        self.model = model
+        self.cache = cache
+        self.passes = 0
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        """Append ids [n], one to each sequence; logits [n, V] after them."""
+        self.passes += 1
+        return self.model.logits(self.model.hidden(ids[:, None], self.cache.layers))[:, 0]
+
+
+class _Active:
+    """The rows under way, and the ids that some of them are to take instead of drawing."""
+
+    def __init__(self, rows: Sequence[Row], params: SamplingParams, *, stop: frozenset[int], max_tokens: int) -> None:
+        self.rows, self.stop, self.max_tokens = rows, stop, max_tokens
+        self.indices = list(range(len(rows)))
+        self.forced: list[list[int]] = [[] for _ in rows]
+        self.sampler = Sampler(params, rows[0].seed)
+
+    def draw(self, logits: mx.array, count: int) -> mx.array:
+        """Ids [n] from logits [n, V], number ``count`` of every row."""
+        tokens = self.sampler.draw_each(logits, count, [self.rows[i].seed for i in self.indices])
+        mx.async_eval(tokens)
+        return tokens
+
+    def imposed(self, tokens: mx.array) -> mx.array:
+        """Ids [n]: those drawn, but for the rows that are forced."""
+        forced = [self.forced[i] for i in self.indices]
+        if not any(forced):
+            return tokens
+        first = mx.array([ids[0] if ids else 0 for ids in forced], dtype=tokens.dtype)
+        return mx.where(mx.array([bool(ids) for ids in forced]), first, tokens)
+
+    def redrawn(self, ids: list[int], logits: mx.array, count: int) -> list[int]:
+        """Ids with those that spilled drawn exactly."""
+        exact = list(ids)
+        for place, i in enumerate(self.indices):
+            if ids[place] == SPILLED:
+                row = logits[place : place + 1]
+                exact[place] = np.array(self.sampler.draw_each(row, count, [self.rows[i].seed], exact=True)).item()
+        return exact
+
+    def hand_out(self, ids: list[int], logits: mx.array, count: int) -> tuple[list[int], list[tuple[int, Ending]]]:
+        """Give each row its id, number ``count``: the places of those that go on, and which ended and how."""
+        places: list[int] = []
+        ended: list[tuple[int, Ending]] = []
+        for place, (i, identity) in enumerate(zip(self.indices, ids, strict=True)):
+            forced = self.forced[i]
+            is_stop = identity in self.stop and not forced
+            if is_stop or not self.rows[i].take(identity, logits[place : place + 1]):
+                ended.append((i, "stop"))
+            elif count + 1 == self.max_tokens:
+                ended.append((i, "length"))
+            else:
+                places.append(place)
+                self.forced[i] = forced[1:] if forced else list(self.rows[i].forced())
+        return places, ended
+
+
+def decode_rows(
+    step: BatchStepper,
+    logits: mx.array,
+    params: SamplingParams,
+    rows: Sequence[Row],
+    *,
+    stop: frozenset[int],
+    max_tokens: int,
+) -> Generator[list[tuple[int, Ending]], None, None]:
+    """Draw for all rows until each has ended; yields after every id which of them did, and how.
+
+    Each row gets the ids that ``decode`` would give it alone: its draws are numbered and seeded as there. All rows
+    under way have as many ids, so that one position holds for all: ids that are forced are fed one a pass, while
+    the others draw. As in ``decode`` the next pass is queued before the ids are read; a row that ended is left
+    out from the pass after it.
+
+    Args:
+        logits: [1, V], after the prompt.
+        stop: ids that end a row; consumed, not handed out.
+        max_tokens: ids each row may take.
+    Raises:
+        NumericsError: the logits hold NaN.
+    """
+    active = _Active(rows, params, stop=stop, max_tokens=max_tokens)
+    logits = mx.repeat(logits, len(rows), axis=0)  # [n, V]
+    tokens = active.draw(logits, 0)  # [n]
+
+    def feed(tokens: mx.array, count: int) -> tuple[mx.array, mx.array]:
+        logits = step(tokens)
+        return logits, active.draw(logits, count)
+
+    for count in range(max_tokens):
+        tokens = active.imposed(tokens)
+        ahead = feed(tokens, count + 1) if 0 < count < max_tokens - 1 else None
+        ids = np.array(tokens).tolist()
+        if SPILLED in ids:  # rare: a nucleus is wider than the sampler's candidates
+            if ahead is not None:
+                step.cache.trim()
+            ids, ahead = active.redrawn(ids, logits, count), None
+            tokens = mx.array(ids)
+        if INVALID in ids:
+            raise NumericsError(
+                "the model's logits are not numbers: its weights are damaged; verify or convert it again"
+            )
+        places, ended = active.hand_out(ids, logits, count)
+        yield ended
+        if not places:
+            return
+        if len(places) < len(ids):
+            step.cache.keep(places)
+            active.indices = [active.indices[place] for place in places]
+            tokens = tokens[mx.array(places)]
+            ahead = ahead and (ahead[0][mx.array(places)], ahead[1][mx.array(places)])
+        logits, tokens = ahead or feed(tokens, count + 1)
