@@ -2,32 +2,30 @@
 
 import json
 import secrets
-import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import mlx.core as mx
+from typing import Any, TypeVar
 
 from magistral_mlx.checkpoint import Checkpoint, open_checkpoint, resolve
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.conversation import Chat, KeepReasoning, result_of
-from magistral_mlx.decoding import Stepper, decode, prefill
 from magistral_mlx.demo import demo_checkpoint
-from magistral_mlx.errors import CheckpointError, MemoryLimitError, OptionError
+from magistral_mlx.errors import CheckpointError, OptionError
 from magistral_mlx.loader import load_model
 from magistral_mlx.memory import MemoryPlan, limit_memory, plan_for
 from magistral_mlx.model import Transformer
 from magistral_mlx.past import Past
 from magistral_mlx.reasoning import Segment
-from magistral_mlx.reply import FinishReason, Reply, ReplyBuilder, Samples, Usage
-from magistral_mlx.sampling import Sampler, SamplingParams
+from magistral_mlx.reply import Reply, Samples
+from magistral_mlx.sampling import SamplingParams
 from magistral_mlx.several import Several, share_of
+from magistral_mlx.single import Single
 from magistral_mlx.speculation import Speculation, check_draft_tokens, open_draft
 from magistral_mlx.tokenizer import Tokenizer
 
 Messages = str | Sequence[Mapping[str, Any]]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def load(
@@ -179,7 +177,8 @@ class Magistral:
         sampling = sampling or SamplingParams()
         prompt = self._prompt(messages, sampling, tools=tools, system_prompt_only=system_prompt_only)
         max_tokens = self.plan.reply_tokens(len(prompt), sampling.max_tokens)
-        return self._generate(prompt, sampling, max_tokens, self._opened(prompt_cache_file))
+        file = self._opened(prompt_cache_file)
+        return self._saved(self._single(prompt, sampling, max_tokens).stream(), file)
 
     def sample(
         self,
@@ -230,28 +229,21 @@ class Magistral:
         prompt = self._prompt(messages, sampling, tools=tools, system_prompt_only=system_prompt_only)
         share = share_of(self.plan, self.config, len(prompt), n, sampling.max_tokens)
         file = self._opened(prompt_cache_file)
-        seed = _seed(sampling)
         if n == 1:
-            alone = self._generate(prompt, replace(sampling, seed=seed), share.max_tokens, file)
+            alone = self._saved(self._single(prompt, sampling, share.max_tokens).stream(), file)
             return (result_of(stream) for stream in [alone])
-        return self._several(
-            Several(
-                model=self.model,
-                tokenizer=self.tokenizer,
-                past=self.past,
-                chunk=self.plan.prefill_chunk,
-                prompt=prompt,
-                sampling=sampling,
-                seeds=range(seed, seed + n),
-                share=share,
-            ),
-            file,
+        seed = _seed(sampling)
+        several = Several(
+            model=self.model,
+            tokenizer=self.tokenizer,
+            past=self.past,
+            chunk=self.plan.prefill_chunk,
+            prompt=prompt,
+            sampling=sampling,
+            seeds=range(seed, seed + n),
+            share=share,
         )
-
-    def _several(self, several: Several, file: Path | None) -> Iterator[Reply]:
-        yield from several.replies()
-        if file is not None:
-            self.past.save(file)
+        return self._saved(several.replies(), file)
 
     def chat(self, *, keep_reasoning: KeepReasoning = "none", system_prompt: str | None = None) -> Chat:
         """A conversation; see Chat."""
@@ -296,80 +288,25 @@ class Magistral:
         self.past.is_recalled = False
         return file
 
-    def _generate(
-        self, prompt: list[int], sampling: SamplingParams, max_tokens: int, file: Path | None
-    ) -> Generator[Segment, None, Reply]:
-        seed = _seed(sampling)
-        mx.reset_peak_memory()
-        started = time.perf_counter()
-        builder = ReplyBuilder(self.tokenizer, sampling, max_tokens)
-        cached = self.past.lend(builder, prompt)
-        if sampling.max_tokens is not None:
-            self.past.cache.reserve(len(prompt) + max_tokens)
-        step = Stepper(self.model, self.past.cache)
-        finish_reason: FinishReason = "stop"
-        first = 0.0
-        try:
-            reading = self._reading(step, prompt, cached, Sampler(sampling, seed), builder)
-            decoding: Any = None  # until the prompt is read, or for good if it was cancelled before
-            while decoding is None and self.past.require(builder):
-                try:
-                    done = next(reading)
-                    yield Segment("progress", f"{cached + done}/{len(prompt)}")
-                except StopIteration as end:
-                    decoding = end.value
-            while not builder.is_stopped:
-                if not self.past.require(builder):
-                    finish_reason = "cancelled"
-                    break
-                try:
-                    identity, logits = next(decoding)
-                except StopIteration as end:
-                    finish_reason = end.value
-                    break
-                finally:
-                    first = first or time.perf_counter()
-                self.past.ids.append(identity)
-                yield from builder.push(identity, logits)
-            yield from builder.flush()
-        except RuntimeError as error:  # MLX: out of memory, or a device that failed; what the arrays hold is unknown
-            self.past.forget()
-            self.speculation.forget()
-            if "memory" not in str(error).lower():
-                raise
-            raise MemoryLimitError(
-                f"there was not enough memory for this reply, and its cache was dropped ({error}); the model can be "
-                "used on: load it with a smaller context (--max-kv-size) or --kv-bits 8"
-            ) from None
-        finally:
-            self.past.settle(builder)
+    def _single(self, prompt: list[int], sampling: SamplingParams, max_tokens: int) -> Single:
+        return Single(
+            model=self.model,
+            tokenizer=self.tokenizer,
+            past=self.past,
+            speculation=self.speculation,
+            chunk=self.plan.prefill_chunk,
+            prompt=prompt,
+            sampling=sampling,
+            seed=_seed(sampling),
+            max_tokens=max_tokens,
+        )
+
+    def _saved(self, work: Generator[Item, None, Result], file: Path | None) -> Generator[Item, None, Result]:
+        """Do the work; then write the live cache to the file, if there is one."""
+        result = yield from work
         if file is not None:
             self.past.save(file)
-        ended = time.perf_counter()
-        first = first or ended
-        usage = Usage(
-            prompt_tokens=len(prompt),
-            completion_tokens=builder.tokens,
-            reasoning_tokens=builder.reasoning_tokens,
-            cached_tokens=cached,
-            forward_passes=step.passes,
-            prefill_seconds=first - started,
-            decode_seconds=ended - first,
-            peak_memory_bytes=mx.get_peak_memory(),
-            max_tokens=max_tokens,
-            seed=seed,
-        )
-        return builder.reply(finish_reason, usage)
-
-    def _reading(
-        self, step: Stepper, prompt: list[int], cached: int, sampler: Sampler, builder: ReplyBuilder
-    ) -> Generator[int, None, Generator[tuple[int, mx.array], None, str]]:
-        """Read what is new in a prompt; yields the ids done after each chunk but the last, returns what decodes."""
-        new, chunk = prompt[cached:], self.plan.prefill_chunk
-        logits = yield from prefill(step, new, chunk=chunk)
-        drafter = yield from self.speculation.begin(prompt, sampler, chunk=chunk, done=len(new))
-        stop, most = self.tokenizer.stop_ids, builder.max_tokens
-        return decode(step, logits, sampler, stop=stop, max_tokens=most, steer=builder.forced, drafter=drafter)
+        return result
 
 
 def _seed(sampling: SamplingParams) -> int:

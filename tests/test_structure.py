@@ -42,10 +42,11 @@ MAY_IMPORT = {
     "past": "cache cache_file config errors",
     "shared_cache": "cache",
     "batch": "errors model sampling shared_cache",
+    "single": "decoding model past reasoning reply sampling speculation tokenizer",
     "several": "batch cache config decoding errors memory model past reply sampling shared_cache tokenizer",
     "conversation": "errors past reasoning reply sampling",
-    "api": "checkpoint config conversation decoding demo errors loader memory model past reasoning reply "
-    "sampling several speculation tokenizer",
+    "api": "checkpoint config conversation demo errors loader memory model past reasoning reply "
+    "sampling several single speculation tokenizer",
     "display": "reasoning reply",
     "command_line": "errors",
     "console": "api command_line display sampling",
