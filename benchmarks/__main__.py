@@ -20,6 +20,7 @@ from benchmarks.graph import GraphComparison, compare_graphs
 from benchmarks.measure import Comparison, circumstances
 from benchmarks.memory import Footprint, compare_caches, footprint
 from benchmarks.predict import CHIPS, DRAFTING_GOALS, as_dict, predict
+from benchmarks.samples import compare_steps, count_passes, hold
 from benchmarks.speed import Workload, compare_models, compare_samplers, compare_turns
 from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
 from benchmarks.tables import (
@@ -28,6 +29,7 @@ from benchmarks.tables import (
     show_graphs,
     show_memory,
     show_predictions,
+    show_samples,
     show_speeds,
 )
 from magistral_mlx.api import load
@@ -41,6 +43,7 @@ SLICE_ON_CPU = Workload(prompt_tokens=8, decode_tokens=4, repeats=5)
 QUICK = Workload(prompt_tokens=9, decode_tokens=6, repeats=2)
 CONVERSATION_TOKENS = 2000
 
+QUESTIONS = ("What is 48 + 76?", "How many r's are in strawberry?", "What is 9 * 37?", "What is 905 - 388?")
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 peer_option = click.option("--peer", type=click.Choice(["mlx-lm"]), help="Measure this beside ours, and the ratio.")
 json_option = click.option(
@@ -237,6 +240,34 @@ def memory(
         footprints = [footprint(f"2 layers, {wide.hidden_size} wide", Path(name), 16, report=_report)]
     _write("memory", facts, [*comparisons, *footprints], json_file)
     show_memory(facts["chip"], comparisons, footprints)
+
+
+@benchmarks.command()
+@click.option("--quick", is_flag=True, help="A short prompt, two repeats: does it run?")
+@json_option
+def samples(*, quick: bool, json_file: Path | None) -> None:
+    """Several replies over one prompt: bytes of their caches, passes, and the time of a step, against single ones.
+
+    \b
+    python -m benchmarks samples             ten minutes on two cores
+    python -m benchmarks samples --quick     half a minute
+    """
+    facts = circumstances()
+    with tempfile.TemporaryDirectory(prefix="magistral-slice-") as name:
+        write_slice(Path(name), replace(NARROW, num_layers=1))
+        prompt, new = (64, 16) if quick else (4096, 1000)
+        held = [
+            hold(Path(name), 16, prompt_tokens=prompt, new_tokens=new, kv_bits=bits, report=_report)
+            for bits in (None, 8, 4)
+        ]
+    passes = count_passes(2 if quick else 16, QUESTIONS[: 1 if quick else None], _report)
+    workload = QUICK if quick else replace(WHOLE, decode_tokens=64, repeats=7)
+    steps = [compare_steps("demo", demo_checkpoint(), n, workload, _report) for n in ((2,) if quick else (2, 4, 8, 16))]
+    if json_file is not None:
+        found = {"held": [h.as_dict() for h in held], "passes": passes, "decode": [c.as_dict() for c in steps]}
+        results = {"circumstances": facts, "command": _command(sys.argv[1:]), "samples": found}
+        json_file.write_text(json.dumps(results, indent=1) + "\n")
+    show_samples(facts["chip"], held, passes, steps)
 
 
 def _require(peer: str | None) -> None:

@@ -12,6 +12,7 @@ from benchmarks.graph import GraphComparison
 from benchmarks.measure import OURS, Comparison, Interval
 from benchmarks.memory import Footprint
 from benchmarks.predict import CHECK, Prediction
+from benchmarks.samples import Held
 
 RATIO = "ratio with 95 % interval"
 
@@ -123,6 +124,26 @@ def show_drafting(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
             keys = ("tokens", "passes", "cost_per_token", "highest_of_a_reply", "goal")
             table.add_row(name, kind, *(str(row[key]) for key in keys))
     _print(table)
+
+
+def show_samples(chip: str, held: Sequence[Held], passes: Mapping[str, Any], comparisons: Sequence[Comparison]) -> None:
+    figures = ("separate caches, MB", "shared, MB", "ratio", "goal, at most")
+    table = _table("Caches of several replies in the end; counted", ("replies", "prompt + reply", "cache"), figures)
+    for one in held:
+        shape = (
+            str(one.n),
+            f"{one.prompt_tokens} + {one.new_tokens}",
+            f"{one.kv_bits} bit" if one.kv_bits else "float",
+        )
+        sizes = (f"{size / 1e6:.1f}" for size in (one.separate_bytes, one.shared_bytes))
+        table.add_row(*shape, *sizes, f"{one.as_dict()['ratio']:.3f}", str(one.as_dict()["goal"]))
+    _print(table)
+    print(
+        f"{passes['n']} replies to {passes['questions']} questions, embedded model: "
+        f"{passes['passes_a_reply']:.1f} passes a reply, {passes['passes_a_reply_alone']:.1f} alone; "
+        f"{passes['replies_equal_to_single_ones']:.1%} are the single replies"
+    )
+    show_speeds(chip, comparisons)
 
 
 def _table(title: str, words: Sequence[str], figures: Sequence[str]) -> Table:

@@ -312,3 +312,19 @@ def test_a_quick_run_of_memory_forecasts_and_compares(tmp_path: Path) -> None:
 
 def test_a_result_names_no_file_of_this_machine() -> None:
     assert _command(["memory", "--json", "x", "--quick", "--work", "y"]) == ["memory", "--quick"]
+
+
+@pytest.mark.slow
+def test_a_quick_run_of_samples_counts_and_compares(tmp_path: Path) -> None:
+    file = tmp_path / "samples.json"
+    assert main(["samples", "--quick", "--json", str(file)]) == 0
+    found = json.loads(file.read_text())["samples"]
+    assert [held["kv_bits"] for held in found["held"]] == [None, 8, 4]
+    for held in found["held"]:
+        # 80 positions a reply; in place of 16 of these, one prompt's, which could have grown as far, and 16 times 16
+        assert held["ratio"] == (80 + 16 * 16) / (16 * 80)
+        assert held["active_ratio"] == pytest.approx(held["ratio"], rel=0.1)
+    assert found["passes"]["replies_equal_to_single_ones"] == 1
+    assert 0 < found["passes"]["passes_a_reply"] < found["passes"]["passes_a_reply_alone"]
+    (decode,) = found["decode"]
+    assert decode["same_ids"]
