@@ -19,7 +19,7 @@ from benchmarks.drafting import TABLES, count_all, scripted, traces
 from benchmarks.graph import GraphComparison, compare_graphs
 from benchmarks.measure import Comparison, circumstances
 from benchmarks.memory import Footprint, compare_caches, footprint
-from benchmarks.predict import CHIPS, DRAFTING_GOALS, as_dict, predict
+from benchmarks.predict import CHIPS, as_dict, counted_drafting, predict
 from benchmarks.samples import compare_steps, count_passes, hold
 from benchmarks.speed import Workload, compare_models, compare_samplers, compare_turns
 from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
@@ -199,7 +199,7 @@ def forecast(*, prompt_tokens: int, json_file: Path | None) -> None:
     that a token reads; the first token is the prompt's operations over the share of the chip's speed, or a pass
     over the weights where that takes longer. Sources are in benchmarks/predict.py.
     """
-    predictions = [predict(chip, prompt_tokens, DRAFTING_GOALS) for chip in CHIPS]
+    predictions = [predict(chip, prompt_tokens, counted_drafting()) for chip in CHIPS]
     if json_file is not None:
         json_file.write_text(json.dumps({"predict": [as_dict(p, prompt_tokens) for p in predictions]}, indent=1) + "\n")
     show_predictions(predictions, prompt_tokens)
