@@ -12,7 +12,7 @@ from magistral_mlx import command_line, console
 from magistral_mlx.conversation import Chat, KeepReasoning
 from magistral_mlx.display import Display, report, write
 from magistral_mlx.errors import MagistralError, OptionError
-from magistral_mlx.sampling import SamplingParams
+from magistral_mlx.sampling import OnLoop, SamplingParams
 
 HELP = """/reset  begin a new conversation
 /quit   end (as does Ctrl-D)
@@ -59,6 +59,7 @@ def command(
     stop: tuple[str, ...],
     think_budget: int | None,
     no_think: bool,
+    on_loop: OnLoop,
     hide_reasoning: bool,
     prompt_cache_file: Path | None,
 ) -> int:
@@ -71,6 +72,7 @@ def command(
         stop=stop,
         think_budget=think_budget,
         no_think=no_think,
+        on_loop=on_loop,
     )
     file = prompt_cache_file
     is_resumed = file is not None and file.exists()

@@ -3,14 +3,14 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from magistral_mlx import command_line
 from magistral_mlx.api import Magistral, loading
 from magistral_mlx.display import show_status
-from magistral_mlx.sampling import SamplingParams
+from magistral_mlx.sampling import OnLoop, SamplingParams
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -122,6 +122,14 @@ sampling_options = options(
     click.option("--seed", type=int, help="The same seed gives the same reply on the same machine."),
     click.option("--stop", multiple=True, metavar="S", help="Text that ends the answer; may be repeated."),
     click.option("--think-budget", type=int, metavar="N", help="Reasoning tokens at most; then the trace is closed."),
+    click.option(
+        "--on-loop",
+        type=click.Choice(get_args(OnLoop)),
+        default="close",
+        show_default=True,
+        help="When the model repeats itself: close its trace so that it answers, stop the reply, or ignore it. "
+        "In an answer close stops as well.",
+    ),
     click.option("--no-think", is_flag=True, help="Answer without a trace, as --think-budget 0."),
     click.option("--hide-reasoning", is_flag=True, help="Do not show the trace."),
 )
@@ -142,11 +150,12 @@ def make_sampling(
     stop: tuple[str, ...],
     think_budget: int | None,
     no_think: bool,
+    on_loop: OnLoop,
 ) -> SamplingParams:
     if no_think and think_budget is not None:
         raise click.UsageError("--no-think is --think-budget 0; keep one of the two")
     budget = 0 if no_think else think_budget
-    return SamplingParams(temp, top_p, max_tokens, seed, stop, budget)
+    return SamplingParams(temp, top_p, max_tokens, seed, stop, budget, on_loop=on_loop)
 
 
 def load_visibly(

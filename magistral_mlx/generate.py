@@ -13,6 +13,7 @@ from magistral_mlx import command_line, console
 from magistral_mlx.display import Display, report, show_status, write
 from magistral_mlx.errors import OptionError
 from magistral_mlx.reply import Reply, Samples
+from magistral_mlx.sampling import OnLoop
 
 USAGE_KEYS = (
     "prompt_tokens",
@@ -68,6 +69,7 @@ def command(
     stop: tuple[str, ...],
     think_budget: int | None,
     no_think: bool,
+    on_loop: OnLoop,
     hide_reasoning: bool,
     samples: int | None,
     prompt_cache_file: Path | None,
@@ -82,6 +84,7 @@ def command(
         stop=stop,
         think_budget=think_budget,
         no_think=no_think,
+        on_loop=on_loop,
     )
     messages = [{"role": "user", "content": read_prompt(prompt)}]
     if system_prompt is not None:

@@ -10,6 +10,7 @@ from typing import Literal
 import mlx.core as mx
 import numpy as np
 
+from magistral_mlx.looping import LoopDetector
 from magistral_mlx.reasoning import Segment, Splitter, StopStrings, ToolCall
 from magistral_mlx.sampling import SamplingParams, top_logprobs
 from magistral_mlx.tokenizer import TextStream, Tokenizer
@@ -99,7 +100,9 @@ class ReplyBuilder:
     _call_ids: list[int] = field(default_factory=list)  # from the first [TOOL_CALLS] on
     _calls: list[ToolCall] = field(default_factory=list)
     _tokens_before_answer: int = 0
-    _is_forced: bool = False
+    _closed_by: ClosedBy = "model"
+    _loops: LoopDetector = field(default_factory=LoopDetector)
+    _is_looping: bool = False
     _forced_ahead: int = 0  # ids still to come that nobody drew
 
     def __post_init__(self) -> None:
@@ -127,7 +130,9 @@ class ReplyBuilder:
             self._splitter.open()
         elif identity == self.tokenizer.close_id:
             self._splitter.close()
-        return self._emit(segments)
+        segments = self._emit(segments)
+        self._watch(identity)
+        return segments
 
     def flush(self) -> list[Segment]:
         """What was held back, once no more ids come, and the tool calls."""
@@ -139,18 +144,32 @@ class ReplyBuilder:
         return segments + self._keep(last)
 
     def forced(self) -> list[int]:
-        """The ids that close a trace which has used up its budget, else none.
+        """The ids that close a trace which repeats itself, or has used up its budget, else none.
 
         With a budget some tokens stay reserved for the answer, so that the trace cannot eat them all.
         """
-        budget = self.sampling.think_budget
-        if not budget or self._splitter.state != "reasoning":
+        if self._splitter.state != "reasoning" or self.is_stopped:
             return []
-        if self.reasoning_tokens < min(budget, self.max_tokens - min(512, self.max_tokens // 4)):
+        if self._is_looping:
+            self._closed_by = "loop"
+        elif self._has_used_up_its_budget():
+            self._closed_by = "budget"
+        else:
             return []
-        self._is_forced = True
+        self._loops, self._is_looping = LoopDetector(), False
         self._forced_ahead = len(self.tokenizer.close_trace)
         return self.tokenizer.close_trace
+
+    def _has_used_up_its_budget(self) -> bool:
+        budget, reserved = self.sampling.think_budget, min(512, self.max_tokens // 4)
+        return bool(budget) and self.reasoning_tokens >= min(budget or 0, self.max_tokens - reserved)
+
+    def _watch(self, identity: int) -> None:
+        """Look for a loop; one in the answer ends the reply, and so does one in the trace if that was asked for."""
+        if self.sampling.on_loop == "ignore" or self.is_stopped:
+            return
+        self._is_looping = self._loops.push(self.tokenizer.decode([identity]))
+        self.is_stopped = self._is_looping and (self._splitter.state != "reasoning" or self.sampling.on_loop == "stop")
 
     def reply(self, finish_reason: FinishReason, usage: Usage) -> Reply:
         def text(kind: str) -> str:
@@ -158,11 +177,13 @@ class ReplyBuilder:
 
         closed_by: ClosedBy | None = None
         if self._splitter.state == "answer":
-            if self._is_forced or self.sampling.think_budget == 0:
+            if self.sampling.think_budget == 0:
                 closed_by = "budget"
             elif self._splitter.was_opened:
-                closed_by = "model"
-        if self._calls and finish_reason == "stop":
+                closed_by = self._closed_by
+        if self._is_looping and self.is_stopped:
+            finish_reason = "loop"
+        elif self._calls and finish_reason == "stop":
             finish_reason = "tool_calls"
         return Reply(text("reasoning"), text("answer"), tuple(self._calls), finish_reason, closed_by, usage)
 

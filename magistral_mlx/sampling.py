@@ -7,11 +7,13 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import mlx.core as mx
 
 from magistral_mlx.errors import OptionError
+
+OnLoop = Literal["close", "stop", "ignore"]
 
 INVALID = -1  # instead of an id: the row holds NaN or +infinity, or nothing finite
 SPILLED = -2  # instead of an id: the nucleus is wider than the candidates; draw_exact sorts everything
@@ -45,6 +47,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()  # texts that end the reply
     think_budget: int | None = None  # reasoning tokens at most; 0: no reasoning
     logprobs: int = 0  # the k best ids reported for every token
+    on_loop: OnLoop = "close"  # when the model repeats itself: close its trace, stop the reply, or ignore it
 
     def __post_init__(self) -> None:
         if not _is_number(self.temperature) or not 0 <= self.temperature < math.inf:
@@ -56,6 +59,8 @@ class SamplingParams:
         _check_count("think_budget", self.think_budget, 0)
         if type(self.logprobs) is not int or not 0 <= self.logprobs <= MAX_LOGPROBS:
             raise OptionError(f"logprobs is {self.logprobs!r}; use a whole number from 0 to {MAX_LOGPROBS}")
+        if self.on_loop not in get_args(OnLoop):
+            raise OptionError(f"on_loop is {self.on_loop!r}; use one of {', '.join(get_args(OnLoop))}")
         if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
             raise OptionError(f"stop is {self.stop!r}; use a tuple of texts, none of them empty")
 
