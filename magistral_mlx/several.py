@@ -1,6 +1,7 @@
 """Several replies to one prompt: what each may take, and how they come to be side by side."""
 
 import time
+from bisect import bisect_left
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
@@ -38,6 +39,8 @@ def share_of(plan: MemoryPlan, config: ModelConfig, prompt_tokens: int, n: int, 
         ContextError: not even one reply fits the context; see ``MemoryPlan.reply_tokens``.
     """
     single = plan.reply_tokens(prompt_tokens, asked)
+    if n == 1:
+        return Share(single, plan.kv_bytes)
     position_bytes = plan.kv_bytes / plan.context
     prompt_bytes = -(-prompt_tokens // STEP) * STEP * position_bytes
     token_bytes = position_bytes * (1 + 2 / config.num_layers)
@@ -55,14 +58,14 @@ def share_of(plan: MemoryPlan, config: ModelConfig, prompt_tokens: int, n: int, 
     if fitting(n) >= wanted:
         tokens = min(single, fitting(n))
         return Share(tokens, int(left(n) - n * tokens * token_bytes))
-    fewer = next((count for count in range(min(n, 1024) - 1, 0, -1) if fitting(count) >= wanted), None)
-    ways = [] if fewer is None else [f"{fewer} of them (--samples {fewer})"]
+    fewer = 1 + bisect_left(range(2, min(n, 2**31)), True, key=lambda count: fitting(count) < wanted)
+    ways = [f"{fewer} of them (--samples {fewer})"]
     ways += [] if asked is None or not fitting(n) else [f"{n} of {fitting(n)} tokens (--max-tokens {fitting(n)})"]
     ways += [] if plan.kv_bits == 4 else ["a cache of fewer bits (--kv-bits)"]
     raise MemoryLimitError(
-        f"{n} replies of {wanted} tokens need {n * wanted * token_bytes / 1e9:.2f} GB beside a prompt of "
-        f"{prompt_tokens}, and {max(0.0, left(n) - prompt_bytes) / 1e9:.2f} GB are left; "
-        f"what helps: {', or '.join(ways) or 'a shorter prompt'}"
+        f"{n} replies of {wanted} tokens need {(n * wanted * token_bytes + left(1) - left(n)) / 1e9:.2f} GB beside a "
+        f"prompt of {prompt_tokens}, and {max(0.0, left(1) - prompt_bytes) / 1e9:.2f} GB are left; "
+        f"what helps: {', or '.join(ways)}"
     )
 
 
