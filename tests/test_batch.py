@@ -130,11 +130,15 @@ def test_sixteen_share_a_prompt_of_4096_in_a_quarter_of_the_memory(bits: int | N
     prefix.reserve(4096)
     for cache in (single, prefix):
         feed(cache, 1, 4096)
-    shared = SharedCache(prefix, 16, limit=2000)
+    shared, held = SharedCache(prefix, 16, limit=1000), []
     for _ in range(1000):
         feed(single, 1, 1)
         feed(shared, 16, 1)
+        held.append(shared.nbytes)
     assert shared.nbytes / (16 * single.nbytes) <= 0.27
+    position = single.nbytes / (4096 + 1024)
+    # In steps of 256, never doubled, and never beyond the limit.
+    assert [held[t] / position - 4096 for t in (0, 255, 256, 599, 999)] == [16 * n for n in (256, 256, 512, 768, 1000)]
 
 
 @dataclass
@@ -178,7 +182,7 @@ def several() -> list[Scripted]:
     return [
         Scripted(3),
         Scripted(4, most=5),
-        Scripted(5, forces={2: [40, 41, 42]}),
+        Scripted(5, forces={2: [43, 44, 45]}),
         Scripted(6, forces={1: [50], 3: [60, 61]}),
         Scripted(7, forces={9: [70, 71, 72, 73, 74]}),
         Scripted(8, most=1),

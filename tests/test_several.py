@@ -129,6 +129,15 @@ def test_a_prompt_cache_file_holds_the_prompt(magistral: mm.Magistral, tmp_path:
     assert list(map(essence, again.replies)) == list(map(essence, first.replies))
 
 
+def test_no_more_is_allocated_for_the_prompt_than_it_takes(magistral: mm.Magistral) -> None:
+    """Capacity comes in steps of 256; grown chunk by chunk it would double."""
+    magistral.sample("1 + 2 + 3 + 4 + 5 = ? " * 33, replace(WILD, max_tokens=2), n=2)
+    length = magistral.past.cache.length
+    assert length > 512
+    position = magistral.plan.kv_bytes // magistral.plan.context
+    assert magistral.past.cache.nbytes == -(-length // 256) * 256 * position < 1024 * position
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_packed_caches(bits: int) -> None:
     packed = mm.load("demo", context=1024, kv_bits=bits)
