@@ -10,9 +10,10 @@ from magistral_mlx.checkpoint import Checkpoint, open_checkpoint, resolve
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.conversation import Chat, KeepReasoning, result_of
 from magistral_mlx.demo import demo_checkpoint
+from magistral_mlx.device import limit_memory
 from magistral_mlx.errors import CheckpointError, OptionError
 from magistral_mlx.loader import load_model
-from magistral_mlx.memory import MemoryPlan, limit_memory, plan_for
+from magistral_mlx.memory import MemoryPlan, plan_for
 from magistral_mlx.model import Transformer
 from magistral_mlx.past import Past
 from magistral_mlx.reasoning import Segment
@@ -47,7 +48,7 @@ def load(
         kv_bits: 8 or 4 for a quantized cache; None or 16 for the activations' type.
         prefill_step_size: prompt ids a pass; by default as many as fit.
         memory_gb: plan for this much memory instead of what the device recommends.
-        wired: keep weights and cache in a Mac's memory even when others want it; see ``memory.limit_memory``.
+        wired: keep weights and cache in a Mac's memory even when others want it; see ``device.limit_memory``.
         draft: a small model of the same vocabulary that guesses ids; by default the text so far does.
         num_draft_tokens: guesses checked in one pass at most; by default as many as pay on this device, 0 for none.
             On a CPU the reply is the same to the bit; on a GPU, whose sums may depend on the number of rows, ids
@@ -98,7 +99,7 @@ def loading(
     plan = plan_for(
         checkpoint, context=context, kv_bits=kv_bits, prefill_chunk=prefill_step_size, memory_gb=memory_gb, draft=small
     )
-    limit_memory(plan, wired=wired)
+    limit_memory(plan.budget_bytes, freed=plan.workspace_bytes, wired=plan.held_bytes if wired else None)
     transformer = yield from load_model(checkpoint)
     speculation = yield from Speculation.of(transformer, checkpoint, plan, limit=num_draft_tokens, draft=small)
     return Magistral(transformer, checkpoint, tokenizer, plan, speculation)

@@ -1,6 +1,6 @@
 """Keys and values of the positions seen so far, one buffer a layer, allocated ahead and written in place."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import mlx.core as mx
@@ -51,12 +51,10 @@ class _Buffer:
         if not self.arrays:
             self.arrays = [mx.zeros((*p.shape[:2], capacity, p.shape[3]), p.dtype) for p in parts]
         elif capacity > self.capacity:
-            self.arrays = [
-                mx.concatenate(
-                    [a[:, :, :start], mx.zeros((*a.shape[:2], capacity - start, a.shape[3]), a.dtype)], axis=2
-                )
-                for a in self.arrays
-            ]
+            for i, old in enumerate(self.arrays):
+                self.arrays[i] = mx.zeros((*old.shape[:2], capacity, old.shape[3]), old.dtype)
+                self.arrays[i][:, :, :start] = old[:, :, :start]
+                mx.eval(self.arrays[i])  # at once: in one pass all layers would be held twice
         self.capacity = max(self.capacity, capacity)
         stop = start + parts[0].shape[2]
         for array, part in zip(self.arrays, parts, strict=True):
@@ -204,10 +202,11 @@ class KVCache:
         """Each layer's arrays up to ``length``, for a file."""
         return [layer.buffer.read(self.length) for layer in self.layers]
 
-    def restore(self, state: Sequence[Sequence[mx.array]], length: int) -> None:
-        """Take over what ``state`` returned; raises ValueError where it does not fit this cache."""
+    def restore(self, state: Iterable[Sequence[mx.array]], length: int) -> None:
+        """Copy what ``state`` returned, a layer at a time; raises ValueError where it does not fit this cache."""
         for layer, parts in zip(self.layers, state, strict=True):
             if len(parts) != layer.parts or any(p.ndim != 4 or p.shape[2] != length for p in parts):
                 raise ValueError(f"its arrays are not {layer.parts} of {length} positions a layer")
             layer.length = 0
             layer.append(parts)
+            mx.eval(layer.buffer.arrays)

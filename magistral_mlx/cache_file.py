@@ -1,8 +1,10 @@
 """A KV cache on disk: one safetensors file with the ids it holds and what it belongs to."""
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -13,6 +15,7 @@ from magistral_mlx.errors import CheckpointError, OptionError
 from magistral_mlx.safetensors_header import Shard
 
 FORMAT = "magistral-mlx prompt cache 2"
+TYPES = {mx.float32: "F32", mx.bfloat16: "BF16", mx.float16: "F16", mx.uint32: "U32", mx.int32: "I32"}
 
 
 def save_cache(path: Path, cache: KVCache, ids: Sequence[int], *, fingerprint: str, chat: str = "") -> None:
@@ -27,8 +30,11 @@ def save_cache(path: Path, cache: KVCache, ids: Sequence[int], *, fingerprint: s
     metadata = {"format": FORMAT, "fingerprint": fingerprint, "kv_bits": str(cache.bits), "chat": chat}
     partial = path.parent / f".{path.name}.{os.getpid()}.safetensors"
     try:
-        mx.save_safetensors(str(partial), arrays, metadata)
-        with partial.open("rb+") as file:
+        with partial.open("wb") as file:
+            file.write(_head(arrays, metadata))
+            for array in arrays.values():  # one copy at a time; mx.save_safetensors holds one of the whole cache
+                file.write(memoryview(mx.contiguous(array).view(mx.uint8)))  # type: ignore[arg-type]  # it is a buffer
+            file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     except (OSError, RuntimeError) as error:
@@ -67,8 +73,20 @@ def load_cache(
                 f"{path} holds {length} positions, but the context is {limit}; load with a larger context"
             )
         ids = [int(i) for i in np.array(shard.read("ids"))]
-        state = [[shard.read(f"layer.{i}.{j}") for j in range(parts)] for i in range(config.num_layers)]
+        state = ([shard.read(f"layer.{i}.{j}") for j in range(parts)] for i in range(config.num_layers))
         cache.restore(state, length)
     except (KeyError, IndexError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); delete it to start anew") from None
     return cache, ids, metadata["chat"]
+
+
+def _head(arrays: Mapping[str, mx.array], metadata: Mapping[str, str]) -> bytes:
+    """What stands before the arrays' bytes in a safetensors file that holds them in this order."""
+    table: dict[str, Any] = {"__metadata__": metadata}
+    position = 0
+    for name, array in arrays.items():
+        offsets = [position, position := position + array.nbytes]
+        table[name] = {"dtype": TYPES[array.dtype], "shape": array.shape, "data_offsets": offsets}
+    text = json.dumps(table).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

@@ -1,18 +1,13 @@
-"""What a model needs in memory, what the device allows, and the largest context and chunk that fit."""
+"""What a model needs in memory, and the largest context and chunk that fit."""
 
-import logging
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-import mlx.core as mx
-
 from magistral_mlx.checkpoint import Checkpoint
 from magistral_mlx.config import ModelConfig, QuantFormat
+from magistral_mlx.device import budget_bytes, on_gpu
 from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError
-
-log = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT = 40_960  # the model card advises no more
 CHUNKS = (2048, 1024, 512, 256, 128, 64)  # prompt ids a prefill pass; beyond 2048 nothing gets faster
@@ -40,6 +35,11 @@ class MemoryPlan:
     @property
     def total_bytes(self) -> int:
         return self.weights_bytes + self.kv_bytes + self.workspace_bytes + self.draft_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """What stays from pass to pass: weights and caches."""
+        return self.total_bytes - self.workspace_bytes
 
     @property
     def fits(self) -> bool:
@@ -101,7 +101,7 @@ def workspace_bytes(
     MLX runs about ten operations ahead of the device, and what they write is held together: most of one layer's
     activations, whose share of each width was measured on a CPU; of a packed cache, two layers' keys and
     values unpacked; and where attention is not fused, as on a CPU, its float32 scores [H, chunk, context].
-    Sampling comes after, and holds a few times the logits.
+    Sampling comes after, and holds a few times the logits. A cache that grows holds one layer twice, between passes.
     """
     D, F, H, K, d = (
         config.hidden_size,
@@ -115,7 +115,8 @@ def workspace_bytes(
     is_fused = on_gpu and d in FUSED_HEAD_DIMS
     scores = 0 if is_fused else (4 * H + 1) * chunk * context  # and a mask of one byte
     logits = 48 * config.vocab_size
-    return max(activations + unpacked + scores, logits)
+    layer = kv_bytes(config, context, kv_bits=kv_bits, itemsize=itemsize) // config.num_layers
+    return max(activations + unpacked + scores, logits, layer)
 
 
 def resident_bytes(checkpoint: Checkpoint, *, on_gpu: bool) -> int:
@@ -139,26 +140,6 @@ def packed_bytes(config: ModelConfig, quant: QuantFormat) -> int:
     return total
 
 
-def device_budget_bytes(memory_gb: float | None = None) -> int:
-    """What may be used: ``memory_gb`` (10^9 bytes) if given, a GPU's recommended working set, else all memory.
-
-    Raises:
-        OptionError: ``memory_gb`` is not over 0.
-    """
-    if memory_gb is not None:
-        if not 0 < memory_gb < 1e6:
-            raise OptionError(f"memory_gb is {memory_gb}; use a number of gigabytes over 0")
-        return int(memory_gb * 1e9)
-    if _on_gpu():
-        info = mx.device_info()
-        # Metal's name first; the others are what further backends of MLX call their memory.
-        for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
-            if key in info:
-                return int(info[key])
-        raise MemoryLimitError("this device does not tell how much memory it has; say it with --memory-gb (memory_gb)")
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def plan_for(
     checkpoint: Checkpoint,
     *,
@@ -170,18 +151,18 @@ def plan_for(
     draft: Checkpoint | None = None,
 ) -> MemoryPlan:
     """``make_plan`` for a checkpoint on this device, and a draft model beside it."""
-    on_gpu = _on_gpu()
+    gpu = on_gpu()
     return make_plan(
         checkpoint.config,
-        resident_bytes(checkpoint, on_gpu=on_gpu),
+        resident_bytes(checkpoint, on_gpu=gpu),
         context=context,
         kv_bits=kv_bits,
         prefill_chunk=prefill_chunk,
         memory_gb=memory_gb,
-        itemsize=_itemsize(checkpoint, on_gpu=on_gpu),
-        on_gpu=on_gpu,
+        itemsize=_itemsize(checkpoint, on_gpu=gpu),
+        on_gpu=gpu,
         context_flag=context_flag,
-        draft_bytes=None if draft is None else partial(draft_bytes, draft, on_gpu=on_gpu),
+        draft_bytes=None if draft is None else partial(draft_bytes, draft, on_gpu=gpu),
     )
 
 
@@ -231,7 +212,7 @@ def make_plan(
     if prefill_chunk is not None and prefill_chunk < 1:
         raise OptionError(f"prefill_step_size is {prefill_chunk}; use at least 1")
     kv_bits = None if kv_bits == FLOAT_KV_BITS else kv_bits
-    budget = device_budget_bytes(memory_gb)
+    budget = budget_bytes(memory_gb)
     chunks = (CHUNKS if on_gpu else CPU_CHUNKS) if prefill_chunk is None else (prefill_chunk,)
 
     def plan(tokens: int, chunk: int, bits: int | None) -> MemoryPlan:
@@ -259,31 +240,6 @@ def make_plan(
     if config.head_dim % 32 == 0:
         ways += [(bits, largest(bits)) for bits in (8, 4) if kv_bits is None or bits < kv_bits]
     raise MemoryLimitError(_refusal(wanted, ways, _recipe_that_fits(config, wanted), context_flag))
-
-
-def limit_memory(plan: MemoryPlan, *, wired: bool) -> None:
-    """Let MLX keep no more freed buffers than one pass uses again; ``wired``: keep weights and cache in memory.
-
-    Both hold for the whole process. The wired limit is left alone unless asked for: setting it at every call is
-    implicated in kernel panics of macOS (https://github.com/ml-explore/mlx/issues/3186).
-
-    Raises:
-        OptionError: this device has no wired limit.
-    """
-    if wired:
-        if not mx.metal.is_available():
-            raise OptionError("memory can be wired on a Mac's GPU only; leave --wired (wired=True) out")
-        log.warning(
-            "wiring %.1f GB; if this Mac restarts by itself, leave --wired out: "
-            "setting that limit is implicated in kernel panics of macOS (mlx issue 3186)",
-            (plan.total_bytes - plan.workspace_bytes) / 1e9,
-        )
-        mx.set_wired_limit(plan.total_bytes - plan.workspace_bytes)
-    mx.set_cache_limit(plan.workspace_bytes)
-
-
-def _on_gpu() -> bool:
-    return mx.default_device().type == mx.DeviceType.gpu
 
 
 def _first_that_fits(plans: Iterable[MemoryPlan]) -> MemoryPlan | None:

@@ -73,10 +73,10 @@ class Past:
 
     def open(self, path: Path) -> str:
         """Make a cache file the live cache; returns the conversation's state in it. Errors as ``load_cache``."""
+        self.forget()  # there is room planned for one
         self.cache, self.ids, chat = load_cache(
             path, self.config, limit=self.limit, fingerprint=self.fingerprint, bits=self.bits
         )
-        self.borrower = None
         return chat
 
     def save(self, path: Path, chat: str = "") -> None:

@@ -101,29 +101,6 @@ def test_a_pass_never_grows_past_what_is_planned() -> None:
     assert plan(None, 64).reply_tokens(100, None) == 40_960 - 100
 
 
-def test_freed_buffers_are_limited_to_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits: dict[str, int] = {}
-    monkeypatch.setattr(mx, "set_cache_limit", lambda limit: limits.update(cache=limit))
-    monkeypatch.setattr(mx, "set_wired_limit", lambda limit: limits.update(wired=limit))
-    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
-    found = plan(1000)
-    memory.limit_memory(found, wired=False)
-    assert limits == {"cache": found.workspace_bytes}
-    with pytest.raises(OptionError, match="--wired"):
-        memory.limit_memory(found, wired=True)
-
-
-def test_memory_is_wired_when_asked_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    limits: list[int] = []
-    monkeypatch.setattr(mx, "set_cache_limit", lambda _: 0)
-    monkeypatch.setattr(mx, "set_wired_limit", limits.append)
-    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
-    found = plan(1000)
-    memory.limit_memory(found, wired=True)
-    assert limits == [found.weights_bytes + found.kv_bytes]
-    assert "kernel panics" in caplog.text
-
-
 def plan(
     context: int | None = None,
     gb: float = 22.9,
@@ -199,8 +176,6 @@ def test_a_context_out_of_range(context: int) -> None:
 def test_a_budget_is_a_size(gb: float) -> None:
     with pytest.raises(OptionError, match="memory_gb is"):
         plan(gb=gb)
-    assert memory.device_budget_bytes(2.5) == 2_500_000_000
-    assert memory.device_budget_bytes() > 10**9
 
 
 def test_other_options_out_of_range() -> None:

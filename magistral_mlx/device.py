@@ -1,0 +1,69 @@
+"""What the device allows to be used, and MLX held to it."""
+
+import logging
+import os
+
+import mlx.core as mx
+
+from magistral_mlx.errors import MemoryLimitError, OptionError
+
+log = logging.getLogger(__name__)
+
+CPU_SHARE = 0.8  # of the machine's memory, which others use as well; MLX's own limit on a CPU
+
+
+def on_gpu() -> bool:
+    return mx.default_device().type == mx.DeviceType.gpu
+
+
+def budget_bytes(memory_gb: float | None = None) -> int:
+    """What may be used: ``memory_gb`` (10^9 bytes) if given, a GPU's recommended working set, else 0.8 of all memory.
+
+    Raises:
+        OptionError: ``memory_gb`` is not over 0.
+        MemoryLimitError: the device does not tell.
+    """
+    if memory_gb is not None:
+        if not 0 < memory_gb < 1e6:
+            raise OptionError(f"memory_gb is {memory_gb}; use a number of gigabytes over 0")
+        return int(memory_gb * 1e9)
+    if on_gpu():
+        info = mx.device_info()
+        # Metal's name first; the others are what further backends of MLX call their memory.
+        for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
+            if key in info:
+                return int(info[key])
+        raise MemoryLimitError("this device does not tell how much memory it has; say it with --memory-gb (memory_gb)")
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * CPU_SHARE)
+
+
+def limit_memory(budget: int, *, freed: int, wired: int | None) -> None:
+    """Hold MLX to a plan: to wait for running work rather than allocate past it, and to keep few freed buffers.
+
+    All of it counts for the whole process until the next load. The wired limit is left alone unless asked for:
+    setting it at every call is implicated in kernel panics of macOS (https://github.com/ml-explore/mlx/issues/3186).
+
+    Args:
+        budget: bytes in all.
+        freed: bytes of freed buffers to keep: what one pass uses again.
+        wired: bytes to keep in a Mac's memory even when others want it; None for none.
+    Raises:
+        OptionError: this device has no wired limit, or a lower one.
+    """
+    if wired is not None:
+        if not mx.metal.is_available():
+            raise OptionError("memory can be wired on a Mac's GPU only; leave --wired (wired=True) out")
+        log.warning(
+            "wiring %.1f GB; if this Mac restarts by itself, leave --wired out: "
+            "setting that limit is implicated in kernel panics of macOS (mlx issue 3186)",
+            wired / 1e9,
+        )
+        try:
+            mx.set_wired_limit(wired)
+        except ValueError as error:
+            raise OptionError(
+                f"{wired / 1e9:.1f} GB cannot be wired on this Mac ({error}); leave --wired out, or plan for less "
+                "by --memory-gb"
+            ) from None
+    mx.set_memory_limit(budget)
+    mx.set_cache_limit(freed)
