@@ -18,7 +18,7 @@ from benchmarks.convert import Job, compare_source, compare_synthetic
 from benchmarks.drafting import TABLES, count_all, scripted, traces
 from benchmarks.graph import GraphComparison, compare_graphs
 from benchmarks.measure import Comparison, circumstances
-from benchmarks.memory import Footprint, compare_caches, footprint
+from benchmarks.memory import Finding, answers, compare_caches, footprint
 from benchmarks.predict import CHIPS, as_dict, counted_drafting, predict
 from benchmarks.samples import compare_steps, count_passes, hold
 from benchmarks.speed import Workload, compare_models, compare_samplers, compare_turns
@@ -214,13 +214,13 @@ def forecast(*, prompt_tokens: int, json_file: Path | None) -> None:
 def memory(
     *, peer: str | None, prompt_tokens: int | None, repeats: int | None, quick: bool, json_file: Path | None
 ) -> None:
-    """Memory of a prefill into an 8- and a 4-bit cache; the plan's forecast against what was measured.
+    """Memory of a prefill into an 8- and a 4-bit cache, what was forecast of it, and what packing costs in answers.
 
     The layers have the true width of attention, and narrow matrices: a prompt of 8,192 through true ones would
     take an hour on a CPU.
 
     \b
-    python -m benchmarks memory --peer mlx-lm      an hour on two cores
+    python -m benchmarks memory --peer mlx-lm      an hour on two cores; a third of it with --repeats 1
     python -m benchmarks memory --quick            half a minute
     """
     _require(peer)
@@ -238,8 +238,9 @@ def memory(
         write_slice(Path(name), wide)
         shutil.copy(demo_checkpoint() / "tekken.json", name)
         footprints = [footprint(f"2 layers, {wide.hidden_size} wide", Path(name), 16, report=_report)]
-    _write("memory", facts, [*comparisons, *footprints], json_file)
-    show_memory(facts["chip"], comparisons, footprints)
+    solved = list(answers(6 if quick else 200, report=_report))
+    _write("memory", facts, [*comparisons, *footprints, *solved], json_file)
+    show_memory(facts["chip"], comparisons, footprints, solved)
 
 
 @benchmarks.command()
@@ -278,7 +279,7 @@ def _require(peer: str | None) -> None:
 def _write(
     kind: str,
     facts: dict[str, Any],
-    comparisons: Sequence[Comparison | GraphComparison | Footprint],
+    comparisons: Sequence[Comparison | GraphComparison | Finding],
     file: Path | None,
 ) -> None:
     if file is not None:

@@ -1,4 +1,4 @@
-"""Prefill into a packed cache against mlx-lm's: memory, what was forecast of it, time, and the error of packing."""
+"""Prefill into a packed cache against mlx-lm's: memory, what was forecast of it, time; and what packing costs."""
 
 import gc
 import json
@@ -13,19 +13,25 @@ import mlx.core as mx
 import numpy as np
 
 from benchmarks.measure import OURS, Comparison, Lap, Stopwatch, interleave
+from magistral_mlx.api import load
 from magistral_mlx.cache import KVCache
 from magistral_mlx.checkpoint import Checkpoint, open_checkpoint
+from magistral_mlx.config import ModelConfig
 from magistral_mlx.conversation import result_of
 from magistral_mlx.decoding import Stepper, prefill
+from magistral_mlx.demo.problems import ARITHMETIC, held_out_problems, is_correct
 from magistral_mlx.errors import OptionError
 from magistral_mlx.loader import load_model
 from magistral_mlx.memory import MemoryPlan, plan_for
 from magistral_mlx.model import Transformer
+from magistral_mlx.sampling import SamplingParams
 
 ROOT = Path(__file__).parent.parent
 PHASE = "prefill"
 KV_BITS = (8, 4)
 STEPS = 16  # over which the logits of a packed cache are compared
+SEED = 2026  # of the problems
+TEXT_IDS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,28 +91,30 @@ def compare_caches(
             "peak_bytes_above_weights": peaks,
             "forecast_over_measured": (plan.kv_bytes + plan.workspace_bytes) / peaks[OURS],
             "ours_over_theirs": {name: peaks[OURS] / peak for name, peak in peaks.items() if name != OURS},
-            "logits_error": logits_error(model, checkpoint, prompt[: max(1, prompt_tokens // 8)], plan),
+            "logits_error": logits_error(
+                model, checkpoint.config, plan, prompt[: max(1, prompt_tokens // 8)], prompt[:STEPS]
+            ),
         }
         yield comparison
 
 
-def logits_error(model: Transformer, checkpoint: Checkpoint, prompt: list[int], plan: MemoryPlan) -> float:
-    """RMS difference of the logits from those with a float cache, over their RMS: 16 steps after a prompt."""
-    rng = np.random.default_rng(1)
-    ids = rng.integers(0, checkpoint.config.vocab_size, STEPS).tolist()
+def logits_error(
+    model: Transformer, config: ModelConfig, plan: MemoryPlan, prompt: list[int], following: list[int]
+) -> float:
+    """RMS difference of the logits from those with a float cache, over their RMS, where ids follow a prompt."""
     found = []
     for bits in (None, plan.kv_bits):
-        step = Stepper(model, KVCache(checkpoint.config, limit=len(prompt) + STEPS, bits=bits))
+        step = Stepper(model, KVCache(config, limit=len(prompt) + len(following), bits=bits))
         result_of(prefill(step, prompt, chunk=plan.prefill_chunk))
-        rows = [step(mx.array([[identity]])) for identity in ids]
-        found.append(np.array(mx.concatenate(rows)))
+        rows = [step(mx.array([[identity]])) for identity in following]
+        found.append(np.array(mx.concatenate(rows).astype(mx.float32)))
     exact, packed = found
     return float(np.sqrt(np.mean((packed - exact) ** 2) / np.mean(exact**2)))
 
 
 @dataclass(frozen=True, slots=True)
-class Footprint:
-    """A reply in a process of its own: the plan's forecast, MLX's peak, and the memory of the process."""
+class Finding:
+    """What was measured once."""
 
     title: str
     facts: dict[str, Any]
@@ -115,7 +123,27 @@ class Footprint:
         return {"title": self.title, **self.facts}
 
 
-def footprint(title: str, folder: Path, max_tokens: int, *, report: Callable[[str], None]) -> Footprint:
+def answers(count: int, *, report: Callable[[str], None]) -> Iterator[Finding]:
+    """The embedded model with each kind of cache: the share of held-out problems it solves, and its logits' error.
+
+    The latter at the end of the texts of the first problems, one after the other.
+    """
+    texts: list[int] = []
+    for bits in (None, *KV_BITS):
+        title = "demo, " + (f"{bits}-bit cache" if bits else "float cache")
+        report(f"{title}: {count} problems")
+        magistral = load("demo", kv_bits=bits)
+        exact = 0
+        for problem in held_out_problems(count, SEED, magistral.tokenizer.pieces, ARITHMETIC):
+            reply = magistral.ask(problem.question, SamplingParams(temperature=0))
+            exact += is_correct(problem, reply.answer) and reply.reasoning_closed_by == "model"
+            if bits is None and len(texts) < TEXT_IDS:
+                texts += magistral.past.ids
+        error = logits_error(magistral.model, magistral.config, magistral.plan, texts[:-STEPS], texts[-STEPS:])
+        yield Finding(title, {"problems": count, "exact": exact / count, "ids": len(texts), "logits_error": error})
+
+
+def footprint(title: str, folder: Path, max_tokens: int, *, report: Callable[[str], None]) -> Finding:
     """Raises OptionError where the reply fails."""
     report(f"{title}: one reply in a process of its own")
     done = subprocess.run(
@@ -130,7 +158,7 @@ def footprint(title: str, folder: Path, max_tokens: int, *, report: Callable[[st
     found = json.loads(done.stdout.splitlines()[-1])
     for measure in ("mlx_peak_bytes", "rss_bytes_above_imports"):
         found[f"forecast_over_{measure}"] = found["forecast_bytes"] / found[measure]
-    return Footprint(title, found)
+    return Finding(title, found)
 
 
 def _ours(

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from benchmarks.graph import GraphComparison
 from benchmarks.measure import OURS, Comparison, Interval
-from benchmarks.memory import Footprint
+from benchmarks.memory import Finding
 from benchmarks.predict import CHECK, Prediction
 from benchmarks.samples import Held
 
@@ -59,7 +59,9 @@ def show_conversions(chip: str, comparison: Comparison) -> None:
     _print(table)
 
 
-def show_memory(chip: str, comparisons: Sequence[Comparison], footprints: Sequence[Footprint]) -> None:
+def show_memory(
+    chip: str, comparisons: Sequence[Comparison], footprints: Sequence[Finding], answers: Sequence[Finding]
+) -> None:
     table = _table(
         f"Prefill into a packed cache on {chip}; highest peak; {RATIO}",
         ("what", "who"),
@@ -80,6 +82,12 @@ def show_memory(chip: str, comparisons: Sequence[Comparison], footprints: Sequen
     for one in footprints:
         figures = (one.facts[key] for key in ("forecast_bytes", "mlx_peak_bytes", "rss_bytes_above_imports"))
         table.add_row(one.title, *(f"{figure / 1e6:,.0f} MB" for figure in figures))
+    _print(table)
+    table = _table("Answers with a packed cache", ("model",), ("held-out problems", "exact", "logits error"))
+    for one in answers:
+        table.add_row(
+            one.title, str(one.facts["problems"]), f"{one.facts['exact']:.1%}", f"{one.facts['logits_error']:.2%}"
+        )
     _print(table)
 
 

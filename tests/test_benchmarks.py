@@ -300,7 +300,8 @@ def test_a_second_turn_is_compared_with_a_fresh_prompt() -> None:
 def test_a_quick_run_of_memory_forecasts_and_compares(tmp_path: Path) -> None:
     file = tmp_path / "memory.json"
     assert main(["memory", "--quick", "--peer", "mlx-lm", "--json", str(file)]) == 0
-    *caches, footprint = json.loads(file.read_text())["memory"]
+    found = json.loads(file.read_text())["memory"]
+    caches, footprint, solved = found[:2], found[2], found[3:]
     assert [cache["plan"]["kv_bits"] for cache in caches] == [8, 4]
     errors = [cache["logits_error"] for cache in caches]
     assert 0 < errors[0] < errors[1] < 1
@@ -308,6 +309,9 @@ def test_a_quick_run_of_memory_forecasts_and_compares(tmp_path: Path) -> None:
         peaks = cache["peak_bytes_above_weights"]
         assert cache["ours_over_theirs"]["mlx-lm"] == peaks["magistral-mlx"] / peaks["mlx-lm"] < 1
     assert footprint["forecast_over_mlx_peak_bytes"] == pytest.approx(1, abs=0.1)
+    errors = [one["logits_error"] for one in solved]
+    assert errors[0] == 0 < errors[1] < errors[2] < 1
+    assert [one["exact"] >= 0.5 for one in solved] == [True, True, True]
 
 
 def test_a_result_names_no_file_of_this_machine() -> None:
