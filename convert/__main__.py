@@ -13,6 +13,7 @@ import click
 from magistral_mlx import command_line
 from magistral_mlx.checkpoint import Layout
 from magistral_mlx.config import Mode
+from magistral_mlx.reasoning import ReasoningFormat
 
 from .bar import shown
 from .pipeline import Conversion, Summary, prepare
@@ -71,6 +72,11 @@ class Command(command_line.Command):
 @click.option("--hash-source", is_flag=True, help="Record the whole sha256 of each of SRC's weight files.")
 @click.option("--no-tokenizer-json", is_flag=True, help="Leave out tokenizer.json, which Swift and LM Studio need.")
 @click.option(
+    "--reasoning-format",
+    type=click.Choice(get_args(ReasoningFormat)),
+    help="How SRC writes its traces, where its files show that wrongly.",
+)
+@click.option(
     "--force",
     is_flag=True,
     help="Replace a checkpoint at OUT, once the new one is complete; give up another one unfinished.",
@@ -95,12 +101,13 @@ def command(
     stream: bool,
     hash_source: bool,
     no_tokenizer_json: bool,
+    reasoning_format: ReasoningFormat | None,
     force: bool,
     dry_run: bool,
     as_json: bool,
 ) -> int:
     """Convert a published Magistral checkpoint into a quantized one for every MLX runtime."""
-    options = Options(q_bits, q_group_size, q_mode, q_method, recipe, not no_tokenizer_json)
+    options = Options(q_bits, q_group_size, q_mode, q_method, recipe, not no_tokenizer_json, reasoning_format)
     conversion = prepare(
         hf_path,
         mlx_path,

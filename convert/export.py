@@ -15,6 +15,7 @@ from typing import Any
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.errors import ConversionError
 from magistral_mlx.messages import prompt_around
+from magistral_mlx.reasoning import ReasoningFormat
 from magistral_mlx.release import SYSTEM_PROMPT_FILE
 from magistral_mlx.tokenizer import TEKKEN_FILE, Tokenizer
 
@@ -85,14 +86,16 @@ def make_config(
     return raw
 
 
-def read_tokenizer(source: Path, vocab_size: int) -> Tokenizer:
+def read_tokenizer(source: Path, vocab_size: int, stated: ReasoningFormat | None = None) -> Tokenizer:
     """The tokenizer of a source checkpoint, checked against its model before any work.
 
+    Args:
+        stated: how it writes its traces; None for what its files show.
     Raises:
         TokenizerError: tekken.json or SYSTEM_PROMPT.txt cannot be used.
         ConversionError: its vocabulary is not the model's.
     """
-    tokenizer = Tokenizer.from_folder(source)
+    tokenizer = Tokenizer.from_folder(source, stated)
     if tokenizer.vocab_size != vocab_size:
         raise ConversionError(
             f"{source / TEKKEN_FILE} has {tokenizer.vocab_size} ids, the model has {vocab_size}; "
@@ -153,12 +156,18 @@ def exports(
 def chat_template(tokenizer: Tokenizer) -> str:
     """The Jinja template that does what ``tokenizer.encode_chat`` does.
 
-    A line of the file that begins with ``{#v11#}`` or ``{#v13#}`` is for that version of tekken.json only.
+    A line of the file that begins with ``{#v7 v11#}``, ``{#text#}`` or the like is only for these versions of
+    tekken.json, or for this format of traces.
     """
     before, after = prompt_around(tokenizer.system_prompt)
     texts = {"DEFAULT_PROMPT": tokenizer.system_prompt, "BEFORE": before, "AFTER": after}
-    template = TEMPLATE.read_text(encoding="utf-8").replace(f"{{#{tokenizer.version}#}}", "")
-    template = re.sub(r"^\{#v\d+#\}.*\n", "", template, flags=re.MULTILINE)
+    ours = {tokenizer.version, tokenizer.reasoning_format}
+    template = re.sub(
+        r"^\{#([a-z][a-z\d ]*)#\}(.*\n)",
+        lambda line: line[2] if ours & set(line[1].split()) else "",
+        TEMPLATE.read_text(encoding="utf-8"),
+        flags=re.MULTILINE,
+    )
     return re.sub("@(" + "|".join(texts) + ")@", lambda found: _jinja_string(texts[found[1]]), template)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from magistral_mlx.checkpoint import open_checkpoint, resolve
 from magistral_mlx.errors import CheckpointError, ConversionError, OptionError
+from magistral_mlx.reasoning import ReasoningFormat
+from magistral_mlx.release import STATED
 from magistral_mlx.tokenizer import Tokenizer
 
 from . import disk
@@ -147,7 +149,8 @@ class Conversion:
         headers = {shard.file: {"header_sha256": shard.header_sha256} for shard in self.plan.shards}
         files = {name: entry | headers[name] for name, entry in staging.finished.items()}
         files |= {name: entry_of(content) for name, content in documents.items()}
-        provenance = self._record() | {"files": dict(sorted(files.items()))}
+        release = {} if self.tokenizer is None else {STATED: self.tokenizer.reasoning_format}
+        provenance = self._record() | release | {"files": dict(sorted(files.items()))}
         disk.write_file(staging.folder / PROVENANCE, json_text(provenance).encode())
 
     def _explain(self, error: OSError) -> ConversionError:
@@ -200,7 +203,7 @@ def prepare(
     if base_model is not None:
         identity["hub"] = {"id": base_model, "commit": commit}
     other = difference(target, source=identity, options=options.stated()) if os.path.lexists(target) else ""
-    tokenizer = None if other is None else read_tokenizer(folder, opened.config.vocab_size)
+    tokenizer = None if other is None else read_tokenizer(folder, opened.config.vocab_size, options.reasoning_format)
     conversion = Conversion(
         opened,
         tokenizer,
@@ -260,6 +263,7 @@ def convert_checkpoint(
     layout: str | None = None,
     revision: str | None = None,
     tokenizer_json: bool = True,
+    reasoning_format: ReasoningFormat | None = None,
     force: bool = False,
     stream: bool = False,
     hash_source: bool = False,
@@ -278,6 +282,7 @@ def convert_checkpoint(
         recipe: a name of ``recipes.RECIPES``, or a file as ``recipe_file.RecipeFile``: it sets the bits.
         layout: ``hf`` or ``consolidated`` for a source that has both; None takes the HF shards.
         tokenizer_json: whether to make tokenizer.json, which Swift and LM Studio need; takes the export extra.
+        reasoning_format: ``text`` or ``control``, recorded with the checkpoint; None for what the source's files show.
         force: replace a checkpoint that is in the way, and give up an unfinished conversion of another kind.
         stream: fetch a hub id's weight files one at a time, check, convert and delete them, so that they are never
             all on the disk; the hub's cache is left alone.
@@ -287,7 +292,7 @@ def convert_checkpoint(
         CheckpointError, TokenizerError, HubError: the source cannot be used or fetched.
         ConversionError: it cannot start, or could not be finished: then the same call goes on with it.
     """
-    options = Options(q_bits, q_group_size, q_mode, q_method, recipe, tokenizer_json)
+    options = Options(q_bits, q_group_size, q_mode, q_method, recipe, tokenizer_json, reasoning_format)
     steps = converting(
         source,
         target,

@@ -9,6 +9,7 @@ from typing import Any, cast, get_args
 
 from magistral_mlx.config import FP_FORMATS, Mode, ModelConfig, QuantFormat
 from magistral_mlx.errors import CheckpointError, OptionError
+from magistral_mlx.reasoning import ReasoningFormat
 
 from .recipe_file import DEFAULT_GROUP_SIZE, UNPACKED_BITS, RecipeFile, stated_format
 
@@ -37,11 +38,14 @@ class Options:
     q_method: str = "round"
     recipe: str | None = None  # one of RECIPES, or a file
     tokenizer_json: bool = True
+    reasoning_format: ReasoningFormat | None = None  # None: what the source's files show
     file: RecipeFile | None = field(init=False, default=None)  # the recipe's content, where it is one
 
     def __post_init__(self) -> None:
         if self.q_mode not in get_args(Mode):
             raise OptionError(f"q_mode is {self.q_mode!r}; known are {', '.join(get_args(Mode))}")
+        if self.reasoning_format is not None and self.reasoning_format not in get_args(ReasoningFormat):
+            raise OptionError(f"reasoning_format is {self.reasoning_format!r}; known are text and control")
         if self.q_method not in METHODS:
             raise OptionError(f"q_method is {self.q_method!r}; known is {', '.join(METHODS)}")
         if self.recipe is not None and self.recipe in RECIPES:
@@ -95,7 +99,7 @@ class Options:
             "q_method": self.q_method,
             "recipe": self.recipe if self.file is None else self.file.stated(),
             "tokenizer_json": self.tokenizer_json,
-        }
+        } | ({} if self.reasoning_format is None else {"reasoning_format": self.reasoning_format})
 
 
 def make_formats(config: ModelConfig, options: Options) -> dict[str, QuantFormat | None]:

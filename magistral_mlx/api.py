@@ -16,7 +16,7 @@ from magistral_mlx.loader import load_model
 from magistral_mlx.memory import MemoryPlan, plan_for
 from magistral_mlx.model import Transformer
 from magistral_mlx.past import Past
-from magistral_mlx.reasoning import Segment
+from magistral_mlx.reasoning import ReasoningFormat, Segment
 from magistral_mlx.reply import Reply, Samples
 from magistral_mlx.sampling import SamplingParams
 from magistral_mlx.several import Several, share_of
@@ -39,6 +39,7 @@ def load(
     wired: bool = False,
     draft: str | Path | None = None,
     num_draft_tokens: int | None = None,
+    reasoning_format: ReasoningFormat | None = None,
     revision: str | None = None,
 ) -> "Magistral":
     """Load a checkpoint: a folder, a hub id such as ``org/name``, or ``"demo"``, the embedded model.
@@ -53,6 +54,8 @@ def load(
         num_draft_tokens: guesses checked in one pass at most; by default as many as pay on this device, 0 for none.
             On a CPU the reply is the same to the bit; on a GPU, whose sums may depend on the number of rows, ids
             that are nearly equally probable may fall otherwise.
+        reasoning_format: "text" for traces in ``<think>`` tags, "control" for control ids; by default what the
+            checkpoint's files show.
         revision: branch, tag or commit of a hub id.
     Raises:
         CheckpointError, TokenizerError, HubError: the checkpoint cannot be used or fetched.
@@ -69,6 +72,7 @@ def load(
             wired=wired,
             draft=draft,
             num_draft_tokens=num_draft_tokens,
+            reasoning_format=reasoning_format,
             revision=revision,
         )
     )
@@ -84,12 +88,13 @@ def loading(
     wired: bool = False,
     draft: str | Path | None = None,
     num_draft_tokens: int | None = None,
+    reasoning_format: ReasoningFormat | None = None,
     revision: str | None = None,
 ) -> Generator[tuple[int, int], None, "Magistral"]:
     """As ``load``, but a generator: yields (bytes loaded, bytes in all) and returns the Magistral."""
     check_draft_tokens(num_draft_tokens, has_draft=draft is not None)
     checkpoint = open_checkpoint(_folder(model, revision))
-    tokenizer = Tokenizer.from_folder(checkpoint.folder)
+    tokenizer = Tokenizer.from_folder(checkpoint.folder, reasoning_format)
     if tokenizer.vocab_size != checkpoint.config.vocab_size:
         raise CheckpointError(
             f"{checkpoint.folder}: tekken.json has {tokenizer.vocab_size} ids, the model "

@@ -12,6 +12,7 @@ from magistral_mlx import command_line, console
 from magistral_mlx.conversation import Chat, KeepReasoning
 from magistral_mlx.display import Display, report, write
 from magistral_mlx.errors import MagistralError, OptionError
+from magistral_mlx.reasoning import ReasoningFormat
 from magistral_mlx.sampling import OnLoop, SamplingParams
 
 HELP = """/reset  begin a new conversation
@@ -50,6 +51,7 @@ def command(
     wired: bool,
     draft_model: str | None,
     num_draft_tokens: int | None,
+    reasoning_format: ReasoningFormat | None,
     system_prompt: str | None,
     keep_reasoning: KeepReasoning | None,
     max_tokens: int | None,
@@ -88,6 +90,7 @@ def command(
         wired=wired,
         draft_model=draft_model,
         num_draft_tokens=num_draft_tokens,
+        reasoning_format=reasoning_format,
     )
     if file is not None and is_resumed:
         chat = magistral.resume(file)

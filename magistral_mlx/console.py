@@ -10,6 +10,7 @@ import click
 from magistral_mlx import command_line
 from magistral_mlx.api import Magistral, loading
 from magistral_mlx.display import show_status
+from magistral_mlx.reasoning import ReasoningFormat
 from magistral_mlx.sampling import OnLoop, SamplingParams
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -114,6 +115,11 @@ loading_options = options(
         metavar="N",
         help="Guesses checked in one pass at most; by default as many as pay on this device, 0 for none.",
     ),
+    click.option(
+        "--reasoning-format",
+        type=click.Choice(get_args(ReasoningFormat)),
+        help="How the model writes its traces, where its files show that wrongly.",
+    ),
 )
 sampling_options = options(
     click.option("--max-tokens", "-m", type=int, metavar="N", help="Default: 40,960, or what the context leaves."),
@@ -169,6 +175,7 @@ def load_visibly(
     wired: bool,
     draft_model: str | None,
     num_draft_tokens: int | None,
+    reasoning_format: ReasoningFormat | None,
 ) -> Magistral:
     """Load a model with progress on stderr."""
     steps = loading(
@@ -180,6 +187,7 @@ def load_visibly(
         wired=wired,
         draft=draft_model,
         num_draft_tokens=num_draft_tokens,
+        reasoning_format=reasoning_format,
         revision=revision,
     )
     while True:

@@ -12,6 +12,7 @@ import click
 from magistral_mlx import command_line, console
 from magistral_mlx.display import Display, report, show_status, write
 from magistral_mlx.errors import OptionError
+from magistral_mlx.reasoning import ReasoningFormat
 from magistral_mlx.reply import Reply, Samples
 from magistral_mlx.sampling import OnLoop
 
@@ -59,6 +60,7 @@ def command(
     wired: bool,
     draft_model: str | None,
     num_draft_tokens: int | None,
+    reasoning_format: ReasoningFormat | None,
     prompt: str,
     system_prompt: str | None,
     system_prompt_only: bool,
@@ -103,6 +105,7 @@ def command(
         wired=wired,
         draft_model=draft_model,
         num_draft_tokens=num_draft_tokens,
+        reasoning_format=reasoning_format,
     )
     if samples is not None:
         replies = magistral.replies(

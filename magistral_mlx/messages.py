@@ -1,13 +1,13 @@
 """A conversation, checked and put into the form Magistral reads: one system prompt, traces written out."""
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from magistral_mlx.content import BETWEEN, Part, checked, fields, joined, parts_of, separated
 from magistral_mlx.errors import OptionError
 from magistral_mlx.reasoning import CLOSE, OPEN, ReasoningFormat
+from magistral_mlx.tool_calls import CallIds
 
 CONTROL_TAGS = ("[THINK]", "[/THINK]")  # control tokens of 2507 and 2509; their system prompt spells them
 CONTROL_TRACE = re.compile(r"\[THINK\](.*?)\[/THINK\]", re.DOTALL)
@@ -47,6 +47,7 @@ KEYS = {
 AFTER = {"": "user", "user": "user, assistant", "assistant": "user, tool", "tool": "user, assistant, tool"}
 
 Messages = str | Sequence[Mapping[str, Any]]
+Content = str | list[dict[str, str]]  # of mistral-common's messages
 
 
 def prompt_around(default: str) -> tuple[str, str]:
@@ -62,13 +63,15 @@ def prompt_around(default: str) -> tuple[str, str]:
     return default[:cut].rstrip("\n") + "\n\n", "\n\n" + default[cut:]
 
 
-def prompt_chunks(prompt: str) -> list[dict[str, str]]:
-    """A checkpoint's system prompt in mistral-common's chunks, where a ``[THINK]...[/THINK]`` it spells is thinking.
+def prompt_parts(prompt: str, form: ReasoningFormat) -> list[Part]:
+    """A checkpoint's system prompt, where a ``[THINK]...[/THINK]`` it spells is thinking if traces have control ids.
 
     Never for a user's text, which could then write control ids.
     """
-    parts = enumerate(CONTROL_TRACE.split(prompt))
-    return [{"type": kind, kind: part} for i, part in parts if part or i % 2 for kind in [("text", "thinking")[i % 2]]]
+    if form == "text":
+        return [Part("text", prompt)]
+    pieces = enumerate(CONTROL_TRACE.split(prompt))
+    return [Part("thinking" if i % 2 else "text", piece) for i, piece in pieces if piece or i % 2]
 
 
 def conversation(
@@ -79,122 +82,116 @@ def conversation(
     Args:
         messages: a user's text, or messages; system messages may stand anywhere.
         default: the default system prompt; the system messages join it, or replace it if
-            ``system_prompt_only``.
+            ``system_prompt_only``. One that is this very prompt, as many clients send it, adds nothing to it.
         form: whether traces are text or stand between control ids.
     Raises:
-        OptionError: a message is malformed or out of turn.
+        OptionError: a message is malformed or out of turn, or a tool call has no result.
     """
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
-    assistant = {"text": _assistant, "control": _control_assistant}[form]
     turns: list[dict[str, Any]] = []
-    system: list[str] = []
+    system: list[list[Part]] = []
+    calls = CallIds()
     previous = ""
-    for i, message in enumerate(messages, start=1):
+    for i, raw in enumerate(messages, start=1):
         where = f"message {i}"
-        role = _role(message, where)
+        role, message = _read(raw, where)
+        parts = parts_of(message.get("content"), f"{where}: content", takes_thinking=role in ("system", "assistant"))
+        if role in ("system", "user") and not any(part.text.strip() for part in parts):
+            raise OptionError(f"{where}: content is empty")
         if role == "system":
-            system.append(_text(message, "content", where))
+            system.append(parts)
             continue
         if role not in AFTER[previous].split(", "):
             place = f"follow one of role {previous}" if previous else "open a conversation"
             raise OptionError(f"{where}: a message of role {role} cannot {place}; expected role {AFTER[previous]}")
-        turns.append({"user": _user, "assistant": assistant, "tool": _tool}[role](message, where))
+        if role == "tool":
+            answered = {"tool_call_id": calls.answer(_text(message, "tool_call_id", where), where)}
+            turns.append({"role": role, "content": joined(parts)} | answered)
+        else:
+            calls.require_answered(where)
+            its = calls.read(message.get("tool_calls"), where)
+            turns.append(_assistant(message, parts, its, where, form) if role == "assistant" else _user(parts))
         previous = role
+    calls.require_answered("the end of the messages")
     if previous not in ("user", "tool"):
         raise OptionError("the messages end without a question; the last must be of role user or tool")
     if system_prompt_only and not system:
         raise OptionError("there is no system message to replace the default system prompt; give one")
-    return [{"role": "system", "content": _system("\n\n".join(system), default, system_prompt_only, form)}, *turns]
+    return [{"role": "system", "content": _system(system, default, system_prompt_only, form)}, *turns]
 
 
-def _system(own: str, default: str, own_only: bool, form: ReasoningFormat) -> str | list[dict[str, str]]:
-    """The content of the system message: ``own`` text of the user's, if any, joined to the default prompt."""
-    if own_only:
-        return own
-    before, after = prompt_around(default) if own else (default, "")
-    if form == "text":
-        return before + own + after
-    chunks = prompt_chunks(before)
-    if own:
-        chunks[-1]["text"] += own + after  # what comes before it ends in a blank line, so it is text
-    return chunks
-
-
-def checked(text: str, what: str) -> str:
-    """``text``, if it is Unicode: half of a surrogate pair is what a wrongly decoded file or argument leaves."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise OptionError(f"{what} is not valid Unicode; was it read as something other than UTF-8?") from None
-    return text
-
-
-def _role(message: Mapping[str, Any], where: str) -> str:
-    """The role of a message, none of whose keys may be one that would be ignored."""
-    if not isinstance(message, Mapping):
-        raise OptionError(f"{where} is {type(message).__name__}, expected {{'role': ..., 'content': ...}}")
+def _read(raw: Any, where: str) -> tuple[str, Mapping[str, Any]]:
+    """A message and its role; none of its keys may be one that would be ignored, unless it says nothing."""
+    message = fields(raw, where, "{'role': ..., 'content': ...}")
     role = message.get("role")
     if not isinstance(role, str) or role not in KEYS:
         raise OptionError(f"{where}: role is {role!r}; use one of {', '.join(KEYS)}")
-    unknown = {str(key) for key, value in message.items() if value is not None} - KEYS[role] - {"role"}
+    unknown = {str(key) for key, value in message.items() if value} - KEYS[role] - {"role"}
     if unknown:
         raise OptionError(f"{where}: messages of role {role} have no {min(unknown)!r}; remove it")
-    return role
+    return str(role), message
 
 
-def _user(message: Mapping[str, Any], where: str) -> dict[str, Any]:
-    return {"role": "user", "content": _text(message, "content", where)}
+def _system(own: list[list[Part]], default: str, own_only: bool, form: ReasoningFormat) -> Content:
+    """The content of the system message: the ``own`` ones of the user's, if any, joined to the default prompt."""
+    own = [prompt_parts(default, form) if _spelled(parts, form).strip() == default.strip() else parts for parts in own]
+    own = own if own_only else [parts for parts in own if parts != prompt_parts(default, form)]
+    inside = [part for i, parts in enumerate(own) for part in [Part("text", BETWEEN)] * (i > 0) + separated(parts)]
+    if not own_only:
+        before, after = prompt_around(default) if own else (default, "")
+        inside = [*prompt_parts(before, form), *inside, Part("text", after)]
+    return _spelled(inside, form) if form == "text" else _chunks(inside)
 
 
-def _tool(message: Mapping[str, Any], where: str) -> dict[str, Any]:
-    identity = call_id(_text(message, "tool_call_id", where))
-    return {"role": "tool", "content": _text(message, "content", where, is_optional=True), "tool_call_id": identity}
+def _user(parts: list[Part]) -> dict[str, Any]:
+    return {"role": "user", "content": joined(parts)}
 
 
-def _assistant(message: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """An assistant's message with its trace as the text the model writes: mistral-common has no other form in v11."""
-    trace, answer, calls = _reply(message, where)
-    return {"role": "assistant", "content": (f"{OPEN}\n{trace}\n{CLOSE}\n" if trace else "") + answer} | calls
+def _assistant(
+    message: Mapping[str, Any], parts: list[Part], calls: list[dict[str, Any]], where: str, form: ReasoningFormat
+) -> dict[str, Any]:
+    """An assistant's message. Its trace is the text the model writes, mistral-common having no other form before v13,
+    or chunks, which mistral-common puts between control ids. What its text spells stays text."""
+    traces, answer = _traces(message, parts, where), joined(parts)
+    if not answer.strip() and not traces and not calls:
+        raise OptionError(f"{where}: content is empty")
+    content: Content = answer
+    if traces and form == "text":
+        content = _spelled([Part("thinking", "\n".join(traces)), Part("text", answer)], form)
+    elif traces:
+        content = _chunks([*(Part("thinking", trace) for trace in traces), Part("text", answer)])
+    return {"role": "assistant", "content": content} | ({"tool_calls": calls} if calls else {})
 
 
-def _control_assistant(message: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """An assistant's message with its trace as a chunk, which mistral-common puts between control ids."""
-    trace, answer, calls = _reply(message, where)
-    if not trace:
-        return {"role": "assistant", "content": answer} | calls
-    chunks = [{"type": "thinking", "thinking": trace}] + ([{"type": "text", "text": answer}] if answer else [])
-    return {"role": "assistant", "content": chunks} | calls
+def _traces(message: Mapping[str, Any], parts: list[Part], where: str) -> list[str]:
+    """The traces of an assistant's message, which it states in one of three ways."""
+    kinds = [part.kind for part in parts]
+    if kinds != sorted(kinds, reverse=True):  # thinking, then text
+        raise OptionError(f"{where}: content has thinking after text; the trace comes before the answer")
+    traces = [part.text for part in parts if part.kind == "thinking"]
+    stated = {_text(message, key, where, is_optional=True) for key in ("reasoning", "reasoning_content")}
+    stated = (stated | {"\n".join(traces)}) - {""}
+    if len(stated) > 1:
+        raise OptionError(f"{where}: its reasoning, reasoning_content and thinking differ; keep one")
+    return traces or list(stated)
 
 
-def _reply(message: Mapping[str, Any], where: str) -> tuple[str, str, dict[str, Any]]:
-    """The trace, the answer and the tool calls of an assistant's message, each of which may be empty, but not all."""
-    traces = {_text(message, key, where, is_optional=True) for key in ("reasoning", "reasoning_content")} - {""}
-    if len(traces) > 1:
-        raise OptionError(f"{where}: reasoning and reasoning_content differ; keep one")
-    calls = [_tool_call(call, where) for call in message.get("tool_calls") or ()]
-    answer = _text(message, "content", where, is_optional=bool(traces or calls))
-    return "".join(traces), answer, {"tool_calls": calls} if calls else {}
+def _spelled(parts: list[Part], form: ReasoningFormat) -> str:
+    """Parts as text, thinking between the tags of the release."""
+    before, after = (f"{OPEN}\n", f"\n{CLOSE}\n") if form == "text" else CONTROL_TAGS
+    return "".join(before + part.text + after if part.kind == "thinking" else part.text for part in parts)
 
 
-def _tool_call(raw: Any, where: str) -> dict[str, Any]:
-    try:
-        identity, name, arguments = raw["id"], raw["function"]["name"], raw["function"]["arguments"]
-        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-        written = json.dumps(arguments, ensure_ascii=False)
-    except (LookupError, TypeError, ValueError) as error:
-        raise OptionError(f"{where}: a tool call is malformed: {type(error).__name__} {error}") from None
-    if not isinstance(arguments, dict) or not isinstance(identity, str):
-        raise OptionError(f"{where}: a tool call needs an id that is text and arguments that are a JSON object")
-    function = {"name": name, "arguments": checked(written, f"{where}: a tool call's arguments")}
-    return {"id": call_id(checked(identity, f"{where}: a tool call's id")), "function": function}
-
-
-def call_id(identity: str) -> str:
-    """A tool call's id as Magistral writes it: nine letters and digits. Any other becomes its hash, everywhere."""
-    if re.fullmatch("[a-zA-Z0-9]{9}", identity):
-        return identity
-    return hashlib.sha256(identity.encode()).hexdigest()[:9]
+def _chunks(parts: list[Part]) -> list[dict[str, str]]:
+    """Parts as mistral-common's chunks; texts in a row are one, or it would put a blank line between them."""
+    chunks: list[dict[str, str]] = []
+    for kind, text in parts:
+        if kind == "text" and chunks and chunks[-1]["type"] == "text":
+            chunks[-1]["text"] += text
+        elif text or kind == "thinking":
+            chunks.append({"type": kind, kind: text})
+    return chunks
 
 
 def _text(message: Mapping[str, Any], key: str, where: str, *, is_optional: bool = False) -> str:

@@ -8,10 +8,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from magistral_mlx.content import checked, fields
 from magistral_mlx.errors import OptionError, TokenizerError
-from magistral_mlx.messages import CONTROL_TAGS, Messages, call_id, checked, conversation
+from magistral_mlx.messages import CONTROL_TAGS, Messages, conversation
 from magistral_mlx.reasoning import EMPTY_TRACE, THINK_CLOSE, ReasoningFormat, Splitter, TagSplitter, ToolCall
 from magistral_mlx.release import read_system_prompt, reasoning_format
+from magistral_mlx.tool_calls import parse_call, parse_call_list
 
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.tekken import Tekkenizer
@@ -39,7 +41,11 @@ class Tokenizer:
     def __init__(self, tekken: "Tekkenizer", form: ReasoningFormat, system_prompt: str) -> None:
         from mistral_common.protocol.instruct.normalize import get_normalizer
         from mistral_common.protocol.instruct.validator import ValidationMode, get_validator
-        from mistral_common.tokens.tokenizers.instruct import InstructTokenizerV11, InstructTokenizerV13
+        from mistral_common.tokens.tokenizers.instruct import (
+            InstructTokenizerV7,
+            InstructTokenizerV11,
+            InstructTokenizerV13,
+        )
         from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
         self.version: str = tekken.version.value
@@ -49,7 +55,8 @@ class Tokenizer:
         self.tool_calls_id = tekken.get_special_token("[TOOL_CALLS]")
         self.system_prompt = system_prompt
         self.reasoning_format = form
-        self._call_id, self._args_id = tekken.get_special_token("[CALL_ID]"), tekken.get_special_token("[ARGS]")
+        names = () if self.version == "v7" else ("[CALL_ID]", "[ARGS]")  # v7 writes calls as one JSON list
+        self._call_tags = [tekken.get_special_token(name) for name in names]
         self._tekken = tekken
         self.open_id: int | None = None
         self.close_id: int | None = None
@@ -58,7 +65,7 @@ class Tokenizer:
             self.empty_trace, self.close_trace = [self.open_id, self.close_id], [self.close_id]
         else:
             self.empty_trace, self.close_trace = self.encode(EMPTY_TRACE), self.encode(THINK_CLOSE)
-        instruct = {"text": InstructTokenizerV11, "control": InstructTokenizerV13}[form]
+        instruct = {"v7": InstructTokenizerV7, "v11": InstructTokenizerV11, "v13": InstructTokenizerV13}[self.version]
         # Not MistralTokenizer.from_file: it would build the image encoder that tekken.json may describe.
         self._mistral: MistralTokenizer[Any, Any, Any, Any, Any] = MistralTokenizer(
             instruct(tekken),
@@ -67,16 +74,18 @@ class Tokenizer:
         )
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "Tokenizer":
+    def from_folder(cls, folder: Path, stated: ReasoningFormat | None = None) -> "Tokenizer":
         """Read ``tekken.json`` and, where there is one, ``SYSTEM_PROMPT.txt`` of a checkpoint.
 
+        Args:
+            stated: how it writes its traces; None for what its files show.
         Raises:
             TokenizerError: tekken.json is missing, damaged or of another release; SYSTEM_PROMPT.txt is no text.
         """
         tekken, path = _open_tekken(folder)
         try:
             has_control_tags = all(map(tekken.is_special, CONTROL_TAGS))
-            form = reasoning_format(path, tekken.version.value, has_control_tags=has_control_tags)
+            form = reasoning_format(folder, tekken.version.value, has_control_tags=has_control_tags, stated=stated)
             return cls(tekken, form, read_system_prompt(folder, form))
         except DAMAGE as error:
             raise _damaged(path, error) from None
@@ -105,8 +114,10 @@ class Tokenizer:
         a blank line.
 
         Args:
-            messages: a user's text, or messages as OpenAI's, whose content is text. An assistant's may
-                carry its trace as ``reasoning`` (or ``reasoning_content``) and its ``tool_calls``.
+            messages: a user's text, or messages as OpenAI's, vLLM's, Mistral's API's or mistral-common's, whose
+                content is text, or parts of type text. An assistant's may carry its trace as ``reasoning``,
+                ``reasoning_content`` or parts of type thinking, and its ``tool_calls``; tags that its text spells
+                make no trace. Every call needs a result: a message of role tool with its id, of any form.
             system_prompt_only: the system messages replace the default system prompt.
             tools: functions the model may call, as OpenAI's tool definitions.
             think: False asks for an answer without a trace.
@@ -121,9 +132,10 @@ class Tokenizer:
         from mistral_common.protocol.instruct.tool_calls import Tool
 
         try:
-            checked(json.dumps(list(tools or ()), ensure_ascii=False), "a tool's definition")
+            defined = [dict(fields(tool, "a tool", "OpenAI's definition of one")) for tool in tools or ()]
+            checked(json.dumps(defined, ensure_ascii=False), "a tool's definition")
             request: ChatCompletionRequest[Any] = ChatCompletionRequest.model_validate(
-                {"messages": turns, "tools": [Tool.from_openai(dict(tool)) for tool in tools] if tools else None}
+                {"messages": turns, "tools": [Tool.from_openai(tool) for tool in defined] or None}
             )
             ids: list[int] = self._mistral.encode_chat_completion(request).tokens
         except (ValueError, TypeError, AttributeError, MistralCommonException) as error:
@@ -169,34 +181,29 @@ class Tokenizer:
     def tool_calls(self, ids: Sequence[int]) -> tuple[list[ToolCall], str]:
         """The tool calls in the ids of a reply after its trace, and the text of the rest.
 
-        A call begins at the control id [TOOL_CALLS], never at its spelling. One that is not
-        ``name [CALL_ID] id [ARGS] {json}`` stays text. 2507 and 2509 give no id: then it is made from the call.
+        A call begins at the control id [TOOL_CALLS], never at its spelling, and is ``name [CALL_ID] id [ARGS] {json}``;
+        2507 and 2509 give no id, a v7 tokenizer a JSON list of calls. What is not so written, or whose arguments are
+        no JSON object, stays text. Each call has an id of its own.
         """
-        calls: list[ToolCall] = []
+        calls: dict[str, ToolCall] = {}
         rest, start = [], 0
         for end in [*(i for i, identity in enumerate(ids) if identity == self.tool_calls_id), len(ids)]:
             block = [i for i in ids[start:end] if i not in self.stop_ids]
-            call = self._tool_call(block[1:], position=len(calls)) if block[:1] == [self.tool_calls_id] else None
-            if call is None:
-                rest.append(self.decode(block))
-            else:
-                calls.append(call)
+            found = self._calls(block[1:], calls) if block[:1] == [self.tool_calls_id] else []
+            calls |= {call.id: call for call in found}
+            rest += [] if found else [self.decode(block)]
             start = end
-        return calls, "".join(rest)
+        return list(calls.values()), "".join(rest)
 
-    def _tool_call(self, block: list[int], *, position: int) -> ToolCall | None:
+    def _calls(self, block: list[int], taken: Mapping[str, ToolCall]) -> list[ToolCall]:
         controls = [identity for identity in block if self.is_control(identity)]
         texts = [self.decode(list(run)) for is_control, run in groupby(block, self.is_control) if not is_control]
-        if controls not in ([self._args_id], [self._call_id, self._args_id]) or len(texts) != len(controls) + 1:
-            return None
-        try:
-            arguments = json.loads(texts[-1])
-        except (ValueError, RecursionError):
-            return None
-        if not isinstance(arguments, dict):
-            return None
-        identity = texts[1] if len(controls) == 2 else call_id(f"{position} {texts[0]} {texts[1]}")
-        return ToolCall(texts[0].strip(), arguments, identity)
+        if self.version == "v7":
+            return parse_call_list("".join(texts), taken=taken) if not controls else []
+        if controls not in (self._call_tags, self._call_tags[1:]) or len(texts) != len(controls) + 1:
+            return []
+        call = parse_call(texts[0], texts[1] if len(controls) == 2 else None, texts[-1], taken=taken)
+        return [] if call is None else [call]
 
     def _bytes(self, ids: Iterable[int]) -> bytes:
         return b"".join(self._tekken.id_to_byte_piece(identity) for identity in ids)

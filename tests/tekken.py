@@ -12,12 +12,13 @@ BUNDLED = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
 def write_tekken(folder: Path, vocab_size: int = 2048, version: str = "v11") -> Path:
     """``tekken.json`` with the first ids of the real vocabulary; all 131,072 give Magistral's ids.
 
-    The control ids are 2506's, and with ``version="v13"`` those of 2507 and 2509: [THINK] is 34, [/THINK] 35.
+    The control ids are 2506's, with ``version="v13"`` those of 2507 and 2509: [THINK] is 34, [/THINK] 35, and with "v7"
+    the 20 of Mistral Small 3.1, which has neither [ARGS] nor [CALL_ID].
     """
     raw = json.loads(BUNDLED.read_text())
     texts = vocab_size - raw["config"]["default_num_special_tokens"]
     names = [str(t["token_str"]) for t in Tekkenizer.DEPRECATED_SPECIAL_TOKENS]
-    names += [f"<SPECIAL_{i}>" for i in range(20, 32)] + ["[ARGS]", "[CALL_ID]"]
+    names += [f"<SPECIAL_{i}>" for i in range(20, 32)] + ["[ARGS]", "[CALL_ID]"] if version != "v7" else []
     names += ["[THINK]", "[/THINK]"] if version == "v13" else []
     raw["vocab"] = raw["vocab"][:texts]
     raw["special_tokens"] = [{"rank": i, "token_str": name, "is_control": True} for i, name in enumerate(names)]

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import random
+import re
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,10 @@ def config_out(vocab_size: int = 2048) -> dict[str, Any]:
 
 
 def export(folder: Path, prompt: str | None = None, version: str = "v11", **options: Any) -> Path:
-    source = write_tekken(folder / "source", version=version)
+    source = write_tekken(folder / "source", version=version.split(maxsplit=1)[0])
+    if "without" in version:
+        text = (source / "tekken.json").read_text()
+        (source / "tekken.json").write_text(text.replace("THINK]", "THUNK]"))
     if prompt is not None:
         (source / "SYSTEM_PROMPT.txt").write_bytes(prompt.encode())
     target = folder / "target"
@@ -49,6 +53,8 @@ CASES = {
         OWN_PROMPT.replace("<think>\n</think>", "[THINK]{{ '\n' }}[/THINK] and [THINK][/THINK]"),
     ),
     "2507, no tags": ("v13", "Just answer.\n\n"),
+    "an older base": ("v7", OWN_PROMPT),
+    "a newer base": ("v13 without tags", OWN_PROMPT),
 }
 
 
@@ -65,7 +71,9 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def test_the_template_and_tokenizer_json_encode_as_we_do(exported: tuple[Tokenizer, Any]) -> None:
     ours, theirs = exported
-    for messages, options in conversations(200):
+    default = {"role": "system", "content": ours.system_prompt}
+    again = [([default, *messages], options | {"system_prompt_only": False}) for messages, options in conversations(9)]
+    for messages, options in conversations(200) + again:
         rendered = theirs.apply_chat_template(
             messages,
             tokenize=False,
@@ -107,9 +115,9 @@ def test_the_template_refuses_what_it_would_misread(exported: tuple[Tokenizer, A
         exported[1].apply_chat_template(messages, tokenize=False)
 
 
-def test_only_2506_writes_the_ids_of_calls(exported: tuple[Tokenizer, Any]) -> None:
+def test_newer_releases_write_no_ids_of_calls(exported: tuple[Tokenizer, Any]) -> None:
     ours, theirs = exported
-    if ours.version == "v11":
+    if ours.version != "v13":
         with pytest.raises(Exception, match="must be nine letters and digits"):
             theirs.apply_chat_template([USER, calling("call_1")], tokenize=False)
     else:
@@ -224,5 +232,5 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_the_template_is_of_one_release(tmp_path: Path, version: str) -> None:
     template = (export(tmp_path, version=version, tokenizer_json=False) / "chat_template.jinja").read_text()
     assert "@" not in template
-    assert "{#v" not in template
+    assert not re.search(r"\{#(v\d|text|control)", template)
     assert ("[THINK]" in template, "<think>" in template) == (version == "v13", version == "v11")

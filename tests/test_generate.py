@@ -151,10 +151,10 @@ def test_samples(model: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
 def test_flags_reach_the_library(model: Scripted) -> None:
     flags = "--temp 0.1 --top-p 0.5 -m 9 --seed 3 --stop a --stop b --think-budget 5 --max-kv-size 512 --kv-bits 8"
     more = "--prefill-step-size 64 --memory-gb 1.5 --wired --revision r --system-prompt S --system-prompt-only"
-    guessing = "--draft-model d --num-draft-tokens 3"
+    guessing = "--draft-model d --num-draft-tokens 3 --reasoning-format text"
     assert run(*flags.split(), *more.split(), *guessing.split(), "--prompt-cache-file", "f") == 0
     planned = {"context": 512, "kv_bits": 8, "prefill_step_size": 64, "memory_gb": 1.5, "wired": True}
-    planned |= {"draft": "d", "num_draft_tokens": 3}
+    planned |= {"draft": "d", "num_draft_tokens": 3, "reasoning_format": "text"}
     assert model.loaded == {"model": "m", "revision": "r"} | planned
     messages, sampling, options = model.asked[0]
     assert [m["role"] for m in messages] == ["system", "user"]

@@ -1,23 +1,20 @@
-"""2506, 2507 and 2509 told apart by evidence, encoded as mistral-common does, and one that reasons in control ids."""
+"""2506, 2507 and 2509 told apart by evidence, and one that reasons in control ids."""
 
+import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
-from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, ToolMessage, UserMessage
-from mistral_common.protocol.instruct.request import ChatCompletionRequest
-from mistral_common.protocol.instruct.tool_calls import FunctionCall, Tool, ToolCall
-from mistral_common.protocol.instruct.validator import ValidationMode
-from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 import magistral_mlx as mm
-from magistral_mlx.errors import TokenizerError
+from magistral_mlx.errors import CheckpointError, TokenizerError
 from magistral_mlx.messages import CARD_SYSTEM_PROMPT, CONTROL_CARD_SYSTEM_PROMPT
+from magistral_mlx.record import RECORD
 from magistral_mlx.reply import ReplyBuilder, Usage
 from magistral_mlx.tokenizer import Tokenizer
-from tests.conversations import conversations
 from tests.sources import convert_quickly
 from tests.tekken import write_tekken
 from tests.tiny import make_config, make_weights, write_checkpoint
@@ -41,62 +38,6 @@ def tokenizer(folder: Path) -> Tokenizer:
 
 def ids_of(tokenizer: Tokenizer, *parts: int | str) -> list[int]:
     return [i for part in parts for i in ([part] if isinstance(part, int) else tokenizer.encode(part))]
-
-
-def thinking(text: str) -> dict[str, str]:
-    return {"type": "thinking", "thinking": text}
-
-
-def text(content: str) -> dict[str, str]:
-    return {"type": "text", "text": content}
-
-
-def oracle_messages(messages: list[dict[str, Any]], system: list[dict[str, str]] | str, version: str) -> list[Any]:
-    """A conversation in mistral-common's own classes, with ``system`` as its one system message."""
-    made: list[Any] = [SystemMessage(content=system)]
-    for message in messages:
-        trace = message.get("reasoning") or message.get("reasoning_content")
-        content = message["content"] or ""
-        if message["role"] == "user":
-            made.append(UserMessage(content=content))
-        elif message["role"] == "tool":
-            made.append(ToolMessage(content=content, tool_call_id=message["tool_call_id"]))
-        elif message["role"] == "assistant":
-            calls = [
-                ToolCall(id=c["id"], function=FunctionCall(**c["function"])) for c in message.get("tool_calls", ())
-            ]
-            if trace and version == "v13":
-                content = [thinking(trace), *([text(content)] if content else [])]
-            elif trace:
-                content = f"<think>\n{trace}\n</think>\n{content}"
-            made.append(AssistantMessage(content=content, tool_calls=calls or None))
-    return made
-
-
-def oracle_system(own: list[str], own_only: bool, version: str) -> list[dict[str, str]] | str:
-    joined = "\n\n".join(own)
-    if own_only:
-        return joined
-    if version == "v11":
-        head = CARD_SYSTEM_PROMPT.removesuffix("Problem:\n\n")
-        return f"{head}{joined}\n\nProblem:\n\n" if own else CARD_SYSTEM_PROMPT
-    return [text(BEFORE), thinking(INSIDE), text(f"{AFTER}\n\n{joined}" if own else AFTER)]
-
-
-@pytest.mark.parametrize("version", ["v11", "v13"])
-def test_ids_are_mistral_commons_for_300_conversations(tmp_path: Path, version: str) -> None:
-    write_tekken(tmp_path, version=version)
-    ours = Tokenizer.from_folder(tmp_path)
-    theirs = MistralTokenizer.from_file(str(tmp_path / "tekken.json"), mode=ValidationMode.test)
-    for messages, options in conversations(300):
-        own = [m["content"] for m in messages if m["role"] == "system"]
-        system = oracle_system(own, options["system_prompt_only"], version)
-        tools = [Tool.model_validate(tool) for tool in options["tools"]] if options["tools"] else None
-        request = ChatCompletionRequest(messages=oracle_messages(messages, system, version), tools=tools)
-        expected = theirs.encode_chat_completion(request).tokens
-        if not options["think"]:
-            expected += [THINK, END_THINK] if version == "v13" else ours.encode("<think>\n</think>\n")
-        assert ours.encode_chat(messages, **options) == expected, messages
 
 
 def test_a_conversation_with_control_ids_spelled_out(tokenizer: Tokenizer) -> None:
@@ -142,7 +83,13 @@ def test_a_release_is_told_by_its_files(tmp_path: Path, tokenizer: Tokenizer) ->
 OTHER_MODEL = "the tokenizer of another model"
 DIFFERENT = "they are of different releases"
 REFUSED: dict[str, tuple[str, str, str]] = {
-    "older": ("v7", "", rf"version v7; .*v11 \(2506\) or v13.*{OTHER_MODEL}"),
+    "not a reasoning model's": ("v7", "", rf"version v7, and no SYSTEM_PROMPT.txt.* asks for <think>; .*{OTHER_MODEL}"),
+    "one that is asked otherwise": (
+        "v7",
+        "Just answer.",
+        f"version v7, and no .*{OTHER_MODEL}.*--reasoning-format text",
+    ),
+    "older": ("v3", "", rf"version v3; .*v11 \(2506\) or v13.*{OTHER_MODEL}"),
     "no [THINK]": ("v13 without tags", "", rf"not the control tokens \[THINK\] and \[/THINK\].*{OTHER_MODEL}"),
     "2506 with a newer prompt": ("v11", CONTROL_CARD_SYSTEM_PROMPT, rf"tags as \[THINK\].*{DIFFERENT}"),
     "2507 with an older prompt": ("v13", CARD_SYSTEM_PROMPT, f"tags as <think>.*{DIFFERENT}"),
@@ -152,16 +99,61 @@ REFUSED: dict[str, tuple[str, str, str]] = {
 }
 
 
+def write_release(folder: Path, version: str, prompt: str = "") -> None:
+    write_tekken(folder, version=version.split(maxsplit=1)[0])
+    if "without" in version:
+        path = folder / "tekken.json"
+        path.write_text(path.read_text().replace("THINK]", "THUNK]"))
+    if prompt:
+        (folder / "SYSTEM_PROMPT.txt").write_text(prompt)
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_no_release_is_refused(tmp_path: Path, case: str) -> None:
     version, prompt, message = REFUSED[case]
-    write_tekken(tmp_path, version=version.split()[0])
-    if "without" in version:
-        path = tmp_path / "tekken.json"
-        path.write_text(path.read_text().replace("THINK]", "THUNK]"))
-    if prompt:
-        (tmp_path / "SYSTEM_PROMPT.txt").write_text(prompt)
+    write_release(tmp_path, version, prompt)
     with pytest.raises(TokenizerError, match=message):
+        Tokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("version", "prompt", "stated", "form"),
+    [
+        ("v7", CARD_SYSTEM_PROMPT, None, "text"),  # its prompt tells
+        ("v7", "", "text", "text"),
+        ("v11", "", "text", "text"),
+        ("v13", "", "control", "control"),
+        ("v13", CARD_SYSTEM_PROMPT, "text", "text"),  # as one trained on from a newer base
+        ("v13 without tags", CARD_SYSTEM_PROMPT, None, "text"),
+        ("v13 without tags", "", "text", "text"),
+    ],
+)
+def test_what_is_stated_of_a_release_comes_before_the_evidence(
+    tmp_path: Path, version: str, prompt: str, stated: Any, form: str
+) -> None:
+    write_release(tmp_path, version, prompt)
+    tokenizer = Tokenizer.from_folder(tmp_path, stated)
+    assert tokenizer.reasoning_format == form
+    # A conversion records it, and the record is read before the evidence, but after what is stated.
+    (tmp_path / RECORD).write_text(json.dumps({"reasoning_format": form}))
+    assert Tokenizer.from_folder(tmp_path).reasoning_format == form
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "A", "reasoning": "B"}]
+    ids = tokenizer.encode_chat([*messages, {"role": "user", "content": "Hm"}])
+    spelled = tokenizer.encode("<think>\nB\n</think>\nA")
+    if form == "control":
+        spelled = [THINK, *tokenizer.encode("B"), END_THINK, *tokenizer.encode("A")]
+    assert any(ids[i : i + len(spelled)] == spelled for i in range(len(ids)))
+
+
+@pytest.mark.parametrize("version", ["v7", "v11", "v13 without tags"])
+def test_without_control_ids_a_trace_is_text(tmp_path: Path, version: str) -> None:
+    write_release(tmp_path, version)
+    with pytest.raises(
+        TokenizerError, match=f"version {version[:3].strip()} without control tokens.*; use the format text"
+    ):
+        Tokenizer.from_folder(tmp_path, "control")
+    (tmp_path / RECORD).write_text('{"reasoning_format": "spoken"}')
+    with pytest.raises(CheckpointError, match=r"is damaged: reasoning_format is 'spoken'\. Convert again"):
         Tokenizer.from_folder(tmp_path)
 
 
@@ -237,6 +229,7 @@ def test_a_chat_that_keeps_its_traces_reads_on_from_the_cache(magistral: mm.Magi
 
 def test_a_converted_one_is_of_the_same_release(magistral: mm.Magistral, tmp_path: Path) -> None:
     convert_quickly(magistral.checkpoint.folder, tmp_path / "out", q_bits=8, q_group_size=32)
+    assert json.loads((tmp_path / "out" / RECORD).read_text())["reasoning_format"] == "control"
     converted = mm.load(tmp_path / "out")
     assert converted.tokenizer.reasoning_format == "control"
     assert converted.tokenizer.system_prompt == CONTROL_CARD_SYSTEM_PROMPT
@@ -250,6 +243,20 @@ def build(tokenizer: Tokenizer, ids: list[int]) -> mm.Reply:
         builder.push(identity, mx.zeros((1, 1)))
     builder.flush()
     return builder.reply("stop", Usage(0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0))
+
+
+def test_a_conversion_records_what_it_was_told(magistral: mm.Magistral, tmp_path: Path) -> None:
+    source = shutil.copytree(magistral.checkpoint.folder, tmp_path / "source")
+    (source / "SYSTEM_PROMPT.txt").write_text(CARD_SYSTEM_PROMPT)
+    with pytest.raises(TokenizerError, match="--reasoning-format text"):
+        convert_quickly(source, tmp_path / "out", q_bits=8, q_group_size=32)
+    convert_quickly(source, tmp_path / "out", q_bits=8, q_group_size=32, reasoning_format="text")
+    assert json.loads((tmp_path / "out" / RECORD).read_text())["reasoning_format"] == "text"
+    assert mm.load(tmp_path / "out").tokenizer.reasoning_format == "text"
+    again = convert_quickly(source, tmp_path / "out", q_bits=8, q_group_size=32, reasoning_format="text")
+    assert again.already_complete
+    with pytest.raises(mm.OptionError, match="reasoning_format is 'spoken'; known are text and control"):
+        convert_quickly(source, tmp_path / "out", reasoning_format="spoken")
 
 
 def test_calls_come_after_the_trace_and_without_an_id(tokenizer: Tokenizer) -> None:

@@ -1,0 +1,148 @@
+"""Tool calls: their ids, of which Magistral writes nine letters and digits, and their arguments, which are JSON."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from magistral_mlx.content import checked, fields
+from magistral_mlx.errors import OptionError, shown
+from magistral_mlx.reasoning import ToolCall
+
+ID = re.compile("[a-zA-Z0-9]{9}")  # all that mistral-common takes
+NAME = re.compile("[a-zA-Z0-9_-]{1,64}")
+
+
+def call_id(identity: str, attempt: int = 0) -> str:
+    """An id as Magistral writes it. One of another form becomes its hash, always the same; each attempt's differs."""
+    if ID.fullmatch(identity) and not attempt:
+        return identity
+    return hashlib.sha256((identity + f" {attempt}" * (attempt > 0)).encode()).hexdigest()[:9]
+
+
+def parse_call(name: str, identity: str | None, arguments: str, *, taken: Mapping[str, Any]) -> ToolCall | None:
+    """A call that the model wrote, under an id that is not ``taken``; None where it is none that could be made.
+
+    Args:
+        identity: what it wrote as the id, if anything: else the id is made of the call.
+    """
+    name = name.strip()
+    try:
+        found = json_object(arguments)
+    except (ValueError, RecursionError):
+        return None
+    if not NAME.fullmatch(name):
+        return None
+    return ToolCall(name, found, free_id(f"{name} {arguments}" if identity is None else identity, taken))
+
+
+def parse_call_list(text: str, *, taken: Mapping[str, Any]) -> list[ToolCall]:
+    """The calls of one JSON list, as models with a v7 tokenizer write them; none where it is no such list."""
+    try:
+        raw_calls = json_object(f'{{"calls": {text}}}')["calls"]
+        stated = [(raw["name"], raw.get("id"), json_text(raw["arguments"])) for raw in raw_calls]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return []
+    calls: dict[str, ToolCall] = {}
+    for name, identity, arguments in stated:
+        if not isinstance(name, str) or not isinstance(identity, str | None):
+            return []
+        call = parse_call(name, identity, arguments, taken={**taken, **calls})
+        if call is None:
+            return []
+        calls[call.id] = call
+    return list(calls.values())
+
+
+def free_id(identity: str, taken: Mapping[str, Any]) -> str:
+    """The first of ``call_id``'s ids that is not ``taken``."""
+    attempt = 0
+    while (found := call_id(identity, attempt)) in taken:
+        attempt += 1
+    return found
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """A JSON object from its text; ValueError or RecursionError where it is none, or could not be written again."""
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"{type(found).__name__} is no JSON object")
+    json_text(found)
+    return found
+
+
+def json_text(value: Any) -> str:
+    """JSON as the model reads it; ValueError where JSON has no such number, or the text would be no Unicode."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    text.encode()
+    return text
+
+
+class CallIds:
+    """The calls of a conversation's newest assistant message, by the ids of whoever wrote the conversation."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, str] = {}  # theirs: Magistral's
+        self._unanswered: list[str] = []
+
+    def read(self, raw_calls: Any, where: str) -> list[dict[str, Any]]:
+        """The calls of an assistant's message, in mistral-common's form.
+
+        Raises:
+            OptionError: one is malformed, or two have the same id.
+        """
+        if isinstance(raw_calls, str | Mapping):
+            raise OptionError(f"{where}: tool_calls is {type(raw_calls).__name__}, expected a list")
+        calls = [_read_call(raw, f"{where}: tool call {i}") for i, raw in enumerate(raw_calls or (), start=1)]
+        self._unanswered = [identity for identity, _ in calls]
+        if twice := {identity for identity in self._unanswered if self._unanswered.count(identity) > 1}:
+            raise OptionError(f"{where}: two tool calls have the id {min(twice)!r}; each needs its own")
+        native = {identity: identity for identity in self._unanswered if ID.fullmatch(identity)}
+        made: dict[str, str] = {}
+        for identity in self._unanswered:
+            made[identity] = native.get(identity) or free_id(identity, native | {v: k for k, v in made.items()})
+        self._ids = made
+        return [{"id": made[identity], "function": function} for identity, function in calls]
+
+    def answer(self, identity: str, where: str) -> str:
+        """Magistral's id of the call that a result answers; it may be named by either id.
+
+        Raises:
+            OptionError: there is no such call, or it has a result.
+        """
+        theirs = {ours: theirs for theirs, ours in self._ids.items()} | {theirs: theirs for theirs in self._ids}
+        if identity not in theirs:
+            known = f"its ids are {', '.join(map(repr, self._ids))}" if self._ids else "it has none"
+            raise OptionError(f"{where}: {identity!r} is no call of the assistant's message before it; {known}")
+        if theirs[identity] not in self._unanswered:
+            raise OptionError(f"{where}: the call {identity!r} has a result already; keep one")
+        self._unanswered.remove(theirs[identity])
+        return self._ids[theirs[identity]]
+
+    def require_answered(self, where: str) -> None:
+        """Raises OptionError while a call waits for its result."""
+        if self._unanswered:
+            raise OptionError(
+                f"{where}: the tool call {self._unanswered[0]!r} has no result; put a message of role tool, with its "
+                "tool_call_id, before anything else"
+            )
+
+
+def _read_call(raw: Any, what: str) -> tuple[str, dict[str, Any]]:
+    """The id of a call, and its name and arguments."""
+    call = fields(raw, what, "{'id': ..., 'function': {'name': ..., 'arguments': ...}}")
+    function = fields(call.get("function"), f"{what}: function", "{'name': ..., 'arguments': ...}")
+    identity, name, arguments = call.get("id"), function.get("name"), function.get("arguments")
+    if not isinstance(identity, str) or not identity or identity == "null":
+        raise OptionError(f"{what}: id is {shown(identity)}, expected the text that its result will name")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise OptionError(f"{what}: name is {shown(name)}; use up to 64 letters, digits, - and _")
+    try:
+        found = json_object(arguments or "{}") if isinstance(arguments, str | None) else arguments
+        if not isinstance(found, Mapping):
+            raise OptionError(f"{what}: arguments are {type(found).__name__}, expected a JSON object")
+        written = json_text(dict(found))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise OptionError(f"{what}: arguments are no JSON object ({type(error).__name__}: {error})") from None
+    return checked(identity, f"{what}: id"), {"name": name, "arguments": written}
