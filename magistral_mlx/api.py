@@ -251,10 +251,16 @@ class Magistral:
         )
         return self._saved(several.replies(), file)
 
-    def chat(self, *, keep_reasoning: KeepReasoning = "none", system_prompt: str | None = None) -> Chat:
+    def chat(
+        self,
+        *,
+        keep_reasoning: KeepReasoning = "none",
+        system_prompt: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Chat:
         """A conversation; see Chat."""
         messages = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-        return Chat(self, keep_reasoning, messages)
+        return Chat(self, keep_reasoning, messages, tools)
 
     def resume(self, path: str | Path) -> Chat:
         """The conversation that ``Chat.save`` wrote, its cache included.
@@ -265,7 +271,7 @@ class Magistral:
         state = json.loads(self.past.open(Path(path)) or "null")
         if state is None:
             raise OptionError(f"{path} holds a prompt cache but no conversation; it was not written by Chat.save")
-        return Chat(self, state["keep_reasoning"], state["messages"])
+        return Chat(self, state["keep_reasoning"], state["messages"], state.get("tools"))
 
     def cancel(self) -> None:
         """End the reply that is under way; the one method that may be called from another thread.

@@ -55,6 +55,12 @@ def parse_call_list(text: str, *, taken: Mapping[str, Any]) -> list[ToolCall]:
     return list(calls.values())
 
 
+def stated(call: ToolCall) -> dict[str, Any]:
+    """A call as a message states it, in OpenAI's form."""
+    function = {"name": call.name, "arguments": json_text(call.arguments)}
+    return {"id": call.id, "type": "function", "function": function}
+
+
 def free_id(identity: str, taken: Mapping[str, Any]) -> str:
     """The first of ``call_id``'s ids that is not ``taken``."""
     attempt = 0
@@ -131,6 +137,7 @@ class CallIds:
 
 def _read_call(raw: Any, what: str) -> tuple[str, dict[str, Any]]:
     """The id of a call, and its name and arguments."""
+    raw = stated(raw) if isinstance(raw, ToolCall) else raw
     call = fields(raw, what, "{'id': ..., 'function': {'name': ..., 'arguments': ...}}")
     function = fields(call.get("function"), f"{what}: function", "{'name': ..., 'arguments': ...}")
     identity, name, arguments = call.get("id"), function.get("name"), function.get("arguments")

@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "batch": "errors model sampling shared_cache",
     "single": "decoding model past reasoning reply sampling speculation tokenizer",
     "several": "batch cache config decoding errors memory model past reply sampling shared_cache tokenizer",
-    "conversation": "errors past reasoning reply sampling",
+    "conversation": "errors past reasoning reply sampling tool_calls",
     "api": "checkpoint config conversation demo device errors loader memory model past reasoning reply "
     "sampling several single speculation tokenizer",
     "display": "reasoning reply",
