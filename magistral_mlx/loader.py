@@ -29,8 +29,8 @@ def load_model(checkpoint: Checkpoint) -> Generator[tuple[int, int], None, Trans
 
     What is not packed becomes float32 on a CPU, where MLX accumulates in the activations' type and bf16
     is both slow and 9 % off; on a GPU it keeps the checkpoint's own type, save on an M1 or M2, where bfloat16
-    becomes float16 if neither the weights nor a first pass overflow it. At most one layer's weights are in
-    memory twice, while its projections are joined.
+    becomes float16 if neither the weights nor a first pass overflow it. Only what is being joined is in memory
+    twice: gate and up, half a layer, which is less than lm_head, still to come.
 
     Raises:
         CheckpointError: a scale, a bias or a norm's weight is not finite.
@@ -70,6 +70,7 @@ def _load(checkpoint: Checkpoint, dtypes: Mapping[mx.Dtype, mx.Dtype]) -> Genera
     model.eval()
     if mx.float16 in dtypes.values():
         _probe(model, checkpoint.config.vocab_size)
+    mx.clear_cache()  # what was joined is freed, in pieces that no pass is made of
     return model
 
 
@@ -144,6 +145,7 @@ class _Weights:
         for kind in ("weight",) if quant is None else quant.packed_shapes((0, 0)):
             parts = [self.take(f"{module}.{kind}") for module in modules]
             layer[kind] = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=0)
+        self.settle(layer)  # at once: the parts of a whole layer beside it could be more than the plan has room for
         return layer
 
     def joint(self, modules: Sequence[str]) -> Joint:

@@ -1,5 +1,6 @@
 """Weights in, a Transformer out: joined projections change nothing, bad numbers are refused."""
 
+import gc
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -189,3 +190,16 @@ def test_a_tied_models_last_norm_is_checked_too(tmp_path: Path) -> None:
     weights["model.norm.weight"] = mx.full((64,), float("inf"))
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight"):
         load(write_checkpoint(tmp_path / "m", config, weights))
+
+
+def test_loading_takes_no_more_than_what_is_loaded(tmp_path: Path) -> None:
+    """What gate and up take before they are joined is made up for by down and lm_head, which come later."""
+    config = make_config(num_layers=2, hidden_size=256, intermediate_size=1024, vocab_size=1200)
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "m", config, make_weights(config)))
+    gc.collect()
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    model = result_of(load_model(checkpoint))
+    loaded = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    assert loaded <= mx.get_peak_memory() - before <= 1.02 * loaded
