@@ -154,7 +154,8 @@ def footprint(title: str, folder: Path, max_tokens: int, *, report: Callable[[st
         check=False,
     )
     if done.returncode:
-        raise OptionError(f"the reply of {title} failed: {''.join(done.stderr.strip().splitlines()[-1:])}")
+        said = "".join(done.stderr.strip().splitlines()[-1:])
+        raise OptionError(f"the reply of {title} ended with {done.returncode} (below 0 a signal): {said}")
     found = json.loads(done.stdout.splitlines()[-1])
     for measure in ("mlx_peak_bytes", "rss_bytes_above_imports"):
         found[f"forecast_over_{measure}"] = found["forecast_bytes"] / found[measure]
