@@ -37,11 +37,22 @@ def attention(q: Array, k: Array, v: Array) -> Array:
     return out.reshape(S, H * d)
 
 
-def forward(weights: dict[str, Array], config: ModelConfig, ids: list[int]) -> Array:
-    """Logits [S, V] of one sequence; ``weights`` under their Hugging Face names."""
+def forward(
+    weights: dict[str, Array], config: ModelConfig, ids: list[int], inputs: dict[str, Array] | None = None
+) -> Array:
+    """Logits [S, V] of one sequence; ``weights`` under their Hugging Face names.
+
+    Args:
+        inputs: takes what comes into each linear, [S, columns], by its module path.
+    """
+    seen = {} if inputs is None else inputs
 
     def w(name: str) -> Array:
         return np.asarray(weights[f"{name}.weight"], dtype=np.float64)
+
+    def linear(name: str, x: Array) -> Array:
+        seen[name] = x
+        return x @ w(name).T
 
     def heads(x: Array, n: int) -> Array:
         return x.reshape(len(ids), n, config.head_dim).transpose(1, 0, 2)
@@ -50,12 +61,12 @@ def forward(weights: dict[str, Array], config: ModelConfig, ids: list[int]) -> A
     for i in range(config.num_layers):
         layer = f"model.layers.{i}"
         h = rms_norm(x, w(f"{layer}.input_layernorm"), config.rms_norm_eps)
-        q = rotate(heads(h @ w(f"{layer}.self_attn.q_proj").T, config.num_heads), config.rope_theta)
-        k = rotate(heads(h @ w(f"{layer}.self_attn.k_proj").T, config.num_kv_heads), config.rope_theta)
-        v = heads(h @ w(f"{layer}.self_attn.v_proj").T, config.num_kv_heads)
-        x = x + attention(q, k, v) @ w(f"{layer}.self_attn.o_proj").T
+        q = rotate(heads(linear(f"{layer}.self_attn.q_proj", h), config.num_heads), config.rope_theta)
+        k = rotate(heads(linear(f"{layer}.self_attn.k_proj", h), config.num_kv_heads), config.rope_theta)
+        v = heads(linear(f"{layer}.self_attn.v_proj", h), config.num_kv_heads)
+        x = x + linear(f"{layer}.self_attn.o_proj", attention(q, k, v))
         h = rms_norm(x, w(f"{layer}.post_attention_layernorm"), config.rms_norm_eps)
-        gate = h @ w(f"{layer}.mlp.gate_proj").T
-        x = x + (gate / (1 + np.exp(-gate)) * (h @ w(f"{layer}.mlp.up_proj").T)) @ w(f"{layer}.mlp.down_proj").T
+        gate, up = linear(f"{layer}.mlp.gate_proj", h), linear(f"{layer}.mlp.up_proj", h)
+        x = x + linear(f"{layer}.mlp.down_proj", gate / (1 + np.exp(-gate)) * up)
     x = rms_norm(x, w("model.norm"), config.rms_norm_eps)
-    return x @ w("model.embed_tokens" if config.tie_word_embeddings else "lm_head").T
+    return linear("model.embed_tokens" if config.tie_word_embeddings else "lm_head", x)

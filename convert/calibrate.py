@@ -1,0 +1,137 @@
+"""One forward pass over some ids, a layer at a time, that shows a visitor what comes into every linear.
+
+In float32, by the equations of ``magistral_mlx.model``, with the weights read from the source as they are wanted: in
+memory are the residual stream, the inputs of one linear and a few blocks of its rows. Letters as in
+``magistral_mlx.model``: B sequences, T tokens in each, D hidden, H query heads, K key/value heads, d head size.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+
+from .source import Source
+from .statistics import mean_squares
+
+EMBEDDING = "model.embed_tokens"
+BLOCK_BYTES = 16 * 2**20  # of a weight, as it is stored
+
+
+class Visitor(Protocol):
+    """Sees all inputs of linears before their outputs are computed, and says by which weights they are."""
+
+    def see(self, modules: Sequence[str], x: mx.array) -> None:
+        """``x`` ``[B, T, columns]`` comes into ``modules``, such as ``model.layers.3.mlp.down_proj``."""
+        ...
+
+    def rows(self, module: str) -> Iterator[tuple[int, mx.array]]:
+        """The weight from here on: (first row, rows), in order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """How far a pass is; together with the visitor's results all that resuming it takes."""
+
+    layers: int  # that are done
+    stream: mx.array  # [B, T, D] float32, the residual stream after them
+
+
+@dataclass(slots=True)
+class MeanSquares:
+    """Collects E[x_j^2] of every linear; the weights are the source's."""
+
+    source: Source
+    found: dict[str, mx.array] = field(default_factory=dict)  # [columns] float32, by module path
+
+    def see(self, modules: Sequence[str], x: mx.array) -> None:
+        self.found |= dict.fromkeys(modules, mean_squares(modules, x))
+
+    def rows(self, module: str) -> Iterator[tuple[int, mx.array]]:
+        return self.source.blocks(f"{module}.weight", BLOCK_BYTES)
+
+
+def visiting(source: Source, ids: mx.array, visitor: Visitor, stage: Stage | None = None) -> Generator[Stage]:
+    """Take ``ids`` ``[B, T]`` through the model; yields after the embedding and after each layer.
+
+    The last visit is that of lm_head's input, under the name of the embedding where this serves both ends.
+
+    Args:
+        stage: where an earlier pass of the same ids ended.
+    Raises:
+        NumericsError: an input is not finite; names its linear.
+    """
+    config = source.config
+    if stage is None:
+        stage = Stage(0, _embedded(ids, visitor, config.hidden_size))
+        yield stage
+    x = stage.stream
+    for layer in range(stage.layers, config.num_layers):
+        x = _layer(source, visitor, layer, x)
+        yield Stage(layer + 1, x)
+    visitor.see([EMBEDDING if config.tie_word_embeddings else "lm_head"], _normalized(source, "model.norm", x))
+
+
+def _embedded(ids: mx.array, visitor: Visitor, width: int) -> mx.array:  # [B, T] -> [B, T, D]
+    wanted = np.array(ids).reshape(-1)
+    rows = np.empty((wanted.size, width), np.float32)
+    for first, block in visitor.rows(EMBEDDING):
+        here = (first <= wanted) & (wanted < first + len(block))
+        if here.any():
+            rows[here] = np.array(block[mx.array(wanted[here] - first)].astype(mx.float32))
+    return mx.array(rows).reshape(*ids.shape, width)
+
+
+def _layer(source: Source, visitor: Visitor, layer: int, x: mx.array) -> mx.array:  # [B, T, D]
+    config, path = source.config, f"model.layers.{layer}"
+
+    def linear(names: Sequence[str], x: mx.array) -> list[mx.array]:
+        modules = [f"{path}.{name}" for name in names]
+        visitor.see(modules, x)
+        return [_product(visitor, module, x) for module in modules]
+
+    def heads(x: mx.array) -> mx.array:  # [B, T, n * d] -> [B, n, T, d]
+        return mx.unflatten(x, -1, (-1, config.head_dim)).swapaxes(1, 2)
+
+    def rope(x: mx.array) -> mx.array:
+        return mx.fast.rope(x, config.head_dim, traditional=False, base=config.rope_theta, scale=1.0, offset=0)
+
+    h = _normalized(source, f"{path}.input_layernorm", x)
+    q, k, v = map(heads, linear([f"self_attn.{p}_proj" for p in "qkv"], h))
+    q, k = rope(q), rope(k)
+    attended = []
+    for i in range(len(x)):  # a sequence at a time: on a CPU its scores [H, T, T] are in memory
+        one = slice(i, i + 1)
+        o = mx.fast.scaled_dot_product_attention(q[one], k[one], v[one], scale=config.head_dim**-0.5, mask="causal")
+        attended.append(o.swapaxes(1, 2).flatten(2))  # [1, T, H * d]
+        mx.eval(attended)
+    del q, k, v, h
+    (o,) = linear(["self_attn.o_proj"], mx.concatenate(attended))
+    x = x + o
+    del attended, o
+    gate, up = linear(["mlp.gate_proj", "mlp.up_proj"], _normalized(source, f"{path}.post_attention_layernorm", x))
+    h = nn.silu(gate) * up
+    mx.eval(x, h)
+    del gate, up
+    (down,) = linear(["mlp.down_proj"], h)
+    x = x + down
+    mx.eval(x)
+    return x
+
+
+def _normalized(source: Source, module: str, x: mx.array) -> mx.array:
+    weight = source.read(f"{module}.weight", slice(None)).astype(mx.float32)
+    x = mx.fast.rms_norm(x, weight, source.config.rms_norm_eps)
+    mx.eval(x)
+    return x
+
+
+def _product(visitor: Visitor, module: str, x: mx.array) -> mx.array:  # [B, T, columns] -> [B, T, rows]
+    outputs = []
+    for _, rows in visitor.rows(module):
+        outputs.append(x @ rows.astype(mx.float32).T)
+        mx.eval(outputs[-1])
+    return mx.concatenate(outputs, axis=-1)

@@ -1,0 +1,98 @@
+"""GPTQ in the order of the model: every linear is quantized on the inputs that the quantized ones before it give."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+
+import mlx.core as mx
+
+from magistral_mlx.config import QuantFormat
+
+from .calibrate import EMBEDDING
+from .gptq import Curvature, quantize_gptq
+from .parallel import unordered
+from .quantize import dequantize, quantize
+from .source import FLOAT_TYPES, Source
+from .statistics import hessian, mean_squares, runs
+
+BLOCK_BYTES = 32 * 2**20  # of a weight, as it is stored: all of a layer's columns for each of its rows
+Parts = Mapping[str, mx.array]
+Emit = Callable[[str, int, Parts], None]  # module, first row, what is stored for its rows
+
+
+@dataclass(slots=True)
+class Sequential:
+    """A visitor of ``calibrate.visiting`` that quantizes; ``emit`` takes every packed block, from any thread.
+
+    An embedding of its own is rounded. One that is lm_head as well is quantized last, on lm_head's inputs, and the
+    stream begins with it unquantized. What ``formats`` do not pack, and what is not affine, has no inputs to be seen:
+    the one stays as it is, the other is rounded.
+    """
+
+    source: Source
+    formats: Mapping[str, QuantFormat | None]  # of each matrix, by module path
+    emit: Emit
+    squares: dict[str, mx.array] = field(default_factory=dict)  # E[x_j^2], as ``calibrate.MeanSquares``
+    _waiting: dict[str, dict[int, Parts]] = field(default_factory=dict)  # quantized, not yet multiplied with
+
+    def see(self, modules: Sequence[str], x: mx.array) -> None:
+        self.squares |= dict.fromkeys(modules, mean_squares(modules, x))
+        curvatures: list[Curvature] = []
+        if any(quant is not None and quant.mode == "affine" for quant in map(self.formats.get, modules)):
+            curvatures = [Curvature.of(hessian(x, run)) for run in runs(x.shape[-1])]
+        for module in modules:
+            quant = self.formats[module]
+            if quant is None:
+                continue
+            blocks = self._quantized(module, partial(_by_gptq, curvatures) if quant.mode == "affine" else _by_rounding)
+            if module.startswith("model.layers."):
+                self._waiting[module] = blocks
+
+    def rows(self, module: str) -> Iterator[tuple[int, mx.array]]:
+        quant = self.formats[module]
+        if module == EMBEDDING and quant is not None and not self.source.config.tie_word_embeddings:
+            self._waiting[module] = self._quantized(module, _by_rounding)
+        if module not in self._waiting:
+            for row, block in self.source.blocks(f"{module}.weight", BLOCK_BYTES):
+                yield row, block.astype(self._dtype)
+            return
+        assert quant is not None
+        blocks = self._waiting.pop(module)
+        for row in sorted(blocks):
+            floats = {kind: part if kind == "weight" else part.astype(mx.float32) for kind, part in blocks[row].items()}
+            yield row, dequantize(floats if quant.mode == "affine" else blocks[row], quant, mx.float32)
+
+    @property
+    def _dtype(self) -> mx.Dtype:
+        return FLOAT_TYPES[self.source.float_type][1]
+
+    def _quantized(self, module: str, way: "Way") -> dict[int, Parts]:
+        """Quantize and emit all rows, on a CPU some on each core."""
+        on_cpu = mx.default_device().type == mx.DeviceType.cpu
+        name, quant = f"{module}.weight", self.formats[module]
+        assert quant is not None
+        count, step = self.source.config.parameter_shapes()[name][0], self.source.row_step(name, BLOCK_BYTES)
+
+        def work(row: int) -> tuple[int, Parts]:
+            rows = self.source.read(name, slice(row, min(row + step, count))).astype(self._dtype)
+            parts = way(rows, quant, name)
+            mx.eval(parts)
+            self.emit(module, row, parts)
+            return row, parts
+
+        jobs = (partial(work, row) for row in range(0, count, step))
+        with closing(unordered(jobs, workers=(os.cpu_count() or 1) if on_cpu else 1)) as done:
+            return dict(done)
+
+
+Way = Callable[[mx.array, QuantFormat, str], Parts]
+
+
+def _by_gptq(curvatures: Sequence[Curvature], rows: mx.array, quant: QuantFormat, name: str) -> Parts:
+    return quantize_gptq(rows, curvatures, quant, name=name)
+
+
+def _by_rounding(rows: mx.array, quant: QuantFormat, name: str) -> Parts:
+    return quantize(rows, quant, name=name)
