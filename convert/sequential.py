@@ -14,6 +14,7 @@ from .calibrate import EMBEDDING
 from .gptq import Curvature, quantize_gptq
 from .parallel import unordered
 from .quantize import dequantize, quantize
+from .search import quantize_weighted
 from .source import FLOAT_TYPES, Source
 from .statistics import hessian, mean_squares, runs
 
@@ -26,8 +27,8 @@ Emit = Callable[[str, int, Parts], None]  # module, first row, what is stored fo
 class Sequential:
     """A visitor of ``calibrate.visiting`` that quantizes; ``emit`` takes every packed block, from any thread.
 
-    An embedding of its own is rounded. One that is lm_head as well is quantized last, on lm_head's inputs, and the
-    stream begins with it unquantized. What ``formats`` do not pack, and what is not affine, has no inputs to be seen:
+    An embedding of its own is searched, all columns alike. One that is lm_head as well is quantized last, on lm_head's
+    inputs, and the stream begins with it unquantized. What ``formats`` do not pack, and what is not affine, has no inputs to be seen:
     the one stays as it is, the other is rounded.
     """
 
@@ -53,7 +54,7 @@ class Sequential:
     def rows(self, module: str) -> Iterator[tuple[int, mx.array]]:
         quant = self.formats[module]
         if module == EMBEDDING and quant is not None and not self.source.config.tie_word_embeddings:
-            self._waiting[module] = self._quantized(module, _by_rounding)
+            self._waiting[module] = self._quantized(module, _by_search if quant.mode == "affine" else _by_rounding)
         if module not in self._waiting:
             for row, block in self.source.blocks(f"{module}.weight", BLOCK_BYTES):
                 yield row, block.astype(self._dtype)
@@ -92,6 +93,10 @@ Way = Callable[[mx.array, QuantFormat, str], Parts]
 
 def _by_gptq(curvatures: Sequence[Curvature], rows: mx.array, quant: QuantFormat, name: str) -> Parts:
     return quantize_gptq(rows, curvatures, quant, name=name)
+
+
+def _by_search(rows: mx.array, quant: QuantFormat, name: str) -> Parts:
+    return quantize_weighted(rows, mx.ones(rows.shape[1]), quant, name=name)
 
 
 def _by_rounding(rows: mx.array, quant: QuantFormat, name: str) -> Parts:
