@@ -257,11 +257,11 @@ def _refusal(
     wanted: MemoryPlan, ways: list[tuple[int | None, MemoryPlan | None]], recipe: int | None, context_flag: str
 ) -> str:
     """What does not fit, and what would."""
-    draft = f", draft model {wanted.draft_bytes / 1e9:.2f}" if wanted.draft_bytes else ""
+    draft = f", draft model {_size(wanted.draft_bytes)}" if wanted.draft_bytes else ""
     message = (
-        f"a context of {wanted.context:,} needs {wanted.total_bytes / 1e9:.2f} GB "
-        f"(weights {wanted.weights_bytes / 1e9:.2f}, KV cache {wanted.kv_bytes / 1e9:.2f}, workspace "
-        f"{wanted.workspace_bytes / 1e9:.2f}{draft}), and {wanted.budget_bytes / 1e9:.2f} GB may be used; "
+        f"a context of {wanted.context:,} needs {_size(wanted.total_bytes)} (weights {_size(wanted.weights_bytes)}, "
+        f"KV cache {_size(wanted.kv_bytes)}, workspace {_size(wanted.workspace_bytes)}{draft}), "
+        f"and {_size(wanted.budget_bytes)} may be used; "
     )
     fitting = [
         f"a context of {plan.context:,} ({context_flag} {plan.context})"
@@ -276,3 +276,7 @@ def _refusal(
     if wanted.draft_bytes:
         return message + "no context fits beside these weights and a draft model: leave --draft-model out"
     return message + "no context fits beside these weights, nor beside 2-bit ones: it takes a larger machine"
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"

@@ -41,7 +41,9 @@ def test_a_draft_model_is_planned_for(checkpoint_folder: Folder, capsys: pytest.
 def test_what_does_not_fit_is_exit_2(checkpoint_folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     folder = checkpoint_folder(make_config())
     assert plan.main(["--model", str(folder), "--context", "4096", "--memory-gb", "0.005"]) == 2
-    assert "--context" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--context" in error
+    assert "5.0 MB may be used" in error
     assert plan.main(["--model", str(folder), "--memory-gb", "0.0001"]) == 2
     assert "no context fits" in capsys.readouterr().err
     assert plan.main(["--model", str(folder / "nowhere")]) == 2
