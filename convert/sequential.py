@@ -28,8 +28,8 @@ class Sequential:
     """A visitor of ``calibrate.visiting`` that quantizes; ``emit`` takes every packed block, from any thread.
 
     An embedding of its own is searched, all columns alike. One that is lm_head as well is quantized last, on lm_head's
-    inputs, and the stream begins with it unquantized. What ``formats`` do not pack, and what is not affine, has no inputs to be seen:
-    the one stays as it is, the other is rounded.
+    inputs, and the stream begins with it unquantized. What ``formats`` do not pack stays as it is; what is not affine
+    is rounded.
     """
 
     source: Source
