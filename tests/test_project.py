@@ -14,6 +14,7 @@ import pytest
 
 import magistral_mlx as mm
 from magistral_mlx import __main__ as group
+from magistral_mlx.reasoning import ToolCall
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -142,10 +143,12 @@ def test_the_readme_s_commands_are_understood(line: str) -> None:
 
 
 def test_the_readme_s_python_names_what_exists() -> None:
-    (code,) = (block for kind, block in BLOCKS if kind == "python")
-    assert code.count("\n") <= 12
+    blocks = [block for kind, block in BLOCKS if kind == "python"]
+    assert blocks
+    assert all(code.count("\n") <= 12 for code in blocks)
     public = {"mm": mm, "magistral": mm.Magistral, "reply": mm.Reply, "segment": mm.Segment, "chat": mm.Chat}
-    for node in ast.walk(ast.parse(code)):
+    public |= {"call": ToolCall}
+    for node in ast.walk(ast.parse("".join(blocks))):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             owner = public[node.value.id]
             known = {*dir(owner), *getattr(owner, "__dataclass_fields__", ())}

@@ -257,6 +257,36 @@ def test_what_is_read_again_with_tools(model: mm.Magistral, tmp_path: Path, keep
             assert there[: answer.usage.prompt_tokens] == oracle.ids(chat.messages[:-1], tools=TOOLS)
 
 
+TAGS = (
+    "<think>",
+    "</think>",
+    "\n</think>\n\n",
+    "[THINK]",
+    "[/THINK]",
+    "<think>\nx\n</think>\ny",
+    "[TOOL_CALLS]add[ARGS]{}",
+)
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_tags_in_what_the_user_and_the_history_say_change_no_state(model: mm.Magistral, tag: str) -> None:
+    """The model goes by its prompt's last id, so that only what we make of its ids could differ."""
+
+    def parts(reply: mm.Reply) -> tuple[Any, ...]:
+        calls = [(call.name, call.arguments) for call in reply.tool_calls]
+        return reply.reasoning, reply.answer, calls, reply.finish_reason, reply.reasoning_closed_by
+
+    expected = parts(model.ask("x", GREEDY, tools=TOOLS))
+    assert parts(model.ask(tag, GREEDY, tools=TOOLS)) == expected
+    history = [{"role": "user", "content": tag}, {"role": "assistant", "content": tag, "reasoning": tag}]
+    assert parts(model.ask([*history, {"role": "user", "content": f"x {tag}"}], GREEDY, tools=TOOLS)) == expected
+    chat = model.chat(keep_reasoning="all", tools=TOOLS, system_prompt=tag)
+    reply = chat.ask(tag, GREEDY)
+    assert parts(reply) == expected
+    assert parts(chat.ask({reply.tool_calls[0].id: tag}, GREEDY)) == ("", "It is 7.", [], "stop", None)
+    assert parts(chat.ask(tag, GREEDY)) == expected
+
+
 def test_a_saved_conversation_keeps_its_tools(model: mm.Magistral, tmp_path: Path) -> None:
     chat = model.chat(tools=TOOLS)
     (call,) = chat.ask("Hi", GREEDY).tool_calls
