@@ -101,8 +101,8 @@ def read_system_prompt(folder: Path, form: ReasoningFormat) -> str:
 
 
 def _text_of(path: Path) -> str:
-    """A file's text; none where it is missing, large or no text."""
+    """A file's text; none where it is missing, large, no text, or a pipe, whose opening would wait for ever."""
     try:
-        return path.read_bytes().decode() if path.stat().st_size <= MAX_PROMPT_BYTES else ""
+        return path.read_bytes().decode() if path.is_file() and path.stat().st_size <= MAX_PROMPT_BYTES else ""
     except (OSError, UnicodeDecodeError):
         return ""
