@@ -51,6 +51,16 @@ MAY_IMPORT = {
     "conversation": "errors past reasoning reply sampling tool_calls",
     "api": "checkpoint config conversation demo device errors loader memory model past reasoning reply "
     "sampling several single speculation tokenizer",
+    "failures": "errors",
+    "plain": "errors failures",
+    "events": "failures memory reasoning reply tool_calls",
+    "event_schema": "events",
+    "channel": "events failures",
+    "owner": "channel events failures",
+    "resident": "api channel checkpoint demo device errors events failures memory plain reasoning reply sampling "
+    "tool_calls",
+    "hosted": "channel failures owner resident",
+    "bridge": "checkpoint errors hosted memory plain reasoning resident sampling",
     "display": "reasoning reply",
     "command_line": "errors",
     "console": "api command_line display reasoning sampling",
@@ -166,18 +176,18 @@ def state():
         "threads": threading.active_count(),
     }
 before, started = state(), time.process_time()
-import magistral_mlx
+import MODULE
 cpu = time.process_time() - started
 heavy = [m for m in ("mlx_lm", "transformers", "mistral_common", "huggingface_hub", "click") if m in sys.modules]
 print(json.dumps({"cpu": cpu, "same": before == state(), "heavy": heavy}))
 """
 
 
-def test_importing_the_package_is_cheap_and_leaves_the_process_alone() -> None:
+@pytest.mark.parametrize("module", ["magistral_mlx", "magistral_mlx.bridge"])
+def test_importing_the_package_is_cheap_and_leaves_the_process_alone(module: str) -> None:
+    command = [sys.executable, "-c", PROBE.replace("MODULE", module)]
     runs = [
-        json.loads(
-            subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, check=True, text=True).stdout
-        )
+        json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout)
         for _ in range(3)
     ]
     assert runs[0]["same"]

@@ -5,13 +5,19 @@ from pathlib import Path
 from magistral_mlx.checkpoint import open_checkpoint
 from magistral_mlx.paths import cache_dir
 
+SOURCE = Path(__file__).parent
+
+
+def demo_folder() -> Path:
+    """Where the embedded checkpoint lies in 4 bit, once it has been used."""
+    return cache_dir() / f"demo-4bit-{open_checkpoint(SOURCE).fingerprint()[:16]}"
+
 
 def demo_checkpoint() -> Path:
     """The embedded checkpoint in 4 bit, converted into the cache folder on first use."""
-    source = Path(__file__).parent
-    target = cache_dir() / f"demo-4bit-{open_checkpoint(source).fingerprint()[:16]}"
+    target = demo_folder()
     if not target.exists():
         from magistral_mlx.convert import convert_checkpoint  # the one line where the runtime needs the converter
 
-        convert_checkpoint(source, target, q_method="round", tokenizer_json=False)
+        convert_checkpoint(SOURCE, target, q_method="round", tokenizer_json=False)
     return target

@@ -1,0 +1,111 @@
+"""What may cross from a host: str, int, float, bool, None, lists and dictionaries of these, checked and copied."""
+
+import functools
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, ParamSpec
+
+from magistral_mlx.errors import OptionError
+from magistral_mlx.failures import refusal
+
+DEEPEST = 64  # levels of lists and dictionaries; also what ends one that contains itself
+INT64 = range(-(2**63), 2**63)  # a host's integers
+NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "a dict"}
+
+Parameters = ParamSpec("Parameters")
+Call = Callable[Parameters, dict[str, Any]]
+
+
+def guarded(function: Call[Parameters]) -> Call[Parameters]:
+    """The function with its arguments checked against its annotations, and every exception made a dict.
+
+    What it returns gets ``ok``, true here and false where there is an ``error``.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> dict[str, Any]:
+        try:
+            bound = _bound(signature, function.__name__, args, kwargs)
+            return {"ok": True, **function(*bound.args, **bound.kwargs)}
+        except BaseException as error:  # to a host any exception is a crash, Ctrl-C's and exit's as well
+            return refusal(error)
+
+    return call
+
+
+def _bound(
+    signature: inspect.Signature, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> inspect.BoundArguments:
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise OptionError(f"{name}: {error}; it takes {', '.join(signature.parameters)}") from None
+    for parameter, value in bound.arguments.items():
+        bound.arguments[parameter] = argument(value, parameter, signature.parameters[parameter].annotation)
+    return bound
+
+
+def argument(value: Any, name: str, annotation: Any) -> Any:
+    """A copy of ``value``, if it is of a type that ``annotation`` allows and holds plain values only.
+
+    Raises:
+        OptionError: it is something else.
+    """
+    allowed = [typing.get_origin(a) or a for a in _alternatives(annotation)]
+    if type(value) is int and int not in allowed and float in allowed:
+        value = _checked_int(value, name) * 1.0
+    # Exact types: a subclass could run code of its own, and True is no number.
+    if type(value) not in allowed:
+        expected = " or ".join(NAMES[a] for a in allowed if a in NAMES)
+        raise OptionError(f"{name} is of type {type(value).__name__}, expected {expected}")
+    return plain(value, name)
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+
+
+def plain(value: Any, name: str, depth: int = DEEPEST) -> Any:
+    """A copy of a value that holds plain values only; OptionError where it does not."""
+    if depth == 0:
+        raise OptionError(f"{name} has more than {DEEPEST} levels, or contains itself; make it flatter")
+    kind = type(value)
+    if value is None or kind is bool:
+        return value
+    if kind is str:
+        return _checked_text(value, name)
+    if kind is int:
+        return _checked_int(value, name)
+    if kind is float:
+        if not math.isfinite(value):
+            raise OptionError(f"{name} holds {value}; use a finite number")
+        return value
+    if kind is list or kind is tuple:
+        return [plain(item, name, depth - 1) for item in value]
+    if kind is dict:
+        return {_key(key, name): plain(item, name, depth - 1) for key, item in value.items()}
+    raise OptionError(f"{name} holds a value of type {kind.__name__}; use text, numbers, lists and dictionaries only")
+
+
+def _key(key: Any, name: str) -> str:
+    if type(key) is not str:
+        raise OptionError(f"{name} holds a dictionary with a key of type {type(key).__name__}; use text")
+    return _checked_text(key, name)
+
+
+def _checked_int(value: int, name: str) -> int:
+    if value not in INT64:
+        raise OptionError(f"{name} is a number of more than 64 bits; use a smaller one")
+    return value
+
+
+def _checked_text(text: str, name: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise OptionError(f"{name} is not valid Unicode; was it read as something other than UTF-8?") from None
+    return text
