@@ -3,14 +3,13 @@
 Nothing here follows a symbolic link at the name it is given.
 """
 
-import errno
-import fcntl
 import hashlib
 import os
 import shutil
 import stat
 from pathlib import Path
 
+from magistral_mlx.durable import flush, flush_folder
 from magistral_mlx.safetensors_header import leave_file_cache
 
 WRITE_BYTES = 2**30  # a single write of 2 GiB or more fails on macOS
@@ -29,27 +28,6 @@ def put(descriptor: int, data: memoryview, offset: int) -> None:
     while data:
         written = os.pwrite(descriptor, data[:WRITE_BYTES], offset)
         data, offset = data[written:], offset + written
-
-
-def flush(descriptor: int) -> None:
-    """Return when a file's or folder's content is on the drive itself, on macOS too, where fsync alone does not."""
-    if hasattr(fcntl, "F_FULLFSYNC"):
-        try:
-            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-            return
-        except OSError as error:  # network and FAT file systems know no such thing
-            if error.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOTTY):
-                raise
-    os.fsync(descriptor)
-
-
-def flush_folder(folder: Path) -> None:
-    """Return when the names in ``folder`` are on the drive."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        flush(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_file(path: Path, content: bytes) -> None:

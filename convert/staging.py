@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from magistral_mlx import durable
 from magistral_mlx.errors import ConversionError
 
 from . import disk
@@ -104,7 +105,7 @@ class Staging:
             raise FileExistsError(errno.EEXIST, "appeared meanwhile", str(self.target))
         disk.discard(self.fetched)
         disk.discard(self._journal)
-        disk.flush_folder(self.folder)
+        durable.flush_folder(self.folder)
         try:
             if exists:
                 disk.discard(aside)

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from magistral_mlx import durable
 from magistral_mlx.errors import ConversionError, HubError, shown
 from magistral_mlx.remote import Cancelled, HubFile, Layout, Listing, list_files, read
 from magistral_mlx.safetensors_header import MAX_JSON_BYTES, Shard, parse_json
@@ -159,7 +160,7 @@ class HubStream:
                     digest.update(piece)
                     position += len(piece)
                     report(len(piece))
-            disk.flush(descriptor)
+            durable.flush(descriptor)
         finally:
             os.close(descriptor)
         return digest.hexdigest(), kept

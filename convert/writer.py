@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from magistral_mlx import durable
 from magistral_mlx.config import Shape
 from magistral_mlx.safetensors_header import DTYPES, Entry, Shard
 
@@ -100,7 +101,7 @@ class ShardWriter:
         """Flush, check, hash and name the file: its ``size`` and ``sha256``."""
         assert self._descriptor is not None, f"{self.path} is closed"
         assert not self._unwritten, f"{self.path}: tensors were left out"
-        disk.flush(self._descriptor)
+        durable.flush(self._descriptor)
         self.close()
         Shard.open(self.temporary)  # our own strict reader and the safetensors library's
         entry = {"size": self.temporary.stat().st_size, "sha256": disk.sha256_of(self.temporary)}

@@ -1,6 +1,5 @@
 """The library: load a checkpoint, ask it, stream it, sample it, talk to it."""
 
-import json
 import secrets
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -131,7 +130,13 @@ class Magistral:
         self.tokenizer = tokenizer
         self.plan = plan
         self.speculation = speculation
-        self.past = Past(checkpoint.config, limit=plan.context, bits=plan.kv_bits, fingerprint=checkpoint.fingerprint())
+        self.past = Past(
+            checkpoint.config,
+            limit=plan.context,
+            bits=plan.kv_bits,
+            fingerprint=checkpoint.fingerprint(),
+            dtype=model.norm.weight.dtype,
+        )
 
     def ask(
         self,
@@ -254,7 +259,7 @@ class Magistral:
     def chat(
         self,
         *,
-        keep_reasoning: KeepReasoning = "none",
+        keep_reasoning: KeepReasoning | bool = "none",
         system_prompt: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> Chat:
@@ -267,11 +272,23 @@ class Magistral:
 
         Raises:
             OptionError: the file is missing, or of another checkpoint or kind of cache.
+            CheckpointError: it is damaged.
         """
-        state = json.loads(self.past.open(Path(path)) or "null")
-        if state is None:
+        state = self.past.open(Path(path))
+        if not state:
             raise OptionError(f"{path} holds a prompt cache but no conversation; it was not written by Chat.save")
-        return Chat(self, state["keep_reasoning"], state["messages"], state.get("tools"))
+        return Chat.restored(self, state, Path(path))
+
+    def room(
+        self,
+        messages: Messages,
+        sampling: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> int:
+        """Positions the context has left for a reply to these messages; below 0 where they do not fit."""
+        prompt = self._prompt(messages, sampling or SamplingParams(), tools=tools, system_prompt_only=False)
+        return self.plan.context - len(prompt)
 
     def cancel(self) -> None:
         """End the reply that is under way; the one method that may be called from another thread.

@@ -198,9 +198,9 @@ class KVCache:
         for layer in self.layers:
             layer.length = length
 
-    def state(self) -> list[list[mx.array]]:
-        """Each layer's arrays up to ``length``, for a file."""
-        return [layer.buffer.read(self.length) for layer in self.layers]
+    def state(self, length: int | None = None) -> list[list[mx.array]]:
+        """Each layer's arrays up to ``length``, by default all of it, for a file."""
+        return [layer.buffer.read(self.length if length is None else length) for layer in self.layers]
 
     def restore(self, state: Iterable[Sequence[mx.array]], length: int) -> None:
         """Copy what ``state`` returned, a layer at a time; raises ValueError where it does not fit this cache."""

@@ -1,8 +1,11 @@
-"""A KV cache on disk: one safetensors file with the ids it holds and what it belongs to."""
+"""A KV cache on disk: one safetensors file with the ids it holds, what it belongs to, and a hash over all of it."""
 
+import errno
+import hashlib
 import json
-import os
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,82 +14,140 @@ import numpy as np
 
 from magistral_mlx.cache import KVCache
 from magistral_mlx.config import ModelConfig
-from magistral_mlx.errors import CheckpointError, OptionError
+from magistral_mlx.durable import replacing, write_all
+from magistral_mlx.errors import CheckpointError, OptionError, shown
 from magistral_mlx.safetensors_header import Shard
 
-FORMAT = "magistral-mlx prompt cache 2"
-TYPES = {mx.float32: "F32", mx.bfloat16: "BF16", mx.float16: "F16", mx.uint32: "U32", mx.int32: "I32"}
+FORMAT = "magistral-mlx prompt cache 3"
+TYPES = {mx.float32: "F32", mx.bfloat16: "BF16", mx.float16: "F16", mx.uint32: "U32", mx.int32: "I32", mx.uint8: "U8"}
+HASH, HASH_BYTES = "sha256", 32  # the last tensor: SHA-256 over the SHA-256 of the header and of each tensor before it
 
 
-def save_cache(path: Path, cache: KVCache, ids: Sequence[int], *, fingerprint: str, chat: str = "") -> None:
+def save_cache(
+    path: Path, cache: KVCache, ids: Sequence[int], *, fingerprint: str, dtype: mx.Dtype, chat: str = ""
+) -> None:
     """Write the cache of ``ids`` atomically: the file is the old one or the new one, never half of one.
 
     Args:
         fingerprint: the checkpoint's, without which the keys and values mean nothing.
+        dtype: the activations'.
         chat: a conversation's own state, as JSON.
+    Raises:
+        OptionError: the file cannot be written; what was there is unchanged.
     """
-    arrays = {f"layer.{i}.{j}": a for i, parts in enumerate(cache.state()) for j, a in enumerate(parts)}
-    arrays["ids"] = mx.array(list(ids), dtype=mx.int32)
-    metadata = {"format": FORMAT, "fingerprint": fingerprint, "kv_bits": str(cache.bits), "chat": chat}
-    partial = path.parent / f".{path.name}.{os.getpid()}.safetensors"
+    ids = list(ids[: cache.length])
+    state = cache.state(len(ids)) if ids else []
+    arrays = dict(zip(_names(cache), (array for parts in state for array in parts), strict=False))
+    arrays |= {"ids": mx.array(ids, dtype=mx.int32), "chat": mx.array(np.frombuffer(chat.encode(), np.uint8))}
+    kind = {"fingerprint": fingerprint, "kv_bits": str(cache.bits), "type": TYPES[dtype]}
+    head = _head(arrays, {"format": FORMAT} | kind)
     try:
-        with partial.open("wb") as file:
-            file.write(_head(arrays, metadata))
+        with replacing(path) as descriptor, ThreadPoolExecutor(1) as beside:
+            write_all(descriptor, memoryview(head))
+            digests = [_digest(head)]
             for array in arrays.values():  # one copy at a time; mx.save_safetensors holds one of the whole cache
-                file.write(memoryview(mx.contiguous(array).view(mx.uint8)))  # type: ignore[arg-type]  # it is a buffer
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+                data = _bytes(array)
+                digest = beside.submit(_digest, data)
+                write_all(descriptor, data)
+                digests.append(digest.result())
+                del data, digest  # before the next copy is made
+            write_all(descriptor, memoryview(_digest(b"".join(digests))))
     except (OSError, RuntimeError) as error:
-        raise OptionError(f"{path}: the prompt cache could not be written: {error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        why = f"the disk is full, it takes {sum(a.nbytes for a in arrays.values()) / 1e6:,.0f} MB" if is_full else error
+        raise OptionError(
+            f"{path}: the prompt cache could not be written: {why}; what was there is unchanged. Free some space, or "
+            "name a file elsewhere"
+        ) from None
 
 
 def load_cache(
-    path: Path, config: ModelConfig, *, limit: int, fingerprint: str, bits: int | None
+    path: Path, config: ModelConfig, *, limit: int, fingerprint: str, bits: int | None, dtype: mx.Dtype
 ) -> tuple[KVCache, list[int], str]:
     """Read a cache back: the cache, its ids, the conversation's state.
 
+    Args:
+        dtype: the activations', which keys and values, or their scales, have too.
     Raises:
-        OptionError: the file is of another checkpoint or kind of cache, or longer than ``limit``.
-        CheckpointError: it is damaged, or no such file.
+        OptionError: there is no such file, or it is of another checkpoint or kind of cache, or longer than ``limit``.
+        CheckpointError: it is damaged.
     """
     if not path.is_file():
         raise OptionError(f"{path}: no such prompt cache; check the path, or leave it out to start anew")
     shard = Shard.open(path)
-    metadata = shard.metadata
-    if metadata.get("format") != FORMAT:
-        raise OptionError(f"{path} is not a prompt cache of this software; name another file")
+    if shard.metadata.get("format") != FORMAT:
+        raise OptionError(f"{path} is not a prompt cache of this version of this software; name another file")
     cache = KVCache(config, limit=limit, bits=bits)
-    for key, wanted in {"fingerprint": fingerprint, "kv_bits": str(cache.bits)}.items():
-        if metadata[key] != wanted:
+    length = math.prod(shard.header["ids"].shape) if "ids" in shard.header else 0
+    names = _names(cache) if length else []
+    kind = {"fingerprint": fingerprint, "kv_bits": str(cache.bits), "type": TYPES[dtype]}
+    for key, wanted in kind.items():
+        if shard.metadata.get(key) != wanted:
             raise OptionError(
-                f"{path} was made with {key} {metadata[key]}, this model has {wanted}; "
+                f"{path} was made with {key} {shown(shard.metadata.get(key))}, this model has {wanted!r}; "
                 "load the checkpoint and kind of cache it was made with, or name another file"
             )
-    parts = (len(shard.header) - 1) // config.num_layers
+    if set(shard.header) != {*names, "ids", "chat", HASH}:
+        raise _damaged(path, "its tensors are not those of such a cache")
+    if length > limit:
+        raise OptionError(f"{path} holds {length} positions, but the context is {limit}; load with a larger context")
     try:
-        length = shard.header["ids"].shape[0]
-        if length > limit:
-            raise OptionError(
-                f"{path} holds {length} positions, but the context is {limit}; load with a larger context"
-            )
-        ids = [int(i) for i in np.array(shard.read("ids"))]
-        state = ([shard.read(f"layer.{i}.{j}") for j in range(parts)] for i in range(config.num_layers))
-        cache.restore(state, length)
-    except (KeyError, IndexError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); delete it to start anew") from None
-    return cache, ids, metadata["chat"]
+        ids, chat = _read(shard, cache, names, length)
+    except (ValueError, OSError) as error:
+        raise _damaged(path, str(error)) from None
+    return cache, ids, chat
+
+
+def _read(shard: Shard, cache: KVCache, names: list[str], length: int) -> tuple[list[int], str]:
+    """Everything, hashed by another thread meanwhile; two tensors are in memory at most. Returns ids and chat."""
+    with ThreadPoolExecutor(1) as beside, shard.path.open("rb") as file:
+        digests = [beside.submit(_digest, file.read(shard.data_start))]
+
+        def read(name: str) -> mx.array:
+            for digest in digests[:-1]:
+                digest.result()
+            array = shard.read(name)
+            digests.append(beside.submit(_digest, _bytes(array)))
+            return array
+
+        def layers() -> Iterator[list[mx.array]]:
+            parts = cache.layers[0].parts
+            for i in range(0, len(names), parts):
+                yield [read(name) for name in names[i : i + parts]]
+
+        if names:
+            cache.restore(layers(), length)
+        ids, chat = np.array(read("ids")), np.array(read("chat"))
+        found = _digest(b"".join(digest.result() for digest in digests))
+    if found != bytes(np.array(shard.read(HASH))):
+        raise ValueError("what it holds is not what was written")
+    return [int(identity) for identity in ids], chat.tobytes().decode()
+
+
+def _names(cache: KVCache) -> list[str]:
+    return [f"layer.{i}.{j}" for i, layer in enumerate(cache.layers) for j in range(layer.parts)]
+
+
+def _bytes(array: mx.array) -> memoryview:
+    return memoryview(mx.contiguous(array).view(mx.uint8).reshape(-1))  # type: ignore[arg-type]  # it is a buffer
+
+
+def _digest(data: bytes | memoryview) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def _damaged(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged ({what}); delete it to start anew")
 
 
 def _head(arrays: Mapping[str, mx.array], metadata: Mapping[str, str]) -> bytes:
-    """What stands before the arrays' bytes in a safetensors file that holds them in this order."""
+    """What stands before the arrays' bytes in a safetensors file that holds them in this order, and then the hash."""
     table: dict[str, Any] = {"__metadata__": metadata}
+    shapes = [(name, TYPES[a.dtype], a.shape, a.nbytes) for name, a in arrays.items()]
     position = 0
-    for name, array in arrays.items():
-        offsets = [position, position := position + array.nbytes]
-        table[name] = {"dtype": TYPES[array.dtype], "shape": array.shape, "data_offsets": offsets}
+    for name, dtype, shape, nbytes in [*shapes, (HASH, "U8", (HASH_BYTES,), HASH_BYTES)]:
+        offsets = [position, position := position + nbytes]
+        table[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
     text = json.dumps(table).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

@@ -103,13 +103,14 @@ def figures(usage: Usage) -> str:
         return f"{tokens / seconds:,.1f} tok/s" if tokens > 0 and seconds > 0 else "-"
 
     cached = f" ({usage.cached_tokens:,} cached)" if usage.cached_tokens else ""
+    left_out = f"; {usage.forgotten_turns} oldest turns left out" if usage.forgotten_turns else ""
     return (
         f"prompt {usage.prompt_tokens:,} tokens{cached}, "
         f"{rate(usage.prompt_tokens - usage.cached_tokens, usage.prefill_seconds)}; "
         f"reply {usage.completion_tokens:,} tokens ({usage.reasoning_tokens:,} reasoning), "
         # the first token came with the prompt's pass
         f"{rate(usage.completion_tokens - 1, usage.decode_seconds)}; "
-        f"first token after {usage.prefill_seconds:.2f} s; peak memory {in_units(usage.peak_memory_bytes)}"
+        f"first token after {usage.prefill_seconds:.2f} s; peak memory {in_units(usage.peak_memory_bytes)}{left_out}"
     )
 
 

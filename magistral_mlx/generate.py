@@ -26,6 +26,7 @@ USAGE_KEYS = (
     "decode_seconds",
     "peak_memory_bytes",
     "seed",
+    "forgotten_turns",
 )
 
 EPILOG = """\b

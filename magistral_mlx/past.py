@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import mlx.core as mx
+
 from magistral_mlx.cache import KVCache
 from magistral_mlx.cache_file import load_cache, save_cache
 from magistral_mlx.config import ModelConfig
@@ -13,9 +15,10 @@ from magistral_mlx.errors import MemoryLimitError, OptionError
 class Past:
     """One cache, lent to one reply at a time; the newest reply has it."""
 
-    def __init__(self, config: ModelConfig, *, limit: int, bits: int | None, fingerprint: str) -> None:
-        """``limit``: positions at most. ``fingerprint``: the checkpoint's, which a file's must equal."""
-        self.config, self.limit, self.bits, self.fingerprint = config, limit, bits, fingerprint
+    def __init__(self, config: ModelConfig, *, limit: int, bits: int | None, fingerprint: str, dtype: mx.Dtype) -> None:
+        """``limit``: positions at most. ``fingerprint``: the checkpoint's, which a file's must equal, as must
+        ``dtype``, the activations'."""
+        self.config, self.limit, self.bits, self.fingerprint, self.dtype = config, limit, bits, fingerprint, dtype
         self.is_recalled = False  # the borrower is to end; the one thing another thread may set
         self.forget()
 
@@ -75,10 +78,10 @@ class Past:
         """Make a cache file the live cache; returns the conversation's state in it. Errors as ``load_cache``."""
         self.forget()  # there is room planned for one
         self.cache, self.ids, chat = load_cache(
-            path, self.config, limit=self.limit, fingerprint=self.fingerprint, bits=self.bits
+            path, self.config, limit=self.limit, fingerprint=self.fingerprint, bits=self.bits, dtype=self.dtype
         )
         return chat
 
     def save(self, path: Path, chat: str = "") -> None:
         """Write the cache to a file. Errors as ``save_cache``."""
-        save_cache(path, self.cache, self.ids, fingerprint=self.fingerprint, chat=chat)
+        save_cache(path, self.cache, self.ids, fingerprint=self.fingerprint, dtype=self.dtype, chat=chat)

@@ -33,6 +33,7 @@ class Usage:
     peak_memory_bytes: int  # MLX's, weights included
     max_tokens: int  # what the reply was allowed
     seed: int  # asks for this very reply again, on this machine
+    forgotten_turns: int = 0  # of a conversation, the oldest, left out of the prompt because the context is full
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -32,8 +32,8 @@ def in_small_pieces(set_attribute: Callable[[object, str, object], None] = setat
     set_attribute(convert.weights, "BLOCK_BYTES", BLOCK_BYTES)
 
 
-def count_calls(at: int, then: Callable[[], None]) -> list[int]:
-    """Count the calls that change a disk; before the ``at``-th, do ``then``."""
+def count_calls(at: int, then: Callable[[], None], names: Sequence[str] = CALLS) -> list[int]:
+    """Count the calls of ``os`` that change a disk; before the ``at``-th, do ``then``."""
     count, counting = [0], threading.Lock()
 
     def counted(call: Callable[..., object], *args: object, **kwargs: object) -> object:
@@ -43,7 +43,7 @@ def count_calls(at: int, then: Callable[[], None]) -> list[int]:
                 then()
         return call(*args, **kwargs)
 
-    for name in CALLS:
+    for name in names:
         setattr(os, name, partial(counted, getattr(os, name)))
     return count
 

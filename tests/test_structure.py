@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "errors": "",
     "paths": "",
+    "durable": "",
     "reasoning": "",
     "config": "errors",
     "sampling": "errors",
@@ -34,7 +35,7 @@ MAY_IMPORT = {
     "multimodal": "errors safetensors_header",
     "record": "errors safetensors_header",
     "checkpoint": "config errors safetensors_header hub remote multimodal record",
-    "cache_file": "cache config errors safetensors_header",
+    "cache_file": "cache config durable errors safetensors_header",
     "loader": "checkpoint config errors model",
     "drafting": "",
     "decoding": "cache drafting errors sampling model",
@@ -48,7 +49,7 @@ MAY_IMPORT = {
     "batch": "errors model sampling shared_cache",
     "single": "decoding model past reasoning reply sampling speculation tokenizer",
     "several": "batch cache config decoding errors memory model past reply sampling shared_cache tokenizer",
-    "conversation": "errors past reasoning reply sampling tool_calls",
+    "conversation": "errors memory past reasoning reply sampling tool_calls",
     "api": "checkpoint config conversation demo device errors loader memory model past reasoning reply "
     "sampling several single speculation tokenizer",
     "failures": "errors",
@@ -75,7 +76,7 @@ MAY_IMPORT = {
     "demo.train": "checkpoint config conversation demo loader model",
 }
 CONVERTER_MAY_IMPORT = (
-    "__version__ checkpoint command_line config errors messages multimodal reasoning record release remote "
+    "__version__ checkpoint command_line config durable errors messages multimodal reasoning record release remote "
     "safetensors_header tokenizer"
 )
 DEMO_FILES = {"magistral_mlx/demo/examples.py", "magistral_mlx/demo/train.py"}

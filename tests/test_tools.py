@@ -11,6 +11,7 @@ import pytest
 
 import magistral_mlx as mm
 from magistral_mlx.conversation import Chat
+from magistral_mlx.memory import MemoryPlan
 from magistral_mlx.reasoning import ToolCall
 from magistral_mlx.reply import ReplyBuilder, Usage
 from magistral_mlx.tokenizer import Tokenizer
@@ -23,6 +24,7 @@ GREEDY = mm.SamplingParams(temperature=0)
 TOOLS = [{"type": "function", "function": {"name": "add", "description": "a + b", "parameters": {"type": "object"}}}]
 USAGE = Usage(0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0)
 MODES = ("all", "last", "none")
+NO_LIMIT = MemoryPlan(0, 0, 0, 0, context=40_960, kv_bits=None, prefill_chunk=1)
 
 
 def ids_of(tokenizer: Tokenizer, *parts: int | str) -> list[int]:
@@ -114,6 +116,10 @@ class Script:
         self.tokenizer, self.replies = tokenizer, iter(replies)
         self.prompts: list[list[int]] = []
         self.past: Any = None
+        self.plan = NO_LIMIT
+
+    def room(self, *_: object, **__: object) -> int:
+        return self.plan.context
 
     def stream(
         self,
