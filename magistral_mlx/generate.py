@@ -26,7 +26,6 @@ USAGE_KEYS = (
     "decode_seconds",
     "peak_memory_bytes",
     "seed",
-    "forgotten_turns",
 )
 
 EPILOG = """\b
