@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from benchmarks import convert, source
-from benchmarks.__main__ import _command, main
+from benchmarks.__main__ import main
+from benchmarks.commands.shared import typed
 from benchmarks.convert import check_space, different_tensors, output_bytes, tensor_digests
 from benchmarks.measure import Lap, Stopwatch, circumstances, interleave, speedup, spread
 from benchmarks.source import source_bytes, write_source
@@ -315,7 +316,7 @@ def test_a_quick_run_of_memory_forecasts_and_compares(tmp_path: Path) -> None:
 
 
 def test_a_result_names_no_file_of_this_machine() -> None:
-    assert _command(["memory", "--json", "x", "--quick", "--work", "y"]) == ["memory", "--quick"]
+    assert typed(["memory", "--json", "x", "--quick", "--work", "y"]) == ["memory", "--quick"]
 
 
 @pytest.mark.slow

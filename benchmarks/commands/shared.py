@@ -1,0 +1,52 @@
+"""What the sub-commands share: options, the check of a peer, the result file."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import click
+
+from magistral_mlx.errors import OptionError
+
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+peer_option = click.option("--peer", type=click.Choice(["mlx-lm"]), help="Measure this beside ours, and the ratio.")
+json_option = click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write every repeat here."
+)
+
+
+class Result(Protocol):
+    """Anything measured that can be written."""
+
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+def require(peer: str | None) -> None:
+    """Raises OptionError where the peer is not installed."""
+    if peer is not None and importlib.util.find_spec("mlx_lm") is None:
+        raise OptionError("--peer mlx-lm needs mlx-lm; install it with: pip install 'magistral-mlx[bench]'")
+
+
+def write(kind: str, facts: dict[str, Any], found: Sequence[Result], file: Path | None) -> None:
+    """The results of a sub-command, with the circumstances they were taken in, if a file is wanted."""
+    write_results(kind, facts, [one.as_dict() for one in found], file)
+
+
+def write_results(kind: str, facts: dict[str, Any], found: Any, file: Path | None) -> None:
+    """As ``write``, for what is JSON already."""
+    if file is not None:
+        results = {"circumstances": facts, "command": typed(sys.argv[1:]), kind: found}
+        file.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def typed(arguments: Sequence[str]) -> list[str]:
+    """What to type for the same figures; where files go says nothing about them, and is nobody's business."""
+    pairs = zip(arguments, ["", *arguments], strict=False)
+    return [one for one, before in pairs if not {one, before} & {"--json", "--work"}]
+
+
+def report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
