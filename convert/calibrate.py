@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
+from .embedding import column_weights
 from .source import Source
 from .statistics import mean_squares
 
@@ -42,18 +43,15 @@ class Stage:
 
 @dataclass(slots=True)
 class MeanSquares:
-    """Collects E[x_j^2] of every linear; the weights are the source's.
-
-    An embedding of its own has no inputs: all columns of it count alike. On the embedded model in 3 bit that is most
-    of the gain, and weighting it by the squares of the first norm's weights loses that again.
-    """
+    """Collects E[x_j^2] of every linear; the weights are the source's. An embedding of its own has no inputs, and
+    ``column_weights`` instead."""
 
     source: Source
     found: dict[str, mx.array] = field(default_factory=dict)  # [columns] float32, by module path
 
     def __post_init__(self) -> None:
         if not self.source.config.tie_word_embeddings:
-            self.found[EMBEDDING] = mx.ones(self.source.config.hidden_size)
+            self.found[EMBEDDING] = column_weights(self.source)
 
     def see(self, modules: Sequence[str], x: mx.array) -> None:
         self.found |= dict.fromkeys(modules, mean_squares(modules, x))

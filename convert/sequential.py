@@ -11,6 +11,7 @@ import mlx.core as mx
 from magistral_mlx.config import QuantFormat
 
 from .calibrate import EMBEDDING
+from .embedding import column_weights
 from .gptq import Curvature, quantize_gptq
 from .parallel import unordered
 from .quantize import dequantize, quantize
@@ -27,9 +28,9 @@ Emit = Callable[[str, int, Parts], None]  # module, first row, what is stored fo
 class Sequential:
     """A visitor of ``calibrate.visiting`` that quantizes; ``emit`` takes every packed block, from any thread.
 
-    An embedding of its own is searched, all columns alike. One that is lm_head as well is quantized last, on lm_head's
-    inputs, and the stream begins with it unquantized. What ``formats`` do not pack stays as it is; what is not affine
-    is rounded.
+    An embedding of its own is searched, weighted by ``column_weights``. One that is lm_head as well is quantized last,
+    on lm_head's inputs, and the stream begins with it unquantized. What ``formats`` do not pack stays as it is; what is
+    not affine is rounded.
     """
 
     source: Source
@@ -54,7 +55,8 @@ class Sequential:
     def rows(self, module: str) -> Iterator[tuple[int, mx.array]]:
         quant = self.formats[module]
         if module == EMBEDDING and quant is not None and not self.source.config.tie_word_embeddings:
-            self._waiting[module] = self._quantized(module, _by_search if quant.mode == "affine" else _by_rounding)
+            search = partial(_by_search, column_weights(self.source))
+            self._waiting[module] = self._quantized(module, search if quant.mode == "affine" else _by_rounding)
         if module not in self._waiting:
             for row, block in self.source.blocks(f"{module}.weight", BLOCK_BYTES):
                 yield row, block.astype(self._dtype)
@@ -95,8 +97,8 @@ def _by_gptq(curvatures: Sequence[Curvature], rows: mx.array, quant: QuantFormat
     return quantize_gptq(rows, curvatures, quant, name=name)
 
 
-def _by_search(rows: mx.array, quant: QuantFormat, name: str) -> Parts:
-    return quantize_weighted(rows, mx.ones(rows.shape[1]), quant, name=name)
+def _by_search(importance: mx.array, rows: mx.array, quant: QuantFormat, name: str) -> Parts:
+    return quantize_weighted(rows, importance, quant, name=name)
 
 
 def _by_rounding(rows: mx.array, quant: QuantFormat, name: str) -> Parts:
