@@ -82,7 +82,7 @@ def tensors(examples: list[Example]) -> tuple[mx.array, mx.array, mx.array]:
     return mx.array(inputs), mx.array(positions), mx.array(targets)
 
 
-def initialize(model: Transformer, seed: int) -> None:
+def initialize(model: Transformer, num_layers: int, seed: int) -> None:
     """Normal weights of deviation 0.02, less where a projection writes into the residual stream."""
     key = mx.random.key(seed)
     drawn = []
@@ -90,9 +90,7 @@ def initialize(model: Transformer, seed: int) -> None:
     for name, weight in parameters:
         if weight.ndim == 2:
             key, own = mx.random.split(key)
-            scale = (
-                0.02 / (2 * CONFIG.num_layers) ** 0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
-            )
+            scale = 0.02 / (2 * num_layers) ** 0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
             drawn.append((name, scale * mx.random.normal(weight.shape, key=own)))
     model.load_weights(drawn, strict=False)
 
@@ -137,10 +135,10 @@ def train(out: Path, stage: Stage, model: Transformer, seed: int) -> None:
             save(out, model)
 
 
-def save(out: Path, model: Transformer) -> None:
-    """The published layout: bf16 under Hugging Face names, two shards and an index."""
+def published(model: Transformer, config: ModelConfig) -> dict[str, mx.array]:
+    """A model's weights in bf16 under their Hugging Face names."""
     weights: dict[str, mx.array] = {"model.embed_tokens.weight": model.embed_tokens.weight}
-    q, kv = CONFIG.num_heads * CONFIG.head_dim, CONFIG.num_kv_heads * CONFIG.head_dim
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     for i, layer in enumerate(model.layers):
         path = f"model.layers.{i}"
         rows = mx.split(layer.self_attn.qkv_proj.parts[0].weight, [q, q + kv])
@@ -152,7 +150,12 @@ def save(out: Path, model: Transformer) -> None:
         weights[f"{path}.input_layernorm.weight"] = layer.input_layernorm.weight
         weights[f"{path}.post_attention_layernorm.weight"] = layer.post_attention_layernorm.weight
     weights |= {"model.norm.weight": model.norm.weight, "lm_head.weight": model.lm_head.weight}
-    weights = {name: weight.astype(mx.bfloat16) for name, weight in weights.items()}
+    return {name: weight.astype(mx.bfloat16) for name, weight in weights.items()}
+
+
+def save(out: Path, model: Transformer) -> None:
+    """The published layout: two shards and an index."""
+    weights = published(model, CONFIG)
     weight_map: dict[str, str] = {}
     first = [n for n in weights if re.match(r"model\.(embed|layers\.[01]\.)", n)]
     for number, names in enumerate((first, [n for n in weights if n not in first]), start=1):
@@ -193,8 +196,8 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def use_openblas() -> None:
-    """Start again with OpenBLAS loaded before MLX, whose Linux wheel links a BLAS 15 times slower."""
+def use_openblas(module: str) -> None:
+    """Start a module again with OpenBLAS loaded before MLX, whose Linux wheel links a BLAS 15 times slower."""
     if platform.system() != "Linux" or OPENBLAS in os.environ.get("LD_PRELOAD", ""):
         return
     try:
@@ -202,7 +205,7 @@ def use_openblas() -> None:
     except OSError:
         sys.exit("error: training needs OpenBLAS, or it takes a day: apt install libopenblas0-pthread")
     os.environ |= {"LD_PRELOAD": OPENBLAS, "OPENBLAS_NUM_THREADS": "1"}
-    os.execv(sys.executable, [sys.executable, "-m", "magistral_mlx.demo.train", *sys.argv[1:]])
+    os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
 
 
 def main() -> None:
@@ -213,13 +216,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stage", type=int, choices=(1, 2), default=1, help="2: go on from the first one's checkpoint")
     options = parser.parse_args()
-    use_openblas()
+    use_openblas("magistral_mlx.demo.train")
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     write_tokenizer(out / "tekken.json")
     if options.stage == 1:
         model = Transformer(CONFIG)
-        initialize(model, options.seed)
+        initialize(model, CONFIG.num_layers, options.seed)
         train(out, STAGES[0], model, options.seed)
     # From what the first stage saved, bf16 and all, so that starting here gives the same.
     model = result_of(load_model(open_checkpoint(out)))
