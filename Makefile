@@ -22,7 +22,7 @@ help:
 	@echo "make clean      remove the environment and everything built"
 
 demo: $(VENV)/.installed
-	$(BIN)/magistral convert --hf-path magistral_mlx/demo --mlx-path build/demo-4bit --no-tokenizer-json --force
+	$(BIN)/magistral convert --hf-path magistral_mlx/demo --mlx-path build/demo-4bit --q-method round --no-tokenizer-json --force
 	$(BIN)/magistral generate --model build/demo-4bit --prompt "What is 48 + 76?"
 
 test: $(VENV)/.installed-test

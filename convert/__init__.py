@@ -4,17 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .pipeline import Conversion, Summary, convert_checkpoint, converting, prepare
+    from .conversion import Conversion, Summary
+    from .pipeline import convert_checkpoint, converting, prepare
     from .recipes import Options
     from .verification import Report, verify_checkpoint
     from .weights import Progress
 
 HOMES = {
-    "Conversion": ".pipeline",
+    "Conversion": ".conversion",
     "Options": ".recipes",
     "Progress": ".weights",
     "Report": ".verification",
-    "Summary": ".pipeline",
+    "Summary": ".conversion",
     "convert_checkpoint": ".pipeline",
     "converting": ".pipeline",
     "prepare": ".pipeline",

@@ -16,7 +16,8 @@ from magistral_mlx.config import Mode
 from magistral_mlx.reasoning import ReasoningFormat
 
 from .bar import shown
-from .pipeline import Conversion, Summary, prepare
+from .conversion import Conversion, Summary
+from .pipeline import prepare
 from .recipes import METHODS, RECIPES, Options
 from .target import in_units
 
@@ -38,6 +39,12 @@ Examples:
   magistral convert --hf-path ~/Magistral-Small-2506 --mlx-path magistral-4bit-head6 --recipe 4bit-head6
   magistral convert --hf-path ~/Magistral-Small-2506 --mlx-path magistral-8bit --q-bits 8 --dry-run
   magistral convert --hf-path mistralai/Magistral-Small-2506 --mlx-path magistral-4bit --stream
+
+\b
+Methods (the same format, size and speed):
+  importance  scales and biases that lose least of what a forward pass over a small input weighs
+  gptq        the same, and each column's error is made up for by those to come: nearer still, and much slower
+  round       as mx.quantize, bit for bit; no forward pass
 
 \b
 Recipes:
@@ -64,7 +71,8 @@ class Command(command_line.Command):
 @click.option("--q-bits", type=int, metavar="B", help="2, 3, 4, 5, 6 or 8; 16 packs nothing; else 4.")
 @click.option("--q-group-size", type=int, metavar="N", help="32, 64 or 128; 64 by default.")
 @click.option("--q-mode", type=click.Choice(get_args(Mode)), default="affine", show_default=True)
-@click.option("--q-method", type=click.Choice(METHODS), default="round", show_default=True)
+@click.option("--q-method", type=click.Choice(METHODS), help="See below; importance for affine 2 to 5 bit, else round.")
+@click.option("--calibration", metavar="FILE", help="Text for the forward pass, in place of our own small input.")
 @click.option("--recipe", metavar="NAME|FILE", help="Bits by kind of matrix, in place of --q-bits; see below.")
 @click.option("--layout", type=click.Choice(get_args(Layout)), help="Which weights, where SRC has both; else hf.")
 @click.option("--revision", metavar="R", help="Branch, tag or commit of a hub id.")
@@ -94,7 +102,8 @@ def command(
     q_bits: int | None,
     q_group_size: int | None,
     q_mode: str,
-    q_method: str,
+    q_method: str | None,
+    calibration: str | None,
     recipe: str | None,
     layout: str | None,
     revision: str | None,
@@ -107,7 +116,9 @@ def command(
     as_json: bool,
 ) -> int:
     """Convert a published Magistral checkpoint into a quantized one for every MLX runtime."""
-    options = Options(q_bits, q_group_size, q_mode, q_method, recipe, not no_tokenizer_json, reasoning_format)
+    options = Options(
+        q_bits, q_group_size, q_mode, q_method, recipe, not no_tokenizer_json, reasoning_format, calibration
+    )
     conversion = prepare(
         hf_path,
         mlx_path,

@@ -12,12 +12,20 @@ from .weights import Progress
 
 T = TypeVar("T")
 
+SPEED_SECONDS = 900.0  # of which the time left is estimated: GPTQ takes a while for each of its steps
+
 
 def shown(steps: Generator[Progress, None, T]) -> T:
     """Run long work under a bar; what it returns."""
     text = TextColumn("{task.description}")
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), text)
-    with Bar(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Bar(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+        speed_estimate_period=SPEED_SECONDS,
+    ) as bar:
         task = bar.add_task("", total=None)
         while True:
             try:

@@ -14,6 +14,8 @@ import numpy as np
 from mlx import nn
 
 from .embedding import column_weights
+from .products import product
+from .quantize import check_finite
 from .source import Source
 from .statistics import mean_squares
 
@@ -47,17 +49,18 @@ class MeanSquares:
     ``column_weights`` instead."""
 
     source: Source
-    found: dict[str, mx.array] = field(default_factory=dict)  # [columns] float32, by module path
-
-    def __post_init__(self) -> None:
-        if not self.source.config.tie_word_embeddings:
-            self.found[EMBEDDING] = column_weights(self.source)
+    squares: dict[str, mx.array] = field(default_factory=dict)  # [columns] float32, by module path
 
     def see(self, modules: Sequence[str], x: mx.array) -> None:
-        self.found |= dict.fromkeys(modules, mean_squares(modules, x))
+        self.squares |= dict.fromkeys(modules, mean_squares(modules, x))
 
     def rows(self, module: str) -> Iterator[tuple[int, mx.array]]:
-        return self.source.blocks(f"{module}.weight", BLOCK_BYTES)
+        name = f"{module}.weight"
+        if module == EMBEDDING and not self.source.config.tie_word_embeddings:
+            self.squares[EMBEDDING] = column_weights(self.source)
+        for row, block in self.source.blocks(name, BLOCK_BYTES):
+            check_finite(name, block)
+            yield row, block
 
 
 def visiting(source: Source, ids: mx.array, visitor: Visitor, stage: Stage | None = None) -> Generator[Stage]:
@@ -138,6 +141,6 @@ def _normalized(source: Source, module: str, x: mx.array) -> mx.array:
 def _product(visitor: Visitor, module: str, x: mx.array) -> mx.array:  # [B, T, columns] -> [B, T, rows]
     outputs = []
     for _, rows in visitor.rows(module):
-        outputs.append(x @ rows.astype(mx.float32).T)
+        outputs.append(product(x, rows.astype(mx.float32).T))
         mx.eval(outputs[-1])
     return mx.concatenate(outputs, axis=-1)

@@ -20,6 +20,7 @@ from .disk import sha256_of
 from .parallel import unordered
 from .provenance import PROVENANCE
 from .quantize import EXPONENTS, is_finite
+from .recipes import METHODS
 from .source import FLOAT_TYPES
 from .target import in_units
 from .writer import METADATA
@@ -62,11 +63,13 @@ class Record:
     Attributes:
         files: size and SHA-256 of each, in bytes and hex.
         source: what ``Source.identity`` gave, and the hub id.
+        method: by which affine formats were made.
     """
 
     files: dict[str, tuple[int, str]]
     source: dict[str, Any]
     has_tokenizer_json: bool
+    method: str
 
     @property
     def nbytes(self) -> int:
@@ -85,7 +88,10 @@ class Record:
         if not (isinstance(source, dict) and isinstance(options, dict)):
             raise CheckpointError(f"{path} is damaged: it has no source or options. Convert again")
         files = {name: (file.size, file.sha256) for name, file in recorded_files(raw, path).items()}
-        return cls(files, source, options.get("tokenizer_json") is not False)
+        method = options.get("q_method")
+        if method not in METHODS:
+            raise CheckpointError(f"{path} is damaged: its q_method is {shown(method)}. Convert again")
+        return cls(files, source, options.get("tokenizer_json") is not False, method)
 
 
 def check_files(folder: Path, record: Record) -> Steps:

@@ -23,6 +23,7 @@ ROUNDOFF = {"BF16": 2**-8, "F16": 2**-11, "F32": 2**-24}  # the most that a valu
 SMALLEST = {"BF16": 2**-133, "F16": 2**-24, "F32": 2**-149}  # the least positive value
 FLOAT32_NOISE = 2**-21  # of the arithmetic here and in MLX
 LEAST_STEP = 1e-7  # MLX's, of affine formats
+GPTQ_SPANS = 4  # of a group: how far its weights are moved, to make up for errors, is bounded by the inputs alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class TensorError:
         stored_as: its format in the checkpoint.
         relative: ||W - W'|| / ||W||, in Frobenius norms.
         largest: max |w - w'|.
-        of_bound: the largest |w - w'| as part of what rounding explains at that place; over 1 it does not.
+        of_bound: the largest |w - w'| as part of what its method explains at that place; over 1 it does not.
     """
 
     name: str
@@ -45,7 +46,7 @@ class TensorError:
 
     @property
     def is_explained(self) -> bool:
-        """Whether rounding to its format can have made this of the source's tensor."""
+        """Whether its method can have made this of the source's tensor."""
         return self.of_bound <= 1 and math.isfinite(self.relative)
 
 
@@ -61,13 +62,18 @@ class _Part:
     of_bound: float
 
 
-def measuring(checkpoint: Checkpoint, source: Source) -> Generator[tuple[int, str], None, list[TensorError]]:
+def measuring(
+    checkpoint: Checkpoint, source: Source, method: str = "round"
+) -> Generator[tuple[int, str], None, list[TensorError]]:
     """Compare every tensor with its source, which must be of the same shapes; worst relative error first.
 
     Yields the bytes of the source, and the tensor, just done.
+
+    Args:
+        method: one of ``recipes.METHODS``, by which affine formats were made.
     """
     parts: dict[str, list[_Part]] = {name: [] for name in source.config.parameter_shapes()}
-    with closing(unordered(_jobs(checkpoint, source))) as measured:
+    with closing(unordered(_jobs(checkpoint, source, method))) as measured:
         for part in measured:
             parts[part.name].append(part)
             yield part.nbytes, part.name
@@ -108,23 +114,45 @@ def rounding_bound(groups: mx.array, quant: QuantFormat | None, dtype: str) -> m
     return packed + 2 * roundoff * magnitude + smallest + noise
 
 
-def _jobs(checkpoint: Checkpoint, source: Source) -> Iterator[partial[_Part]]:
+def _jobs(checkpoint: Checkpoint, source: Source, method: str) -> Iterator[partial[_Part]]:
     for name, (count, *_) in source.config.parameter_shapes().items():
         step = source.row_step(name, BLOCK_BYTES)
         for row in range(0, count, step):
-            yield partial(_measure, checkpoint, source, name, slice(row, min(row + step, count)))
+            yield partial(_measure, checkpoint, source, name, slice(row, min(row + step, count)), method)
 
 
-def _measure(checkpoint: Checkpoint, source: Source, name: str, rows: slice) -> _Part:
+def _measure(checkpoint: Checkpoint, source: Source, name: str, rows: slice, method: str) -> _Part:
     quant = _format(checkpoint, name)
     size = 1 if quant is None else quant.group_size
     with mx.stream(mx.cpu):
         wanted = source.read(name, rows)
         whole = wanted.astype(mx.float32).reshape(-1, size)
         off = mx.abs(_restored(checkpoint, name, rows, quant).reshape(-1, size) - whole)
-        of_bound = off.max(axis=-1, keepdims=True) / rounding_bound(whole, quant, _float_type(checkpoint, name))
+        bound = rounding_bound(whole, quant, _float_type(checkpoint, name))
+        if quant is not None and quant.mode == "affine" and method != "round":
+            bound = bound + GPTQ_SPANS * (whole.max(axis=-1, keepdims=True) - whole.min(axis=-1, keepdims=True))
+            if method == "importance":
+                bound = mx.minimum(bound, _nearest_bound(whole, _grid(checkpoint, name, rows), quant))
+        of_bound = off / bound
         squares, squares_off = (float(np.array(mx.square(x).sum(axis=-1)).sum(dtype=np.float64)) for x in (whole, off))
         return _Part(name, wanted.nbytes, squares, squares_off, float(off.max()), float(of_bound.max()))
+
+
+def _nearest_bound(groups: mx.array, grid: tuple[mx.array, mx.array], quant: QuantFormat) -> mx.array:
+    """How far the nearest codes of a stored grid are from values ``[n, group]``: a search ends with these codes, and
+    where two are as near, float32 chooses."""
+    scales, biases = grid
+    steps = mx.where(scales == 0, 0, (groups - biases) / mx.where(scales == 0, 1, scales))
+    nearest = mx.clip(mx.round(steps), 0, 2**quant.bits - 1)
+    noise = FLOAT32_NOISE * (mx.abs(groups) + mx.abs(biases) + 2**quant.bits * mx.abs(scales))
+    return mx.abs(scales * nearest + biases - groups) + noise
+
+
+def _grid(checkpoint: Checkpoint, name: str, rows: slice) -> tuple[mx.array, mx.array]:
+    """Scales and biases of rows, each ``[n, 1]`` in float32."""
+    module = name.removesuffix(".weight")
+    scales, biases = (checkpoint.read(f"{module}.{kind}", rows).astype(mx.float32) for kind in PARTS[1:])
+    return scales.reshape(-1, 1), biases.reshape(-1, 1)
 
 
 def _restored(checkpoint: Checkpoint, name: str, rows: slice, quant: QuantFormat | None) -> mx.array:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from magistral_mlx.config import QuantFormat
 
+from .products import product
 from .quantize import check_divisible, check_finite
 from .search import Grid, as_groups, as_shares, assembled, best_grid, nearest_codes
 
@@ -88,7 +89,7 @@ def _sweep(weight: mx.array, curvature: Curvature, quant: QuantFormat, name: str
             here = i * SLAB + first  # in the columns of ``upper``
             group = slab[first : first + size]
             if errors:
-                group = group - own[:first, here : here + size].T @ mx.concatenate(errors)
+                group = group - product(own[:first, here : here + size].T, mx.concatenate(errors))
             g = here // size
             grid = best_grid(group[None], shares[g : g + 1], quant, dtype, name=name)
             codes, error = _round_columns(group, grid, own[first : first + size, here : here + size], quant.bits)
@@ -99,7 +100,7 @@ def _sweep(weight: mx.array, curvature: Curvature, quant: QuantFormat, name: str
         if after < len(columns):
             together = mx.concatenate(errors)  # [slab, rows]
             for j in range(i + 1, len(slabs)):
-                slabs[j] = slabs[j] - own[:, j * SLAB : (j + 1) * SLAB].T @ together
+                slabs[j] = slabs[j] - product(own[:, j * SLAB : (j + 1) * SLAB].T, together)
             mx.eval(slabs)
     return done
 

@@ -20,7 +20,7 @@ class PlannedShard:
     """One file of weights."""
 
     file: str
-    sources: tuple[str, ...]  # tensors of the unquantized checkpoint that it holds, in the order of the model
+    sources: tuple[str, ...]  # tensors of the unquantized checkpoint that it holds, in the order of ``in_order``
     entries: Mapping[str, Entry]  # the tensors written, by name, in the order they lie in
 
     @property
@@ -85,15 +85,33 @@ def make_plan(config: ModelConfig, float_type: str, options: Options, max_bytes:
     formats = make_formats(config, options)
     shapes = config.parameter_shapes()
     written = {name: written_tensors(name, shape, formats, float_type) for name, shape in shapes.items()}
-    sizes = ((name, sum(e.nbytes for e in lay_out(tensors).values())) for name, tensors in written.items())
-    files = divide(sizes, max_bytes)
+    sizes = {name: sum(e.nbytes for e in lay_out(tensors).values()) for name, tensors in written.items()}
+    units = [unit for unit in in_order(config) if unit]
+    files = divide(((unit, sum(map(sizes.__getitem__, unit))) for unit in units), max_bytes)
     shards = []
-    for i, sources in enumerate(files, start=1):
+    for i, sources in enumerate(([name for unit in file for name in unit] for file in files), start=1):
         file = "model.safetensors" if len(files) == 1 else f"model-{i:05}-of-{len(files):05}.safetensors"
         entries = lay_out({name: tensor for source in sources for name, tensor in written[source].items()})
         shards.append(PlannedShard(file, tuple(sources), entries))
     num_parameters = sum(math.prod(shape) for shape in shapes.values())
     return Plan(formats, quantization_block(formats, options.default), float_type, num_parameters, tuple(shards))
+
+
+def in_order(config: ModelConfig) -> list[list[str]]:
+    """The tensors by the step of a pass through the model after which they can be written: the embedding's, each
+    layer's, and what follows the layers. A tied embedding is done with when it was lm_head."""
+    names = list(config.parameter_shapes())
+    layers = [
+        [name for name in names if name.startswith(f"model.layers.{layer}.")] for layer in range(config.num_layers)
+    ]
+    first, last = names[0], [name for name in names[1:] if not name.startswith("model.layers.")]
+    return [[], *layers, [*last, first]] if config.tie_word_embeddings else [[first], *layers, last]
+
+
+def read_in_order(config: ModelConfig) -> list[list[str]]:
+    """What each step of such a pass reads. The first layer says what the columns of an embedding of its own weigh."""
+    steps = in_order(config)
+    return [[next(iter(config.parameter_shapes())), *([] if config.tie_word_embeddings else steps[1])], *steps[1:]]
 
 
 def written_tensors(

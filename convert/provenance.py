@@ -17,7 +17,7 @@ from magistral_mlx.safetensors_header import parse_json
 
 PROVENANCE = RECORD
 HASHES = ("sha256", "sample_sha256")
-FORMAT = 2  # raised when the same source and options give other files
+FORMAT = 3  # raised when the same source and options give other files
 
 
 def make_plan_record(*, source: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

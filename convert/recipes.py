@@ -16,10 +16,12 @@ from .recipe_file import DEFAULT_GROUP_SIZE, UNPACKED_BITS, RecipeFile, stated_f
 RECIPES: Mapping[str, tuple[int, str]] = {  # bits of what it does not raise, and what it does
     "4bit": (4, "every matrix in 4 bit"),
     "8bit": (8, "every matrix in 8 bit"),
+    "4bit-kv6": (4, "4 bit, k and v projections in 6"),
     "4bit-head6": (4, "4 bit, embedding and lm_head in 6"),
     "mixed_4_6": (4, "4 bit; lm_head, and v and down projections of some layers in 6: mlx-lm's choice"),
 }
-METHODS = ("round",)
+METHODS = ("round", "importance", "gptq")
+SEARCHED_BITS = range(2, 6)  # of affine formats, which the default method searches: rounded, wider ones are near enough
 RAISED_BITS = 6
 DEFAULT_BITS = 4
 
@@ -35,10 +37,11 @@ class Options:
     q_bits: int | None = None  # 16: nothing is packed; None: the recipe's, the mode's, or 4
     q_group_size: int | None = None  # None: the mode's, or 64
     q_mode: str = "affine"
-    q_method: str = "round"
+    q_method: str | None = None  # None: importance where an affine format of at most 5 bits is written, else round
     recipe: str | None = None  # one of RECIPES, or a file
     tokenizer_json: bool = True
     reasoning_format: ReasoningFormat | None = None  # None: what the source's files show
+    calibration: str | None = None  # a text file in place of our own texts
     file: RecipeFile | None = field(init=False, default=None)  # the recipe's content, where it is one
 
     def __post_init__(self) -> None:
@@ -46,13 +49,25 @@ class Options:
             raise OptionError(f"q_mode is {self.q_mode!r}; known are {', '.join(get_args(Mode))}")
         if self.reasoning_format is not None and self.reasoning_format not in get_args(ReasoningFormat):
             raise OptionError(f"reasoning_format is {self.reasoning_format!r}; known are text and control")
-        if self.q_method not in METHODS:
-            raise OptionError(f"q_method is {self.q_method!r}; known is {', '.join(METHODS)}")
+        if self.q_method not in (None, *METHODS):
+            raise OptionError(f"q_method is {self.q_method!r}; known are {', '.join(METHODS)}")
         if self.recipe is not None and self.recipe in RECIPES:
             self._check_recipe(self.recipe)
         elif self.recipe is not None:
             self._read_recipe(Path(os.path.expanduser(self.recipe)))
-        _ = self.default
+        self._check_method()
+
+    def _check_method(self) -> None:
+        if self.method != "round" and not any(quant.mode == "affine" for quant in self._formats()):
+            raise OptionError(
+                f"q_method {self.method} is for affine formats, and none is written here (mxfp4, mxfp8 and nvfp4 are "
+                "always rounded, 16 bits not at all); leave it out"
+            )
+        if self.method == "round" and self.calibration is not None:
+            raise OptionError(
+                "nothing is calibrated where weights are rounded; leave the calibration out, or use q_method "
+                "importance or gptq"
+            )
 
     def _check_recipe(self, recipe: str) -> None:
         if self.q_mode != "affine":
@@ -89,6 +104,19 @@ class Options:
         except CheckpointError as error:
             raise OptionError(str(error)) from None
 
+    @property
+    def method(self) -> str:
+        """One of METHODS."""
+        if self.q_method is not None:
+            return self.q_method
+        is_searched = any(quant.mode == "affine" and quant.bits in SEARCHED_BITS for quant in self._formats())
+        return "importance" if is_searched else "round"
+
+    def _formats(self) -> list[QuantFormat]:
+        """Every format that may be written, by the default or a rule of the recipe's file."""
+        rules = () if self.file is None else self.file.rules
+        return [quant for quant in (self.default, *(rule.quant for rule in rules)) if quant is not None]
+
     def stated(self) -> dict[str, Any]:
         """The options as the provenance file keeps them, what was left out filled in."""
         default = self.default
@@ -96,7 +124,7 @@ class Options:
             "q_bits": UNPACKED_BITS if default is None else default.bits,
             "q_group_size": None if default is None else default.group_size,
             "q_mode": self.q_mode if default is None else default.mode,
-            "q_method": self.q_method,
+            "q_method": self.method,
             "recipe": self.recipe if self.file is None else self.file.stated(),
             "tokenizer_json": self.tokenizer_json,
         } | ({} if self.reasoning_format is None else {"reasoning_format": self.reasoning_format})
@@ -135,6 +163,8 @@ def quantization_block(formats: Mapping[str, QuantFormat | None], default: Quant
 
 
 def _is_raised(module: str, num_layers: int, recipe: str) -> bool:
+    if recipe == "4bit-kv6":
+        return module.endswith(("self_attn.k_proj", "self_attn.v_proj"))
     if recipe == "4bit-head6":
         return module in ("model.embed_tokens", "lm_head")
     if recipe != "mixed_4_6":

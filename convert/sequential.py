@@ -12,16 +12,18 @@ from magistral_mlx.config import QuantFormat
 
 from .calibrate import EMBEDDING
 from .embedding import column_weights
+from .gains import Errors, as_read
 from .gptq import Curvature, quantize_gptq
 from .parallel import unordered
-from .quantize import dequantize, quantize
+from .quantize import check_finite, quantize
 from .search import quantize_weighted
 from .source import FLOAT_TYPES, Source
 from .statistics import hessian, mean_squares, runs
 
 BLOCK_BYTES = 32 * 2**20  # of a weight, as it is stored: all of a layer's columns for each of its rows
+SAMPLE = 256  # tokens by which errors are measured
 Parts = Mapping[str, mx.array]
-Emit = Callable[[str, int, Parts], None]  # module, first row, what is stored for its rows
+Emit = Callable[[str, int, Parts, Errors | None], None]  # module, first row, what is stored for its rows, its errors
 
 
 @dataclass(slots=True)
@@ -44,34 +46,39 @@ class Sequential:
         curvatures: list[Curvature] = []
         if any(quant is not None and quant.mode == "affine" for quant in map(self.formats.get, modules)):
             curvatures = [Curvature.of(hessian(x, run)) for run in runs(x.shape[-1])]
+        flat = x.reshape(-1, x.shape[-1])
+        sample = flat[:: -(-len(flat) // SAMPLE)]
+        mx.eval(sample)
         for module in modules:
             quant = self.formats[module]
             if quant is None:
                 continue
-            blocks = self._quantized(module, partial(_by_gptq, curvatures) if quant.mode == "affine" else _by_rounding)
+            way = partial(_by_gptq, curvatures) if quant.mode == "affine" else _by_rounding
+            blocks = self._quantized(module, way, partial(Errors.sampled, x=sample))
             if module.startswith("model.layers."):
                 self._waiting[module] = blocks
 
     def rows(self, module: str) -> Iterator[tuple[int, mx.array]]:
         quant = self.formats[module]
         if module == EMBEDDING and quant is not None and not self.source.config.tie_word_embeddings:
-            search = partial(_by_search, column_weights(self.source))
-            self._waiting[module] = self._quantized(module, search if quant.mode == "affine" else _by_rounding)
+            own = self.squares[module] = column_weights(self.source)
+            way = partial(_by_search, own) if quant.mode == "affine" else _by_rounding
+            self._waiting[module] = self._quantized(module, way, partial(Errors.weighted, importance=own))
         if module not in self._waiting:
             for row, block in self.source.blocks(f"{module}.weight", BLOCK_BYTES):
+                check_finite(f"{module}.weight", block)
                 yield row, block.astype(self._dtype)
             return
         assert quant is not None
         blocks = self._waiting.pop(module)
         for row in sorted(blocks):
-            floats = {kind: part if kind == "weight" else part.astype(mx.float32) for kind, part in blocks[row].items()}
-            yield row, dequantize(floats if quant.mode == "affine" else blocks[row], quant, mx.float32)
+            yield row, as_read(blocks[row], quant)
 
     @property
     def _dtype(self) -> mx.Dtype:
         return FLOAT_TYPES[self.source.float_type][1]
 
-    def _quantized(self, module: str, way: "Way") -> dict[int, Parts]:
+    def _quantized(self, module: str, way: "Way", measure: "Measure") -> dict[int, Parts]:
         """Quantize and emit all rows, on a CPU some on each core."""
         on_cpu = mx.default_device().type == mx.DeviceType.cpu
         name, quant = f"{module}.weight", self.formats[module]
@@ -82,7 +89,7 @@ class Sequential:
             rows = self.source.read(name, slice(row, min(row + step, count))).astype(self._dtype)
             parts = way(rows, quant, name)
             mx.eval(parts)
-            self.emit(module, row, parts)
+            self.emit(module, row, parts, measure(rows, parts, quant) if quant.mode == "affine" else None)
             return row, parts
 
         jobs = (partial(work, row) for row in range(0, count, step))
@@ -91,6 +98,7 @@ class Sequential:
 
 
 Way = Callable[[mx.array, QuantFormat, str], Parts]
+Measure = Callable[[mx.array, Parts, QuantFormat], Errors]
 
 
 def _by_gptq(curvatures: Sequence[Curvature], rows: mx.array, quant: QuantFormat, name: str) -> Parts:

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 JOURNAL = "conversion.jsonl"
 FETCHED = "source"
+CALIBRATION = "calibration"
 NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)  # some network drives
 
 
@@ -35,8 +36,9 @@ class Staging:
     Attributes:
         folder: where the files are written.
         fetched: a folder in it for what is fetched of the source, which stays as well.
+        calibration: another for what a calibration has found, which stays for the same plan.
         is_whole: everything is there already, and only ``publish`` is missing.
-        finished: what the journal holds of each finished file: ``size`` and ``sha256``.
+        finished: what the journal holds of each finished file: ``size`` and ``sha256``, and ``errors`` of its tensors.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class Staging:
             force: give up a partial folder of another plan.
         """
         self.target, self.folder = target, partial_of(target)
-        self.fetched = self.folder / FETCHED
+        self.fetched, self.calibration = self.folder / FETCHED, self.folder / CALIBRATION
         self.is_whole, self._is_whole = False, is_whole
         self.finished: dict[str, dict[str, Any]] = {}
         self._plan, self._force = {"plan": json.loads(json.dumps(plan))}, force
@@ -70,7 +72,8 @@ class Staging:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if kind is not None and not self.finished and not any(self.fetched.glob("*")):
+        kept = [path for folder in (self.fetched, self.calibration) for path in folder.glob("*")]
+        if kind is not None and not self.finished and not kept:
             with suppress(OSError):
                 disk.discard(self.folder)
         self._leave()
@@ -104,6 +107,7 @@ class Staging:
         if exists and not replace:  # a rename would replace an empty folder
             raise FileExistsError(errno.EEXIST, "appeared meanwhile", str(self.target))
         disk.discard(self.fetched)
+        disk.discard(self.calibration)
         disk.discard(self._journal)
         durable.flush_folder(self.folder)
         try:
@@ -170,10 +174,10 @@ class Staging:
         for line in lines[1:]:
             file, size = line["file"], line["size"]
             if file in names and disk.is_own_file(self.folder / file) and (self.folder / file).stat().st_size == size:
-                self.finished[file] = {"size": size, "sha256": line["sha256"]}
+                self.finished[file] = {key: value for key, value in line.items() if key != "file"}
         kept = {JOURNAL} if disk.is_own_file(self._journal) else set()
-        if self.fetched.is_dir() and not self.fetched.is_symlink():
-            kept.add(FETCHED)
+        kept |= {FETCHED} if _is_own_folder(self.fetched) else set()
+        kept |= {CALIBRATION} if lines and _is_own_folder(self.calibration) else set()
         for name in names - kept - set(self.finished):
             disk.discard(self.folder / name)
         self._rewrite()
@@ -227,10 +231,14 @@ def _read_journal(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
         keys = {"file", "size", "sha256"} if records else {"plan"}
-        if not line.endswith(b"\n") or not isinstance(record, dict) or set(record) != keys:
+        if not line.endswith(b"\n") or not isinstance(record, dict) or set(record) - {"errors"} != keys:
             break
         records.append(record)
     return records
+
+
+def _is_own_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ import numpy as np
 from magistral_mlx.errors import NumericsError
 from magistral_mlx.safetensors_header import Shard
 
+from .products import product
 from .writer import MLX_TYPES, header_bytes, lay_out
 
 WIDEST = 6144  # columns that share one Hessian: float64 factors of 8 blocks of 4096 are 1/8 of those of 32768
@@ -32,7 +33,9 @@ def mean_squares(modules: Sequence[str], x: mx.array) -> mx.array:
             "or this model overflows float32; download the checkpoint again, or use --q-method round, which needs no "
             "forward pass"
         )
-    return total / (x.shape[0] * x.shape[1])
+    found = total / (x.shape[0] * x.shape[1])
+    mx.eval(found)  # on this thread: others read it
+    return found
 
 
 def runs(columns: int) -> list[slice]:
@@ -46,7 +49,7 @@ def hessian(x: mx.array, run: slice) -> mx.array:
     """The mean over tokens of x_i x_j ``[columns of run, columns of run]``, of inputs ``[B, T, columns]``."""
     total = mx.zeros((run.stop - run.start,) * 2)
     for sequence in x[..., run]:
-        total = total + sequence.T @ sequence
+        total = total + product(sequence.T, sequence)
         mx.eval(total)
     return total / (x.shape[0] * x.shape[1])
 

@@ -25,6 +25,7 @@ from .parity import (
     tokenizer_fault,
 )
 from .provenance import first_difference
+from .recipes import METHODS
 from .source import Source, open_source
 from .weights import Progress
 
@@ -107,8 +108,9 @@ def verifying(target: str | Path, source: str | Path | None = None) -> Generator
     if original is not None and checkpoint is not None:
         checks.append(_check_source(checkpoint, original, record))
         if checkpoint.config.parameter_shapes() == original.config.parameter_shapes():
-            tensors = yield from counted(measuring(checkpoint, original))
-            checks.append(_check_rounding(tensors))
+            method = METHODS[-1] if record is None else record.method  # GPTQ's bound is the widest
+            tensors = yield from counted(measuring(checkpoint, original, method))
+            checks.append(_check_rounding(tensors, method))
     return Report(folder, tuple(checks), tuple(tensors))
 
 
@@ -172,13 +174,14 @@ def _check_source(checkpoint: Checkpoint, source: Source, record: Record | None)
     return verdict("source", faults, f"{source.folder} is what this was made from")
 
 
-def _check_rounding(tensors: list[TensorError]) -> Check:
+def _check_rounding(tensors: list[TensorError], method: str) -> Check:
+    cause = {"round": "rounding", "importance": "the search", "gptq": "GPTQ"}[method]
     faults = [
-        f"tensor {tensor.name!r} is off by {tensor.largest:.3g}, {tensor.of_bound:.3g} times what rounding explains "
+        f"tensor {tensor.name!r} is off by {tensor.largest:.3g}, {tensor.of_bound:.3g} times what {cause} explains "
         f"(relative error {tensor.relative:.3g})"
         for tensor in tensors
         if not tensor.is_explained
     ]
     worst = max(tensors, key=lambda tensor: tensor.relative)
-    holds = f"no value of {len(tensors)} tensors is further off than rounding explains"
+    holds = f"no value of {len(tensors)} tensors is further off than {cause} explains"
     return verdict("rounding", faults, f"{holds}; the largest relative error is {worst.relative:.4f}")

@@ -1,29 +1,31 @@
 """The weights of a conversion: blocks of rows, each read, quantized and written by one of several threads."""
 
-import logging
+import os
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import mlx.core as mx
 
 from magistral_mlx.config import QuantFormat
 
-from . import disk
-from .parallel import unordered
-from .planning import Plan, PlannedShard
+from .calibrate import MeanSquares
+from .gains import Errors
+from .output import Output
+from .parallel import WORKERS, unordered
+from .planning import Plan, in_order, read_in_order
 from .quantize import check_finite, quantize
+from .search import quantize_weighted
 from .source import FLOAT_TYPES, Source
-from .staging import Staging
+from .stages import StagedPass
+from .statistics import outlier_ratio
 from .streaming import HubStream
 from .supply import Supply
-from .writer import ShardWriter
-
-log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 4 * 2**20  # of the source: larger ones cost page faults, smaller ones calls
+AHEAD = 512  # blocks of a layer that wait for their search while the pass goes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,34 +50,32 @@ class _Block:
 
 @dataclass(slots=True)
 class WeightsWork:
-    """What there is to do for the weights of a plan, in the folder of ``staging``.
+    """What there is to do for the weights of a plan, but for GPTQ's.
 
     Quantizing is MLX's on the CPU, whatever the default device is: every core has a block of its own, memory
-    stays small, and the same source gives the same bytes on every machine.
+    stays small, and the same source and statistics give the same bytes on every machine. The pass that collects
+    statistics takes a layer through the default device while the blocks of the one before are searched.
     """
 
     source: Source
     plan: Plan
-    staging: Staging
+    output: Output
     stream: HubStream | None = None  # that the source's files come from, one after the other
-    at_last: Callable[[], None] = lambda: None  # work of its own, done beside the last tensor's
+    at_last: Callable[[], None] = lambda: None  # work of its own, done beside the last tensors'
+    statistics: MeanSquares | None = None  # None: every weight is rounded
+    staged: StagedPass | None = None  # that fills them; None: they are complete
     _supply: Supply | None = None
-    _writers: list[ShardWriter] = field(default_factory=list)
 
     def run(self) -> Generator[Progress, None, None]:
-        """Write every shard that is not finished yet."""
-        sizes = {shard.file: sum(map(self.source.nbytes_of, shard.sources)) for shard in self.plan.shards}
-        done, total = 0, sum(sizes.values())
+        """Write every file that is not finished yet."""
+        total = sum(map(self.source.nbytes_of, self.source.config.parameter_shapes()))
+        done = yield from rechecked(self.output, self.source, total)
         try:
-            with closing(unordered(partial(self._recheck, file) for file in list(self.staging.finished))) as checked:
-                for file in filter(None, checked):
-                    done += sizes[file]
-                    yield Progress(done, total, file)
             if self.stream is not None:
-                uses = Counter(f for shard in self._unfinished() for block in self._blocks(shard) for f in block.files)
-                self._supply = Supply(self.stream, uses)
+                self._supply = Supply(self.stream, self._uses())
             name = ""
-            with closing(unordered(self._jobs())) as converted:
+            workers, ahead = (WORKERS, None) if self.statistics is None else (os.cpu_count() or 1, AHEAD)
+            with closing(unordered(self._jobs(), workers, ahead)) as converted:
                 for block in converted:
                     if block is not None:
                         done, name = done + block.nbytes, block.name
@@ -83,69 +83,112 @@ class WeightsWork:
         finally:
             if self._supply is not None:
                 self._supply.close()
-            for writer in self._writers:
-                writer.close()
+            self.output.close()
 
-    def _recheck(self, file: str) -> str | None:
-        """The file, if it is still what an earlier process wrote."""
-        if disk.sha256_of(self.staging.folder / file) == self.staging.finished[file]["sha256"]:
-            return file
-        log.warning("%s changed since it was written; it is written again", self.staging.folder / file)
-        self.staging.forget(file)
-        return None
+    def _steps(self) -> Iterator[tuple[int, bool, list[str]]]:
+        """(step of the pass, whether the pass has yet to take it, tensors to write after it), up to the last one
+        that leaves something to write."""
+        steps = [[n for n in names if not self.output.is_finished(n)] for names in in_order(self.source.config)]
+        last = max((step for step, names in enumerate(steps) if names), default=-1)
+        first = len(steps) if self.staged is None else self.staged.steps_done
+        for step, names in enumerate(steps[: last + 1]):
+            yield step, step >= first, names
 
-    def _unfinished(self) -> list[PlannedShard]:
-        return [shard for shard in self.plan.shards if shard.file not in self.staging.finished]
+    def _uses(self) -> Counter[str]:
+        """How often each file of the source is read from, in the order of first use."""
+        uses: Counter[str] = Counter()
+        for step, is_passed, names in self._steps():
+            uses.update(files_of_step(self.source, step) if is_passed else ())
+            uses.update(file for name in names for block in self._blocks(name) for file in block.files)
+        return uses
 
-    def _blocks(self, shard: PlannedShard) -> Iterator[_Block]:
-        """What a file is made of, in the order of the model."""
-        shapes = self.source.config.parameter_shapes()
-        for name in shard.sources:
-            files = frozenset(place.path.name for place, _ in self.source.places(name))
-            count, step = shapes[name][0], self.source.row_step(name, BLOCK_BYTES)
-            for row in range(0, count, step):
-                rows = slice(row, min(row + step, count))
-                yield _Block(name, rows, self.source.nbytes_of(name) * (rows.stop - row) // count, files)
+    def _blocks(self, name: str) -> Iterator[_Block]:
+        files = files_of(self.source, [name])
+        count, step = self.source.config.parameter_shapes()[name][0], self.source.row_step(name, BLOCK_BYTES)
+        for row in range(0, count, step):
+            rows = slice(row, min(row + step, count))
+            yield _Block(name, rows, self.source.nbytes_of(name) * (rows.stop - row) // count, files)
 
     def _jobs(self) -> Iterator[Callable[[], _Block | None]]:
-        shards = self._unfinished()
-        for shard in shards:
-            writer = ShardWriter(self.staging.folder / shard.file, shard.entries)
-            self._writers.append(writer)
-            for block in self._blocks(shard):
-                if shard is shards[-1] and block.name == shard.sources[-1] and not block.rows.start:
-                    yield self.at_last
-                if self._supply is not None:
-                    for file in block.files:
-                        while not self._supply.has(file):
-                            yield partial(self._supply.wait, file)
-                yield partial(self._convert, block, writer)
-        if not shards:
+        steps = list(self._steps())
+        for step, is_passed, names in steps:
+            if is_passed:
+                assert self.staged is not None
+                files = files_of_step(self.source, step)
+                yield from self._waits(files)
+                self.staged.advance()
+                self.staged.keep()
+                self._done(files)
+            if step == steps[-1][0]:
+                yield self.at_last
+            for block in (block for name in names for block in self._blocks(name)):
+                yield from self._waits(block.files)
+                yield partial(self._convert, block)
+        if not steps:
             yield self.at_last
 
-    def _convert(self, block: _Block, writer: ShardWriter) -> _Block:
-        """Convert a block, and finish its file where it was the last one missing."""
-        quant, dtype = self.plan.formats.get(block.name.removesuffix(".weight")), FLOAT_TYPES[self.plan.float_type][1]
-        with mx.stream(mx.cpu):
-            rows = self.source.read(block.name, block.rows)
-            for part, array in packed(block.name, rows, quant, dtype):
-                if writer.write(part, array, block.rows.start):
-                    self.staging.record(writer.path.name, writer.finish())
+    def _waits(self, files: frozenset[str]) -> Iterator[Callable[[], None]]:
         if self._supply is not None:
-            for file in block.files:
+            for file in sorted(files):
+                while not self._supply.has(file):
+                    yield partial(self._supply.wait, file)
+
+    def _done(self, files: frozenset[str]) -> None:
+        if self._supply is not None:
+            for file in files:
                 self._supply.done(file)
+
+    def _convert(self, block: _Block) -> _Block:
+        """Convert a block, and finish its file where it was the last one missing."""
+        module, row = block.name.removesuffix(".weight"), block.rows.start
+        quant, dtype = self.plan.formats.get(module), FLOAT_TYPES[self.plan.float_type][1]
+        with mx.stream(mx.cpu):
+            rows = cast(block.name, self.source.read(block.name, block.rows), dtype)
+            if self.statistics is None or quant is None or quant.mode != "affine":
+                self.output.write(block.name, row, packed(block.name, rows, quant))
+            else:
+                importance = self.statistics.squares[module]
+                parts = quantize_weighted(rows, importance, quant, name=block.name)
+                errors = Errors.weighted(rows, parts, quant, importance)
+                self.output.measure(block.name, row, errors, outlier_ratio(importance))
+                self.output.write(block.name, row, {f"{module}.{part}": array for part, array in parts.items()})
+        self._done(block.files)
         return block
 
 
-def packed(name: str, rows: mx.array, quant: QuantFormat | None, dtype: mx.Dtype) -> Iterator[tuple[str, mx.array]]:
-    """Rows of a tensor of the source -> the same rows of each tensor that is written for it."""
-    cast = rows.astype(dtype)
-    if cast.dtype != rows.dtype:
+def rechecked(output: Output, source: Source, total: int) -> Generator[Progress, None, int]:
+    """Check again what an earlier process finished; bytes of the source that need no work."""
+    done = 0
+    with closing(unordered(output.rechecks())) as checked:
+        for shard in filter(None, checked):
+            done += sum(map(source.nbytes_of, shard.sources))
+            yield Progress(done, total, shard.file)
+    return done
+
+
+def files_of(source: Source, names: list[str]) -> frozenset[str]:
+    """The files that tensors are read from."""
+    return frozenset(place.path.name for name in names for place, _ in source.places(name))
+
+
+def files_of_step(source: Source, step: int) -> frozenset[str]:
+    """The files that a step of a pass through the model reads."""
+    return files_of(source, read_in_order(source.config)[step])
+
+
+def cast(name: str, rows: mx.array, dtype: mx.Dtype) -> mx.array:
+    """Rows of the source in the type of the output; raises ConversionError where they do not fit it."""
+    found = rows.astype(dtype)
+    if found.dtype != rows.dtype:
         check_finite(name, rows)
-        check_finite(name, cast, what=f"holds values too large for {dtype}, which config.json states")
+        check_finite(name, found, what=f"holds values too large for {dtype}, which config.json states")
+    return found
+
+
+def packed(name: str, rows: mx.array, quant: QuantFormat | None) -> Mapping[str, mx.array]:
+    """Rows of a tensor of the source -> the same rows of each tensor that is written for it, rounded."""
     if quant is None:
-        check_finite(name, cast)
-        yield name, cast
-        return
-    for part, array in quantize(cast, quant, name=name).items():
-        yield f"{name.removesuffix('.weight')}.{part}", array
+        check_finite(name, rows)
+        return {name: rows}
+    module = name.removesuffix(".weight")
+    return {f"{module}.{part}": array for part, array in quantize(rows, quant, name=name).items()}

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
@@ -16,10 +16,12 @@ from magistral_mlx.safetensors_header import DTYPES, Entry, Shard
 
 from . import disk
 
+T = TypeVar("T")
+
 MLX_TYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32, "U32": mx.uint32, "U8": mx.uint8}
 METADATA = {"format": "mlx"}
 FLUSH_BYTES = 128 * 2**20  # one thread waits for these while others go on; at the end nobody could
-MAX_DATA_BYTES = 1_250_000_000  # of a file: what an interruption loses at most
+MAX_DATA_BYTES = 300_000_000  # of a file of several layers: an interruption loses a file, or a layer, at most
 
 
 def lay_out(tensors: Mapping[str, tuple[str, Shape]]) -> dict[str, Entry]:
@@ -46,15 +48,15 @@ def header_bytes(entries: Mapping[str, Entry]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def divide(units: Iterable[tuple[str, int]], limit: int = MAX_DATA_BYTES) -> list[list[str]]:
-    """Put units of (name, bytes) into as few files as keep their order and ``limit``; a larger unit gets its own."""
-    files: list[list[str]] = []
+def divide(units: Iterable[tuple[T, int]], limit: int = MAX_DATA_BYTES) -> list[list[T]]:
+    """Put units of (what, bytes) into as few files as keep their order and ``limit``; a larger unit gets its own."""
+    files: list[list[T]] = []
     filled = 0
-    for name, nbytes in units:
+    for unit, nbytes in units:
         if not files or filled + nbytes > limit:
             files.append([])
             filled = 0
-        files[-1].append(name)
+        files[-1].append(unit)
         filled += nbytes
     return files
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import convert.corpus
 import convert.pipeline
 import convert.weights
 from convert.planning import make_plan
@@ -24,12 +25,14 @@ from magistral_mlx.tokenizer import Tokenizer
 
 CALLS = ("pwrite", "fsync", "rename", "unlink", "rmdir", "mkdir", "open")  # what changes a disk, by boundary
 FILE_BYTES, BLOCK_BYTES = 150_000, 60_000  # the tiny source then becomes several files, of several blocks each
+WINDOW = 48  # ids of a sequence that calibrates
 
 
 def in_small_pieces(set_attribute: Callable[[object, str, object], None] = setattr) -> None:
-    """Let conversions here write many files."""
+    """Let conversions here write many files, and calibrate on little."""
     set_attribute(convert.pipeline, "make_plan", partial(make_plan, max_bytes=FILE_BYTES))
     set_attribute(convert.weights, "BLOCK_BYTES", BLOCK_BYTES)
+    set_attribute(convert.corpus, "WINDOW", WINDOW)
 
 
 def count_calls(at: int, then: Callable[[], None], names: Sequence[str] = CALLS) -> list[int]:
@@ -72,15 +75,20 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("source", type=Path)
     parser.add_argument("new", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--old", type=Path)
+    parser.add_argument("--method", default="round")
     parser.add_argument("--boundaries", type=int)
     parser.add_argument("--moments", type=int, default=0)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
     in_small_pieces()
     Tokenizer.from_folder(options.source)  # imports mistral-common once, and not in every child
     target = options.folder / "t" / "out"
@@ -90,7 +98,9 @@ def main() -> None:
     rng = random.Random(0)
 
     def convert_it() -> None:
-        convert.pipeline.convert_checkpoint(options.source, target, tokenizer_json=False, force=force)
+        convert.pipeline.convert_checkpoint(
+            options.source, target, q_method=options.method, tokenizer_json=False, force=force
+        )
 
     def counting() -> None:
         count = count_calls(-1, lambda: None)

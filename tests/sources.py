@@ -112,5 +112,6 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def convert_quickly(source: Path, target: Path, **options: object) -> Summary:
-    """Without tokenizer.json, which takes longest."""
-    return convert_checkpoint(source, target, tokenizer_json=False, **options)  # type: ignore[arg-type]
+    """Without tokenizer.json, which takes longest, and rounded unless ``options`` say how."""
+    plain: dict[str, object] = {"tokenizer_json": False, "q_method": "round"}
+    return convert_checkpoint(source, target, **(plain | options))  # type: ignore[arg-type]

@@ -41,7 +41,7 @@ def run(source: Path, target: Path, *flags: str) -> int:
         (["--q-bits", "four"], "'four' is not a valid integer"),
         (["--recipe", "bits.json"], "recipe is 'bits.json'; a recipe is one of the names 4bit, 8bit"),
         (["--layout", "gguf"], "'gguf' is not one of 'hf', 'consolidated'"),
-        (["--q-method", "gptq"], "'gptq' is not"),
+        (["--q-method", "awq"], "'awq' is not"),
         (["--revision", "main"], "has no revision 'main'"),
         (["lies beside the weights"], "unexpected extra argument"),
     ],

@@ -210,7 +210,8 @@ def test_bad_input_exits_2_and_writes_nothing(sources: Path, capfd: pytest.Captu
     change(sources)
     source = sources / ("hf" if case in HF else "native")
     target = sources.parent / "a" / "out"
-    assert main(["--hf-path", str(source), "--mlx-path", str(target), "--no-tokenizer-json"]) == 2
+    flags = ["--q-method", "round", "--no-tokenizer-json"]
+    assert main(["--hf-path", str(source), "--mlx-path", str(target), *flags]) == 2
     out, err = capfd.readouterr()
     assert out == ""
     errors = [line for line in err.splitlines() if line.startswith("error: ")]

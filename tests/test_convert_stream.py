@@ -19,7 +19,7 @@ from tests.sources import content, convert_quickly, write_consolidated, write_hf
 pytest.importorskip("huggingface_hub")
 
 FIRST, SECOND = (f"model-{i:05}-of-00002.safetensors" for i in (1, 2))
-QUICK = Options(tokenizer_json=False)
+QUICK = Options(q_method="round", tokenizer_json=False)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-import convert.pipeline
+import convert.conversion
 from convert import Options, converting
 from convert.staging import JOURNAL, Staging
 from magistral_mlx.conversation import result_of
@@ -24,7 +24,7 @@ from tests.sources import CONFIG, content, convert_quickly, write_hf
 CALLS = ("pwrite", "fsync", "rename", "unlink", "mkdir", "open")
 
 
-QUICK = Options(tokenizer_json=False)
+QUICK = Options(q_method="round", tokenizer_json=False)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -113,7 +113,7 @@ def test_ctrl_c_in_any_phase_loses_nothing(
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convert.pipeline, stage, stop)
+        patch.setattr(convert.conversion, stage, stop)
         with pytest.raises(KeyboardInterrupt):
             convert_quickly(source, tmp_path / "a" / "b" / "out")
     assert not (tmp_path / "a" / "b" / "out").exists()

@@ -1,0 +1,188 @@
+"""A conversion that can begin: what is written where, all or nothing."""
+
+import errno
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.errors import CheckpointError, ConversionError
+from magistral_mlx.release import STATED
+from magistral_mlx.tokenizer import Tokenizer
+
+from . import disk
+from .calibrate import MeanSquares
+from .calibration import Calibration
+from .export import exports, json_text, make_config
+from .layerwise import LayerwiseWork
+from .output import Output
+from .parallel import unordered
+from .planning import Plan, in_order, read_in_order
+from .provenance import PROVENANCE, difference, entry_of, make_plan_record
+from .recipes import Options
+from .source import Source
+from .stages import StagedPass
+from .staging import Staging, discard_replaced
+from .streaming import HubStream
+from .target import free_bytes, in_units
+from .weights import Progress, WeightsWork
+
+HASHES = ("size", "sha256")
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a conversion made, or found made."""
+
+    target: Path
+    bytes_in: int  # of the source's tensors
+    bytes_out: int  # of the tensors written
+    bits_per_weight: float
+    already_complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """A conversion that can begin: everything checked, nothing written."""
+
+    source: Source
+    tokenizer: Tokenizer | None  # None where there is nothing to do
+    target: Path
+    options: Options
+    plan: Plan
+    identity: dict[str, Any]  # of the source, as the provenance file keeps it
+    base_model: str | None  # the source's hub id
+    calibration: Calibration | None = None  # None: every weight is rounded
+    force: bool = False
+    hash_source: bool = False
+    stream: HubStream | None = None
+    documents: TemporaryDirectory[str] | None = None  # of the stream
+    is_complete: bool = False  # the target is there already
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The options as the provenance file keeps them."""
+        return stated_with(self.options, self.calibration)
+
+    @property
+    def summary(self) -> Summary:
+        plan = self.plan
+        return Summary(self.target, self.source.nbytes, plan.tensor_bytes, plan.bits_per_weight, self.is_complete)
+
+    def run(self) -> Generator[Progress, None, Summary]:
+        """Write the target, unless it is complete already; goes on where an earlier run of the same ended.
+
+        Raises:
+            ConversionError, CheckpointError: it could not be finished. The target is as it was; what is done
+                stays in the folder ``OUT.partial`` beside it.
+        """
+        if self.is_complete:
+            discard_replaced(self.target)
+            return self.summary
+        try:
+            with Staging(self.target, self._record(), is_whole=self._is_whole, force=self.force) as staging:
+                if self._is_whole(self.target):  # another process was faster
+                    disk.discard(staging.folder)
+                    return replace(self.summary, already_complete=True)
+                if not staging.is_whole:
+                    yield from self._hash_source()
+                    documents: dict[str, bytes] = {}
+                    work = self._work(staging, lambda: documents.update(self._documents()))
+                    yield from work.run()
+                    self._write_documents(staging, documents)
+                    open_checkpoint(staging.folder)
+                staging.publish(replace=self.force)
+        except OSError as error:
+            raise self._explain(error) from error
+        return self.summary
+
+    def needed_bytes(self) -> int:
+        """Of the whole target, roughly: tokenizer.json is up to four times tekken.json. And of what is streamed."""
+        return self.plan.file_bytes + 5 * self.identity["files"]["tekken.json"]["size"] + 2**20 + self._fetched_bytes()
+
+    def _fetched_bytes(self) -> int:
+        """Most bytes of a streamed source that are there at once."""
+        if self.stream is None:
+            return 0
+        steps = (in_order if self.calibration is None else read_in_order)(self.source.config)
+        return self.stream.peak_bytes([[stored for n in step for _, stored in self.source.places(n)] for step in steps])
+
+    def _work(self, staging: Staging, at_last: Callable[[], None]) -> WeightsWork | LayerwiseWork:
+        source, stream = self.source, None
+        if self.stream is not None:
+            stream = self.stream.into(staging.fetched)
+            shards = tuple(replace(shard, path=staging.fetched / shard.path.name) for shard in source.shards)
+            source = replace(source, shards=shards)
+        output = Output(self.plan, staging)
+        if self.calibration is None:
+            return WeightsWork(source, self.plan, output, stream, at_last)
+        if self.options.method == "gptq":
+            return LayerwiseWork(
+                source, self.plan, output, staging.calibration, self.calibration.ids, stream=stream, at_last=at_last
+            )
+        statistics = MeanSquares(source)
+        staged = StagedPass(staging.calibration, source, self.calibration.ids, statistics)
+        return WeightsWork(source, self.plan, output, stream, at_last, statistics, staged)
+
+    def _hash_source(self) -> Generator[Progress, None, None]:
+        """Hash the weight files whole, where that was asked for, and compare with what the hub states of them."""
+        if not self.hash_source or self.stream is not None:  # a stream hashes everything anyway
+            return
+        jobs = (partial(self._sha256_of, shard.path) for shard in self.source.shards)
+        with closing(unordered(jobs)) as hashed:
+            for file in hashed:
+                yield Progress(0, self.source.nbytes, f"sha256 of {file}")
+
+    def _sha256_of(self, path: Path) -> str:
+        digest = disk.sha256_of(path)
+        if self.identity["files"][path.name].setdefault("sha256", digest) != digest:
+            raise CheckpointError(f"{path} is damaged: its sha256 is not what the hub states; fetch it again")
+        return path.name
+
+    def _record(self) -> dict[str, Any]:
+        return make_plan_record(source=self.identity, options=self.stated)
+
+    def _is_whole(self, folder: Path) -> bool:
+        return difference(folder, source=self.identity, options=self.stated) is None
+
+    def _documents(self) -> dict[str, bytes]:
+        """Everything beside the weights."""
+        source, plan = self.source, self.plan
+        config = make_config(source.config, plan.quantization, plan.float_type)
+        return {INDEX: json_text(plan.index()).encode()} | exports(
+            source.folder,
+            config,
+            self.tokenizer,
+            tokenizer_json=self.options.tokenizer_json,
+            base_model=self.base_model,
+        )
+
+    def _write_documents(self, staging: Staging, documents: dict[str, bytes]) -> None:
+        """The provenance last, since it holds the hashes of the rest."""
+        for name, content in documents.items():
+            disk.write_file(staging.folder / name, content)
+        headers = {shard.file: {"header_sha256": shard.header_sha256} for shard in self.plan.shards}
+        files = {file: {k: staging.finished[file][k] for k in HASHES} | headers[file] for file in headers}
+        files |= {name: entry_of(content) for name, content in documents.items()}
+        release = {} if self.tokenizer is None else {STATED: self.tokenizer.reasoning_format}
+        provenance = self._record() | release | {"files": dict(sorted(files.items()))}
+        disk.write_file(staging.folder / PROVENANCE, json_text(provenance).encode())
+
+    def _explain(self, error: OSError) -> ConversionError:
+        again = "the same command then goes on where this ended"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return ConversionError(
+                f"the disk of {self.target} is full: {in_units(self.needed_bytes())} are needed in all, "
+                f"{in_units(free_bytes(self.target))} are free now; free some space, {again}"
+            )
+        return ConversionError(f"{self.target} could not be written ({error}); check the folder and the disk, {again}")
+
+
+def stated_with(options: Options, calibration: Calibration | None) -> dict[str, Any]:
+    """Options, and what is calibrated on."""
+    return options.stated() | ({} if calibration is None else {"calibration": calibration.stated()})

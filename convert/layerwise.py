@@ -1,0 +1,95 @@
+"""The weights of a conversion by GPTQ: layer after layer, each quantized on what those before it give."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mlx.core as mx
+
+from . import disk
+from .gains import Errors
+from .output import Output
+from .planning import Plan, in_order
+from .sequential import Parts, Sequential
+from .source import FLOAT_TYPES, Source
+from .stages import StagedPass
+from .statistics import outlier_ratio
+from .streaming import HubStream
+from .supply import Supply
+from .weights import Progress, cast, files_of_step, packed, rechecked
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class LayerwiseWork:
+    """As ``weights.WeightsWork``; a stage of the pass is kept once all that comes before it is in finished files."""
+
+    source: Source
+    plan: Plan
+    output: Output
+    stages: Path  # folder of ``StagedPass``
+    ids: mx.array  # [B, T] that the inputs come from
+    stream: HubStream | None = None
+    at_last: Callable[[], None] = lambda: None
+    _visitor: Sequential = field(init=False)
+
+    def run(self) -> Generator[Progress, None, None]:
+        """Write every file that is not finished yet."""
+        steps = in_order(self.source.config)
+        total = sum(map(self.source.nbytes_of, self.source.config.parameter_shapes()))
+        done = yield from rechecked(self.output, self.source, total)
+        self._visitor = Sequential(self.source, self.plan.formats, self._emit)
+        staged = StagedPass(self.stages, self.source, self.ids, self._visitor)
+        if any(map(self._unfinished, steps[: staged.steps_done])):
+            log.warning("a file changed that later layers were quantized on; they are quantized again")
+            disk.discard(self.stages)
+            self._visitor = Sequential(self.source, self.plan.formats, self._emit)
+            staged = StagedPass(self.stages, self.source, self.ids, self._visitor)
+        last = max((step for step, names in enumerate(steps) if self._unfinished(names)), default=-1)
+        ahead = range(staged.steps_done, last + 1)
+        uses = Counter(file for step in ahead for file in sorted(files_of_step(self.source, step)))
+        supply = None if self.stream is None else Supply(self.stream, uses)
+        try:
+            for step in ahead:
+                if supply is not None:
+                    for file in sorted(files_of_step(self.source, step)):
+                        while not supply.has(file):
+                            supply.wait(file)
+                            yield Progress(done, total, file, supply.received)
+                names = self._unfinished(steps[step])
+                staged.advance()
+                for name in names:
+                    self._write_unpacked(name)
+                if not any(self._unfinished(before) for before in steps[: step + 1]):
+                    staged.keep()
+                if supply is not None:
+                    for file in files_of_step(self.source, step):
+                        supply.done(file)
+                done += sum(map(self.source.nbytes_of, names))
+                yield Progress(
+                    done, total, (names or steps[step] or [""])[-1], 0 if supply is None else supply.received
+                )
+            self.at_last()
+        finally:
+            if supply is not None:
+                supply.close()
+            self.output.close()
+
+    def _unfinished(self, names: list[str]) -> list[str]:
+        return [name for name in names if not self.output.is_finished(name)]
+
+    def _emit(self, module: str, row: int, parts: Parts, errors: Errors | None) -> None:
+        name = f"{module}.weight"
+        if errors is not None:
+            self.output.measure(name, row, errors, outlier_ratio(self._visitor.squares[module]))
+        self.output.write(name, row, {f"{module}.{part}": array for part, array in parts.items()})
+
+    def _write_unpacked(self, name: str) -> None:
+        """A norm, or a matrix that stays in floats: the pass reads it, and emits nothing."""
+        if self.plan.formats.get(name.removesuffix(".weight")) is not None:
+            return
+        for row, rows in self.source.blocks(name):
+            self.output.write(name, row, packed(name, cast(name, rows, FLOAT_TYPES[self.plan.float_type][1]), None))

@@ -1,0 +1,78 @@
+"""The files of weights that a plan names, while they are written."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+import mlx.core as mx
+
+from . import disk
+from .gains import Errors
+from .planning import Plan, PlannedShard
+from .staging import Staging
+from .writer import ShardWriter
+
+log = logging.getLogger(__name__)
+
+
+class Output:
+    """Takes rows of tensors from several threads, in any order; a file is recorded once it is whole."""
+
+    def __init__(self, plan: Plan, staging: Staging) -> None:
+        self._plan, self._staging = plan, staging
+        self._shards = {name: shard for shard in plan.shards for name in shard.sources}
+        self._writers: dict[str, ShardWriter] = {}
+        self._errors: dict[str, dict[int, Errors]] = {}  # by tensor of the source and first row
+        self._outliers: dict[str, float] = {}
+        self._opening = threading.Lock()
+
+    def rechecks(self) -> Iterator[Callable[[], PlannedShard | None]]:
+        """Jobs that give each finished file which is still what an earlier process wrote."""
+        return (partial(self._recheck, shard) for shard in self._plan.shards if shard.file in self._staging.finished)
+
+    def _recheck(self, shard: PlannedShard) -> PlannedShard | None:
+        path = self._staging.folder / shard.file
+        if disk.sha256_of(path) == self._staging.finished[shard.file]["sha256"]:
+            return shard
+        log.warning("%s changed since it was written; it is written again", path)
+        self._staging.forget(shard.file)
+        return None
+
+    def is_finished(self, name: str) -> bool:
+        """Whether the file of a tensor of the source is whole."""
+        return self._shards[name].file in self._staging.finished
+
+    def measure(self, name: str, row: int, errors: Errors, outliers: float) -> None:
+        """Note, before rows are written, what is lost in them, and the tensor's outlier ratio."""
+        self._errors.setdefault(name, {})[row] = errors
+        self._outliers[name] = outliers
+
+    def write(self, name: str, row: int, tensors: Mapping[str, mx.array]) -> None:
+        """Rows of all that one tensor of the source becomes, once each; of a finished file they are left out."""
+        if self.is_finished(name):
+            return
+        shard = self._shards[name]
+        with self._opening:
+            if shard.file not in self._writers:
+                self._writers[shard.file] = ShardWriter(self._staging.folder / shard.file, shard.entries)
+        writer = self._writers[shard.file]
+        for tensor, rows in tensors.items():
+            if writer.write(tensor, rows, row):
+                self._staging.record(shard.file, writer.finish() | self._report(shard))
+
+    def close(self) -> None:
+        """Let go of the files, whole or not."""
+        for writer in self._writers.values():
+            writer.close()
+
+    def _report(self, shard: PlannedShard) -> dict[str, object]:
+        found = {
+            name.removesuffix(".weight"): [
+                *Errors.together(blocks for _, blocks in sorted(self._errors[name].items())),
+                self._outliers[name],
+            ]
+            for name in shard.sources
+            if name in self._errors
+        }
+        return {"errors": found} if found else {}

@@ -1,0 +1,73 @@
+"""A pass through the model whose results outlive the process, layer by layer."""
+
+import hashlib
+import re
+from collections.abc import Generator
+from pathlib import Path
+from typing import Protocol
+
+import mlx.core as mx
+
+from . import disk
+from .calibrate import Stage, Visitor, visiting
+from .source import Source
+from .statistics import from_file, to_bytes
+
+STREAM = "stream"
+NAME = "layers-{layers:05}-{sha256}.safetensors"  # content and name agree, or it is not whole
+NAMED = re.compile(r"layers-(\d{5})-([0-9a-f]{64})\.safetensors")
+
+
+class Collector(Visitor, Protocol):
+    """A visitor that keeps E[x_j^2] of what it saw, by module path."""
+
+    squares: dict[str, mx.array]
+
+
+class StagedPass:
+    """``visiting``, a step at a time, from the last stage that is kept in a folder.
+
+    Steps are the embedding, each layer, and what follows them. ``visitor`` has the squares of all steps that are past.
+    """
+
+    def __init__(self, folder: Path, source: Source, ids: mx.array, visitor: Collector) -> None:
+        self._folder, self._visitor = folder, visitor
+        self._stage, squares = _newest(folder)
+        visitor.squares |= squares
+        self.steps_done = 0 if self._stage is None else self._stage.layers + 1
+        self._steps: Generator[Stage] = visiting(source, ids, visitor, self._stage)
+
+    def advance(self) -> None:
+        """Take the next step.
+
+        Raises:
+            NumericsError: an input of a linear is not finite.
+        """
+        self._stage = next(self._steps, None)
+        self.steps_done += 1
+
+    def keep(self) -> None:
+        """Put the stage on the drive in place of the one before; nothing of the embedding alone or of the last step."""
+        if self._stage is None or not self._stage.layers:
+            return
+        content = to_bytes({**self._visitor.squares, STREAM: self._stage.stream})
+        name = NAME.format(layers=self._stage.layers, sha256=hashlib.sha256(content).hexdigest())
+        self._folder.mkdir(exist_ok=True)
+        before = list(self._folder.iterdir())
+        disk.write_file(self._folder / name, content)
+        for path in before:
+            if path.name != name:
+                disk.discard(path)
+
+
+def _newest(folder: Path) -> tuple[Stage | None, dict[str, mx.array]]:
+    """The last stage there is whole."""
+    found = {
+        path: match for path in folder.glob("*") if (match := NAMED.fullmatch(path.name)) and disk.is_own_file(path)
+    }
+    for path in sorted(found, reverse=True):
+        layers, sha256 = found[path].groups()
+        if disk.sha256_of(path) == sha256:
+            arrays = from_file(path)
+            return Stage(int(layers), arrays.pop(STREAM)), arrays
+    return None, {}

@@ -1,0 +1,194 @@
+"""Conversions by importance and by GPTQ: rounding's files with other numbers in them, whole however they end."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from convert import Options, converting
+from convert.corpus import built_in
+from convert.quantize import dequantize
+from convert.staging import CALIBRATION
+from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.errors import ConversionError, NumericsError, OptionError
+from magistral_mlx.tokenizer import Tokenizer
+from tests.killing import in_small_pieces
+from tests.sources import CONFIG, content, convert_quickly, write_hf
+from tests.test_resume import killed
+from tests.tiny import make_weights
+
+METHODS = ("importance", "gptq")
+DOCUMENTS = {"magistral_mlx.json"}  # that differ from rounding's
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_hf(tmp_path_factory.mktemp("source") / "hf")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_pieces() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        in_small_pieces(patch.setattr)
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, source: Path) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("made")
+    for method in ("round", *METHODS):
+        convert_quickly(source, folder / method, q_method=method)
+    return {method: folder / method for method in ("round", *METHODS)}
+
+
+def weight(folder: Path, module: str) -> mx.array:
+    checkpoint = open_checkpoint(folder)
+    quant = checkpoint.formats[module]
+    assert quant is not None
+    parts = {kind: checkpoint.read(f"{module}.{kind}", slice(None)) for kind in ("weight", "scales", "biases")}
+    return dequantize(parts, quant, mx.float32)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_files_are_those_of_rounding_in_names_sizes_and_headers(made: dict[str, Path], method: str) -> None:
+    ours, rounded = content(made[method]), content(made["round"])
+    assert {n: len(c) for n, c in ours.items() if n not in DOCUMENTS} == {
+        n: len(c) for n, c in rounded.items() if n not in DOCUMENTS
+    }
+    weights = {name for name in ours if name.endswith(".safetensors")}
+    assert len(weights) == 4
+    assert all(ours[name] != rounded[name] for name in weights)
+    assert all(ours[name] == rounded[name] for name in ours.keys() - weights - DOCUMENTS)
+    assert [(s.path.name, s.header_sha256) for s in open_checkpoint(made[method]).shards] == [
+        (s.path.name, s.header_sha256) for s in open_checkpoint(made["round"]).shards
+    ]
+
+
+def test_importance_is_the_default_up_to_5_bits(tmp_path: Path, source: Path, made: dict[str, Path]) -> None:
+    convert_quickly(source, tmp_path / "out", q_method=None)
+    assert content(tmp_path / "out") == content(made["importance"])
+    assert [Options(q_bits=bits).method for bits in (2, 3, 4, 5, 6, 8, 16)] == ["importance"] * 4 + ["round"] * 3
+    assert Options(q_mode="mxfp4").method == "round"
+    assert Options(recipe="8bit").method == "round"
+    assert Options(recipe="mixed_4_6").method == "importance"
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        *(
+            ("importance", {"q_bits": bits, "q_group_size": size})
+            for bits, size in ((2, 32), (3, 128), (5, 64), (8, 32))
+        ),
+        ("gptq", {"q_bits": 6, "q_group_size": 128}),
+        ("gptq", {"recipe": "4bit-kv6"}),
+    ],
+    ids=str,
+)
+def test_outputs_come_nearer_in_every_format(
+    tmp_path: Path, source: Path, method: str, options: dict[str, object]
+) -> None:
+    convert_quickly(source, tmp_path / "out", q_method=method, **options)
+    convert_quickly(source, tmp_path / "round", **options)
+    module, read = "model.layers.0.self_attn.v_proj", open_checkpoint(source).read
+    embedding, norm, wanted = (
+        np.array(read(f"{name}.weight", slice(None)).astype(mx.float32))
+        for name in ("model.embed_tokens", "model.layers.0.input_layernorm", module)
+    )
+    rows = embedding[np.array(built_in(Tokenizer.from_folder(source), windows=16)).reshape(-1)]
+    x = rows / np.sqrt(np.square(rows).mean(axis=1, keepdims=True) + 1e-5) * norm
+    found = [np.square(x @ (np.array(weight(tmp_path / way, module)) - wanted).T).mean() for way in ("out", "round")]
+    assert found[0] < 0.97 * found[1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_let_go_after_any_step_the_same_command_goes_on_to_the_same_bytes(
+    tmp_path: Path, source: Path, made: dict[str, Path], method: str
+) -> None:
+    options = Options(q_method=method, tokenizer_json=False)
+    count = 0
+    while not (tmp_path / "out").exists():
+        for steps_taken, _ in enumerate(steps := converting(source, tmp_path / "out", options)):
+            if steps_taken == 2 + count:
+                break
+        steps.close()
+        count += 1
+    assert count > 2
+    assert content(tmp_path / "out") == content(made[method])
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("method", ["importance", pytest.param("gptq", marks=pytest.mark.slow)])
+def test_killed_at_some_boundaries(tmp_path: Path, source: Path, made: dict[str, Path], method: str) -> None:
+    counts = killed(source, made[method], tmp_path, "--method", method, "--boundaries", "4")
+    assert counts["killed"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_at_every_boundary(tmp_path: Path, source: Path, made: dict[str, Path], method: str) -> None:
+    counts = killed(source, made[method], tmp_path, "--method", method)
+    assert counts["killed"] == counts["boundaries"] > 50
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_another_method_or_calibration_is_refused_with_the_way_out(tmp_path: Path, source: Path, method: str) -> None:
+    (tmp_path / "text").write_text("All the world's a stage, and all the men and women merely players. " * 40)
+    options = Options(q_method=method, tokenizer_json=False)
+    steps = converting(source, tmp_path / "out", options)
+    while not any((tmp_path / "out.partial" / CALIBRATION).glob("*")):
+        next(steps)
+    steps.close()
+    before = os.listdir(tmp_path / "out.partial")
+    other = next(name for name in METHODS if name != method)
+    for way, changed in (
+        ({"q_method": other}, r"options\.calibration\.ids_sha256|options\.calibration\.sequences"),
+        ({"q_method": "round"}, r"options\.calibration"),
+        ({"q_method": method, "calibration": str(tmp_path / "text")}, r"options\.calibration\.ids_sha256"),
+    ):
+        with pytest.raises(ConversionError, match=f"unfinished conversion with another ({changed}).*--force"):
+            convert_quickly(source, tmp_path / "out", **way)
+    assert os.listdir(tmp_path / "out.partial") == before
+    convert_quickly(source, tmp_path / "out", force=True, calibration=str(tmp_path / "text"), q_method=method)
+    stated = json.loads((tmp_path / "out" / "magistral_mlx.json").read_text())["options"]["calibration"]
+    assert stated["origin"] == "file"
+    with pytest.raises(ConversionError, match=r"out exists, and it was made with another options\.calibration"):
+        convert_quickly(source, tmp_path / "out", q_method=method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("model.layers.1.mlp.up_proj", mx.nan, r"tensor 'model\.layers\.1\.mlp\.up_proj\.weight' holds NaN"),
+        (
+            "model.layers.1.mlp.up_proj",
+            3e38,
+            r"'model\.layers\.1\.mlp\.up_proj\.weight' is so large|down_proj holds NaN",
+        ),
+        ("model.layers.0.input_layernorm", mx.inf, r"input of model\.layers\.0\.self_attn\.q_proj .* holds NaN"),
+    ],
+)
+def test_what_is_not_finite_is_named(tmp_path: Path, method: str, name: str, value: float, message: str) -> None:
+    weights = make_weights(CONFIG, mx.bfloat16)
+    weights[f"{name}.weight"] = mx.full(weights[f"{name}.weight"].shape, value, mx.bfloat16)
+    with pytest.raises((ConversionError, NumericsError), match=message):
+        convert_quickly(write_hf(tmp_path / "hf", weights), tmp_path / "out", q_method=method)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is empty"), (b"\xff\xfe\x00", "is no text"), (b"a few words", "is too short: .* at least 256")],
+)
+def test_a_file_that_cannot_calibrate_is_refused_before_any_work(
+    tmp_path: Path, source: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "text").write_bytes(content)
+    with pytest.raises(OptionError, match=message):
+        convert_quickly(source, tmp_path / "out", q_method="importance", calibration=str(tmp_path / "text"))
+    assert [path.name for path in tmp_path.iterdir()] == ["text"]
