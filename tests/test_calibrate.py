@@ -214,5 +214,6 @@ def test_each_linear_is_quantized_on_what_the_quantized_ones_before_it_give(
             weights[name] = dequantize(parts | floats, quant, mx.float32)
     found = squares_of(checkpoint_folder(config, weights, "made"))
     for name, squares in visitor.squares.items():
-        assert np.allclose(np.array(squares), np.array(found[name]), rtol=1e-4), name
+        if name != "model.embed_tokens" or config.tie_word_embeddings:
+            assert np.allclose(np.array(squares), np.array(found[name]), rtol=1e-4), name
     assert visitor.squares.keys() == found.keys()
