@@ -11,6 +11,7 @@ from benchmarks.commands.drafting import drafting
 from benchmarks.commands.graph import graph
 from benchmarks.commands.memory import memory
 from benchmarks.commands.predict import forecast
+from benchmarks.commands.quality import quality
 from benchmarks.commands.samples import samples
 from benchmarks.commands.speed import speed
 from magistral_mlx.errors import MagistralError
@@ -21,7 +22,7 @@ def benchmarks() -> None:
     """Measure what the project claims, on this machine."""
 
 
-for command in (convert, drafting, forecast, graph, memory, samples, speed):
+for command in (convert, drafting, forecast, graph, memory, quality, samples, speed):
     benchmarks.add_command(command)
 
 

@@ -1,0 +1,65 @@
+"""What is compared with a reference: checkpoints of the user's, and conversions of the reference made for it."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality import Ratio, Report, Scores
+from benchmarks.quality_text import Texts
+from magistral_mlx.checkpoint import open_checkpoint
+
+METHODS = ("round", "importance", "gptq")
+
+
+@dataclass(frozen=True, slots=True)
+class Conversions:
+    """Every one of ``bits`` by every one of ``methods``."""
+
+    bits: tuple[int, ...]
+    methods: tuple[str, ...]
+    calibration: str | None  # of those that calibrate; None: the converter's own
+
+
+def candidates(
+    reference: Path, models: Mapping[str, Path], conversions: Conversions, work: Path, *, report: Report
+) -> Iterator[tuple[str, Path]]:
+    """Titles and folders: ``models``, then conversions, each written into ``work`` when its turn comes.
+
+    Raises:
+        MagistralError: as ``convert_checkpoint``'s.
+    """
+    from magistral_mlx.convert import convert_checkpoint
+
+    yield from models.items()
+    for bits in conversions.bits:
+        for method in conversions.methods:
+            title = f"{bits} bit, {method}"
+            report(f"{title}: converting")
+            target = work / f"{bits}-{method}"
+            calibration = None if method == "round" else conversions.calibration
+            convert_checkpoint(
+                reference, target, q_bits=bits, q_method=method, calibration=calibration, tokenizer_json=False
+            )
+            yield title, target
+
+
+def finding(title: str, folder: Path, texts: Texts, scores: Scores, first: Scores) -> dict[str, Any]:
+    """What is written and shown of a candidate; ``first`` is the one that ratios are to."""
+    checkpoint = open_checkpoint(folder)
+    weights = sum(map(math.prod, checkpoint.config.parameter_shapes().values()))
+    return {
+        "title": title,
+        "checkpoint": checkpoint.fingerprint(),
+        "bits_per_weight": 8 * checkpoint.nbytes / weights,
+        "parts": {name: _part(scores.of_part(i), first.of_part(i)) for i, name in enumerate(texts.names)},
+    }
+
+
+def _part(scores: Scores, first: Scores) -> dict[str, Any]:
+    ratio = Ratio.of(scores, first)
+    return scores.summary() | {
+        "kl_ratio": {"mean": ratio.mean, "factor": ratio.factor},
+        "kl_by_sequence": scores.by_sequence(scores.kl).tolist(),
+    }

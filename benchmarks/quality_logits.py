@@ -1,0 +1,57 @@
+"""The logits of a checkpoint of any size: streamed a layer at a time, so that neither model has to fit."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import mlx.core as mx
+from magistral_mlx.convert.calibrate import BLOCK_BYTES, EMBEDDING, visiting
+from magistral_mlx.convert.source import Source, open_source
+
+from magistral_mlx.errors import NumericsError
+
+ROWS = 256  # positions whose logits are in memory at once: 134 MB of 131,072
+
+
+@dataclass(slots=True)
+class _Last:
+    """A visitor that keeps what comes into lm_head."""
+
+    source: Source
+    inputs: mx.array = field(default_factory=lambda: mx.zeros(0))  # [B, T, D]
+
+    def see(self, modules: Sequence[str], x: mx.array) -> None:
+        self.inputs = x
+
+    def rows(self, module: str) -> Iterator[tuple[int, mx.array]]:
+        return self.source.blocks(f"{module}.weight", BLOCK_BYTES)
+
+
+def open_streamed(folder: Path) -> Source:
+    """A checkpoint, packed or not, whose packed weights are read in float32."""
+    return replace(open_source(folder), float_type="float32")
+
+
+def layers_then_inputs(source: Source, ids: mx.array) -> Iterator[int | mx.array]:
+    """Take ids ``[B, T]`` through the model: yields the number of layers done, at last lm_head's inputs ``[B, T, D]``.
+
+    Raises:
+        NumericsError: an activation is not finite.
+    """
+    visitor = _Last(source)
+    for stage in visiting(source, ids, visitor):
+        yield stage.layers
+    if not mx.isfinite(visitor.inputs).all().item():
+        raise NumericsError(f"{source.folder}: its logits are not numbers; verify or convert it again")
+    yield visitor.inputs
+
+
+def logits_of(source: Source, inputs: mx.array) -> Iterator[mx.array]:
+    """Logits ``[n, V]`` float32 of lm_head's inputs ``[N, D]``, ROWS at a time. lm_head stays in memory meanwhile."""
+    module = EMBEDDING if source.config.tie_word_embeddings else "lm_head"
+    blocks = [rows for _, rows in source.blocks(f"{module}.weight", BLOCK_BYTES)]
+    for start in range(0, len(inputs), ROWS):
+        some = inputs[start : start + ROWS]
+        logits = mx.concatenate([some @ rows.astype(mx.float32).T for rows in blocks], axis=-1)
+        mx.eval(logits)
+        yield logits

@@ -1,0 +1,92 @@
+"""What quality is measured on: texts of our own in the wire form of a release, or windows of a user's file."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from magistral_mlx.convert.corpus import BETWEEN_PARTS, BETWEEN_TEXTS, read_calibration
+from numpy.typing import NDArray
+
+from magistral_mlx.demo.problems import KINDS, held_out_problems
+from magistral_mlx.errors import OptionError
+from magistral_mlx.tokenizer import Tokenizer
+
+OURS = Path(__file__).parent / "quality.txt"  # no text of it is in convert/calibration.txt
+TRACE, ANSWER, TEXT = "trace", "answer", "text"
+TEXT_SEED = 61  # of the demo's problems; answers are asked of others
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Sequences of ids, and which of them count.
+
+    Attributes:
+        ids: ``[B, T]`` int32; shorter sequences end in padding.
+        parts: ``[B, T - 1]``, of each id but the first the number of its part in ``names``, -1 where it does not count.
+        names: such as trace and answer.
+    """
+
+    ids: mx.array
+    parts: NDArray[np.int8]
+    names: tuple[str, ...]
+
+
+def our_texts(tokenizer: Tokenizer, *, most: int | None = None) -> Texts:
+    """Questions with their traces and answers, in languages of the card."""
+    texts = [text.split(BETWEEN_PARTS) for text in OURS.read_text(encoding="utf-8").split(BETWEEN_TEXTS)[:most]]
+    return conversations(
+        tokenizer, [(question.strip(), trace.strip(), answer.strip()) for question, trace, answer in texts]
+    )
+
+
+def demo_texts(tokenizer: Tokenizer, count: int) -> Texts:
+    """Problems that the embedded model was not trained on, with the traces it was taught to write."""
+    problems = held_out_problems(count, TEXT_SEED, tokenizer.pieces, KINDS)
+    return conversations(tokenizer, [(problem.question, problem.trace, problem.answer) for problem in problems])
+
+
+def conversations(tokenizer: Tokenizer, texts: Sequence[tuple[str, str, str]]) -> Texts:
+    """Questions, traces and answers in the wire form; trace and answer count, tags and the last id included."""
+    sequences, parts = [], []
+    for question, trace, answer in texts:
+        asked = {"role": "user", "content": question}
+        prompt = tokenizer.encode_chat([asked])
+        replied = {"role": "assistant", "reasoning": trace, "content": answer}
+        whole = tokenizer.encode_chat([asked, replied, asked])
+        assert whole[: len(prompt)] == prompt
+        end = next(i for i in range(len(prompt), len(whole)) if whole[i] in tokenizer.stop_ids) + 1
+        sequences.append(whole[:end])
+        parts.append([-1] * (len(prompt) - 1) + kinds(tokenizer, whole[len(prompt) : end]))
+    width = max(map(len, sequences))
+    padded = [ids + [tokenizer.pad_id] * (width - len(ids)) for ids in sequences]
+    unpadded = [numbers + [-1] * (width - 1 - len(numbers)) for numbers in parts]
+    return Texts(mx.array(padded, mx.int32), np.array(unpadded, np.int8), (TRACE, ANSWER))
+
+
+def kinds(tokenizer: Tokenizer, reply: list[int]) -> list[int]:
+    """Of each id of a reply 0 until the trace has closed, 1 from there on."""
+    text, splitter, found = tokenizer.stream(), tokenizer.splitter(thinking=True), []
+    for identity in reply:
+        found.append(int(splitter.state == "answer"))
+        splitter.push(text.push(identity))
+        if identity == tokenizer.open_id:
+            splitter.open()
+        elif identity == tokenizer.close_id:
+            splitter.close()
+    return found
+
+
+def texts_of_file(path: str | os.PathLike[str], tokenizer: Tokenizer, *, windows: int) -> Texts:
+    """Windows of 512 ids from all over a text file.
+
+    Raises:
+        OptionError: it is missing, empty, no UTF-8 text or too short.
+    """
+    try:
+        ids = read_calibration(path, tokenizer, windows=windows)
+    except OptionError as error:
+        raise OptionError(str(error).replace("calibration file", "text").replace("--calibration", "--text")) from None
+    return Texts(ids, np.zeros((ids.shape[0], ids.shape[1] - 1), np.int8), (TEXT,))
