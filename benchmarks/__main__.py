@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import click
 
+from benchmarks.commands.compare import compare
 from benchmarks.commands.convert import convert
 from benchmarks.commands.drafting import drafting
 from benchmarks.commands.graph import graph
 from benchmarks.commands.memory import memory
 from benchmarks.commands.predict import forecast
 from benchmarks.commands.quality import quality
+from benchmarks.commands.reasoning import reasoning
 from benchmarks.commands.samples import samples
 from benchmarks.commands.speed import speed
 from magistral_mlx.errors import MagistralError
@@ -22,14 +24,14 @@ def benchmarks() -> None:
     """Measure what the project claims, on this machine."""
 
 
-for command in (convert, drafting, forecast, graph, memory, quality, samples, speed):
+for command in (compare, convert, drafting, forecast, graph, memory, quality, reasoning, samples, speed):
     benchmarks.add_command(command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; returns its exit code: 0 done, 2 something to change, 130 interrupted."""
+    """Run a command line; returns its exit code: 0 done, 1 a regression, 2 something to change, 130 interrupted."""
     try:
-        benchmarks.main(
+        code = benchmarks.main(
             args=None if argv is None else list(argv), prog_name="python -m benchmarks", standalone_mode=False
         )
     except (click.Abort, KeyboardInterrupt):
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MagistralError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 if __name__ == "__main__":

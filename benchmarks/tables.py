@@ -8,6 +8,7 @@ import mlx.core as mx
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.compare import Change
 from benchmarks.graph import GraphComparison
 from benchmarks.measure import OURS, Comparison, Interval
 from benchmarks.memory import Finding
@@ -152,6 +153,43 @@ def show_samples(chip: str, held: Sequence[Held], passes: Mapping[str, Any], com
         f"{passes['replies_equal_to_single_ones']:.1%} are the single replies"
     )
     show_speeds(chip, comparisons)
+
+
+def show_reasoning(found: Mapping[str, Any]) -> None:
+    """One task: its score beside the card's, then against the budget."""
+
+    def percent(share: float | None) -> str:
+        return "-" if share is None else f"{100 * share:.2f}"
+
+    card = "-" if found["card_percent"] is None else f"{found['card_percent']:.2f}"
+    table = _table(
+        f"{found['title']}, pass@1 in percent; the card's is of Magistral Small 2506 in bf16",
+        ("problems", "replies"),
+        ("pass@1", "standard error", "by the seeds alone", "the card's", "cut off", "looped", "no answer", "tokens"),
+    )
+    shares = (percent(found[key]) for key in ("cut_off", "looped", "no_answer"))
+    errors = (percent(found[key]) for key in ("pass_at_1", "standard_error", "sampling_error"))
+    counts = (str(found["problems"]), str(found["samples"]))
+    table.add_row(*counts, *errors, card, *shares, f"{found['median_completion_tokens']:,}")
+    _print(table)
+    table = _table("Against the budget of tokens, trace and answer", ("budget",), ("pass@1", "standard error"))
+    for row in found["against_budget"]:
+        table.add_row(f"{row['budget']:,}", percent(row["pass_at_1"]), percent(row["standard_error"]))
+    _print(table)
+
+
+def show_changes(changes: Sequence[Change], margin: float, *, everything: bool) -> None:
+    """Those that moved by more than the margin, or at all where they are counted; regressions first."""
+    moved = [c for c in changes if c.is_regression or not 1 - margin < c.ratio.median < 1 + margin]
+    table = _table(f"B against A; over 1 is better; {RATIO}", ("figure",), ("A", "B", "ratio", ""))
+    for change in sorted(changes if everything else moved, key=lambda c: (not c.is_regression, c.name)):
+        verdict = "worse" if change.is_regression else "" if change.is_ours else "not ours"
+        ratio = _interval(change.ratio)
+        table.add_row(change.name, f"{change.before:.4g}", f"{change.after:.4g}", ratio, verdict)
+    if table.row_count:
+        _print(table)
+    worse = sum(change.is_regression for change in changes)
+    print(f"{len(changes)} figures in both; {worse or 'none'} worse beyond noise and {100 * margin:g} %")
 
 
 def _table(title: str, words: Sequence[str], figures: Sequence[str]) -> Table:

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,10 +11,15 @@ import click
 
 from magistral_mlx.errors import OptionError
 
+FILES = {"--json", "--work", "--plot", "--journal", "--out"}
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 peer_option = click.option("--peer", type=click.Choice(["mlx-lm"]), help="Measure this beside ours, and the ratio.")
 json_option = click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write every repeat here."
+)
+
+plot_option = click.option(
+    "--plot", type=click.Path(file_okay=False, path_type=Path), help="Write pictures into this folder, PNG and SVG."
 )
 
 
@@ -42,10 +47,23 @@ def write_results(kind: str, facts: dict[str, Any], found: Any, file: Path | Non
         file.write_text(json.dumps(results, indent=1) + "\n")
 
 
+def plot_results(results: Mapping[str, Any], folder: Path | None) -> None:
+    """Every picture that these results have the figures for, if a folder is wanted.
+
+    Raises:
+        OptionError: matplotlib is not installed.
+    """
+    if folder is not None:
+        from benchmarks.plots import draw
+
+        for file in draw([results], folder):
+            report(f"drew {file}")
+
+
 def typed(arguments: Sequence[str]) -> list[str]:
     """What to type for the same figures; where files go says nothing about them, and is nobody's business."""
     pairs = zip(arguments, ["", *arguments], strict=False)
-    return [one for one, before in pairs if not {one, before} & {"--json", "--work"}]
+    return [one for one, before in pairs if not {one, before} & FILES]
 
 
 def report(line: str) -> None:

@@ -1,0 +1,1 @@
+"""Published reasoning benchmarks: problems in, pass@1 out."""

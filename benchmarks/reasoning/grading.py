@@ -1,0 +1,181 @@
+"""Which integer or letter an answer states as its last word; the trace is not part of it.
+
+What is stated last counts: in a box, or after words such as "the answer is", else in the last line with a number. An
+answer that leaves two values open states none, and neither does a fraction, a power or a number in words.
+"""
+
+import re
+from collections.abc import Iterator
+
+ANSWER = r"answer|result|réponse|résultat|antwort|ergebnis|respuesta|resultado|risposta|risultato|resposta"
+VERB = r"is|was|equals|must be|should be|would be|will be|est|ist|lautet|es|è|é|vaut|=|:|—|–"
+MARKER = re.compile(rf"\b(?:{ANSWER})\b(?P<between>[^.\n:=]{{0,60}}?)[\s*_#]*(?:(?:{VERB})(?!\w)|\n)[\s*_]*:?", re.I)
+BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
+
+NUMBER = re.compile(
+    r"(?<![\w.^/])(?<!\d,)(?P<sign>[-+]\s*)?(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?P<fraction>\.\d+)?(?![\w^/]|\.\d)"
+)
+# After a value these begin a reason or a remark, which may hold other numbers.
+REMARK = re.compile(
+    r"\s*(?:,?\s*\b(?:since|because|as|where|which|for|from|with|when|if|given|rather|instead|not|and not|so|by)\b"
+    r"|[;:(]|,\s)",
+    re.I,
+)
+HEDGE = re.compile(r"^\s*(?:[,/&]|or\b|and\b(?! not\b)|ou\b|oder\b|o\b)\s*[-+]?(?:either\s+)?\d", re.I)
+OPERATOR = re.compile(r"[-+*/^×·√!]")
+SENTENCE_END = re.compile(r"(?<=[^\d\s])[.!?](?=\s|$)|(?<=\d)[.!?](?=\s|$)|\n")
+
+LETTER_END = r"(?=\s*(?:$|\n|[^\w\s'’/&+-])|\s+(?:because|since|as|is|for|given|and not|not|rather|[-–—])(?!\w))"
+LETTER = re.compile(
+    rf"^[\s*_$:({{\[\\]*(?:(?:option|choice|letter|text|textbf|mathbf|mathrm|rm)\b[\s*_${{(\\]*)*(?P<letter>[A-D])"
+    rf"{LETTER_END}"
+)
+SMALL_LETTER = re.compile(r"^[\s*_$:]*(?:\((?P<bracketed>[a-d])\)|(?P<alone>[a-d])[\s*_.)]*(?:$|\n))")
+LETTER_MARKER = re.compile(
+    rf"\b(?:{ANSWER}|option|choice)\b(?P<between>[^.\n:=]{{0,40}}?)[\s*_#]*(?:(?:{VERB})(?!\w)|\n)[\s*_]*:?", re.I
+)
+CHOSEN = re.compile(
+    r"(?:\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s+\(?|\()(?P<letter>[A-D])\)?[\s*]*(?:is|as) (?:the )?(?:\w+ )?"
+    r"(?:correct|right|answer|best)|"
+    r"\b(?:choose|select|pick)\s+(?:option |choice |answer )?[*(]*(?P<picked>[A-D])\b"
+)
+LAST_LINE = re.compile(r"^[\s*_$(]*(?P<letter>[A-D])(?:[\s*_$.)]*$|[).:]\s+\S.*$)")
+OTHER_LETTER = re.compile(
+    r"^[\s*_$)\]}]*(?:[,/&+]|or\b|and\b|und\b|ou\b)\s*(?:also\s+|option\s+|maybe\s+)?[*_$(]*[A-D]\b"
+)
+
+
+def final_integer(answer: str) -> int | None:
+    """The integer that ``answer`` states, or None where it states none, or more than one."""
+    text = plain(answer)
+    statements = list(_statements(text, MARKER))
+    for stated in reversed(statements):
+        found = _value(stated)
+        if found is not None or NUMBER.search(stated) or not _is_empty(stated):
+            return found
+    lines = [line for line in SENTENCE_END.split(text) if line and re.search(r"\d", line)]
+    if not lines:
+        return None
+    return _last_of(lines[-1])
+
+
+def final_letter(answer: str) -> str | None:
+    """The letter of A to D that ``answer`` chooses, or None where it chooses none, or more than one."""
+    text = plain(answer)
+    for stated in reversed(list(_statements(text, LETTER_MARKER, whole_lines=True))):
+        chosen = LETTER.match(stated)
+        if chosen:
+            return None if OTHER_LETTER.match(stated[chosen.end() :]) else chosen["letter"]
+        small = SMALL_LETTER.match(stated)
+        if small:
+            return (small["bracketed"] or small["alone"]).upper()
+        if re.match(r"^[\s*_$:(]*[A-D](?:\b(?!\s+[a-z])|[A-D]+\b)", stated):  # a letter, and another
+            return None
+    named = list(CHOSEN.finditer(text))
+    if named:
+        return named[-1]["letter"] or named[-1]["picked"]
+    lines = [line for line in text.splitlines() if line.strip()]
+    last = LAST_LINE.match(lines[-1]) if lines else None
+    return None if last is None else last["letter"]
+
+
+def plain(text: str) -> str:
+    """Without the parts of LaTeX and typography that change no value."""
+    text = text.replace("\u2212", "-").replace("\u00a0", " ").replace("\u202f", "").replace("\u2009", "")
+    text = text.replace("{,}", ",").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+    text = re.sub(r"\\[,!;:> ]", "", text)
+    text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|°", "", text)
+    text = re.sub(r"\\p?mod\s*\{?\s*\d+\s*\}?|\(\s*mod\s+\d+\s*\)", "", text)
+    text = re.sub(r"\\equiv\b|≡", "=", text)
+    text = re.sub(r"\\(?:cdot|times)\b", "×", text)
+    text = re.sub(r"\\(?:q?quad|left|right|displaystyle|ldots|dots|,)\b", " ", text)
+    text = re.sub(r"\\[()\[\]]|\$", " ", text)
+    return re.sub(r"\\%|%", "", text)
+
+
+def _statements(text: str, marker: re.Pattern[str], *, whole_lines: bool = False) -> Iterator[str]:
+    """What follows each marker to the end of its sentence, and what is in each box, in the order of the text."""
+    found: list[tuple[int, str]] = []
+    for match in BOX.finditer(text):
+        inside = _braced(text, match.end())
+        if inside is not None:
+            found.append((match.start(), inside))
+    for match in marker.finditer(text):
+        if re.search(r"\b(?:not|no|isn't)\b", match["between"]):
+            continue
+        rest = text[match.end() :].lstrip(" \t\n*_#:=")
+        negated = re.match(r"not\b[^.\n]*?\bbut\b", rest)
+        if negated:
+            rest = rest[negated.end() :]
+        elif re.match(r"not\b", rest):
+            continue
+        end = re.search(r"\n", rest) if whole_lines else SENTENCE_END.search(rest)
+        stated = rest[: end.start()] if end else rest
+        box = BOX.search(stated)
+        if box is None:
+            found.append((match.start(), stated))
+    return (stated for _, stated in sorted(found, key=lambda one: one[0]))
+
+
+def _braced(text: str, start: int) -> str | None:
+    """What stands from ``start`` to the brace that closes the one before it."""
+    depth = 1
+    for i in range(start, len(text)):
+        depth += (text[i] == "{") - (text[i] == "}")
+        if depth == 0:
+            return text[start:i]
+    return None
+
+
+def _last_of(line: str) -> int | None:
+    """Of a line that says nowhere what is the answer: its last equation, else its last number."""
+    found = _value(line) if "=" in line else None
+    numbers = list(NUMBER.finditer(line))
+    if found is not None or not numbers:
+        return found
+    is_open = len(numbers) > 1 and HEDGE.match(line[numbers[-2].end() :])
+    return None if is_open else _value(line[numbers[-1].start() :])
+
+
+def _is_empty(stated: str) -> bool:
+    return not re.search(r"[\w\\]", stated)
+
+
+def _value(stated: str) -> int | None:
+    """The one integer of a statement; of a chain of equations the last side that is a number alone."""
+    stated = re.sub(r"\\(?:text|textbf|textit|mathbf|mathrm|bf|rm|boldsymbol)\b\s*", " ", stated)
+    stated = re.sub(r"(?<!\\)[{}*_`~]|\\boxed|\\fbox", " ", stated) if "\\frac" not in stated else stated
+    if re.search(r"\\(?:frac|sqrt|binom|pi\b)", stated):
+        sides = [side for side in stated.split("=") if "\\" not in side]
+        stated = "=".join(sides)
+    first = NUMBER.search(stated)
+    if first is None:
+        return None
+    remark = REMARK.search(stated, first.end())
+    is_open = HEDGE.match(stated[first.end() :])
+    clause = stated if is_open or remark is None else stated[: remark.start()]
+    if not is_open and "=" in stated[first.end() :].lstrip()[:1]:
+        clause = stated  # an equation whose first side is a number
+        second = REMARK.search(stated, stated.index("=", first.end()) + 1)
+        clause = stated if second is None else stated[: second.start()]
+    for side in reversed(clause.split("=")):
+        numbers = list(NUMBER.finditer(side))
+        values = {_number(number) for number in numbers}
+        if len(values) == 1 and not _is_expression(side, numbers):
+            return values.pop()
+        if len(values) > 1 and "=" not in clause:
+            return None
+    return None
+
+
+def _is_expression(side: str, numbers: list[re.Match[str]]) -> bool:
+    """Whether something is computed with the number there."""
+    before, after = side[: numbers[0].start()].rstrip()[-1:], side[numbers[-1].end() :].lstrip()[:1]
+    return bool((before and OPERATOR.match(before)) or (after and OPERATOR.match(after) and after not in "!-"))
+
+
+def _number(match: re.Match[str]) -> int | None:
+    if match["fraction"] and match["fraction"].strip(".0"):
+        return None
+    digits = int(match["digits"].replace(",", ""))
+    return -digits if (match["sign"] or "").strip() == "-" else digits
