@@ -15,6 +15,7 @@ from benchmarks.commands.predict import forecast
 from benchmarks.commands.quality import quality
 from benchmarks.commands.reasoning import reasoning
 from benchmarks.commands.samples import samples
+from benchmarks.commands.search import search
 from benchmarks.commands.speed import speed
 from magistral_mlx.errors import MagistralError
 
@@ -24,7 +25,7 @@ def benchmarks() -> None:
     """Measure what the project claims, on this machine."""
 
 
-for command in (compare, convert, drafting, forecast, graph, memory, quality, reasoning, samples, speed):
+for command in (compare, convert, drafting, forecast, graph, memory, quality, reasoning, samples, search, speed):
     benchmarks.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""One conversion in a process of its own: ``python -m benchmarks.contender WHO SOURCE TARGET BITS``.
+"""One conversion in a process of its own: ``python -m benchmarks.contender WHO SOURCE TARGET BITS METHOD``.
 
 The last line on stdout is JSON: what it took. Only the standard library is imported before the contender's
 own modules, and what those take is not counted.
@@ -17,21 +17,21 @@ GROUP_SIZE = 64
 STATUS = Path("/proc/self/status")  # Linux
 CLEAR = Path("/proc/self/clear_refs")
 
-Convert = Callable[[str, str, int], object]
+Convert = Callable[[str, str, int, str], object]  # source, target, bits, our method
 
 
 def load_ours() -> Convert:
     from magistral_mlx.convert import convert_checkpoint
 
-    return lambda source, target, bits: convert_checkpoint(
-        source, target, q_bits=bits, q_group_size=GROUP_SIZE, q_method="round"
+    return lambda source, target, bits, method: convert_checkpoint(
+        source, target, q_bits=bits, q_group_size=GROUP_SIZE, q_method=method
     )
 
 
 def load_mlx_lm() -> Convert:
     from mlx_lm import convert
 
-    return lambda source, target, bits: convert(
+    return lambda source, target, bits, _: convert(
         hf_path=source, mlx_path=target, quantize=True, q_group_size=GROUP_SIZE, q_bits=bits
     )
 
@@ -84,11 +84,11 @@ def _rss_bytes(field: str) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    who, source, target, bits = argv
+    who, source, target, bits, method = argv
     started = time.perf_counter()
     convert = LOADERS[who]()
     import_seconds = time.perf_counter() - started
-    result = measured(lambda: convert(source, target, int(bits)))
+    result = measured(lambda: convert(source, target, int(bits), method))
     print(json.dumps(result | {"import_seconds": import_seconds}))
     return 0
 

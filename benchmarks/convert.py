@@ -29,7 +29,7 @@ PHASE = "convert"
 MARGIN_BYTES = 200_000_000  # tokenizer files, the file system's own
 BLOCK_BYTES = 2**24
 HOW = {
-    OURS: "magistral_mlx.convert.convert_checkpoint, q_method='round', tokenizer.json made",
+    OURS: "magistral_mlx.convert.convert_checkpoint, tokenizer.json made",
     "mlx-lm": "mlx_lm.convert, quantize=True, as published; it writes no tokenizer.json here and flushes no file",
 }
 
@@ -60,6 +60,7 @@ class Job:
     bits: int
     repeats: int
     peer: bool
+    method: str = "round"  # ours; mlx-lm's convert rounds
 
     def __post_init__(self) -> None:
         QuantFormat(self.bits, GROUP_SIZE)
@@ -157,7 +158,7 @@ def _compare(title: str, source: Path, config: ModelConfig, job: Job, report: Ca
         title,
         {
             "source": {"checkpoint": checkpoint.fingerprint(), "bytes": checkpoint.nbytes, "layers": config.num_layers},
-            "quantization": {"bits": job.bits, "group_size": GROUP_SIZE, "mode": "affine"},
+            "quantization": {"bits": job.bits, "group_size": GROUP_SIZE, "mode": "affine", "method": job.method},
             "workload": {"repeats": job.repeats, "warm_up": False},
         },
     )
@@ -200,7 +201,16 @@ def convert_once(name: str, source: Path, nbytes: int, job: Job) -> tuple[Conver
     with tempfile.TemporaryDirectory(prefix="magistral-converted-", dir=job.work) as parent:
         target = Path(parent) / "out"
         caches_dropped = _let_go_of(source)
-        command = [sys.executable, "-m", "benchmarks.contender", name, str(source), str(target), str(job.bits)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.contender",
+            name,
+            str(source),
+            str(target),
+            str(job.bits),
+            job.method,
+        ]
         offline = os.environ | {"HF_HUB_OFFLINE": "1"}
         done = subprocess.run(command, cwd=ROOT, env=offline, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -36,10 +36,10 @@ def show_speeds(chip: str, comparisons: Sequence[Comparison]) -> None:
 
 
 def show_conversions(chip: str, comparison: Comparison) -> None:
-    repeats = comparison.facts["workload"]["repeats"]
+    repeats, quantization = comparison.facts["workload"]["repeats"], comparison.facts["quantization"]
     table = _table(
         f"{comparison.title}, {comparison.facts['source']['bytes'] / 1e9:.2f} GB, to "
-        f"{comparison.facts['quantization']['bits']} bit on {chip}; median of {repeats}, highest peak; {RATIO}",
+        f"{quantization['bits']} bit by {quantization['method']} on {chip}; median of {repeats}, highest peak; {RATIO}",
         ("who",),
         ("seconds", "until on disk", "CPU s", "GB/s", "peak above imports", "written", "tensors", f"{OURS} is"),
     )

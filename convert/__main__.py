@@ -141,9 +141,15 @@ def command(
 def in_words(summary: Summary) -> str:
     if summary.already_complete:
         return f"{summary.target}: already complete"
-    return (
+    made = (
         f"{summary.target}: {in_units(summary.bytes_out)} of weights, {summary.bits_per_weight:.2f} bits each, "
         f"from {in_units(summary.bytes_in)}"
+    )
+    if summary.gain is None:
+        return made
+    return (
+        f"{made}\n  error predicted: {summary.gain.error_ratio:.2f} of rounding's; inputs stand out most at "
+        f"{summary.gain.outliers_at}, {summary.gain.outliers:.0f} times their mean"
     )
 
 

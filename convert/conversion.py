@@ -12,6 +12,7 @@ from typing import Any
 from magistral_mlx.checkpoint import open_checkpoint
 from magistral_mlx.errors import CheckpointError, ConversionError
 from magistral_mlx.release import STATED
+from magistral_mlx.safetensors_header import parse_json, read_document
 from magistral_mlx.tokenizer import Tokenizer
 
 from . import disk
@@ -24,6 +25,7 @@ from .parallel import unordered
 from .planning import Plan, in_order, read_in_order
 from .provenance import PROVENANCE, difference, entry_of, make_plan_record
 from .recipes import Options
+from .report import Gain, gain_of, make_report
 from .source import Source
 from .stages import StagedPass
 from .staging import Staging, discard_replaced
@@ -44,6 +46,7 @@ class Summary:
     bytes_out: int  # of the tensors written
     bits_per_weight: float
     already_complete: bool
+    gain: Gain | None = None  # over rounding, predicted; None where that is what was done
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,10 @@ class Conversion:
         plan = self.plan
         return Summary(self.target, self.source.nbytes, plan.tensor_bytes, plan.bits_per_weight, self.is_complete)
 
+    def _summary(self, *, already: bool) -> Summary:
+        path = self.target / PROVENANCE
+        return replace(self.summary, already_complete=already, gain=gain_of(parse_json(read_document(path), path)))
+
     def run(self) -> Generator[Progress, None, Summary]:
         """Write the target, unless it is complete already; goes on where an earlier run of the same ended.
 
@@ -83,12 +90,12 @@ class Conversion:
         """
         if self.is_complete:
             discard_replaced(self.target)
-            return self.summary
+            return self._summary(already=True)
         try:
             with Staging(self.target, self._record(), is_whole=self._is_whole, force=self.force) as staging:
                 if self._is_whole(self.target):  # another process was faster
                     disk.discard(staging.folder)
-                    return replace(self.summary, already_complete=True)
+                    return self._summary(already=True)
                 if not staging.is_whole:
                     yield from self._hash_source()
                     documents: dict[str, bytes] = {}
@@ -99,7 +106,7 @@ class Conversion:
                 staging.publish(replace=self.force)
         except OSError as error:
             raise self._explain(error) from error
-        return self.summary
+        return self._summary(already=False)
 
     def needed_bytes(self) -> int:
         """Of the whole target, roughly: tokenizer.json is up to four times tekken.json. And of what is streamed."""
@@ -170,8 +177,17 @@ class Conversion:
         files = {file: {k: staging.finished[file][k] for k in HASHES} | headers[file] for file in headers}
         files |= {name: entry_of(content) for name, content in documents.items()}
         release = {} if self.tokenizer is None else {STATED: self.tokenizer.reasoning_format}
-        provenance = self._record() | release | {"files": dict(sorted(files.items()))}
+        provenance = self._record() | release | self._report(staging) | {"files": dict(sorted(files.items()))}
         disk.write_file(staging.folder / PROVENANCE, json_text(provenance).encode())
+
+    def _report(self, staging: Staging) -> dict[str, Any]:
+        if self.calibration is None:
+            return {}
+        errors: dict[str, list[float]] = {}
+        for shard in self.plan.shards:
+            errors |= staging.finished[shard.file].get("errors", {})
+        ordered = {module: errors[module] for module in self.plan.formats if module in errors}
+        return {"report": make_report(self.options.method, ordered)}
 
     def _explain(self, error: OSError) -> ConversionError:
         again = "the same command then goes on where this ended"

@@ -1,4 +1,4 @@
-"""What a method gains over rounding, tensor by tensor: the report of a conversion."""
+"""What is lost in packed rows, and what rounding would lose."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -11,8 +11,6 @@ from magistral_mlx.config import QuantFormat
 
 from .products import product
 from .quantize import dequantize, quantize
-
-DIGITS = 4
 
 
 class Errors(NamedTuple):

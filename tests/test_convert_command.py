@@ -60,7 +60,7 @@ def test_the_command_line_converts_and_says_so(
     assert run(pristine / "hf", tmp_path / "out", "--json") == 0
     result = json.loads(capfd.readouterr().out)
     assert result.pop("seconds") >= 0
-    assert set(result) == {"target", "bytes_in", "bytes_out", "bits_per_weight", "already_complete"}
+    assert set(result) == {"target", "bytes_in", "bytes_out", "bits_per_weight", "already_complete", "gain"}
     assert result["target"] == str(tmp_path / "out")
     assert not result["already_complete"]
     before = content(tmp_path / "out")

@@ -2,25 +2,32 @@
 
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from convert import Options, converting
+from convert import Options, converting, verify_checkpoint
+from convert.__main__ import main
+from convert.checks import Check
 from convert.corpus import built_in
 from convert.quantize import dequantize
 from convert.staging import CALIBRATION
 from magistral_mlx.checkpoint import open_checkpoint
 from magistral_mlx.errors import ConversionError, NumericsError, OptionError
+from magistral_mlx.safetensors_header import Shard
 from magistral_mlx.tokenizer import Tokenizer
 from tests.killing import in_small_pieces
 from tests.sources import CONFIG, content, convert_quickly, write_hf
 from tests.test_resume import killed
 from tests.tiny import make_weights
 
+Array = NDArray[np.float64]
 METHODS = ("importance", "gptq")
 DOCUMENTS = {"magistral_mlx.json"}  # that differ from rounding's
 
@@ -49,7 +56,9 @@ def weight(folder: Path, module: str) -> mx.array:
     checkpoint = open_checkpoint(folder)
     quant = checkpoint.formats[module]
     assert quant is not None
-    parts = {kind: checkpoint.read(f"{module}.{kind}", slice(None)) for kind in ("weight", "scales", "biases")}
+    parts = {"weight": checkpoint.read(f"{module}.weight", slice(None))}
+    for kind in ("scales", "biases"):
+        parts[kind] = checkpoint.read(f"{module}.{kind}", slice(None)).astype(mx.float32)
     return dequantize(parts, quant, mx.float32)
 
 
@@ -77,6 +86,83 @@ def test_importance_is_the_default_up_to_5_bits(tmp_path: Path, source: Path, ma
     assert Options(recipe="mixed_4_6").method == "importance"
 
 
+def inputs_of_layer_0(source: Path, windows: int) -> Array:
+    """What comes into q, k and v of the first layer, ``[tokens, columns]``, in float64."""
+    read = open_checkpoint(source).read
+    embedding, norm = (
+        np.array(read(f"{name}.weight", slice(None)).astype(mx.float32)).astype(np.float64)
+        for name in ("model.embed_tokens", "model.layers.0.input_layernorm")
+    )
+    rows = embedding[np.array(built_in(Tokenizer.from_folder(source), windows=windows)).reshape(-1)]
+    x: Array = rows / np.sqrt(np.square(rows).mean(axis=1, keepdims=True) + 1e-5) * norm
+    return x
+
+
+def off(source: Path, folder: Path, module: str) -> Array:
+    wanted = np.array(open_checkpoint(source).read(f"{module}.weight", slice(None)).astype(mx.float32))
+    return np.array(weight(folder, module)).astype(np.float64) - wanted
+
+
+def test_the_report_has_the_errors_that_the_files_have(source: Path, made: dict[str, Path]) -> None:
+    record = json.loads((made["importance"] / "magistral_mlx.json").read_text())
+    report = record["report"]
+    assert report["tensors"].keys() == {m for m, q in open_checkpoint(made["importance"]).formats.items() if q}
+    squares = np.square(inputs_of_layer_0(source, 4)).mean(axis=0)
+    for module in ("model.layers.0.self_attn.k_proj", "model.layers.0.self_attn.v_proj"):
+        w = np.array(open_checkpoint(source).read(f"{module}.weight", slice(None)).astype(mx.float32))
+        errors = [(np.square(off(source, made[way], module)) @ squares).sum() for way in ("round", "importance")]
+        found = report["tensors"][module]
+        signal = (np.square(w.astype(np.float64)) @ squares).sum()
+        assert [found["error_rounded"], found["error"]] == pytest.approx([e / signal for e in errors], rel=2e-3)
+        assert found["outlier_ratio"] == pytest.approx(squares.max() / squares.mean(), rel=1e-3)
+    ratios = [t["error"] / t["error_rounded"] for t in report["tensors"].values()]
+    assert min(ratios) <= report["predicted_error_ratio"] <= max(ratios) < 1
+    rounded = json.loads((made["round"] / "magistral_mlx.json").read_text())
+    assert "report" not in rounded
+    assert "calibration" not in rounded["options"]
+
+
+def test_the_report_of_gptq_is_measured_with_inputs(source: Path, made: dict[str, Path]) -> None:
+    report = json.loads((made["gptq"] / "magistral_mlx.json").read_text())["report"]
+    assert "256 tokens" in report["error_is"]
+    x, module = inputs_of_layer_0(source, 16), "model.layers.0.self_attn.v_proj"  # of an embedding not yet quantized
+    errors = [np.square(x @ off(source, made[way], module).T).sum() for way in ("round", "gptq")]
+    found = report["tensors"][module]
+    assert found["error"] / found["error_rounded"] == pytest.approx(errors[1] / errors[0], rel=0.25)
+
+
+def test_the_command_prints_the_gain(tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    flags = ["--hf-path", str(source), "--mlx-path", str(tmp_path / "out"), "--no-tokenizer-json"]
+    assert main(flags) == 0
+    assert re.search(r"error predicted: 0\.\d\d of rounding's; .* at \S+, \d+ times", capfd.readouterr().out)
+    assert main([*flags, "--json"]) == 0
+    gain = json.loads(capfd.readouterr().out)["gain"]
+    assert 0 < gain["error_ratio"] < 1
+    assert gain["outliers_at"] in open_checkpoint(tmp_path / "out").formats
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_verify_takes_what_is_written_and_finds_a_code_that_is_off(
+    tmp_path: Path, source: Path, made: dict[str, Path], method: str
+) -> None:
+    def rounding(folder: Path) -> Check:
+        return next(check for check in verify_checkpoint(folder, source).checks if check.name == "rounding")
+
+    assert rounding(made[method]).passed
+    shutil.copytree(made[method], tmp_path / "out")
+    path = next(path for path in sorted((tmp_path / "out").glob("*.safetensors")) if b"layers.1" in path.read_bytes())
+    damaged = bytearray(path.read_bytes())
+    kind, step = ("weight", 0x40) if method == "importance" else ("scales", 0x40)
+    entry = Shard.open(path).header[f"model.layers.1.mlp.up_proj.{kind}"]
+    at = int.from_bytes(damaged[:8], "little") + 8 + entry.begin + 1001
+    damaged[at] ^= step
+    path.write_bytes(damaged)
+    found = rounding(tmp_path / "out")
+    assert not found.passed
+    assert "model.layers.1.mlp.up_proj.weight" in found.detail
+    assert {"importance": "the search", "gptq": "GPTQ"}[method] in found.detail
+
+
 @pytest.mark.parametrize(
     ("method", "options"),
     [
@@ -94,14 +180,8 @@ def test_outputs_come_nearer_in_every_format(
 ) -> None:
     convert_quickly(source, tmp_path / "out", q_method=method, **options)
     convert_quickly(source, tmp_path / "round", **options)
-    module, read = "model.layers.0.self_attn.v_proj", open_checkpoint(source).read
-    embedding, norm, wanted = (
-        np.array(read(f"{name}.weight", slice(None)).astype(mx.float32))
-        for name in ("model.embed_tokens", "model.layers.0.input_layernorm", module)
-    )
-    rows = embedding[np.array(built_in(Tokenizer.from_folder(source), windows=16)).reshape(-1)]
-    x = rows / np.sqrt(np.square(rows).mean(axis=1, keepdims=True) + 1e-5) * norm
-    found = [np.square(x @ (np.array(weight(tmp_path / way, module)) - wanted).T).mean() for way in ("out", "round")]
+    x, module = inputs_of_layer_0(source, 16), "model.layers.0.self_attn.v_proj"
+    found = [np.square(x @ off(source, tmp_path / way, module).T).mean() for way in ("out", "round")]
     assert found[0] < 0.97 * found[1]
 
 

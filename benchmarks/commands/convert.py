@@ -11,6 +11,7 @@ from benchmarks.convert import Job, compare_source, compare_synthetic
 from benchmarks.measure import circumstances
 from benchmarks.synthetic import NARROW, TRUE_WIDTH
 from benchmarks.tables import show_conversions
+from convert.recipes import METHODS
 from magistral_mlx.errors import OptionError
 
 
@@ -20,6 +21,7 @@ from magistral_mlx.errors import OptionError
 @click.option("--keep-source", type=click.Path(path_type=Path), help="Write the synthetic one here, and leave it.")
 @click.option("--work", type=FOLDER, help="For temporary files, which are deleted; the system's folder if unset.")
 @click.option("--q-bits", type=int, default=4, show_default=True, help="Bits a weight, in groups of 64.")
+@click.option("--q-method", type=click.Choice(METHODS), default="round", show_default=True, help="Ours.")
 @peer_option
 @click.option("--repeats", type=int, help="Conversions by each; 3 if unset.")
 @click.option("--quick", is_flag=True, help="Two repeats of a narrow model: does it run?")
@@ -31,6 +33,7 @@ def convert(
     keep_source: Path | None,
     work: Path | None,
     q_bits: int,
+    q_method: str,
     peer: str | None,
     repeats: int | None,
     quick: bool,
@@ -49,7 +52,7 @@ def convert(
     facts = circumstances()
     home = Path(tempfile.gettempdir()) if work is None else work.absolute()
     times = repeats if repeats is not None else 2 if quick else 3
-    job = Job(work=home, bits=q_bits, repeats=times, peer=peer is not None)
+    job = Job(work=home, bits=q_bits, repeats=times, peer=peer is not None, method=q_method)
     if source is None:
         config = replace(NARROW if quick else TRUE_WIDTH, num_layers=synthetic or 4)
         comparison = compare_synthetic(config, job, keep=keep_source, report=report)

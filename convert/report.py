@@ -1,0 +1,55 @@
+"""What a conversion says of itself: how much less is lost than by rounding, tensor by tensor and in all."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+DIGITS = 4
+MEASURES = {
+    "importance": "squared error of a linear's outputs over the outputs squared, as if its inputs were independent",
+    "gptq": "squared error of a linear's outputs over the outputs squared, on 256 tokens of the calibration",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """The report in short.
+
+    Attributes:
+        error_ratio: of the sums of all relative errors: what is lost over what rounding would lose.
+        outliers: the largest E[x_j^2] over the mean of its linear.
+        outliers_at: that linear.
+    """
+
+    error_ratio: float
+    outliers: float
+    outliers_at: str
+
+
+def make_report(method: str, errors: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """In JSON's types.
+
+    Args:
+        errors: by module path, ``gains.Errors`` and the outlier ratio of the inputs.
+    """
+    tensors = {}
+    for module, (rounded, found, signal, outliers) in errors.items():
+        whole = signal or 1.0
+        figures = {"error_rounded": rounded / whole, "error": found / whole, "outlier_ratio": outliers}
+        tensors[module] = {name: _short(value) for name, value in figures.items()}
+    lost = sum(tensor["error_rounded"] for tensor in tensors.values())
+    ratio = sum(tensor["error"] for tensor in tensors.values()) / lost if lost else 1.0
+    return {"error_is": MEASURES[method], "predicted_error_ratio": _short(ratio), "tensors": tensors}
+
+
+def gain_of(record: Mapping[str, Any]) -> Gain | None:
+    """The short form of what ``make_report`` put into a provenance file; None where nothing was searched."""
+    report = record.get("report")
+    if report is None:
+        return None
+    module = max(report["tensors"], key=lambda module: report["tensors"][module]["outlier_ratio"])
+    return Gain(report["predicted_error_ratio"], report["tensors"][module]["outlier_ratio"], module)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
