@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import click
 
+from benchmarks.commands.cache import cache
 from benchmarks.commands.compare import compare
 from benchmarks.commands.convert import convert
 from benchmarks.commands.drafting import drafting
@@ -25,7 +26,7 @@ def benchmarks() -> None:
     """Measure what the project claims, on this machine."""
 
 
-for command in (compare, convert, drafting, forecast, graph, memory, quality, reasoning, samples, search, speed):
+for command in (cache, compare, convert, drafting, forecast, graph, memory, quality, reasoning, samples, search, speed):
     benchmarks.add_command(command)
 
 

@@ -8,6 +8,7 @@ import mlx.core as mx
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.cache import Prediction as CacheFile
 from benchmarks.compare import Change
 from benchmarks.graph import GraphComparison
 from benchmarks.measure import OURS, Comparison, Interval
@@ -190,6 +191,28 @@ def show_changes(changes: Sequence[Change], margin: float, *, everything: bool) 
         _print(table)
     worse = sum(change.is_regression for change in changes)
     print(f"{len(changes)} figures in both; {worse or 'none'} worse beyond noise and {100 * margin:g} %")
+
+
+def show_cache_files(chip: str, comparisons: Sequence[Comparison], predicted: Sequence[CacheFile]) -> None:
+    table = _table(
+        f"A cache's file on {chip}; median (slowest to fastest repeat); {RATIO}",
+        ("cache", "phase", "who"),
+        ("GB/s", "CPU s a GB", f"{OURS} is"),
+    )
+    for comparison in comparisons:
+        for phase, name, per_second, cpu_seconds, ratio in comparison.rows():
+            gigabytes = Interval(per_second.median / 1e9, per_second.low / 1e9, per_second.high / 1e9)
+            row = comparison.title, phase, name, _interval(gigabytes), f"{1e9 * cpu_seconds:.3g}"
+            table.add_row(*row, _times(ratio))
+        table.add_section()
+    _print(table)
+    table = _table(
+        "Opening on a Mac, predicted, measured on none", ("24B model, positions", "cache"), ("GB", "seconds")
+    )
+    for one in predicted:
+        kind = f"{one.kv_bits} bit" if one.kv_bits else "bf16"
+        table.add_row(f"{one.tokens:,}", kind, f"{one.file_bytes / 1e9:.2f}", str(one.open_seconds))
+    _print(table)
 
 
 def _table(title: str, words: Sequence[str], figures: Sequence[str]) -> Table:

@@ -315,6 +315,21 @@ def test_a_quick_run_of_memory_forecasts_and_compares(tmp_path: Path) -> None:
     assert [one["exact"] >= 0.5 for one in solved] == [True, True, True]
 
 
+def test_a_quick_run_of_cache_files_saves_and_opens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, work = tmp_path / "cache.json", tmp_path / "work"
+    work.mkdir()
+    assert main(["cache", "--quick", "--work", str(work), "--json", str(file)]) == 0
+    floats, packed, *predicted = json.loads(file.read_text())["cache"]
+    per_position = 2 * 8 * 128 * 2  # keys and values of a layer: 8 heads of 128 in bf16; or 8 bit and 2.5 of 64
+    assert floats["file_bytes"] == pytest.approx(2 * 300 * per_position, rel=0.01)
+    assert packed["file_bytes"] == pytest.approx(2 * 300 * per_position * 8.5 / 16, rel=0.01)
+    assert {"save", "open"} <= set(floats["repeats"])
+    assert [one["is_prediction"] for one in predicted] == [True] * 3
+    assert predicted[0]["file_bytes"] == 40_960 * 163_840
+    assert list(work.iterdir()) == []
+    assert "predicted" in capsys.readouterr().out
+
+
 def test_a_result_names_no_file_of_this_machine() -> None:
     assert typed(["memory", "--json", "x", "--quick", "--work", "y"]) == ["memory", "--quick"]
 
