@@ -1,24 +1,20 @@
 """Talk to a model: ``python -m magistral_mlx.chat --model demo``."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 import click
 
 from magistral_mlx import command_line, console
-from magistral_mlx.conversation import Chat, KeepReasoning
-from magistral_mlx.display import Display, report, write
+from magistral_mlx.conversation import KeepReasoning
+from magistral_mlx.entry import is_interactive, piped, typed
 from magistral_mlx.errors import MagistralError, OptionError
+from magistral_mlx.paths import cache_dir
 from magistral_mlx.reasoning import ReasoningFormat
-from magistral_mlx.sampling import OnLoop, SamplingParams
-
-HELP = """/reset  begin a new conversation
-/quit   end (as does Ctrl-D)
-/help   show this
-Ctrl-C stops a reply; that turn is then forgotten. Anything else is a message."""
+from magistral_mlx.sampling import OnLoop
+from magistral_mlx.session import COMMANDS, Session, tell
 
 EPILOG = """\b
 Examples:
@@ -26,7 +22,9 @@ Examples:
   magistral chat --model ~/magistral-4bit --keep-reasoning last --prompt-cache-file talk.cache
   printf 'What is 7 * 8?\\nWhat is 9 * 8?\\n' | magistral chat --model demo --hide-reasoning
 
-Answers go to stdout; traces (dim) and figures go to stderr. From a pipe each line is one message.
+Answers go to stdout; traces (dim) and figures go to stderr. At a terminal /help lists the commands,
+and what is typed is remembered in chat-history in the cache folder. From a pipe each line is one
+message or command, which a backslash at its end continues in the next.
 Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug of ours."""
 
 
@@ -97,84 +95,45 @@ def command(
         chat.keep_reasoning = keep_reasoning or chat.keep_reasoning
     else:
         chat = magistral.chat(keep_reasoning=keep_reasoning or "none", system_prompt=system_prompt)
+    session = Session(magistral, chat, sampling, is_interactive(), hides_reasoning=hide_reasoning)
     try:
-        converse(chat, sampling, hides_reasoning=hide_reasoning)
+        if session.is_interactive:
+            talk(session)
+        else:
+            work_through(session)
     finally:
         if file is not None and any(message["role"] == "assistant" for message in chat.messages):
             chat.save(file)
     return command_line.DONE
 
 
-def converse(chat: Chat, sampling: SamplingParams, *, hides_reasoning: bool) -> None:
-    """Answer one message after the other; at a terminal an error or Ctrl-C ends its turn, from a pipe the program."""
-    is_terminal = sys.stdin.isatty()
-    if is_terminal:
-        print("/help lists the commands", file=sys.stderr)
-    for text in typed() if is_terminal else piped():
-        if text == "/quit":
-            return
-        if text.startswith("/"):
-            obey(text, chat, is_terminal=is_terminal)
-            continue
+def talk(session: Session) -> None:
+    """Answer what is typed; an error or Ctrl-C ends its turn."""
+    tell("/help lists the commands\n")
+    for text in typed(cache_dir() / "chat-history", list(COMMANDS)):
         try:
-            reply = Display(hides_reasoning).show_all(chat.stream(text, sampling))
+            if text.startswith("/"):
+                session.obey(text)
+            else:
+                session.ask(text)
         except MagistralError as error:
-            if not is_terminal:
-                raise
-            print(f"error: {error}", file=sys.stderr)
-            continue
-        if reply is not None:
-            report(reply)
-        elif is_terminal:
-            print("stopped", file=sys.stderr)
-        else:
-            raise KeyboardInterrupt
-
-
-def obey(command: str, chat: Chat, *, is_terminal: bool) -> None:
-    if command == "/reset":
-        chat.messages[:] = [message for message in chat.messages if message["role"] == "system"]
-    elif command == "/help":
-        print(HELP, file=sys.stderr)
-    elif is_terminal:
-        print(f"{command}: no such command\n{HELP}", file=sys.stderr)
-    else:
-        raise OptionError(f"{command}: no such command; use /reset, /quit or /help, or begin the message otherwise")
-
-
-def typed() -> Iterator[str]:
-    """Messages typed at a terminal, until Ctrl-D; Ctrl-C discards the line begun."""
-    with suppress(ImportError):  # a Python may be built without it; lines still arrive
-        import readline  # noqa: F401  # input() then edits lines and remembers them
-    while True:
-        try:
-            if sys.stdout.isatty():
-                text = input("> ")
-            else:  # input() would write its prompt among the answers
-                write(sys.stderr, "> ")
-                text = input("")
-        except UnicodeDecodeError as error:
-            print(f"error: that line is not UTF-8 ({error}); set the terminal to UTF-8", file=sys.stderr)
-            continue
+            tell(f"error: {error}")
         except KeyboardInterrupt:
-            print("\n/quit or Ctrl-D ends the conversation", file=sys.stderr)
-            continue
-        except EOFError:
-            print(file=sys.stderr)
+            tell("stopped")
+        if session.is_over:
             return
-        if text.strip():
-            yield text.strip()
+        tell("")
 
 
-def piped() -> Iterator[str]:
-    """Messages from a pipe, one a line."""
-    for number, line in enumerate(sys.stdin.buffer, start=1):
-        try:
-            text = line.decode().strip()
-        except UnicodeDecodeError as error:
-            raise OptionError(f"line {number} of stdin is not UTF-8 ({error}); convert it, e.g. with iconv") from None
-        if text:
-            yield text
+def work_through(session: Session) -> None:
+    """Answer what comes from a pipe; an error or Ctrl-C ends the program."""
+    for text in piped():
+        if text.startswith("/"):
+            session.obey(text)
+        else:
+            session.ask(text)
+        if session.is_over:
+            return
 
 
 def main(argv: Sequence[str] | None = None) -> int:

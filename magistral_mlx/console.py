@@ -73,8 +73,9 @@ def check_model(ctx: click.Context, _: click.Parameter, model: str | None) -> st
 
 def check_cache_file(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
     """Before any work: a reply may take hours, and only then is the file written."""
-    if path is not None and not os.access(path.parent, os.W_OK):
-        raise click.BadParameter(f"{path.parent} is not a folder one may write to; name another", ctx, param)
+    folder = None if path is None else Path(os.path.realpath(path)).parent  # of a link, what it points to is written
+    if folder is not None and not os.access(folder, os.W_OK):
+        raise click.BadParameter(f"{folder} is not a folder one may write to; name another", ctx, param)
     return path
 
 

@@ -1,13 +1,17 @@
 """Showing a reply while it arrives: the answer on stdout, everything else on stderr."""
 
-import os
 import shutil
 import sys
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from magistral_mlx.reasoning import Segment, visible
+from magistral_mlx.window import can_draw, dim
+
+if TYPE_CHECKING:
+    from magistral_mlx.markdown import MarkdownWriter
+    from magistral_mlx.trace_window import TraceWindow
 from magistral_mlx.reply import Reply, Usage
 
 
@@ -24,13 +28,21 @@ class Display:
     """Shows a reply while it arrives: the answer on stdout, so that a pipe gets nothing else; the trace on stderr.
 
     What a terminal would obey is made visible; a pipe or a file gets the model's text as it is.
+
+    Attributes:
+        folds: a terminal keeps one line of a trace that is closed, and its last ones meanwhile.
+        renders: a terminal shows the answer's Markdown laid out.
     """
 
     hides_reasoning: bool = False
     hides_answer: bool = False
+    folds: bool = False
+    renders: bool = False
     reasoning: str = ""
     answer: str = ""
     has_status: bool = False
+    _trace: "TraceWindow | None" = None
+    _markdown: "MarkdownWriter | None" = None
 
     def show(self, segment: Segment) -> None:
         if segment.kind == "progress":
@@ -41,16 +53,42 @@ class Display:
                 self.tell(f"reasoning: {len(self.reasoning):,} characters")
             else:
                 self.tell("")
-                write(sys.stderr, segment.text, is_dim=True)
+                self._show_reasoning(segment.text)
         elif segment.kind == "answer":
             if not self.answer and self.reasoning and not self.hides_reasoning:
-                write(sys.stderr, "\n\n")
+                self._close_trace()
             self.answer += segment.text
             if self.hides_answer:
                 self.tell(f"answering: {len(self.answer):,} characters")
             else:
                 self.tell("")
-                write(sys.stdout, segment.text)
+                self._show_answer(segment.text)
+
+    def _show_reasoning(self, text: str) -> None:
+        if self.folds and self._trace is None and can_draw(sys.stderr):
+            from magistral_mlx.trace_window import TraceWindow  # rich takes a while to import
+
+            self._trace = TraceWindow(sys.stderr)
+        if self._trace is None:
+            write(sys.stderr, text, is_dim=True)
+        else:
+            self._trace.push(text)
+
+    def _close_trace(self) -> None:
+        if self._trace is None:
+            write(sys.stderr, "\n\n")
+        else:
+            self._trace.fold()
+
+    def _show_answer(self, text: str) -> None:
+        if self.renders and self._markdown is None and can_draw(sys.stdout):
+            from magistral_mlx.markdown import MarkdownWriter
+
+            self._markdown = MarkdownWriter(sys.stdout)
+        if self._markdown is None:
+            write(sys.stdout, text)
+        else:
+            self._markdown.push(text)
 
     def tell(self, status: str) -> None:
         """Set the status line, or remove it, but never a line of the reply that stands in its place."""
@@ -61,8 +99,12 @@ class Display:
     def end(self) -> None:
         """Finish the last line."""
         self.tell("")
-        if self.answer and not self.hides_answer:
+        if self._markdown is not None:
+            self._markdown.end()
+        elif self.answer and not self.hides_answer:
             write(sys.stdout, "\n")
+        elif self._trace is not None and not self.answer:
+            self._trace.fold()
         elif self.reasoning and not self.hides_reasoning:
             write(sys.stderr, "\n")
 
@@ -84,9 +126,7 @@ class Display:
 
 def write(stream: TextIO, text: str, *, is_dim: bool = False) -> None:
     if stream.isatty():
-        text = visible(text)
-        if is_dim and "NO_COLOR" not in os.environ:
-            text = f"\x1b[2m{text}\x1b[22m"
+        text = dim(visible(text)) if is_dim else visible(text)
     stream.write(text)
     stream.flush()
 
@@ -94,14 +134,14 @@ def write(stream: TextIO, text: str, *, is_dim: bool = False) -> None:
 def report(reply: Reply, label: str = "") -> None:
     """What a reply cost, as one line on stderr, and how it ended if not by itself."""
     ended = "" if reply.finish_reason == "stop" else f"ended by {reply.finish_reason}; "
-    print(f"{label}{ended}{figures(reply.usage)}", file=sys.stderr)
+    write(sys.stderr, f"{label}{ended}{figures(reply.usage)}\n", is_dim=True)
+
+
+def rate(tokens: float, seconds: float) -> str:
+    return f"{tokens / seconds:,.1f} tok/s" if tokens > 0 and seconds > 0 else "-"
 
 
 def figures(usage: Usage) -> str:
-
-    def rate(tokens: int, seconds: float) -> str:
-        return f"{tokens / seconds:,.1f} tok/s" if tokens > 0 and seconds > 0 else "-"
-
     cached = f" ({usage.cached_tokens:,} cached)" if usage.cached_tokens else ""
     left_out = f"; {usage.forgotten_turns} oldest turns left out" if usage.forgotten_turns else ""
     return (

@@ -3,13 +3,15 @@
 import io
 import re
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import pytest
 
 from magistral_mlx.display import Display, report, show_status
 from magistral_mlx.reasoning import Segment
 from magistral_mlx.reply import Reply, Usage
+from magistral_mlx.trace_window import TraceWindow
+from tests.screen import Screen
 
 USAGE = Usage(
     prompt_tokens=20,
@@ -127,3 +129,63 @@ def test_a_rate_that_cannot_be_told_is_a_dash(capsys: pytest.CaptureFixture[str]
         "seed 7: ended by length; prompt 20 tokens, -; reply 1 tokens (0 reasoning), -; "
         "first token after 0.00 s; peak memory 1.00 GB\n"
     )
+
+
+TRACE = "".join(f"Step {i}: {'x' * i}\n" for i in range(40))
+
+
+def show_on_screen(monkeypatch: pytest.MonkeyPatch, segments: list[Segment], *, is_interrupted: bool = False) -> Screen:
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "31"), ("LINES", "10")):
+        monkeypatch.setenv(name, value)
+    screen = Screen(31, 10)
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stderr", screen)
+    Display(folds=True, renders=True).show_all(stream(segments, is_interrupted=is_interrupted))
+    return screen
+
+
+@pytest.mark.parametrize("size", [1, 50, 10_000])
+@pytest.mark.parametrize("is_interrupted", [False, True])
+def test_a_folded_trace_leaves_one_line_and_an_answer_is_laid_out(
+    monkeypatch: pytest.MonkeyPatch, size: int, is_interrupted: bool
+) -> None:
+    monkeypatch.setattr(TraceWindow, "push", undelayed(TraceWindow.push))
+    pieces = [Segment("reasoning", TRACE[i : i + size]) for i in range(0, len(TRACE), size)]
+    segments = [Segment("progress", "1/2"), *pieces, Segment("answer", "It is **1"), Segment("answer", "24**.")]
+    screen = show_on_screen(monkeypatch, segments, is_interrupted=is_interrupted)
+    folded = f"▸ thought for 0 s, {len(TRACE):,} characters; /trace shows them"
+    assert screen.rows == [folded[:30], folded[30:], "It is 124.", ""]
+    assert "Step 39" in screen.text
+    assert ("Step 2: xx" in screen.text) == (size < 10_000)  # it was seen while it came
+
+
+def undelayed(push: Callable[[TraceWindow, str], None]) -> Callable[[TraceWindow, str], None]:
+    def wrapped(window: TraceWindow, text: str) -> None:
+        window._window._next = 0.0
+        push(window, text)
+
+    return wrapped
+
+
+def test_a_trace_without_an_answer_is_folded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(show_on_screen(monkeypatch, [Segment("reasoning", TRACE)], is_interrupted=True).rows) == 3
+
+
+def test_a_folded_trace_commands_no_terminal_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Screen refuses what it is told."""
+    evil = "a\x1b]0;b\x07\x1b[2J\u202ec\t\rd日本語" * 9
+    screen = show_on_screen(monkeypatch, [Segment("reasoning", evil), Segment("answer", evil)])
+    assert "\\x1b]0;b" in screen.text
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown"])
+def test_a_terminal_that_cannot_move_its_cursor_gets_plain_text(monkeypatch: pytest.MonkeyPatch, term: str) -> None:
+    terminal = make_terminal(monkeypatch)
+    monkeypatch.setenv("TERM", term)
+    Display(folds=True, renders=True).show_all(stream(SEGMENTS))
+    assert terminal.lines() == ["8+6=14", "", "It is 124.", ""]
+
+
+def test_a_pipe_gets_the_model_s_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    Display(folds=True, renders=True).show_all(stream([Segment("reasoning", "**r**"), Segment("answer", "**a**")]))
+    assert capsys.readouterr() == ("**a**\n", "**r**\n\n")

@@ -62,11 +62,16 @@ MAY_IMPORT = {
     "tool_calls",
     "hosted": "channel failures owner resident",
     "bridge": "checkpoint errors hosted memory plain reasoning resident sampling",
-    "display": "reasoning reply",
+    "window": "",
+    "trace_window": "reasoning window",
+    "markdown": "reasoning window",
+    "display": "markdown reasoning reply trace_window window",
+    "entry": "errors",
+    "session": "api conversation display entry errors reply sampling",
     "command_line": "errors",
     "console": "api command_line display reasoning sampling",
     "generate": "command_line console display errors reasoning reply sampling",
-    "chat": "command_line console conversation display errors reasoning reply sampling",
+    "chat": "command_line console conversation entry errors paths reasoning sampling session",
     "plan": "checkpoint command_line console demo mac_table memory",
     "__main__": "command_line",
     "__init__": "api conversation errors reasoning reply sampling",
@@ -94,6 +99,9 @@ THIRD_PARTY = {  # package -> the files that may import it
     "transformers": {"convert/export.py"},
     "tokenizers": {"convert/parity.py"},
     "jinja2": {"convert/parity.py"},
+    "rich": {"magistral_mlx/markdown.py", "magistral_mlx/trace_window.py", "convert/bar.py"},
+    "markdown_it": {"magistral_mlx/markdown.py"},
+    "prompt_toolkit": {"magistral_mlx/entry.py"},
     "mlx_lm": set(),
 }
 
@@ -179,7 +187,8 @@ def state():
 before, started = state(), time.process_time()
 import MODULE
 cpu = time.process_time() - started
-heavy = [m for m in ("mlx_lm", "transformers", "mistral_common", "huggingface_hub", "click") if m in sys.modules]
+names = ("mlx_lm", "transformers", "mistral_common", "huggingface_hub", "click", "rich", "prompt_toolkit")
+heavy = [m for m in names if m in sys.modules]
 print(json.dumps({"cpu": cpu, "same": before == state(), "heavy": heavy}))
 """
 

@@ -1,0 +1,142 @@
+"""What is said to a model: typed at a terminal, with a history, or one message a line from a pipe."""
+
+import os
+import signal
+import sys
+import termios
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from magistral_mlx.errors import OptionError
+
+LEAVING = "/quit or Ctrl-D ends the conversation"
+
+
+def is_interactive() -> bool:
+    """Whether somebody types, and sees what he types."""
+    return sys.stdin.isatty() and (sys.stdout.isatty() or sys.stderr.isatty())
+
+
+def typed(history: Path, commands: Sequence[str]) -> Iterator[str]:
+    """Messages typed at a terminal, until Ctrl-D; Ctrl-C discards the one begun.
+
+    Enter sends; Alt-Enter, or a backslash before Enter, begins a new line, and what is pasted keeps its lines.
+
+    Args:
+        history: the file that remembers them; its folder is made.
+        commands: what Tab completes.
+    """
+    session = _make_session(history, commands)
+    while True:
+        try:
+            text = session.prompt("> ")
+        except KeyboardInterrupt:
+            print(LEAVING, file=sys.stderr)
+            continue
+        except EOFError:
+            return
+        if text.strip():
+            yield text.strip()
+
+
+def piped() -> Iterator[str]:
+    """Messages from a pipe, one a line; a line that ends in a backslash goes on in the next."""
+    begun: list[str] = []
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        try:
+            begun.append(line.decode().rstrip("\r\n"))
+        except UnicodeDecodeError as error:
+            raise OptionError(f"line {number} of stdin is not UTF-8 ({error}); convert it, e.g. with iconv") from None
+        if goes_on(begun[-1]):
+            begun[-1] = begun[-1][:-1]
+            continue
+        if text := "\n".join(begun).strip():
+            yield text
+        begun.clear()
+    if text := "\n".join(begun).strip():
+        yield text
+
+
+def goes_on(line: str) -> bool:
+    """Whether a line ends in a backslash that is not itself after one, as the end of a row in LaTeX is."""
+    return (len(line) - len(line.rstrip("\\"))) % 2 == 1
+
+
+@contextmanager
+def interruptible(cancel: Callable[[], None]) -> Iterator[None]:
+    """Meanwhile the first Ctrl-C calls ``cancel``, a second one raises; and what is typed is not shown."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        cancel()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        with _without_echo():
+            yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _without_echo() -> Iterator[None]:
+    """What is typed would stand in the middle of the reply; it waits for the next prompt instead."""
+    try:
+        descriptor = sys.stdin.fileno()
+        before = termios.tcgetattr(descriptor)
+    except (OSError, ValueError, termios.error):  # no terminal
+        yield
+        return
+    quiet = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    termios.tcsetattr(descriptor, termios.TCSADRAIN, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def _make_session(history: Path, commands: Sequence[str]) -> Any:
+    from prompt_toolkit import PromptSession  # a tenth of a second, which only a terminal needs
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+    from prompt_toolkit.output import create_output
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def send(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if goes_on(buffer.document.current_line_before_cursor):
+            buffer.delete_before_cursor()
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def begin_line(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    return PromptSession(
+        history=FileHistory(str(history)) if _is_kept(history) else InMemoryHistory(),
+        multiline=True,
+        prompt_continuation="  ",
+        key_bindings=keys,
+        completer=WordCompleter(list(commands), sentence=True),
+        complete_while_typing=False,
+        output=create_output(always_prefer_tty=True),
+    )
+
+
+def _is_kept(history: Path) -> bool:
+    """Make the file, which nobody else may read; whether it can be written."""
+    try:
+        history.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(history, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        print(f"what is typed is not remembered: {history} cannot be written ({error})", file=sys.stderr)
+        return False
+    return True

@@ -1,0 +1,204 @@
+"""A conversation at the prompt: its commands, its settings, and what it has cost so far."""
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from magistral_mlx.api import Magistral
+from magistral_mlx.conversation import Chat
+from magistral_mlx.display import Display, in_units, rate, report, write
+from magistral_mlx.entry import interruptible
+from magistral_mlx.errors import OptionError
+from magistral_mlx.reply import Reply, Usage
+from magistral_mlx.sampling import SamplingParams
+
+KEYS = """Enter sends. Alt-Enter, or \\ before Enter, begins a new line; what is pasted keeps its lines.
+Ctrl-C stops a reply: what there is of its answer stays, one stopped before it is forgotten. Ctrl-D ends."""
+
+
+@dataclass
+class Session:
+    """What a command can change, and the commands themselves."""
+
+    magistral: Magistral
+    chat: Chat
+    sampling: SamplingParams
+    is_interactive: bool = False
+    hides_reasoning: bool = False
+    folds: bool = True
+    renders: bool = True
+    is_over: bool = False
+    trace: str = ""  # the last one
+    unanswered: str | None = None  # the last question, if nothing of it is in the conversation
+    usages: list[Usage] = field(default_factory=list)
+
+    def ask(self, question: str, *, seed: int | None = None) -> None:
+        """Show the reply. Where somebody types, Ctrl-C ends the reply; else it raises KeyboardInterrupt.
+
+        Raises:
+            MagistralError: as Chat.ask.
+        """
+        if not self.is_interactive:
+            self._ask(question, seed)
+            return
+        with suppress(KeyboardInterrupt), interruptible(self.magistral.cancel):
+            self._ask(question, seed)
+        if self.unanswered is not None:
+            tell("stopped before an answer: the question is forgotten; /retry asks it again")
+
+    def _ask(self, question: str, seed: int | None) -> None:
+        self.unanswered = question
+        sampling = self.sampling if seed is None else replace(self.sampling, seed=seed)
+        display = Display(self.hides_reasoning, folds=self.folds, renders=self.renders)
+        reply = display.show_all(self.chat.stream(question, sampling))
+        self.trace = display.reasoning
+        if reply is None:
+            raise KeyboardInterrupt  # of which nothing is left
+        self.usages.append(reply.usage)
+        report(reply)
+        if self._is_kept(reply):
+            self.unanswered = None
+
+    def _is_kept(self, reply: Reply) -> bool:
+        """Whether the turn stays in the conversation; of a trace that was stopped, nothing does."""
+        if reply.finish_reason == "cancelled" and not reply.answer:
+            if reply.reasoning:
+                self.chat.take_back()
+            return False
+        return True
+
+    def obey(self, line: str) -> None:
+        """Raises OptionError where there is no such command, or it cannot be done."""
+        name, _, rest = line.partition(" ")
+        if name not in COMMANDS:
+            raise OptionError(f"{line.splitlines()[0]}: no such command; {', '.join(COMMANDS)}")
+        command = COMMANDS[name]
+        if rest.strip() and not command.takes:
+            raise OptionError(f"{name} takes nothing after it")
+        command.act(self, rest.strip())
+
+    def help(self, _: str) -> None:
+        width = max(len(f"{name} {command.takes}") for name, command in COMMANDS.items())
+        for name, command in COMMANDS.items():
+            tell(f"{f'{name} {command.takes}':{width}}  {command.help}")
+        tell(KEYS)
+
+    def retry(self, _: str) -> None:
+        question = self.unanswered or self.chat.take_back()
+        if question is None:
+            raise OptionError("/retry: there is no question yet")
+        seed = None
+        if self.sampling.seed is not None and self.usages:
+            seed = self.usages[-1].seed + 1  # the same one would give the same reply
+        if self.sampling.temperature == 0:
+            tell("at temperature 0 the same question has the same reply")
+        self.ask(question, seed=seed)
+
+    def budget(self, text: str) -> None:
+        if text:
+            if text != "off" and not text.isdecimal():
+                raise OptionError(f"/budget {text}: use a number of tokens, or off")
+            self.sampling = replace(self.sampling, think_budget=None if text == "off" else int(text))
+        budget = self.sampling.think_budget
+        tell(
+            "traces are as long as the model makes them" if budget is None else f"traces have {budget:,} tokens at most"
+        )
+
+    def think(self, text: str) -> None:
+        if text:
+            is_on = on_or_off("/think", text)
+            budget = self.sampling.think_budget or None
+            self.sampling = replace(self.sampling, think_budget=budget if is_on else 0)
+        tell("the model answers at once" if self.sampling.think_budget == 0 else "the model thinks before it answers")
+
+    def save(self, text: str) -> None:
+        if not text:
+            raise OptionError("/save needs a file: /save talk.cache")
+        path = Path(text).expanduser()
+        self.chat.save(path)
+        tell(f"saved to {path}; --prompt-cache-file {path} goes on from it")
+
+    def system(self, text: str) -> None:
+        if text:
+            self.chat.system_prompt = None if text == "off" else text
+        own = self.chat.system_prompt
+        tell("there is only the model's own system prompt" if own is None else f"joins the model's own: {own}")
+
+    def show_trace(self, _: str) -> None:
+        if not self.trace:
+            raise OptionError("/trace: the last reply has none")
+        write(sys.stderr, self.trace + "\n", is_dim=True)
+
+    def fold(self, text: str) -> None:
+        self.folds = on_or_off("/fold", text) if text else self.folds
+        tell("a closed trace is folded to one line" if self.folds else "traces stay as they are")
+
+    def markdown(self, text: str) -> None:
+        self.renders = on_or_off("/markdown", text) if text else self.renders
+        tell("answers are laid out" if self.renders else "answers are shown as the model wrote them")
+
+    def stats(self, _: str) -> None:
+        past, plan = self.magistral.past, self.magistral.plan
+
+        def total(name: str) -> float:
+            return sum(getattr(usage, name) for usage in self.usages)
+
+        prompt, cached, replied = (int(total(f"{kind}_tokens")) for kind in ("prompt", "cached", "completion"))
+        turns = sum(message["role"] == "user" for message in self.chat.messages)
+        left_out = f", the oldest {self.chat.forgotten} left out" if self.chat.forgotten else ""
+        budget = "none" if self.sampling.think_budget is None else f"{self.sampling.think_budget:,} tokens"
+        tell(f"conversation  {turns} turns{left_out}; traces kept: {self.chat.keep_reasoning}")
+        tell(
+            f"context       {len(past.ids):,} of {plan.context:,} positions in the cache, {in_units(past.cache.nbytes)}"
+        )
+        tell(
+            f"read          {prompt:,} tokens, of which {cached:,} were in the cache; "
+            f"the others at {rate(prompt - cached, total('prefill_seconds'))}"
+        )
+        tell(
+            f"written       {replied:,} tokens in {len(self.usages)} replies, of which "
+            f"{int(total('reasoning_tokens')):,} reasoning; {rate(replied - len(self.usages), total('decode_seconds'))}"
+        )
+        tell(f"sampling      temperature {self.sampling.temperature}, top-p {self.sampling.top_p}, budget {budget}")
+
+    def reset(self, _: str) -> None:
+        self.chat.reset()
+        self.unanswered = None
+
+    def quit(self, _: str) -> None:
+        self.is_over = True
+
+
+@dataclass(frozen=True)
+class Command:
+    takes: str
+    help: str
+    act: Callable[[Session, str], None]
+
+
+COMMANDS = {
+    "/retry": Command("", "ask the last question again", Session.retry),
+    "/budget": Command("N|off", "reasoning tokens at most", Session.budget),
+    "/think": Command("on|off", "whether the model thinks before it answers", Session.think),
+    "/system": Command("TEXT|off", "your own system prompt, which joins the model's", Session.system),
+    "/trace": Command("", "show the last trace", Session.show_trace),
+    "/fold": Command("on|off", "whether one line is left of a closed trace", Session.fold),
+    "/markdown": Command("on|off", "whether answers are laid out, or shown as they were written", Session.markdown),
+    "/stats": Command("", "what the conversation has cost", Session.stats),
+    "/save": Command("F", "write conversation and cache to a file", Session.save),
+    "/reset": Command("", "begin a new conversation", Session.reset),
+    "/help": Command("", "show this", Session.help),
+    "/quit": Command("", "end", Session.quit),
+}
+
+
+def on_or_off(command: str, text: str) -> bool:
+    if text not in ("on", "off"):
+        raise OptionError(f"{command} {text}: use on or off")
+    return text == "on"
+
+
+def tell(text: str) -> None:
+    write(sys.stderr, text + "\n")

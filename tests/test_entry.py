@@ -1,0 +1,124 @@
+"""What somebody types, or a pipe brings: messages of one line or several, a history, Ctrl-C."""
+
+import io
+import os
+import pty
+import signal
+import stat
+import sys
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from magistral_mlx.entry import goes_on, interruptible, is_interactive, piped, typed
+
+COMMANDS = ["/help", "/retry"]
+ENTER, ALT_ENTER, CTRL_C, CTRL_D, UP, TAB = "\r", "\x1b\r", "\x03", "\x04", "\x1b[A", "\t"
+PASTE, PASTED = "\x1b[200~", "\x1b[201~"
+
+
+def messages(history: Path, *keys: str) -> list[str]:
+    """What comes of keys typed at a terminal, and then Ctrl-D."""
+    pytest.importorskip("prompt_toolkit", reason="a new dependency, not yet installed here")
+    from prompt_toolkit.application import create_app_session
+    from prompt_toolkit.input import create_pipe_input
+    from prompt_toolkit.output import DummyOutput
+
+    found = []
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        coming, waiting = typed(history, COMMANDS), [*keys, CTRL_D]
+        while waiting:
+            sent = waiting.index(ENTER) + 1 if ENTER in waiting else len(waiting)
+            pipe.send_text("".join(waiting[:sent]))  # all at once the rest would be typed before there is a prompt
+            del waiting[:sent]
+            found += [text for text in [next(coming, "")] if text]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (["one", ENTER, "two", ENTER], ["one", "two"]),
+        (["one", ALT_ENTER, "two", ENTER], ["one\ntwo"]),
+        (["one\\\r", "two", ENTER], ["one\ntwo"]),
+        (["row \\\\", ENTER, "two", ENTER], ["row \\\\", "two"]),
+        ([PASTE, "def f():\r\n\treturn 1\n\nf()\n", PASTED, ENTER], ["def f():\n\treturn 1\n\nf()"]),
+        (["discarded", CTRL_C, "two", ENTER], ["two"]),
+        (["\r  \r one ", ENTER], ["one"]),
+        (["日本語 🙂", ENTER], ["日本語 🙂"]),
+        (["one", ENTER, UP, ENTER], ["one", "one"]),
+        (["one", ALT_ENTER, "two", ENTER, UP, "!", ENTER], ["one\ntwo", "one\ntwo!"]),
+        ([], []),
+    ],
+)
+def test_what_is_typed(tmp_path: Path, keys: list[str], expected: list[str]) -> None:
+    assert messages(tmp_path / "history", *keys) == expected
+
+
+def test_what_was_typed_is_remembered_for_nobody_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    history = tmp_path / "new" / "history"
+    assert messages(history, "a secret", ENTER) == ["a secret"]
+    assert stat.S_IMODE(history.stat().st_mode) == 0o600
+    assert messages(history, UP, ENTER) == ["a secret"]
+    assert messages(tmp_path, "one", ENTER, UP, ENTER) == [
+        "one",
+        "one",
+    ]  # a folder cannot hold it; but this process can
+    assert "what is typed is not remembered" in capsys.readouterr().err
+
+
+def piped_in(monkeypatch: pytest.MonkeyPatch, text: str) -> list[str]:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    return list(piped())
+
+
+def test_what_is_piped(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "one\n\n two \r\nthree\\\nfour\\\n\nrow \\\\\nfive\\"
+    assert piped_in(monkeypatch, text) == ["one", "two", "three\nfour", "row \\\\", "five"]
+    assert piped_in(monkeypatch, "") == []
+
+
+@pytest.mark.parametrize(("line", "expected"), [("", False), ("a\\", True), ("a\\\\", False), ("\\\\\\", True)])
+def test_a_line_goes_on_after_a_backslash_of_its_own(line: str, expected: bool) -> None:
+    assert goes_on(line) == expected
+
+
+@contextmanager
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A pseudo-terminal as stdin; its descriptor."""
+    above, below = pty.openpty()
+    try:
+        with os.fdopen(below, closefd=False) as stdin:
+            monkeypatch.setattr(sys, "stdin", stdin)
+            yield below
+    finally:
+        os.close(above)
+        os.close(below)
+
+
+def test_ctrl_c_is_told_once_and_then_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    with terminal(monkeypatch) as descriptor:
+        settings = termios.tcgetattr(descriptor)
+        with pytest.raises(KeyboardInterrupt), interruptible(lambda: told.append(1)):  # noqa: PT012  # raised by the kernel
+            assert not termios.tcgetattr(descriptor)[3] & termios.ECHO
+            os.kill(os.getpid(), signal.SIGINT)
+            assert told == [1]
+            os.kill(os.getpid(), signal.SIGINT)
+        assert termios.tcgetattr(descriptor) == settings
+    assert (told, signal.getsignal(signal.SIGINT)) == ([1], before)
+
+
+def test_somebody_types_where_the_prompt_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for stdin, stdout, stderr in ((1, 1, 1), (1, 0, 1), (1, 1, 0), (1, 0, 0), (0, 1, 1)):
+        for name, is_terminal in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)):
+            monkeypatch.setattr(sys, name, Terminal() if is_terminal else io.StringIO())
+        assert is_interactive() == (stdin and (stdout or stderr))
