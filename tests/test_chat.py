@@ -134,7 +134,7 @@ def test_a_question_asked_again(type_in: TypeIn, capsys: pytest.CaptureFixture[s
     assert "conversation  1 turns" in err
     magistral = mm.load(str(DEMO))
     expected = [
-        magistral.ask("What is 48 + 76?", mm.SamplingParams(temperature=2, seed=5 + i)).answer for i in range(3)
+        magistral.ask("What is 48 + 76?", mm.SamplingParams(temperature=2, seed=5 + i)).answer for i in range(2)
     ]
     assert out == "".join(f"{answer}\n" for answer in expected)
 
