@@ -15,10 +15,11 @@ from magistral_mlx.checkpoint import Layout
 from magistral_mlx.config import Mode
 from magistral_mlx.reasoning import ReasoningFormat
 
+from . import fits
 from .bar import shown
 from .conversion import Conversion, Summary
 from .pipeline import prepare
-from .recipes import METHODS, RECIPES, Options
+from .recipes import AUTO, METHODS, RECIPES, Options
 from .target import in_units
 
 # Flags of mlx-lm's convert, and what to do instead.
@@ -49,6 +50,7 @@ Methods (the same format, size and speed):
 \b
 Recipes:
 {recipes}
+  auto        --target-bits in all, each where the error falls most by it, as a forward pass shows
   FILE        your own, in JSON; the last rule that matches a matrix holds, and 16 bits pack nothing:
               {{"default": {{"bits": 4}}, "rules": [{{"match": "*.v_proj", "bits": 6}}]}}
 
@@ -74,6 +76,7 @@ class Command(command_line.Command):
 @click.option("--q-method", type=click.Choice(METHODS), help="See below; importance for affine 2 to 5 bit, else round.")
 @click.option("--calibration", metavar="FILE", help="Text for the forward pass, in place of our own small input.")
 @click.option("--recipe", metavar="NAME|FILE", help="Bits by kind of matrix, in place of --q-bits; see below.")
+@click.option("--target-bits", type=float, metavar="X", help="Bits a weight in all, of the recipe auto; such as 4.6.")
 @click.option("--layout", type=click.Choice(get_args(Layout)), help="Which weights, where SRC has both; else hf.")
 @click.option("--revision", metavar="R", help="Branch, tag or commit of a hub id.")
 @click.option("--stream", is_flag=True, help="Fetch, convert and delete a hub id's files one by one, past its cache.")
@@ -105,6 +108,7 @@ def command(
     q_method: str | None,
     calibration: str | None,
     recipe: str | None,
+    target_bits: float | None,
     layout: str | None,
     revision: str | None,
     stream: bool,
@@ -117,7 +121,15 @@ def command(
 ) -> int:
     """Convert a published Magistral checkpoint into a quantized one for every MLX runtime."""
     options = Options(
-        q_bits, q_group_size, q_mode, q_method, recipe, not no_tokenizer_json, reasoning_format, calibration
+        q_bits,
+        q_group_size,
+        q_mode,
+        q_method,
+        recipe,
+        not no_tokenizer_json,
+        reasoning_format,
+        calibration,
+        target_bits,
     )
     conversion = prepare(
         hf_path,
@@ -135,6 +147,8 @@ def command(
     started = time.perf_counter()
     summary = shown(conversion.run())
     print(in_json(summary, time.perf_counter() - started) if as_json else in_words(summary))
+    if options.recipe == AUTO and not as_json:
+        print(f"  {fits.in_words(conversion.source.config, summary.bytes_out)}")
     return command_line.DONE
 
 
@@ -160,6 +174,7 @@ def in_json(summary: Summary, seconds: float) -> str:
 def forecast(conversion: Conversion) -> dict[str, Any]:
     """What a conversion would write."""
     plan = conversion.plan
+    most = conversion.most_tensor_bytes
     return {
         "target": str(conversion.target),
         "layout": conversion.source.layout,
@@ -169,7 +184,8 @@ def forecast(conversion: Conversion) -> dict[str, Any]:
         "already_complete": conversion.is_complete,
         "files": {shard.file: shard.nbytes for shard in plan.shards},
         "bits": plan.bits,
-    }
+        "contexts": fits.contexts(conversion.source.config, most),
+    } | ({} if most == plan.tensor_bytes else {"most_bytes_out": most})
 
 
 def forecast_in_words(conversion: Conversion) -> str:
@@ -188,7 +204,10 @@ def forecast_in_words(conversion: Conversion) -> str:
         else:
             bits = ", ".join(f"{bits} bit in {n} of {layers} layers" for bits, n in sorted(counts.items()))
         lines.append(f"  {kind:<14}{bits}")
-    return "\n".join([*lines, f"  {'norms':<14}{plan.float_type}"])
+    lines.append(f"  {'norms':<14}{plan.float_type}")
+    if (most := conversion.most_tensor_bytes) > plan.tensor_bytes:
+        lines.append(f"  then raised where the error falls most by it, to {in_units(most)} at most")
+    return "\n".join([*lines, f"  {fits.in_words(conversion.source.config, most)}"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,6 +16,7 @@ from magistral_mlx.safetensors_header import parse_json, read_document
 from magistral_mlx.tokenizer import Tokenizer
 
 from . import disk
+from .auto import deciding
 from .calibrate import MeanSquares
 from .calibration import Calibration
 from .export import exports, json_text, make_config
@@ -24,7 +25,7 @@ from .output import Output
 from .parallel import unordered
 from .planning import Plan, in_order, read_in_order
 from .provenance import PROVENANCE, difference, entry_of, make_plan_record
-from .recipes import Options
+from .recipes import AUTO, Options
 from .report import Gain, gain_of, make_report
 from .source import Source
 from .stages import StagedPass
@@ -34,6 +35,7 @@ from .target import free_bytes, in_units
 from .weights import Progress, WeightsWork
 
 HASHES = ("size", "sha256")
+SURVEY, PASS = "survey", "pass"  # folders of stages: of the pass that the recipe auto takes first, and of the other
 INDEX = "model.safetensors.index.json"
 
 
@@ -61,6 +63,7 @@ class Conversion:
     identity: dict[str, Any]  # of the source, as the provenance file keeps it
     base_model: str | None  # the source's hub id
     calibration: Calibration | None = None  # None: every weight is rounded
+    statistics: MeanSquares | None = None  # where they are complete
     force: bool = False
     hash_source: bool = False
     stream: HubStream | None = None
@@ -72,14 +75,12 @@ class Conversion:
         """The options as the provenance file keeps them."""
         return stated_with(self.options, self.calibration)
 
-    @property
-    def summary(self) -> Summary:
-        plan = self.plan
-        return Summary(self.target, self.source.nbytes, plan.tensor_bytes, plan.bits_per_weight, self.is_complete)
-
     def _summary(self, *, already: bool) -> Summary:
-        path = self.target / PROVENANCE
-        return replace(self.summary, already_complete=already, gain=gain_of(parse_json(read_document(path), path)))
+        """Of the complete target, by its own files."""
+        path, checkpoint = self.target / PROVENANCE, open_checkpoint(self.target)
+        nbytes = checkpoint.nbytes
+        gain = gain_of(parse_json(read_document(path), path))
+        return Summary(self.target, self.source.nbytes, nbytes, nbytes * 8 / self.plan.num_parameters, already, gain)
 
     def run(self) -> Generator[Progress, None, Summary]:
         """Write the target, unless it is complete already; goes on where an earlier run of the same ended.
@@ -99,18 +100,40 @@ class Conversion:
                 if not staging.is_whole:
                     yield from self._hash_source()
                     documents: dict[str, bytes] = {}
-                    work = self._work(staging, lambda: documents.update(self._documents()))
-                    yield from work.run()
-                    self._write_documents(staging, documents)
+                    decided = yield from self._decided(staging)
+                    yield from decided._work(staging, lambda: documents.update(decided._documents())).run()
+                    decided._write_documents(staging, documents)
                     open_checkpoint(staging.folder)
                 staging.publish(replace=self.force)
         except OSError as error:
             raise self._explain(error) from error
         return self._summary(already=False)
 
+    def _decided(self, staging: Staging) -> Generator[Progress, None, "Conversion"]:
+        """With the bits that the recipe auto gives each matrix."""
+        if self.options.recipe != AUTO:
+            return self
+        assert self.calibration is not None
+        folder = staging.calibration / SURVEY
+        plan, statistics = yield from deciding(self.source, self.plan, self.options, self.calibration, folder)
+        return replace(self, plan=plan, statistics=statistics)
+
+    @property
+    def most_tensor_bytes(self) -> int:
+        """Of the tensors written: more than the plan's where bits are spent later."""
+        target_bits = self.options.target_bits
+        return self.plan.tensor_bytes if target_bits is None else int(target_bits * self.plan.num_parameters / 8)
+
     def needed_bytes(self) -> int:
         """Of the whole target, roughly: tokenizer.json is up to four times tekken.json. And of what is streamed."""
-        return self.plan.file_bytes + 5 * self.identity["files"]["tekken.json"]["size"] + 2**20 + self._fetched_bytes()
+        more = self.most_tensor_bytes - self.plan.tensor_bytes
+        return (
+            self.plan.file_bytes
+            + more
+            + 5 * self.identity["files"]["tekken.json"]["size"]
+            + 2**20
+            + self._fetched_bytes()
+        )
 
     def _fetched_bytes(self) -> int:
         """Most bytes of a streamed source that are there at once."""
@@ -130,10 +153,18 @@ class Conversion:
             return WeightsWork(source, self.plan, output, stream, at_last)
         if self.options.method == "gptq":
             return LayerwiseWork(
-                source, self.plan, output, staging.calibration, self.calibration.ids, stream=stream, at_last=at_last
+                source,
+                self.plan,
+                output,
+                staging.calibration / PASS,
+                self.calibration.ids,
+                stream=stream,
+                at_last=at_last,
             )
+        if self.statistics is not None:
+            return WeightsWork(source, self.plan, output, stream, at_last, self.statistics)
         statistics = MeanSquares(source)
-        staged = StagedPass(staging.calibration, source, self.calibration.ids, statistics)
+        staged = StagedPass(staging.calibration / PASS, source, self.calibration.ids, statistics)
         return WeightsWork(source, self.plan, output, stream, at_last, statistics, staged)
 
     def _hash_source(self) -> Generator[Progress, None, None]:

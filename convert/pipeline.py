@@ -9,12 +9,13 @@ from magistral_mlx.checkpoint import resolve
 from magistral_mlx.errors import ConversionError, OptionError
 from magistral_mlx.reasoning import ReasoningFormat
 
+from .auto import check_target
 from .calibration import make_calibration
 from .conversion import Conversion, Summary, stated_with
 from .export import read_tokenizer, require_export_extra
 from .planning import make_plan
 from .provenance import difference
-from .recipes import Options
+from .recipes import AUTO, Options
 from .source import checked_layout, open_source, warn_of_rounding_twice
 from .staging import begun_commit, partial_of
 from .streaming import HubStream
@@ -46,6 +47,11 @@ def prepare(
         revision = begun_commit(target, base_model)
     hub = documents = None
     if stream:
+        if options.recipe == AUTO:
+            raise OptionError(
+                "the recipe auto reads all weights before it can decide, and then again, which --stream would fetch "
+                "twice; leave one of the two out"
+            )
         if base_model is None:
             raise OptionError(f"{source} is a folder, all of which is there; --stream is for a hub id")
         documents = TemporaryDirectory(prefix="magistral-")
@@ -60,6 +66,8 @@ def prepare(
         opened = open_source(folder, wanted_layout)
         identity = opened.identity()
     plan = make_plan(opened.config, opened.float_type, options)
+    if options.target_bits is not None:
+        check_target(plan, options.target_bits, opened, options)
     warn_of_rounding_twice(opened, plan.formats)
     if base_model is not None:
         identity["hub"] = {"id": base_model, "commit": commit}
@@ -128,6 +136,7 @@ def convert_checkpoint(
     q_mode: str = "affine",
     q_method: str | None = None,
     calibration: str | None = None,
+    target_bits: float | None = None,
     recipe: str | None = None,
     layout: str | None = None,
     revision: str | None = None,
@@ -153,7 +162,8 @@ def convert_checkpoint(
             format and size. None for importance where an affine format of 2 to 5 bits is written, else round. What
             is not affine is rounded by all three.
         calibration: a text file that the forward pass reads; None for a small input of our own.
-        recipe: a name of ``recipes.RECIPES``, or a file as ``recipe_file.RecipeFile``: it sets the bits.
+        target_bits: bits a weight in all, of the recipe ``auto``.
+        recipe: a name of ``recipes.RECIPES``, a file as ``recipe_file.RecipeFile``, or ``auto``: it sets the bits.
         layout: ``hf`` or ``consolidated`` for a source that has both; None takes the HF shards.
         tokenizer_json: whether to make tokenizer.json, which Swift and LM Studio need; takes the export extra.
         reasoning_format: ``text`` or ``control``, recorded with the checkpoint; None for what the source's files show.
@@ -166,7 +176,9 @@ def convert_checkpoint(
         CheckpointError, TokenizerError, HubError: the source cannot be used or fetched.
         ConversionError: it cannot start, or could not be finished: then the same call goes on with it.
     """
-    options = Options(q_bits, q_group_size, q_mode, q_method, recipe, tokenizer_json, reasoning_format, calibration)
+    options = Options(
+        q_bits, q_group_size, q_mode, q_method, recipe, tokenizer_json, reasoning_format, calibration, target_bits
+    )
     steps = converting(
         source,
         target,

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from magistral_mlx.config import ModelConfig, QuantFormat, Shape
+from magistral_mlx.config import AFFINE_BITS, ModelConfig, QuantFormat, Shape
 from magistral_mlx.safetensors_header import Entry
 
 from .quantize import check_divisible
 from .recipes import Options, make_formats, quantization_block
-from .source import FLOAT_TYPES
+from .source import FLOAT_TYPES, Source
 from .writer import MAX_DATA_BYTES, divide, header_bytes, lay_out
 
 
@@ -71,18 +71,25 @@ class Plan:
         }
 
 
-def make_plan(config: ModelConfig, float_type: str, options: Options, max_bytes: int = MAX_DATA_BYTES) -> Plan:
+def make_plan(
+    config: ModelConfig,
+    float_type: str,
+    options: Options,
+    max_bytes: int = MAX_DATA_BYTES,
+    formats: Mapping[str, QuantFormat | None] | None = None,
+) -> Plan:
     """Decide every tensor's format and every file's boundaries.
 
     Args:
         config: of the source.
         float_type: of what is not packed: ``bfloat16``, ``float16`` or ``float32``.
         max_bytes: of the tensors of one file.
+        formats: of each matrix, where they are decided already.
     Raises:
         ConversionError: the groups do not divide a matrix.
         OptionError: a rule of the recipe's file matches no matrix.
     """
-    formats = make_formats(config, options)
+    formats = make_formats(config, options) if formats is None else formats
     shapes = config.parameter_shapes()
     written = {name: written_tensors(name, shape, formats, float_type) for name, shape in shapes.items()}
     sizes = {name: sum(e.nbytes for e in lay_out(tensors).values()) for name, tensors in written.items()}
@@ -95,6 +102,21 @@ def make_plan(config: ModelConfig, float_type: str, options: Options, max_bytes:
         shards.append(PlannedShard(file, tuple(sources), entries))
     num_parameters = sum(math.prod(shape) for shape in shapes.values())
     return Plan(formats, quantization_block(formats, options.default), float_type, num_parameters, tuple(shards))
+
+
+def packed_sizes(source: Source, module: str, group_size: int) -> dict[int, int]:
+    """Bytes of a matrix in each affine format of a group size, by its bits."""
+    name = f"{module}.weight"
+    shape = source.config.parameter_shapes()[name]
+    return {
+        bits: sum(
+            entry.nbytes
+            for entry in lay_out(
+                written_tensors(name, shape, {module: QuantFormat(bits, group_size)}, source.float_type)
+            ).values()
+        )
+        for bits in AFFINE_BITS
+    }
 
 
 def in_order(config: ModelConfig) -> list[list[str]]:

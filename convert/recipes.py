@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from magistral_mlx.config import FP_FORMATS, Mode, ModelConfig, QuantFormat
+from magistral_mlx.config import AFFINE_BITS, FP_FORMATS, Mode, ModelConfig, QuantFormat
 from magistral_mlx.errors import CheckpointError, OptionError
 from magistral_mlx.reasoning import ReasoningFormat
 
@@ -20,9 +20,11 @@ RECIPES: Mapping[str, tuple[int, str]] = {  # bits of what it does not raise, an
     "4bit-head6": (4, "4 bit, embedding and lm_head in 6"),
     "mixed_4_6": (4, "4 bit; lm_head, and v and down projections of some layers in 6: mlx-lm's choice"),
 }
+AUTO = "auto"  # bits of each matrix by its statistics, so that they are ``target_bits`` in all
 METHODS = ("round", "importance", "gptq")
 SEARCHED_BITS = range(2, 6)  # of affine formats, which the default method searches: rounded, wider ones are near enough
 RAISED_BITS = 6
+STORED_BITS = 16  # of a scale, and of a bias
 DEFAULT_BITS = 4
 
 
@@ -38,10 +40,11 @@ class Options:
     q_group_size: int | None = None  # None: the mode's, or 64
     q_mode: str = "affine"
     q_method: str | None = None  # None: importance where an affine format of at most 5 bits is written, else round
-    recipe: str | None = None  # one of RECIPES, or a file
+    recipe: str | None = None  # one of RECIPES, AUTO, or a file
     tokenizer_json: bool = True
     reasoning_format: ReasoningFormat | None = None  # None: what the source's files show
     calibration: str | None = None  # a text file in place of our own texts
+    target_bits: float | None = None  # of AUTO: bits a weight in all, scales included
     file: RecipeFile | None = field(init=False, default=None)  # the recipe's content, where it is one
 
     def __post_init__(self) -> None:
@@ -51,7 +54,11 @@ class Options:
             raise OptionError(f"reasoning_format is {self.reasoning_format!r}; known are text and control")
         if self.q_method not in (None, *METHODS):
             raise OptionError(f"q_method is {self.q_method!r}; known are {', '.join(METHODS)}")
-        if self.recipe is not None and self.recipe in RECIPES:
+        if (self.recipe == AUTO) != (self.target_bits is not None):
+            raise OptionError("the recipe auto and target_bits need each other: --recipe auto --target-bits 4.6")
+        if self.recipe == AUTO:
+            self._check_auto()
+        elif self.recipe is not None and self.recipe in RECIPES:
             self._check_recipe(self.recipe)
         elif self.recipe is not None:
             self._read_recipe(Path(os.path.expanduser(self.recipe)))
@@ -75,11 +82,19 @@ class Options:
         if self.q_bits is not None and self.q_bits != RECIPES[recipe][0]:
             raise OptionError(f"the recipe {recipe} sets the bits; leave q_bits {self.q_bits} out")
 
+    def _check_auto(self) -> None:
+        if self.q_mode != "affine":
+            raise OptionError(f"the recipe auto is for q_mode affine, not {self.q_mode}; leave one of the two out")
+        if self.q_method == "round":
+            raise OptionError("the recipe auto goes by a forward pass, and round takes none; leave q_method out")
+        if self.q_bits is not None:
+            raise OptionError(f"the recipe auto sets the bits; leave q_bits {self.q_bits} out")
+
     def _read_recipe(self, path: Path) -> None:
         if not os.path.lexists(path):
             raise OptionError(
-                f"recipe is {self.recipe!r}; a recipe is one of the names {', '.join(RECIPES)}, or a JSON file, and "
-                "there is none of that name"
+                f"recipe is {self.recipe!r}; a recipe is one of the names {', '.join([*RECIPES, AUTO])}, or a JSON "
+                "file, and there is none of that name"
             )
         if self.q_bits is not None or self.q_group_size is not None or self.q_mode != "affine":
             raise OptionError(f"the recipe {path} sets the bits; leave q_bits, q_group_size and q_mode out")
@@ -95,10 +110,13 @@ class Options:
                 raise OptionError("with q_bits 16 nothing is packed; leave q_group_size and q_mode out")
             return None
         bits, group_size = FP_FORMATS.get(self.q_mode, (DEFAULT_BITS, DEFAULT_GROUP_SIZE))
-        if self.recipe is not None:
+        if self.recipe is not None and self.recipe != AUTO:
             bits = RECIPES[self.recipe][0]
         bits = bits if self.q_bits is None else self.q_bits
         group_size = group_size if self.q_group_size is None else self.q_group_size
+        if self.target_bits is not None:  # the most that all matrices may have; none may: the least there are
+            overhead = 2 * STORED_BITS / group_size
+            bits = max((b for b in AFFINE_BITS if b + overhead <= self.target_bits), default=min(AFFINE_BITS))
         try:
             return QuantFormat(bits, group_size, cast(Mode, self.q_mode))
         except CheckpointError as error:
@@ -109,6 +127,8 @@ class Options:
         """One of METHODS."""
         if self.q_method is not None:
             return self.q_method
+        if self.recipe == AUTO:
+            return "importance"
         is_searched = any(quant.mode == "affine" and quant.bits in SEARCHED_BITS for quant in self._formats())
         return "importance" if is_searched else "round"
 
@@ -127,7 +147,11 @@ class Options:
             "q_method": self.method,
             "recipe": self.recipe if self.file is None else self.file.stated(),
             "tokenizer_json": self.tokenizer_json,
-        } | ({} if self.reasoning_format is None else {"reasoning_format": self.reasoning_format})
+        } | {
+            name: value
+            for name, value in (("reasoning_format", self.reasoning_format), ("target_bits", self.target_bits))
+            if value is not None
+        }
 
 
 def make_formats(config: ModelConfig, options: Options) -> dict[str, QuantFormat | None]:
@@ -140,7 +164,7 @@ def make_formats(config: ModelConfig, options: Options) -> dict[str, QuantFormat
     if options.file is not None:
         return options.file.formats(modules)
     default = options.default
-    if default is None or options.recipe is None:
+    if default is None or options.recipe in (None, AUTO):
         return dict.fromkeys(modules, default)
     raised = QuantFormat(RAISED_BITS, default.group_size)
     return {m: raised if _is_raised(m, config.num_layers, options.recipe) else default for m in modules}

@@ -52,7 +52,7 @@ class StagedPass:
             return
         content = to_bytes({**self._visitor.squares, STREAM: self._stage.stream})
         name = NAME.format(layers=self._stage.layers, sha256=hashlib.sha256(content).hexdigest())
-        self._folder.mkdir(exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         before = list(self._folder.iterdir())
         disk.write_file(self._folder / name, content)
         for path in before:

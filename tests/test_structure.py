@@ -81,8 +81,8 @@ MAY_IMPORT = {
     "demo.train": "checkpoint config conversation demo loader model",
 }
 CONVERTER_MAY_IMPORT = (
-    "__version__ checkpoint command_line config durable errors messages multimodal reasoning record release remote "
-    "safetensors_header tokenizer"
+    "__version__ checkpoint command_line config durable errors mac_table memory messages multimodal reasoning record "
+    "release remote safetensors_header tokenizer"
 )
 DEMO_FILES = {"magistral_mlx/demo/examples.py", "magistral_mlx/demo/train.py"}
 COMMAND_LINES = ("command_line", "console", "generate", "chat", "plan", "__main__")
