@@ -1,6 +1,7 @@
 """The one thread that makes every MLX call: arrays and streams of MLX belong to the thread that made them."""
 
 import atexit
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator
@@ -74,6 +75,7 @@ class Owner:
             self._work.notify()
 
     def _run(self) -> None:
+        _hold_standard_files()
         while (line := self._next()) is not None:
             has_ended = line[0].step()
             with self.lock:
@@ -98,3 +100,16 @@ class Owner:
             self._work.notify()
         if self._thread is not None:
             self._thread.join()
+
+
+def _hold_standard_files() -> None:
+    """Open the null device as stdin, stdout or stderr where a host has closed them.
+
+    Else the next file gets the number: MLX takes file 0 for one it could not open, and what a library prints on
+    stderr would go into a cache that is being written.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
