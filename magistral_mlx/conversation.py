@@ -100,7 +100,7 @@ class Chat:
         try:
             found = json.loads(state)
             chat = cls(magistral, found["keep_reasoning"], found["messages"], found["tools"])
-            chat.forgotten = min(found["forgotten"], len(_turns(chat.messages)))
+            chat.forgotten = max(0, min(found["forgotten"], len(_turns(chat.messages))))
         except (ValueError, KeyError, TypeError, RecursionError, OptionError) as error:
             raise CheckpointError(f"{path} holds no conversation that can be read ({error!r}); delete it") from None
         return chat

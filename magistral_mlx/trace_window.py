@@ -11,7 +11,7 @@ from magistral_mlx.reasoning import visible
 from magistral_mlx.window import Window, dim, width
 
 ROWS = 6
-FOLDED = "▸ thought for {seconds:.0f} s, {characters:,} characters; /trace shows them"
+FOLDED = "▸ thought for {seconds:.1f} s, {characters:,} characters; /trace shows them"
 
 
 @dataclass
@@ -34,8 +34,11 @@ class TraceWindow:
 
     def fold(self) -> None:
         """The trace is closed: one line is left of it."""
-        said = FOLDED.format(seconds=self.clock() - self._started, characters=len(self.text))
+        said = FOLDED.format(seconds=self._seconds(), characters=len(self.text))
         self._window.draw(lambda: ([dim(row) for row in chop_cells(said, width())], []))
+
+    def _seconds(self) -> float:
+        return self.clock() - self._started
 
     def _last_lines(self) -> Sequence[str]:
         lines = visible(self.text.rstrip("\n")).expandtabs(4).split("\n")[-ROWS:]

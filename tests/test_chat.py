@@ -63,6 +63,16 @@ def test_commands_and_messages_of_several_lines_in_a_pipe(
     assert "conversation  1 turns" in err
 
 
+def test_a_full_context_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe_in(monkeypatch, "/think off\n" + "What is 48 + 76?\n" * 6)
+    assert chat.main([*GREEDY, "--max-kv-size", "420"]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 6
+    said = re.findall(r"the context of 420 is full: of the conversation's (\d) turns the oldest (\d) are left out", err)
+    assert said
+    assert f"; {said[-1][1]} oldest turns left out\n" in err
+
+
 def test_a_line_that_is_not_utf_8(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pipe_in(monkeypatch, b"What is 1 + 1?\nO\xf9 ?\n")
     assert chat.main(GREEDY) == 2

@@ -150,10 +150,11 @@ def test_a_folded_trace_leaves_one_line_and_an_answer_is_laid_out(
     monkeypatch: pytest.MonkeyPatch, size: int, is_interrupted: bool
 ) -> None:
     monkeypatch.setattr(TraceWindow, "push", undelayed(TraceWindow.push))
+    monkeypatch.setattr(TraceWindow, "_seconds", lambda self: 3.21)
     pieces = [Segment("reasoning", TRACE[i : i + size]) for i in range(0, len(TRACE), size)]
     segments = [Segment("progress", "1/2"), *pieces, Segment("answer", "It is **1"), Segment("answer", "24**.")]
     screen = show_on_screen(monkeypatch, segments, is_interrupted=is_interrupted)
-    folded = f"▸ thought for 0 s, {len(TRACE):,} characters; /trace shows them"
+    folded = f"▸ thought for 3.2 s, {len(TRACE):,} characters; /trace shows them"
     assert screen.rows == [folded[:30], folded[30:], "It is 124.", ""]
     assert "Step 39" in screen.text
     assert ("Step 2: xx" in screen.text) == (size < 10_000)  # it was seen while it came
