@@ -102,11 +102,12 @@ def _read(shard: Shard, cache: KVCache, names: list[str], length: int) -> tuple[
     """Everything, hashed by another thread meanwhile; two tensors are in memory at most. Returns ids and chat."""
     with ThreadPoolExecutor(1) as beside, shard.path.open("rb") as file:
         digests = [beside.submit(_digest, file.read(shard.data_start))]
+        buffer = bytearray(max(entry.nbytes for entry in shard.header.values()))
 
         def read(name: str) -> mx.array:
             for digest in digests[:-1]:
                 digest.result()
-            array = shard.read(name)
+            array = shard.read(name, buffer=buffer)
             digests.append(beside.submit(_digest, _bytes(array)))
             return array
 

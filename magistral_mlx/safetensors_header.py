@@ -100,13 +100,16 @@ class Shard:
         """
         return _parse(path, io.BytesIO(head), file_bytes)
 
-    def read(self, name: str, rows: slice | None = None, *, once: bool = False) -> mx.array:
+    def read(
+        self, name: str, rows: slice | None = None, *, once: bool = False, buffer: bytearray | None = None
+    ) -> mx.array:
         """One tensor, or a block of its rows, read from disk now; bit for bit what ``mx.load`` gives.
 
         Args:
             name: a key of ``header``.
             rows: a slice of the first axis, without a step.
             once: nobody reads these bytes again soon: see ``leave_file_cache``.
+            buffer: large enough, to pass through: for each tensor a new one costs more than reading it.
         Raises:
             CheckpointError: the file changed since it was opened.
         """
@@ -118,7 +121,10 @@ class Shard:
             assert step == 1, "rows are read as one run of bytes"
             offset += start * math.prod(shape[1:]) * numpy_dtype.itemsize
             shape = (max(0, stop - start), *shape[1:])
-        values = np.empty(shape, numpy_dtype)
+        if buffer is None:
+            values = np.empty(shape, numpy_dtype)
+        else:
+            values = np.frombuffer(buffer, numpy_dtype, math.prod(shape)).reshape(shape)
         unread = values.reshape(-1).view(np.uint8).data
         try:
             with self.path.open("rb", buffering=0) as file:
