@@ -97,7 +97,7 @@ class _Row:
         self.ids.append(identity)
         return True
 
-    def forced(self) -> Sequence[int]:
+    def forced(self, logits: mx.array, drawn: mx.array) -> Sequence[int]:
         return ()
 
 

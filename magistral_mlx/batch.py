@@ -23,8 +23,8 @@ class Row(Protocol):
         """Take the next id and the logits [1, V] it was drawn from; whether it wants another."""
         ...
 
-    def forced(self) -> Sequence[int]:
-        """Asked after each id that was drawn: the ids to go on with instead of drawing."""
+    def forced(self, logits: mx.array, drawn: mx.array) -> Sequence[int]:
+        """Asked after each id that was drawn, with the next one's logits [1, V] and draw [1]: ids to force instead."""
         ...
 
 
@@ -87,8 +87,14 @@ class _Active:
                 ended.append((i, "length"))
             else:
                 places.append(place)
-                self.forced[i] = forced[1:] if forced else list(self.rows[i].forced())
         return places, ended
+
+    def steer(self, logits: mx.array, tokens: mx.array) -> None:
+        """Ask the rows under way, whose next ids were drawn from logits [n, V], for what to force instead."""
+        for place, i in enumerate(self.indices):
+            forced = self.forced[i]
+            row = slice(place, place + 1)
+            self.forced[i] = forced[1:] if forced else list(self.rows[i].forced(logits[row], tokens[row]))
 
 
 def decode_rows(
@@ -145,3 +151,4 @@ def decode_rows(
             tokens = tokens[mx.array(places)]
             ahead = ahead and (ahead[0][mx.array(places)], ahead[1][mx.array(places)])
         logits, tokens = ahead or feed(tokens, count + 1)
+        active.steer(logits, tokens)

@@ -58,6 +58,7 @@ def command(
     seed: int | None,
     stop: tuple[str, ...],
     think_budget: int | None,
+    think_budget_message: str,
     no_think: bool,
     on_loop: OnLoop,
     hide_reasoning: bool,
@@ -71,6 +72,7 @@ def command(
         seed=seed,
         stop=stop,
         think_budget=think_budget,
+        think_budget_message=think_budget_message,
         no_think=no_think,
         on_loop=on_loop,
     )

@@ -130,6 +130,12 @@ sampling_options = options(
     click.option("--stop", multiple=True, metavar="S", help="Text that ends the answer; may be repeated."),
     click.option("--think-budget", type=int, metavar="N", help="Reasoning tokens at most; then the trace is closed."),
     click.option(
+        "--think-budget-message",
+        default="",
+        metavar="TEXT",
+        help="The last line of a trace that is cut off at its budget, such as 'Time is up, so I answer now.'",
+    ),
+    click.option(
         "--on-loop",
         type=click.Choice(get_args(OnLoop)),
         default="close",
@@ -156,13 +162,18 @@ def make_sampling(
     seed: int | None,
     stop: tuple[str, ...],
     think_budget: int | None,
+    think_budget_message: str,
     no_think: bool,
     on_loop: OnLoop,
 ) -> SamplingParams:
     if no_think and think_budget is not None:
         raise click.UsageError("--no-think is --think-budget 0; keep one of the two")
+    if think_budget_message and not think_budget:
+        raise click.UsageError("--think-budget-message is written where --think-budget cuts a trace off; give both")
     budget = 0 if no_think else think_budget
-    return SamplingParams(temp, top_p, max_tokens, seed, stop, budget, on_loop=on_loop)
+    return SamplingParams(
+        temp, top_p, max_tokens, seed, stop, budget, on_loop=on_loop, think_budget_message=think_budget_message
+    )
 
 
 def load_visibly(

@@ -10,6 +10,13 @@ from magistral_mlx.errors import NumericsError
 from magistral_mlx.model import Transformer
 from magistral_mlx.sampling import INVALID, SPILLED, Sampler
 
+# Of the next id its logits [1, V] and its draw [1]; the ids to force instead.
+Steer = Callable[[mx.array, mx.array], Sequence[int]]
+
+
+def _draw_on(logits: mx.array, drawn: mx.array) -> Sequence[int]:
+    return ()
+
 
 class Stepper:
     """A model and its cache: ids go in, the logits after the last of them come out. Counts its passes."""
@@ -52,7 +59,7 @@ def decode(
     *,
     stop: frozenset[int],
     max_tokens: int,
-    steer: Callable[[], Sequence[int]] = tuple,
+    steer: Steer = _draw_on,
     drafter: Silent = SILENT,
 ) -> Generator[tuple[int, mx.array], None, str]:
     """Yield (id, logits [1, V] it was drawn from); returns the finish reason, "stop" or "length".
@@ -67,7 +74,7 @@ def decode(
     Args:
         logits: [1, V], after the prompt.
         stop: ids that end the reply; consumed, not yielded.
-        steer: asked after each id for ids to force next; they are yielded too, and fed in one pass.
+        steer: asked after each id for ids to force instead of the next; they are yielded too, and fed in one pass.
         drafter: guesses ids; a silent one leaves one id to each pass.
     Raises:
         NumericsError: the logits hold NaN.
@@ -114,7 +121,7 @@ def decode(
             row += 1
         else:
             (logits, tokens, guesses), row = ahead or follow(current), 0
-        if forced := steer()[: max_tokens - count]:
+        if forced := steer(logits[row : row + 1], tokens[row : row + 1])[: max_tokens - count]:
             step.cache.trim(len(guesses) - row)
             count += len(forced)
             (logits, tokens, guesses), row = queue(mx.array(list(forced))[None], count), 0

@@ -33,6 +33,22 @@ class ToolCall:
     id: str = ""
 
 
+def last_line(text: str, line: str) -> str:
+    """What puts a line of its own behind a text that ends in ``text``; "" for none."""
+    return line if not line or not text or text.endswith("\n") else f"\n{line}"
+
+
+def closing(text: str, line: str = "") -> str:
+    """What ends a trace that so far ends in ``text``: a last line, if there is one, and a closing tag on its own.
+
+    Of a tag that the text has begun, the rest.
+    """
+    begun = text[len(text) - _held_length(text, (CLOSE, "\n" + CLOSE)) :]
+    if CLOSE[:2] in begun:
+        return THINK_CLOSE.removeprefix("\n").removeprefix(begun.removeprefix("\n"))
+    return last_line(text, line) + (THINK_CLOSE if line else last_line(text, THINK_CLOSE[1:]))
+
+
 class Splitter:
     """Tells reasoning from answer in one reply, whose tags come as control ids: ``open`` and ``close``.
 

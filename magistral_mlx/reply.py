@@ -10,13 +10,15 @@ from typing import Literal
 import mlx.core as mx
 import numpy as np
 
+from magistral_mlx.budget import ThinkBudget
 from magistral_mlx.looping import LoopDetector
-from magistral_mlx.reasoning import Segment, Splitter, StopStrings, ToolCall
+from magistral_mlx.reasoning import THINK_CLOSE, Segment, Splitter, StopStrings, ToolCall
 from magistral_mlx.sampling import SamplingParams, top_logprobs
 from magistral_mlx.tokenizer import TextStream, Tokenizer
 
 FinishReason = Literal["stop", "length", "tool_calls", "loop", "cancelled"]
 ClosedBy = Literal["model", "budget", "loop"]
+TAIL = len(THINK_CLOSE)  # characters of a reply's end that tell how to close it
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +104,14 @@ class ReplyBuilder:
     _calls: list[ToolCall] = field(default_factory=list)
     _tokens_before_answer: int = 0
     _closed_by: ClosedBy = "model"
+    _budget: ThinkBudget = field(init=False)
+    _tail: str = ""  # of the reply's text
     _loops: LoopDetector = field(default_factory=LoopDetector)
     _is_looping: bool = False
     _forced_ahead: int = 0  # ids still to come that nobody drew
 
     def __post_init__(self) -> None:
+        self._budget = ThinkBudget(self.tokenizer, self.sampling, self.max_tokens)
         self._text = self.tokenizer.stream()
         self._splitter = self.tokenizer.splitter(thinking=self.sampling.think_budget != 0)
         self._stop = StopStrings(self.sampling.stop)
@@ -126,7 +131,9 @@ class ReplyBuilder:
         if self._call_ids or (identity == self.tokenizer.tool_calls_id and self._splitter.state != "reasoning"):
             self._call_ids.append(identity)
             return []
-        segments = self._splitter.push(self._text.push(identity))
+        text = self._text.push(identity)
+        self._tail = (self._tail + text)[-TAIL:]
+        segments = self._splitter.push(text)
         if identity == self.tokenizer.open_id:
             self._splitter.open()
         elif identity == self.tokenizer.close_id:
@@ -144,26 +151,27 @@ class ReplyBuilder:
         last += [Segment("tool_call", json.dumps(asdict(call), ensure_ascii=False)) for call in self._calls]
         return segments + self._keep(last)
 
-    def forced(self) -> list[int]:
-        """The ids that close a trace which repeats itself, or has used up its budget, else none.
+    def forced(self, logits: mx.array, drawn: mx.array) -> list[int]:
+        """The ids that close a trace which repeats itself, or whose budget ends, else none.
 
-        With a budget some tokens stay reserved for the answer, so that the trace cannot eat them all.
+        Args:
+            logits, drawn: [1, V] and [1], of the id that comes otherwise.
         """
         if self._splitter.state != "reasoning" or self.is_stopped:
             return []
+        line = ""
         if self._is_looping:
             self._closed_by = "loop"
-        elif self._has_used_up_its_budget():
+        elif self._budget.is_used_up(self.tokens, is_inside_character=self._text.is_inside_character):
+            self._closed_by, line = "budget", self.sampling.think_budget_message
+        elif self._tail.endswith("\n") and self._budget.is_line_enough(self.tokens, logits, drawn):
             self._closed_by = "budget"
         else:
             return []
+        ids = self.tokenizer.closing(self._tail, line)
         self._loops, self._is_looping = LoopDetector(), False
-        self._forced_ahead = len(self.tokenizer.close_trace)
-        return self.tokenizer.close_trace
-
-    def _has_used_up_its_budget(self) -> bool:
-        budget, reserved = self.sampling.think_budget, min(512, self.max_tokens // 4)
-        return bool(budget) and self.reasoning_tokens >= min(budget or 0, self.max_tokens - reserved)
+        self._forced_ahead = len(ids)
+        return ids
 
     def _watch(self, identity: int) -> None:
         """Look for a loop; one in the answer ends the reply, and so does one in the trace if that was asked for."""

@@ -11,13 +11,14 @@ from typing import Literal, NamedTuple, get_args
 
 import mlx.core as mx
 
-from magistral_mlx.errors import OptionError
+from magistral_mlx.errors import OptionError, shown
 
 OnLoop = Literal["close", "stop", "ignore"]
 
 INVALID = -1  # instead of an id: the row holds NaN or +infinity, or nothing finite
 SPILLED = -2  # instead of an id: the nucleus is wider than the candidates; draw_exact sorts everything
 MAX_LOGPROBS = 20  # as OpenAI's interface
+MAX_MESSAGE = 200  # characters
 
 BLOCK = 32  # ids a block
 LEADERS = 256  # blocks whose ids are candidates
@@ -48,6 +49,7 @@ class SamplingParams:
     think_budget: int | None = None  # reasoning tokens at most; 0: no reasoning
     logprobs: int = 0  # the k best ids reported for every token
     on_loop: OnLoop = "close"  # when the model repeats itself: close its trace, stop the reply, or ignore it
+    think_budget_message: str = ""  # the last line of a trace that is cut off at its budget
 
     def __post_init__(self) -> None:
         if not _is_number(self.temperature) or not 0 <= self.temperature < math.inf:
@@ -61,12 +63,21 @@ class SamplingParams:
             raise OptionError(f"logprobs is {self.logprobs!r}; use a whole number from 0 to {MAX_LOGPROBS}")
         if self.on_loop not in get_args(OnLoop):
             raise OptionError(f"on_loop is {self.on_loop!r}; use one of {', '.join(get_args(OnLoop))}")
+        if not _is_line(self.think_budget_message):
+            raise OptionError(
+                f"think_budget_message is {shown(self.think_budget_message)}; use one line of at most "
+                f"{MAX_MESSAGE} characters, without tags"
+            )
         if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
             raise OptionError(f"stop is {self.stop!r}; use a tuple of texts, none of them empty")
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_line(text: object) -> bool:
+    return isinstance(text, str) and len(text) <= MAX_MESSAGE and text.isprintable() and "think>" not in text
 
 
 def _check_count(name: str, value: int | None, least: int) -> None:

@@ -82,8 +82,8 @@ class Candidate:
         self.builder.push(identity, logits)
         return not self.builder.is_stopped
 
-    def forced(self) -> Sequence[int]:
-        return self.builder.forced()
+    def forced(self, logits: mx.array, drawn: mx.array) -> Sequence[int]:
+        return self.builder.forced(logits, drawn)
 
 
 @dataclass(kw_only=True)
@@ -105,6 +105,11 @@ class Several:
     started: float = 0.0
     cached: int = 0
     steps: list[Stepper | BatchStepper] = field(default_factory=list)
+    candidates: list[Candidate] = field(init=False)
+
+    def __post_init__(self) -> None:
+        builders = [ReplyBuilder(self.tokenizer, self.sampling, self.share.max_tokens) for _ in self.seeds]
+        self.candidates = [Candidate(*pair) for pair in zip(self.seeds, builders, strict=True)]
 
     def replies(self) -> Generator[Reply, None, None]:
         """Each reply as soon as it has ended; once cancelled, what there is of the others.
@@ -113,8 +118,7 @@ class Several:
         """
         mx.reset_peak_memory()
         self.started = time.perf_counter()
-        max_tokens = self.share.max_tokens
-        candidates = [Candidate(s, ReplyBuilder(self.tokenizer, self.sampling, max_tokens)) for s in self.seeds]
+        candidates = self.candidates
         waiting = list(candidates)
         self.cached = self.past.lend(self, self.prompt)
         interruption: KeyboardInterrupt | None = None

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -31,12 +31,16 @@ class Single:
     seed: int
     max_tokens: int
     first: float = 0.0  # when its first id was there
+    builder: ReplyBuilder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.builder = ReplyBuilder(self.tokenizer, self.sampling, self.max_tokens)
 
     def stream(self) -> Generator[Segment, None, Reply]:
         """Its segments as they come; returns the reply."""
         mx.reset_peak_memory()
         started = time.perf_counter()
-        builder = ReplyBuilder(self.tokenizer, self.sampling, self.max_tokens)
+        builder = self.builder
         cached = self.past.lend(self, self.prompt)
         if self.sampling.max_tokens is not None:
             self.past.cache.reserve(len(self.prompt) + self.max_tokens)

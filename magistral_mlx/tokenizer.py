@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from magistral_mlx.content import checked, fields
 from magistral_mlx.errors import OptionError, TokenizerError
 from magistral_mlx.messages import CONTROL_TAGS, Messages, conversation
-from magistral_mlx.reasoning import EMPTY_TRACE, THINK_CLOSE, ReasoningFormat, Splitter, TagSplitter, ToolCall
+from magistral_mlx.reasoning import EMPTY_TRACE, ReasoningFormat, Splitter, TagSplitter, ToolCall, closing, last_line
 from magistral_mlx.release import read_system_prompt, reasoning_format
 from magistral_mlx.tool_calls import parse_call, parse_call_list
 
@@ -32,7 +32,6 @@ class Tokenizer:
         bos_id, eos_id, pad_id, tool_calls_id: control ids; ``stop_ids``: those that end a reply.
         open_id, close_id: control ids of a trace's tags; None where the release spells them.
         empty_trace: ids which, put after the prompt, ask for an answer without a trace.
-        close_trace: ids which end an open trace.
         system_prompt: the default, which asks for reasoning.
         reasoning_format: how a trace is written.
         version: of tekken.json.
@@ -62,9 +61,9 @@ class Tokenizer:
         self.close_id: int | None = None
         if form == "control":
             self.open_id, self.close_id = (tekken.get_special_token(tag) for tag in CONTROL_TAGS)
-            self.empty_trace, self.close_trace = [self.open_id, self.close_id], [self.close_id]
+            self.empty_trace = [self.open_id, self.close_id]
         else:
-            self.empty_trace, self.close_trace = self.encode(EMPTY_TRACE), self.encode(THINK_CLOSE)
+            self.empty_trace = self.encode(EMPTY_TRACE)
         instruct = {"v7": InstructTokenizerV7, "v11": InstructTokenizerV11, "v13": InstructTokenizerV13}[self.version]
         # Not MistralTokenizer.from_file: it would build the image encoder that tekken.json may describe.
         self._mistral: MistralTokenizer[Any, Any, Any, Any, Any] = MistralTokenizer(
@@ -168,6 +167,12 @@ class Tokenizer:
         """What tells the trace of a reply from its answer; ``thinking``: whether one may come."""
         return {"text": TagSplitter, "control": Splitter}[self.reasoning_format](thinking=thinking)
 
+    def closing(self, text: str, line: str = "") -> list[int]:
+        """The ids that end an open trace which so far ends in ``text``, with a last line if there is one."""
+        if self.close_id is None:
+            return self.encode(closing(text, line))
+        return [*self.encode(last_line(text, line)), self.close_id]
+
     def is_control(self, identity: int) -> bool:
         """Whether an id is one of the control ids, which stand for no text.
 
@@ -237,6 +242,11 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    @property
+    def is_inside_character(self) -> bool:
+        """Whether the next id completes a character, if all is well."""
+        return bool(self._decoder.getstate()[0])
 
     def push(self, identity: int) -> str:
         """The characters that this id completes."""

@@ -205,7 +205,7 @@ def test_logprobs_are_the_best_of_every_distribution(magistral: mm.Magistral, th
     expected = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     drawn = [i for i, best in enumerate(found[: len(expected)]) if best]
     closing = len(found[: len(expected)]) - len(drawn)
-    assert closing == (0 if think_budget is None else len(magistral.tokenizer.close_trace))
+    assert closing == (0 if think_budget is None else len(magistral.tokenizer.closing(reply.reasoning)))
     for i in drawn:
         ordered = np.argsort(-expected[i], kind="stable")[:4]
         assert list(found[i]) == ordered.tolist()

@@ -155,7 +155,7 @@ class Scripted:
         self.ids.append(identity)
         return len(self.ids) < self.most
 
-    def forced(self) -> Sequence[int]:
+    def forced(self, logits: mx.array, drawn: mx.array) -> Sequence[int]:
         return self.forces.pop(len(self.ids), [])
 
 
@@ -170,7 +170,7 @@ def alone(model: Transformer, row: Scripted, params: SamplingParams, stop: froze
         Sampler(params, row.seed),
         stop=stop,
         max_tokens=12,
-        steer=lambda: forces.pop(len(ids), []),
+        steer=lambda *_: forces.pop(len(ids), []),
     ):
         ids.append(identity)
         if len(ids) == row.most:

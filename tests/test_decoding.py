@@ -85,7 +85,8 @@ def test_forced_ids_are_yielded_and_the_rest_follows_from_them(model: Transforme
     step = stepper(model)
     logits = result_of(prefill(step, PROMPT[:9], chunk=64))
     answers = iter([(), (), (40, 41, 42)])
-    stream = decode(step, logits, Sampler(GREEDY, 0), stop=frozenset(), max_tokens=9, steer=lambda: next(answers, ()))
+    sampler = Sampler(GREEDY, 0)
+    stream = decode(step, logits, sampler, stop=frozenset(), max_tokens=9, steer=lambda *_: next(answers, ()))
     reason, seen = drain(stream)
     first = greedy_reference(model, PROMPT[:9], 3)
     assert seen[:6] == [*first, 40, 41, 42]

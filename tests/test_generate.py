@@ -151,14 +151,14 @@ def test_samples(model: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
 def test_flags_reach_the_library(model: Scripted) -> None:
     flags = "--temp 0.1 --top-p 0.5 -m 9 --seed 3 --stop a --stop b --think-budget 5 --max-kv-size 512 --kv-bits 8"
     more = "--prefill-step-size 64 --memory-gb 1.5 --wired --revision r --system-prompt S --system-prompt-only"
-    guessing = "--draft-model d --num-draft-tokens 3 --reasoning-format text"
+    guessing = "--draft-model d --num-draft-tokens 3 --reasoning-format text --think-budget-message Enough."
     assert run(*flags.split(), *more.split(), *guessing.split(), "--prompt-cache-file", "f") == 0
     planned = {"context": 512, "kv_bits": 8, "prefill_step_size": 64, "memory_gb": 1.5, "wired": True}
     planned |= {"draft": "d", "num_draft_tokens": 3, "reasoning_format": "text"}
     assert model.loaded == {"model": "m", "revision": "r"} | planned
     messages, sampling, options = model.asked[0]
     assert [m["role"] for m in messages] == ["system", "user"]
-    assert sampling == SamplingParams(0.1, 0.5, 9, 3, ("a", "b"), 5)
+    assert sampling == SamplingParams(0.1, 0.5, 9, 3, ("a", "b"), 5, think_budget_message="Enough.")
     assert options == {"system_prompt_only": True, "prompt_cache_file": Path("f")}
 
 
@@ -167,6 +167,15 @@ def test_the_defaults_are_the_model_cards(model: Scripted) -> None:
     assert model.asked[0][1] == SamplingParams() == SamplingParams(0.7, 0.95, None)
     assert run("--no-think") == 0
     assert model.asked[1][1].think_budget == 0
+
+
+@pytest.mark.parametrize("flags", [(), ("--no-think",), ("--think-budget", "0")])
+def test_a_last_line_without_a_budget_is_refused(
+    model: Scripted, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
+) -> None:
+    assert run("--think-budget-message", "Enough.", *flags) == 2
+    assert "give both" in capsys.readouterr().err
+    assert model.asked == []
 
 
 def test_replacing_the_system_prompt_is_warned_about(model: Scripted, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,6 +95,12 @@ def test_no_more_than_the_tag_is_held_back() -> None:
         ("</think>a", ("", "</think>a"), "answer"),
         ("<thinking>", ("", "<thinking>"), "answer"),
         ("<think>\n</think>\n\n    code", ("", "    code"), "answer"),  # indentation is the answer's
+        (
+            "<think>a</think>\n```html\n<think>x</think>\n```\n",
+            ("a", "```html\n<think>x</think>\n```\n"),
+            "answer",
+        ),
+        ("<think>\n<think>\na\n</think>\nb\n</think>\nc", ("<think>\na", "b\n</think>\nc"), "answer"),  # nested
     ],
 )
 def test_what_belongs_where(text: str, parts: tuple[str, str], state: str) -> None:
@@ -108,15 +114,15 @@ def test_what_belongs_where(text: str, parts: tuple[str, str], state: str) -> No
 MARKS = {"[": "open", "]": "close"}  # how the transcripts below write the control ids
 
 
-def split_marks(transcript: str, *, thinking: bool = True) -> tuple[str, str]:
-    """A reply whose tags are control ids, one character at a time."""
+def split_marks(*transcript: str, thinking: bool = True) -> tuple[str, str]:
+    """A reply whose tags are control ids, its text in the pieces given."""
     splitter = Splitter(thinking=thinking)
     segments = []
-    for character in transcript:
-        if character in MARKS:
-            getattr(splitter, MARKS[character])()
+    for piece in (part for whole in transcript for part in re.split(r"([\[\]])", whole)):
+        if piece in MARKS:
+            getattr(splitter, MARKS[piece])()
         else:
-            segments += splitter.push(character)
+            segments += splitter.push(piece)
     segments += splitter.flush()
     assert all(s.text for s in segments)
     return joined(segments, "reasoning"), joined(segments, "answer")
@@ -137,11 +143,14 @@ def test_control_ids_split_a_reply_at_every_position() -> None:
     rng = random.Random(2)
     pieces = ["[", "]", "\n", " ", "a", "<think>", "</think>", "日本🙂", "THINK"]
     made = ["[a]b", "[]b", "[a", "[", "]a", "a[b]c", "[a]b[c]d", "[a[b]c", " \n[\n a \n]\n b", ""]
-    made += ["".join(rng.choices(pieces, k=rng.randrange(9))) for _ in range(1000)]
+    made += ["".join(rng.choices(pieces, k=rng.randrange(9))) for _ in range(400)]
     for transcript in made:
         for thinking in (True, False):
             expected_parts = expected_of_marks(transcript, thinking=thinking)
-            assert split_marks(transcript, thinking=thinking) == expected_parts, transcript
+            assert split_marks(*transcript, thinking=thinking) == expected_parts, transcript
+            for cut in range(len(transcript) + 1):
+                halves = transcript[:cut], transcript[cut:]
+                assert split_marks(*halves, thinking=thinking) == expected_parts, halves
 
 
 def test_both_kinds_of_tag_give_the_same_parts() -> None:

@@ -77,7 +77,7 @@ def test_a_release_is_told_by_its_files(tmp_path: Path, tokenizer: Tokenizer) ->
     assert (text_tags.open_id, text_tags.close_id) == (None, None)
     assert (tokenizer.reasoning_format, tokenizer.system_prompt) == ("control", CONTROL_CARD_SYSTEM_PROMPT)
     assert (tokenizer.open_id, tokenizer.close_id) == (THINK, END_THINK)
-    assert (tokenizer.empty_trace, tokenizer.close_trace) == ([THINK, END_THINK], [END_THINK])
+    assert (tokenizer.empty_trace, tokenizer.closing("\n")) == ([THINK, END_THINK], [END_THINK])
 
 
 OTHER_MODEL = "the tokenizer of another model"

@@ -73,7 +73,7 @@ class Run:
             sampler or Sampler(SAMPLED, 7),
             stop=stop,
             max_tokens=max_tokens,
-            steer=lambda: next(answers, ()),
+            steer=lambda *_: next(answers, ()),
             drafter=drafter,
         )
         pairs = [pair for _, pair in zip(range(read), stream, strict=False)]

@@ -49,7 +49,9 @@ def test_the_full_vocabulary_gives_the_published_ids(tmp_path: Path) -> None:
     )
     assert real.encode("<think>") == [49250, 2077, 1062]
     assert real.encode("</think>") == [1885, 74045, 1062]
-    assert real.encode(THINK_CLOSE) == [1010, 1885, 74045, 3318]
+    assert real.encode(THINK_CLOSE) == real.closing("a") == [1010, 1885, 74045, 3318]
+    assert real.closing("a\n") == [1885, 74045, 3318]
+    assert real.closing("a\n</") == real.closing("a.</") == [74045, 3318]
     assert len(real.encode("🙂‍↕️")) > 2  # an emoji is several ids
 
 
