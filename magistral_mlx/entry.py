@@ -105,9 +105,6 @@ def _make_session(history: Path, commands: Sequence[str]) -> Any:
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
     from prompt_toolkit.output import create_output
 
-    keys = KeyBindings()
-
-    @keys.add("enter")
     def send(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if goes_on(buffer.document.current_line_before_cursor):
@@ -116,9 +113,12 @@ def _make_session(history: Path, commands: Sequence[str]) -> Any:
         else:
             buffer.validate_and_handle()
 
-    @keys.add("escape", "enter")
     def begin_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
+
+    keys = KeyBindings()
+    keys.add("enter")(send)
+    keys.add("escape", "enter")(begin_line)
 
     return PromptSession(
         history=FileHistory(str(history)) if _is_kept(history) else InMemoryHistory(),
