@@ -151,3 +151,28 @@ def test_a_dry_run_fetches_no_weights_and_writes_nothing(tmp_path: Path, hub: Hu
 def test_a_folder_is_not_streamed(tmp_path: Path, published: Path) -> None:
     with pytest.raises(OptionError, match=r"is a folder.*--stream is for a hub id"):
         prepare(published, tmp_path / "out", QUICK, stream=True)
+
+
+@pytest.mark.parametrize("layout", ["hf", "consolidated"])
+@pytest.mark.parametrize("method", ["importance", pytest.param("gptq", marks=pytest.mark.slow)])
+def test_a_pass_through_the_model_goes_along_with_the_stream(
+    tmp_path: Path, published: Path, hub: Hub, layout: str, method: str
+) -> None:
+    """Each file is fetched once, and deleted when its last layer is done; killed, it goes on with what there is."""
+    folder = published
+    if layout == "consolidated":
+        folder = write_consolidated(tmp_path / "native")
+        (folder / "SYSTEM_PROMPT.txt").write_bytes((published / "SYSTEM_PROMPT.txt").read_bytes())
+        hub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    options = Options(q_method=method, tokenizer_json=False)
+    fetched = tmp_path / "streamed.partial" / "source"
+    for _ in (steps := converting(REPO, tmp_path / "streamed", options, stream=True)):
+        if len((tmp_path / "streamed.partial" / JOURNAL).read_text().splitlines()) > 1:
+            break
+    steps.close()
+    result_of(converting(REPO, tmp_path / "streamed", options, stream=True))
+    assert not fetched.exists()
+    total = sum(len(data) for name, data in hub.files.items() if name.endswith(".safetensors"))
+    assert weights_sent(hub) <= total + 4 * HEAD_BYTES
+    convert_quickly(folder, tmp_path / "local", q_method=method)
+    assert same_but_for_the_source(tmp_path / "streamed", tmp_path / "local")

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -19,13 +20,18 @@ from convert.corpus import built_in
 from convert.quantize import dequantize
 from convert.staging import CALIBRATION
 from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.config import ModelConfig
+from magistral_mlx.conversation import result_of
 from magistral_mlx.errors import ConversionError, NumericsError, OptionError
+from magistral_mlx.loader import load_model
 from magistral_mlx.safetensors_header import Shard
 from magistral_mlx.tokenizer import Tokenizer
 from tests.killing import in_small_pieces
 from tests.sources import CONFIG, content, convert_quickly, write_hf
+from tests.tekken import write_tekken
+from tests.test_convert import mlx_lm_logits
 from tests.test_resume import killed
-from tests.tiny import make_weights
+from tests.tiny import make_config, make_weights, write_checkpoint
 
 Array = NDArray[np.float64]
 METHODS = ("importance", "gptq")
@@ -171,7 +177,7 @@ def test_verify_takes_what_is_written_and_finds_a_code_that_is_off(
             for bits, size in ((2, 32), (3, 128), (5, 64), (8, 32))
         ),
         ("gptq", {"q_bits": 6, "q_group_size": 128}),
-        ("gptq", {"recipe": "4bit-kv6"}),
+        pytest.param("gptq", {"recipe": "4bit-kv6"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -272,3 +278,46 @@ def test_a_file_that_cannot_calibrate_is_refused_before_any_work(
     with pytest.raises(OptionError, match=message):
         convert_quickly(source, tmp_path / "out", q_method="importance", calibration=str(tmp_path / "text"))
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+AWKWARD = {
+    "tied, D=192, d=80": make_config(
+        hidden_size=192, intermediate_size=320, head_dim=80, num_layers=2, vocab_size=1500, tie_word_embeddings=True
+    ),
+    "d=32, one layer": make_config(hidden_size=64, intermediate_size=192, num_layers=1, vocab_size=1500),
+}
+
+
+@pytest.mark.parametrize("method", ["importance", pytest.param("gptq", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("config", AWKWARD.values(), ids=AWKWARD.keys())
+def test_any_shape_of_this_architecture_is_converted_and_goes_on(
+    tmp_path: Path, config: ModelConfig, method: str
+) -> None:
+    folder = write_checkpoint(tmp_path / "hf", config, make_weights(config, mx.bfloat16))
+    write_tekken(folder, config.vocab_size)
+    convert_quickly(folder, tmp_path / "whole", q_method=method)
+    options = Options(q_method=method, tokenizer_json=False)
+    steps = converting(folder, tmp_path / "out", options)
+    for _ in range(2):
+        next(steps)
+    steps.close()
+    convert_quickly(folder, tmp_path / "out", q_method=method)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    convert_quickly(folder, tmp_path / "round")
+    ids = built_in(Tokenizer.from_folder(folder), windows=20)[16:]  # not calibrated on
+    wanted, rounded, found = (
+        result_of(load_model(open_checkpoint(tmp_path / name)))(ids) for name in ("hf", "round", "out")
+    )
+    assert mx.square(found - wanted).mean() < mx.square(rounded - wanted).mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"q_method": "importance"}, {"q_method": "gptq", "recipe": "4bit-kv6"}], ids=str)
+def test_mlx_lm_loads_it_and_computes_the_same(tmp_path: Path, source: Path, options: dict[str, Any]) -> None:
+    from mlx_lm.utils import load_model as load_in_mlx_lm
+
+    convert_quickly(source, tmp_path / "out", **options)
+    ids = mx.array([[1, 50, 7, 300, 901, 12]])
+    theirs = mlx_lm_logits(load_in_mlx_lm(tmp_path / "out")[0], ids)
+    ours = result_of(load_model(open_checkpoint(tmp_path / "out")))(ids)
+    assert mx.allclose(ours, theirs, atol=1e-4, rtol=1e-4)
