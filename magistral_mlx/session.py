@@ -33,6 +33,7 @@ class Session:
     trace: str = ""  # the last one
     unanswered: str | None = None  # the last question, if nothing of it is in the conversation
     usages: list[Usage] = field(default_factory=list)
+    _budget: int | None = None
 
     def ask(self, question: str, *, seed: int | None = None) -> None:
         """Show the reply. Where somebody types, Ctrl-C ends the reply; else it raises KeyboardInterrupt.
@@ -100,7 +101,8 @@ class Session:
         if text:
             if text != "off" and not text.isdecimal():
                 raise OptionError(f"/budget {text}: use a number of tokens, or off")
-            self.sampling = replace(self.sampling, think_budget=None if text == "off" else int(text))
+            self._budget = None if text == "off" else int(text)
+            self.sampling = replace(self.sampling, think_budget=self._budget)
         budget = self.sampling.think_budget
         tell(
             "traces are as long as the model makes them" if budget is None else f"traces have {budget:,} tokens at most"
@@ -108,9 +110,8 @@ class Session:
 
     def think(self, text: str) -> None:
         if text:
-            is_on = on_or_off("/think", text)
-            budget = self.sampling.think_budget or None
-            self.sampling = replace(self.sampling, think_budget=budget if is_on else 0)
+            self._budget = self.sampling.think_budget or self._budget  # which /think on gives back
+            self.sampling = replace(self.sampling, think_budget=self._budget if on_or_off("/think", text) else 0)
         tell("the model answers at once" if self.sampling.think_budget == 0 else "the model thinks before it answers")
 
     def save(self, text: str) -> None:

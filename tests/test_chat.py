@@ -123,13 +123,23 @@ def test_what_a_command_cannot_do(type_in: TypeIn, capsys: pytest.CaptureFixture
 def test_budget_and_thinking(type_in: TypeIn, capsys: pytest.CaptureFixture[str]) -> None:
     question = "What is 48 + 76?"
     type_in(
-        "/budget 10", question, "/reset", "/think off", question, "/reset", "/think on", "/budget", question, "/trace"
+        "/budget 10",
+        question,
+        "/reset",
+        "/think off",
+        question,
+        "/reset",
+        "/think on",
+        "/budget",
+        "/budget off",
+        question,
+        "/trace",
     )
     assert chat.main(GREEDY) == 0
     err = capsys.readouterr().err
     assert "traces have 10 tokens at most" in err
     assert "the model answers at once" in err
-    assert "the model thinks before it answers\n\ntraces are as long as the model makes them" in err
+    assert "the model thinks before it answers\n\ntraces have 10 tokens at most\n\ntraces are as long" in err
     short, none, free = (int(reasoning) for reasoning in re.findall(r"\((\d+) reasoning\)", err))
     assert none == 0 < short < free
     assert err.count("8+6=14: 4 carry 1") == 2  # the trace, and the trace shown again
