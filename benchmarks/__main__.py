@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import click
 
+from benchmarks.commands.bridge import bridge
 from benchmarks.commands.cache import cache
 from benchmarks.commands.compare import compare
 from benchmarks.commands.convert import convert
@@ -26,7 +27,22 @@ def benchmarks() -> None:
     """Measure what the project claims, on this machine."""
 
 
-for command in (cache, compare, convert, drafting, forecast, graph, memory, quality, reasoning, samples, search, speed):
+COMMANDS = (
+    bridge,
+    cache,
+    compare,
+    convert,
+    drafting,
+    forecast,
+    graph,
+    memory,
+    quality,
+    reasoning,
+    samples,
+    search,
+    speed,
+)
+for command in COMMANDS:
     benchmarks.add_command(command)
 
 

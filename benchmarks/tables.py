@@ -8,6 +8,7 @@ import mlx.core as mx
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.bridge import Felt
 from benchmarks.cache import Prediction as CacheFile
 from benchmarks.compare import Change
 from benchmarks.graph import GraphComparison
@@ -212,6 +213,16 @@ def show_cache_files(chip: str, comparisons: Sequence[Comparison], predicted: Se
     for one in predicted:
         kind = f"{one.kv_bits} bit" if one.kv_bits else "bf16"
         table.add_row(f"{one.tokens:,}", kind, f"{one.file_bytes / 1e9:.2f}", str(one.open_seconds))
+    _print(table)
+
+
+def show_felt(chip: str, felt: Felt) -> None:
+    table = _table(
+        f"{chip}; milliseconds, median (longest of all repeats)", ("what",), ("takes", "longest wait for the GIL")
+    )
+    for what, seconds, longest, wait, longest_wait in felt.rows():
+        waited = "" if wait is None or longest_wait is None else f"{1000 * wait:.3g} ({1000 * longest_wait:.3g})"
+        table.add_row(what, f"{1000 * seconds:.3g} ({1000 * longest:.3g})", waited)
     _print(table)
 
 
