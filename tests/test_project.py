@@ -14,6 +14,7 @@ import pytest
 
 import magistral_mlx as mm
 from magistral_mlx import __main__ as group
+from magistral_mlx import bridge
 from magistral_mlx.reasoning import ToolCall
 
 ROOT = Path(__file__).parent.parent
@@ -147,7 +148,7 @@ def test_the_readme_s_python_names_what_exists() -> None:
     assert blocks
     assert all(code.count("\n") <= 12 for code in blocks)
     public = {"mm": mm, "magistral": mm.Magistral, "reply": mm.Reply, "segment": mm.Segment, "chat": mm.Chat}
-    public |= {"call": ToolCall}
+    public |= {"call": ToolCall, "bridge": bridge}
     for node in ast.walk(ast.parse("".join(blocks))):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             owner = public[node.value.id]

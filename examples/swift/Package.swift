@@ -8,5 +8,6 @@ let package = Package(
     targets: [
         .target(name: "MagistralBridge"),
         .executableTarget(name: "magistral-sample", dependencies: ["MagistralBridge"]),
+        .executableTarget(name: "magistral-checks", dependencies: ["MagistralBridge"]),
     ]
 )
