@@ -48,6 +48,12 @@ Methods (the same format, size and speed):
   round       as mx.quantize, bit for bit; no forward pass
 
 \b
+Calibration (a small input of our own where it is left out):
+  FILE        a UTF-8 text
+  self        the source, rounded to 4 bit, first writes replies to questions of ours in the card's languages
+  MODEL       the folder of a checkpoint of the same vocabulary, which writes them; they are kept in calibration.jsonl
+
+\b
 Recipes:
 {recipes}
   auto        --target-bits in all, each where the error falls most by it, as a forward pass shows
@@ -74,7 +80,7 @@ class Command(command_line.Command):
 @click.option("--q-group-size", type=int, metavar="N", help="32, 64 or 128; 64 by default.")
 @click.option("--q-mode", type=click.Choice(get_args(Mode)), default="affine", show_default=True)
 @click.option("--q-method", type=click.Choice(METHODS), help="See below; importance for affine 2 to 5 bit, else round.")
-@click.option("--calibration", metavar="FILE", help="Text for the forward pass, in place of our own small input.")
+@click.option("--calibration", metavar="FILE|self|MODEL", help="What the forward pass reads; see below.")
 @click.option("--recipe", metavar="NAME|FILE", help="Bits by kind of matrix, in place of --q-bits; see below.")
 @click.option("--target-bits", type=float, metavar="X", help="Bits a weight in all, of the recipe auto; such as 4.6.")
 @click.option("--layout", type=click.Choice(get_args(Layout)), help="Which weights, where SRC has both; else hf.")

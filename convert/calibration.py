@@ -1,15 +1,22 @@
 """Which ids a conversion calibrates on, and how they are known again."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.config import ModelConfig
+from magistral_mlx.errors import OptionError
 from magistral_mlx.tokenizer import Tokenizer
 
 from .corpus import built_in, digest, read_calibration
 from .recipes import Options
+from .traces import Traces, check_vocabulary
 
+SELF = "self"
 WINDOWS = {"importance": 4, "gptq": 16}  # more than 2,048 ids change mean squares little; a Hessian has millions
 
 
@@ -19,22 +26,45 @@ class Calibration:
 
     origin: str
     ids: mx.array
+    facts: Mapping[str, Any] | None = None  # in place of the ids' digest
 
     def stated(self) -> dict[str, Any]:
         """As the provenance file keeps it: the content, and no path."""
+        if self.facts is not None:
+            return dict(self.facts)
         sequences, tokens = self.ids.shape
         return {"origin": self.origin, "sequences": sequences, "tokens": tokens, "ids_sha256": digest(self.ids)}
 
 
-def make_calibration(options: Options, tokenizer: Tokenizer) -> Calibration | None:
+def make_calibration(
+    options: Options, tokenizer: Tokenizer, config: ModelConfig, *, stream: bool
+) -> Calibration | Traces | None:
     """What the options ask for; None where every weight is rounded.
 
+    Args:
+        config: of the source.
+        stream: whether its files are let go once they are read.
     Raises:
-        OptionError: the user's file cannot calibrate.
+        OptionError: the user's file cannot calibrate; the source would be read twice.
+        CheckpointError: the model that is to write cannot be used, or has another vocabulary.
+        MemoryLimitError: it does not fit this machine.
     """
     if options.method == "round":
         return None
     windows = WINDOWS[options.method]
     if options.calibration is None:
         return Calibration("built-in", built_in(tokenizer, windows=windows))
-    return Calibration("file", read_calibration(options.calibration, tokenizer, windows=windows))
+    path = Path(options.calibration).expanduser()
+    if options.calibration != SELF and not path.is_dir():
+        return Calibration("file", read_calibration(path, tokenizer, windows=windows))
+    if options.calibration == SELF and stream:
+        raise OptionError(
+            "calibration self reads the source twice, and --stream keeps none of it; leave --stream out, or name "
+            "the folder of a 4-bit conversion of this model as --calibration"
+        )
+    writer = None if options.calibration == SELF else open_checkpoint(path)
+    if writer is not None:
+        check_vocabulary(tokenizer, writer)
+    traces = Traces(tokenizer, windows, writer)
+    traces.plan(config)
+    return traces

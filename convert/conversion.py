@@ -23,7 +23,7 @@ from .export import exports, json_text, make_config
 from .layerwise import LayerwiseWork
 from .output import Output
 from .parallel import unordered
-from .planning import Plan, in_order, read_in_order
+from .planning import Plan, in_order, make_plan, read_in_order
 from .provenance import PROVENANCE, difference, entry_of, make_plan_record
 from .recipes import AUTO, Options
 from .report import Gain, gain_of, make_report
@@ -32,6 +32,8 @@ from .stages import StagedPass
 from .staging import Staging, discard_replaced
 from .streaming import HubStream
 from .target import free_bytes, in_units
+from .traces import FILE as TRACES
+from .traces import ROUNDED, Traces
 from .weights import Progress, WeightsWork
 
 HASHES = ("size", "sha256")
@@ -62,7 +64,7 @@ class Conversion:
     plan: Plan
     identity: dict[str, Any]  # of the source, as the provenance file keeps it
     base_model: str | None  # the source's hub id
-    calibration: Calibration | None = None  # None: every weight is rounded
+    calibration: Calibration | Traces | None = None  # None: every weight is rounded
     statistics: MeanSquares | None = None  # where they are complete
     force: bool = False
     hash_source: bool = False
@@ -100,8 +102,11 @@ class Conversion:
                 if not staging.is_whole:
                     yield from self._hash_source()
                     documents: dict[str, bytes] = {}
-                    decided = yield from self._decided(staging)
+                    ready = yield from self._written(staging)
+                    decided = yield from ready._decided(staging)
                     yield from decided._work(staging, lambda: documents.update(decided._documents())).run()
+                    if isinstance(self.calibration, Traces):
+                        documents[TRACES] = (staging.traces / TRACES).read_bytes()
                     decided._write_documents(staging, documents)
                     open_checkpoint(staging.folder)
                 staging.publish(replace=self.force)
@@ -113,7 +118,7 @@ class Conversion:
         """With the bits that the recipe auto gives each matrix."""
         if self.options.recipe != AUTO:
             return self
-        assert self.calibration is not None
+        assert isinstance(self.calibration, Calibration)
         folder = staging.calibration / SURVEY
         plan, statistics = yield from deciding(self.source, self.plan, self.options, self.calibration, folder)
         return replace(self, plan=plan, statistics=statistics)
@@ -125,15 +130,13 @@ class Conversion:
         return self.plan.tensor_bytes if target_bits is None else int(target_bits * self.plan.num_parameters / 8)
 
     def needed_bytes(self) -> int:
-        """Of the whole target, roughly: tokenizer.json is up to four times tekken.json. And of what is streamed."""
+        """Of the whole target, roughly: tokenizer.json is up to four times tekken.json. And of what is there for a
+        while: what is streamed, and a model that writes the calibration."""
+        documents = 5 * self.identity["files"]["tekken.json"]["size"] + 2**20
+        writes = isinstance(self.calibration, Traces) and self.calibration.writer is None
+        rounded = make_plan(self.source.config, self.source.float_type, ROUNDED).file_bytes if writes else 0
         more = self.most_tensor_bytes - self.plan.tensor_bytes
-        return (
-            self.plan.file_bytes
-            + more
-            + 5 * self.identity["files"]["tekken.json"]["size"]
-            + 2**20
-            + self._fetched_bytes()
-        )
+        return self.plan.file_bytes + more + documents + self._fetched_bytes() + rounded
 
     def _fetched_bytes(self) -> int:
         """Most bytes of a streamed source that are there at once."""
@@ -141,6 +144,27 @@ class Conversion:
             return 0
         steps = (in_order if self.calibration is None else read_in_order)(self.source.config)
         return self.stream.peak_bytes([[stored for n in step for _, stored in self.source.places(n)] for step in steps])
+
+    def _written(self, staging: Staging) -> Generator[Progress, None, "Conversion"]:
+        """With the ids to calibrate on, where the model is to write them first."""
+        if not isinstance(self.calibration, Traces):
+            return self
+        traces, path, rounded = self.calibration, staging.traces / TRACES, staging.traces / "rounded"
+        if (ids := traces.ids(traces.read(path))) is None:
+            staging.traces.mkdir(exist_ok=True)
+            writer = traces.writer
+            if writer is None:
+                plan = make_plan(self.source.config, self.source.float_type, ROUNDED)
+                yield from Conversion(self.source, self.tokenizer, rounded, ROUNDED, plan, self.identity, None).run()
+                writer = open_checkpoint(rounded)
+            writing = traces.writing(writer, path)
+            while ids is None:
+                try:
+                    yield Progress(0, self.source.nbytes, f"calibration: {next(writing)}")
+                except StopIteration as end:
+                    ids = end.value
+        disk.discard(rounded)
+        return replace(self, calibration=Calibration("self", ids, traces.stated()))
 
     def _work(self, staging: Staging, at_last: Callable[[], None]) -> WeightsWork | LayerwiseWork:
         source, stream = self.source, None
@@ -151,6 +175,7 @@ class Conversion:
         output = Output(self.plan, staging)
         if self.calibration is None:
             return WeightsWork(source, self.plan, output, stream, at_last)
+        assert isinstance(self.calibration, Calibration)
         if self.options.method == "gptq":
             return LayerwiseWork(
                 source,
@@ -230,6 +255,6 @@ class Conversion:
         return ConversionError(f"{self.target} could not be written ({error}); check the folder and the disk, {again}")
 
 
-def stated_with(options: Options, calibration: Calibration | None) -> dict[str, Any]:
+def stated_with(options: Options, calibration: Calibration | Traces | None) -> dict[str, Any]:
     """Options, and what is calibrated on."""
     return options.stated() | ({} if calibration is None else {"calibration": calibration.stated()})

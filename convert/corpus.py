@@ -31,8 +31,7 @@ def built_in(tokenizer: Tokenizer, *, windows: int, seed: int = 0) -> mx.array:
         ``[windows, WINDOW]`` int32.
     """
     messages: list[dict[str, str]] = []
-    for text in TEXTS.read_text(encoding="utf-8").split(BETWEEN_TEXTS):
-        question, reasoning, answer = (part.strip() for part in text.split(BETWEEN_PARTS))
+    for question, reasoning, answer in _texts():
         messages += [
             {"role": "user", "content": question},
             {"role": "assistant", "reasoning": reasoning, "content": answer},
@@ -40,7 +39,7 @@ def built_in(tokenizer: Tokenizer, *, windows: int, seed: int = 0) -> mx.array:
     texts = tokenizer.encode_chat(messages[:-1])[1:]  # a conversation ends in a question; bos comes with each window
     control = [tokenizer.is_control(identity) for identity in range(tokenizer.vocab_size)]
     random = np.random.default_rng(seed).choice(np.flatnonzero(~np.array(control)), WINDOW - 1)
-    return _windows(tokenizer, [int(identity) for identity in random] + texts, windows, spread=False)
+    return windows_of(tokenizer, [int(identity) for identity in random] + texts, windows, spread=False)
 
 
 def read_calibration(path: str | os.PathLike[str], tokenizer: Tokenizer, *, windows: int) -> mx.array:
@@ -72,7 +71,7 @@ def read_calibration(path: str | os.PathLike[str], tokenizer: Tokenizer, *, wind
         raise OptionError(
             f"the calibration file {path} is too short: {len(ids)} tokens, at least {FEWEST} are needed; {again}"
         )
-    return _windows(tokenizer, ids, windows, spread=True)
+    return windows_of(tokenizer, ids, windows, spread=True)
 
 
 def digest(ids: mx.array) -> str:
@@ -80,7 +79,18 @@ def digest(ids: mx.array) -> str:
     return hashlib.sha256(f"{list(ids.shape)}".encode() + np.array(ids, dtype=np.int32).tobytes()).hexdigest()
 
 
-def _windows(tokenizer: Tokenizer, ids: Sequence[int], windows: int, *, spread: bool) -> mx.array:
+def questions() -> list[str]:
+    """Those of our own texts."""
+    return [question for question, _, _ in _texts()]
+
+
+def _texts() -> list[tuple[str, str, str]]:
+    """Question, reasoning and answer of each of our own texts."""
+    texts = (text.split(BETWEEN_PARTS) for text in TEXTS.read_text(encoding="utf-8").split(BETWEEN_TEXTS))
+    return [(question.strip(), reasoning.strip(), answer.strip()) for question, reasoning, answer in texts]
+
+
+def windows_of(tokenizer: Tokenizer, ids: Sequence[int], windows: int, *, spread: bool) -> mx.array:
     """Whole windows of ``ids``, bos before each."""
     length = min(WINDOW - 1, len(ids))
     there = len(ids) // length

@@ -74,7 +74,7 @@ def prepare(
     tokenizer = calibration = None
     if options.method != "round":
         tokenizer = read_tokenizer(folder, opened.config.vocab_size, options.reasoning_format)
-        calibration = make_calibration(options, tokenizer)
+        calibration = make_calibration(options, tokenizer, opened.config, stream=stream)
     stated = stated_with(options, calibration)
     other = difference(target, source=identity, options=stated) if os.path.lexists(target) else ""
     if tokenizer is None and other is not None:
@@ -161,7 +161,9 @@ def convert_checkpoint(
             forward pass weighs; or ``gptq``, by which columns to come make up for each column's error. All in the same
             format and size. None for importance where an affine format of 2 to 5 bits is written, else round. What
             is not affine is rounded by all three.
-        calibration: a text file that the forward pass reads; None for a small input of our own.
+        calibration: a text file that the forward pass reads; ``self``, the source rounded to 4 bit writes replies to
+            questions of ours first, and they are read; the folder of a checkpoint, which writes them instead; None for
+            a small input of our own.
         target_bits: bits a weight in all, of the recipe ``auto``.
         recipe: a name of ``recipes.RECIPES``, a file as ``recipe_file.RecipeFile``, or ``auto``: it sets the bits.
         layout: ``hf`` or ``consolidated`` for a source that has both; None takes the HF shards.

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 JOURNAL = "conversion.jsonl"
 FETCHED = "source"
 CALIBRATION = "calibration"
+TRACES = "traces"
 NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)  # some network drives
 
 
@@ -37,6 +38,7 @@ class Staging:
         folder: where the files are written.
         fetched: a folder in it for what is fetched of the source, which stays as well.
         calibration: another for what a calibration has found, which stays for the same plan.
+        traces: another, likewise, for what a model writes to be calibrated on.
         is_whole: everything is there already, and only ``publish`` is missing.
         finished: what the journal holds of each finished file: ``size`` and ``sha256``, and ``errors`` of its tensors.
     """
@@ -52,6 +54,7 @@ class Staging:
         """
         self.target, self.folder = target, partial_of(target)
         self.fetched, self.calibration = self.folder / FETCHED, self.folder / CALIBRATION
+        self.traces = self.folder / TRACES
         self.is_whole, self._is_whole = False, is_whole
         self.finished: dict[str, dict[str, Any]] = {}
         self._plan, self._force = {"plan": json.loads(json.dumps(plan))}, force
@@ -72,7 +75,7 @@ class Staging:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        kept = [path for folder in (self.fetched, self.calibration) for path in folder.glob("*")]
+        kept = [path for folder in (self.fetched, self.calibration, self.traces) for path in folder.glob("*")]
         if kind is not None and not self.finished and not kept:
             with suppress(OSError):
                 disk.discard(self.folder)
@@ -108,6 +111,7 @@ class Staging:
             raise FileExistsError(errno.EEXIST, "appeared meanwhile", str(self.target))
         disk.discard(self.fetched)
         disk.discard(self.calibration)
+        disk.discard(self.traces)
         disk.discard(self._journal)
         durable.flush_folder(self.folder)
         try:
@@ -177,7 +181,7 @@ class Staging:
                 self.finished[file] = {key: value for key, value in line.items() if key != "file"}
         kept = {JOURNAL} if disk.is_own_file(self._journal) else set()
         kept |= {FETCHED} if _is_own_folder(self.fetched) else set()
-        kept |= {CALIBRATION} if lines and _is_own_folder(self.calibration) else set()
+        kept |= {folder.name for folder in (self.calibration, self.traces) if lines and _is_own_folder(folder)}
         for name in names - kept - set(self.finished):
             disk.discard(self.folder / name)
         self._rewrite()

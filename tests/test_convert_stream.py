@@ -176,3 +176,9 @@ def test_a_pass_through_the_model_goes_along_with_the_stream(
     assert weights_sent(hub) <= total + 4 * HEAD_BYTES
     convert_quickly(folder, tmp_path / "local", q_method=method)
     assert same_but_for_the_source(tmp_path / "streamed", tmp_path / "local")
+
+
+def test_a_stream_is_read_once_so_the_source_cannot_write_its_own_calibration(tmp_path: Path, hub: Hub) -> None:
+    with pytest.raises(OptionError, match="leave --stream out, or name the folder"):
+        prepare(REPO, tmp_path / "out", Options(calibration="self", tokenizer_json=False), stream=True)
+    assert weights_sent(hub) < 2 * HEAD_BYTES + 1

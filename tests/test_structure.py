@@ -82,8 +82,8 @@ MAY_IMPORT = {
     "demo.train": "checkpoint config conversation demo loader model",
 }
 CONVERTER_MAY_IMPORT = (
-    "__version__ checkpoint command_line config durable errors mac_table memory messages multimodal reasoning record "
-    "release remote safetensors_header tokenizer"
+    "__version__ cache checkpoint command_line config decoding device durable errors loader mac_table memory messages "
+    "model multimodal reasoning record release remote reply safetensors_header sampling tokenizer"
 )
 DEMO_FILES = {"magistral_mlx/demo/examples.py", "magistral_mlx/demo/train.py"}
 COMMAND_LINES = ("command_line", "console", "generate", "chat", "plan", "__main__")

@@ -113,9 +113,7 @@ def test_the_bridge_file_imports_nothing_of_one_platform() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    shutil.which("swift") is None, reason="no Swift toolchain (Debian 13 has swiftlang)"
-)
+@pytest.mark.skipif(shutil.which("swift") is None, reason="no Swift toolchain (Debian 13 has swiftlang)")
 @pytest.mark.skipif(shared_library() is None, reason="no shared libpython")
 def test_the_package_is_built_and_runs(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "package", ignore=shutil.ignore_patterns(".build"))
