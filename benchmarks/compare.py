@@ -25,6 +25,7 @@ FIGURES: dict[str, tuple[Better, Kind]] = {
     "agreement": ("higher", "measured"),
     "bytes_per_token": ("lower", "counted"),
     "checkpoint_bytes": ("lower", "counted"),
+    "bytes_per_second": ("higher", "measured"),
     "cost_per_token": ("lower", "counted"),
     "cpu_primitives": ("lower", "counted"),
     "exact": ("higher", "share"),

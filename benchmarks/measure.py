@@ -125,6 +125,17 @@ class Comparison:
         return {"title": self.title, **self.facts, "summary": summary, "repeats": repeats}
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was measured once."""
+
+    title: str
+    facts: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"title": self.title, **self.facts}
+
+
 def circumstances() -> dict[str, Any]:
     """What a number must be read with: machine, memory, system, versions, commit."""
     return {

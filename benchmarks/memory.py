@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from benchmarks.measure import OURS, Comparison, Lap, Stopwatch, interleave
+from benchmarks.measure import OURS, Comparison, Finding, Lap, Stopwatch, interleave
 from magistral_mlx.api import load
 from magistral_mlx.cache import KVCache
 from magistral_mlx.checkpoint import Checkpoint, open_checkpoint
@@ -110,17 +110,6 @@ def logits_error(
         found.append(np.array(mx.concatenate(rows).astype(mx.float32)))
     exact, packed = found
     return float(np.sqrt(np.mean((packed - exact) ** 2) / np.mean(exact**2)))
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What was measured once."""
-
-    title: str
-    facts: dict[str, Any]
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"title": self.title, **self.facts}
 
 
 def answers(count: int, *, report: Callable[[str], None]) -> Iterator[Finding]:

@@ -1,26 +1,27 @@
-"""Prefill and decode against mlx-lm, on one checkpoint; the sampler against mlx-lm's."""
+"""Prefill and decode against peers, on one checkpoint; the first token; the sampler against mlx-lm's."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import mlx.core as mx
 import numpy as np
 
-from benchmarks.measure import OURS, Comparison, Lap, Run, Stopwatch, interleave
-from magistral_mlx.api import load
-from magistral_mlx.cache import KVCache
+from benchmarks.contenders import Job, Loaded, Memory, mlx_lm, ours
+from benchmarks.llama import llama_cpp
+from benchmarks.measure import OURS, Comparison, Finding, Lap, Run, Stopwatch, interleave
+from magistral_mlx.api import Magistral
 from magistral_mlx.checkpoint import Checkpoint, open_checkpoint
-from magistral_mlx.conversation import result_of
-from magistral_mlx.decoding import Stepper, decode, prefill
-from magistral_mlx.errors import OptionError
-from magistral_mlx.loader import load_model
+from magistral_mlx.device import budget_bytes
+from magistral_mlx.errors import MemoryLimitError, OptionError
+from magistral_mlx.memory import plan_for
 from magistral_mlx.reply import Usage
 from magistral_mlx.sampling import Sampler, SamplingParams
 
 VOCABULARY = 131_072
+COLD, FROM_DISK = "nothing cached", "from disk"
 SAMPLER_CALLS = 20  # a repeat; one call is too short to time
 
 
@@ -37,24 +38,80 @@ class Workload:
             raise OptionError(f"{self} cannot be timed; every number must be at least 1")
 
 
-def compare_models(
-    title: str, folder: Path, workload: Workload, *, peer: bool, report: Callable[[str], None]
-) -> Comparison:
-    """Prefill and decode of a 4-bit checkpoint in MLX layout, ours and (``peer``) mlx-lm's.
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """Who is measured beside ours."""
 
-    All contenders are in memory at once. On a CPU mlx-lm runs twice: as it loads the checkpoint, and with
-    its bf16 arrays cast to float32, which is what ours computes in there.
+    mlx_lm: bool = False
+    gguf: Path | None = None  # of llama.cpp
+
+
+def workloads(checkpoint: Checkpoint, contexts: Sequence[int], workload: Workload) -> Iterator[Workload]:
+    """The workload at each context, prompt and reply together, as far as model and memory go; the last cut to that."""
+    most = checkpoint.config.max_positions
+    for context in sorted({min(context, most) for context in contexts}):
+        try:
+            plan_for(checkpoint, context=context)
+        except MemoryLimitError:
+            return
+        prompt = context - workload.decode_tokens - 1
+        if prompt > 0:
+            yield replace(workload, prompt_tokens=prompt)
+
+
+def compare_contexts(
+    title: str,
+    folder: Path,
+    several: Sequence[Workload],
+    seconds: float,
+    *,
+    peers: Peers,
+    report: Callable[[str], None],
+) -> Iterator[Comparison]:
+    """``compare_models`` at every context, while one is expected to take no longer than ``seconds``.
+
+    Prefill takes at most as the square of its length, so the next context at most so much longer than the last.
+    """
+    took = 0.0
+    for before, workload in zip([None, *several], several, strict=False):
+        expected = took * (workload.prompt_tokens / before.prompt_tokens) ** 2 if before else 0.0
+        if expected > seconds:
+            report(
+                f"{title}: a prompt of {workload.prompt_tokens:,} and longer ones are left out: "
+                f"it could take {expected / 60:.0f} minutes (--minutes)"
+            )
+            return
+        watch = Stopwatch()
+        yield compare_models(title, folder, workload, peers=peers, report=report)
+        took = watch.lap(1).seconds
+
+
+def compare_models(
+    title: str, folder: Path, workload: Workload, *, peers: Peers, report: Callable[[str], None]
+) -> Comparison:
+    """Prefill and decode of a 4-bit checkpoint in MLX layout, ours and the peers'.
+
+    All contenders are in memory at once where two fit, else each is loaded for every repeat. On a CPU mlx-lm runs
+    twice: as it loads the checkpoint, and with its bf16 arrays cast to float32, which is what ours computes in there.
     """
     checkpoint = open_checkpoint(folder)
-    prompt = np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, workload.prompt_tokens).tolist()
+    job = Job(
+        np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, workload.prompt_tokens).tolist(),
+        workload.decode_tokens,
+    )
+    plan = plan_for(checkpoint, context=workload.prompt_tokens + job.total)
     replies: dict[str, list[int]] = defaultdict(list)
-    report(f"{title}: loading")
-    contenders: dict[str, Run] = {OURS: _ours(checkpoint, prompt, workload, replies[OURS])}
-    if peer:
-        contenders["mlx-lm"] = _mlx_lm(folder, None, prompt, workload, replies["mlx-lm"])
+    contenders: dict[str, Callable[[], Loaded]] = {
+        OURS: lambda: ours(checkpoint, job, plan.prefill_chunk, replies[OURS])
+    }
+    if peers.mlx_lm:
+        contenders["mlx-lm"] = lambda: mlx_lm(folder, None, job, replies["mlx-lm"])
         if mx.default_device().type == mx.DeviceType.cpu:
-            name = "mlx-lm, float32"
-            contenders[name] = _mlx_lm(folder, mx.float32, prompt, workload, replies[name])
+            cast = "mlx-lm, float32"
+            contenders[cast] = lambda: mlx_lm(folder, mx.float32, job, replies[cast])
+    if peers.gguf is not None:
+        gguf = peers.gguf
+        contenders["llama.cpp"] = lambda: llama_cpp(gguf, job, replies["llama.cpp"])
     comparison = Comparison(
         title,
         {
@@ -62,9 +119,14 @@ def compare_models(
             "checkpoint": checkpoint.fingerprint(),
             "checkpoint_bytes": checkpoint.nbytes,
             "bytes_per_token": bytes_per_token(checkpoint),
+            "kv_bytes_per_token": plan.kv_bytes * workload.prompt_tokens // plan.context,
         },
     )
-    _run(comparison, contenders, workload.repeats, report)
+    memory = Memory(one_at_a_time=len(contenders) > 1 and 2 * plan.total_bytes > budget_bytes())
+    try:
+        _run(comparison, memory.runs(contenders), workload.repeats, report)
+    finally:
+        memory.clear()
     comparison.facts["same_ids"] = {name: ids == replies[OURS] for name, ids in replies.items()}
     return comparison
 
@@ -92,35 +154,52 @@ def compare_samplers(batch: int, repeats: int, *, peer: bool, report: Callable[[
     return comparison
 
 
-def compare_turns(title: str, folder: Path, tokens: int, repeats: int, *, report: Callable[[str], None]) -> Comparison:
-    """The first token of a second question after ``tokens`` of conversation, with and without the first's cache."""
-    magistral = load(folder)
+def compare_turns(
+    title: str, magistral: Magistral, tokens: int, repeats: int, *, report: Callable[[str], None]
+) -> Comparison:
+    """The first token of a second question after ``tokens`` of conversation: cold, with the first's cache in memory,
+    and with that cache read from a file."""
     one = SamplingParams(temperature=0, max_tokens=1)
     sentence = "What is 48 + 76? "
     length = len(magistral.tokenizer.encode(sentence))
-    first = [{"role": "user", "content": sentence * (tokens // length)}]
+    first = [{"role": "user", "content": sentence * max(1, tokens // length)}]
     second = [*first, {"role": "assistant", "content": "124"}, {"role": "user", "content": "What is 7 * 8?"}]
+    usage: dict[str, Usage] = {}
 
-    def run(before: Callable[[], object]) -> dict[str, Lap]:
+    def run(name: str, before: Callable[[], object], within: Callable[[], object]) -> dict[str, Lap]:
         magistral.past.forget()
         before()
         watch = Stopwatch()
-        usage.append(magistral.ask(second, one).usage)
+        within()
+        usage[name] = magistral.ask(second, one).usage
         return {"first token": watch.lap(1)}
 
-    usage: list[Usage] = []
-    contenders: dict[str, Run] = {
-        OURS: lambda: run(lambda: magistral.ask(first, one)),
-        "nothing cached": lambda: run(lambda: None),
-    }
-    comparison = Comparison(f"second turn, {title}", {})
-    _run(comparison, contenders, repeats, report)
-    cached, fresh = usage[-2:]
+    with TemporaryDirectory(prefix="magistral-prefix-") as name:
+        file = Path(name) / "prefix.cache"
+        magistral.ask(first, one, prompt_cache_file=file)
+        contenders: dict[str, Run] = {
+            OURS: lambda: run(OURS, lambda: magistral.ask(first, one), lambda: None),
+            FROM_DISK: lambda: run(FROM_DISK, lambda: None, lambda: magistral.past.open(file)),
+            COLD: lambda: run(COLD, lambda: None, lambda: None),
+        }
+        comparison = Comparison(f"second turn, {title}", {"file_bytes": file.stat().st_size})
+        _run(comparison, contenders, repeats, report)
     comparison.facts |= {
-        "prompt_tokens": fresh.prompt_tokens,
-        "cached_tokens": {OURS: cached.cached_tokens, "nothing cached": fresh.cached_tokens},
+        "prompt_tokens": usage[COLD].prompt_tokens,
+        "cached_tokens": {name: one.cached_tokens for name, one in usage.items()},
     }
     return comparison
+
+
+def count_passes_per_token(title: str, magistral: Magistral, tokens: int, questions: Sequence[str]) -> Finding:
+    """Of greedy replies, with drafting as this device has it: below 1 where guesses pay."""
+    sampling = SamplingParams(temperature=0, max_tokens=tokens)
+    usages = [magistral.ask(question, sampling).usage for question in questions]
+    passes, made = (sum(getattr(u, name) for u in usages) for name in ("forward_passes", "completion_tokens"))
+    return Finding(
+        f"passes a token, {title}",
+        {"questions": len(questions), "tokens": made, "passes": passes, "passes_per_token": passes / made},
+    )
 
 
 def bytes_per_token(checkpoint: Checkpoint) -> int:
@@ -142,50 +221,6 @@ def _run(comparison: Comparison, contenders: Mapping[str, Run], repeats: int, re
         report(f"{comparison.title}: {f'{repeat}/{repeats}' if repeat else 'warm-up'} {name}: {speeds}")
         if repeat:
             comparison.add(name, laps)
-
-
-def _ours(checkpoint: Checkpoint, prompt: Sequence[int], workload: Workload, reply: list[int]) -> Run:
-    model = result_of(load_model(checkpoint))
-    greedy = Sampler(SamplingParams(temperature=0), seed=0)
-    total = workload.decode_tokens + 1
-
-    def run() -> dict[str, Lap]:
-        watch = Stopwatch()
-        cache = KVCache(checkpoint.config, limit=len(prompt) + total)
-        step = Stepper(model, cache)
-        logits = result_of(prefill(step, prompt, chunk=2048))
-        ids = decode(step, logits, greedy, stop=frozenset(), max_tokens=total)
-        return _timed((identity for identity, _ in ids), len(prompt), watch, reply)
-
-    return run
-
-
-def _mlx_lm(folder: Path, dtype: mx.Dtype | None, prompt: Sequence[int], workload: Workload, reply: list[int]) -> Run:
-    from mlx_lm.generate import generate_step, generation_stream
-    from mlx_lm.utils import load_model as load_theirs
-
-    model, _ = load_theirs(folder)
-    if dtype is not None:
-        model.set_dtype(dtype)
-        mx.eval(model.parameters())
-    total = workload.decode_tokens + 1
-
-    def run() -> dict[str, Lap]:
-        watch = Stopwatch()
-        ids = (identity for identity, _ in generate_step(mx.array(list(prompt)), model, max_tokens=total))
-        laps = _timed(ids, len(prompt), watch, reply)
-        mx.synchronize(generation_stream)  # it has queued a pass more than it yields
-        return laps
-
-    return run
-
-
-def _timed(ids: Iterator[Any], prompt_tokens: int, watch: Stopwatch, reply: list[int]) -> dict[str, Lap]:
-    """Prefill lasts until the first id is there, decode from then to the last."""
-    reply[:] = [next(ids)]
-    laps = {"prefill": watch.lap(prompt_tokens)}
-    reply.extend(ids)
-    return laps | {"decode": watch.lap(len(reply) - 1)}
 
 
 def _calls(draw: Callable[[], mx.array]) -> Run:

@@ -12,29 +12,52 @@ from benchmarks.bridge import Felt
 from benchmarks.cache import Prediction as CacheFile
 from benchmarks.compare import Change
 from benchmarks.graph import GraphComparison
-from benchmarks.measure import OURS, Comparison, Interval
-from benchmarks.memory import Finding
+from benchmarks.measure import OURS, Comparison, Finding, Interval
 from benchmarks.predict import CHECK, Prediction
 from benchmarks.samples import Held
 
 RATIO = "ratio with 95 % interval"
+TIMES = f"{OURS}, times as fast"
 
 
-def show_speeds(chip: str, comparisons: Sequence[Comparison]) -> None:
+def show_speeds(chip: str, comparisons: Sequence[Comparison], bandwidth: float | None = None) -> None:
+    """``bandwidth``: this machine's own, in bytes a second."""
     table = _table(
         f"{chip}, {mx.default_device()}; median (slowest to fastest repeat); {RATIO}",
-        ("what", "phase", "who"),
-        ("a second", "weights read", "CPU ms each", f"{OURS} is"),
+        ("what", "context", "phase", "who"),
+        ("a second", "weights and cache read", "of the bandwidth", "CPU ms each", TIMES),
     )
     for comparison in comparisons:
+        workload = comparison.facts.get("workload", {})
+        context = f"{workload['prompt_tokens']:,}" if "prompt_tokens" in workload else ""
         for phase, name, per_second, cpu_seconds, ratio in comparison.rows():
-            read = (
-                f"{per_second.median * comparison.facts['bytes_per_token'] / 1e9:.3g} GB/s" if phase == "decode" else ""
+            read = _bytes_per_second(comparison, per_second) if phase == "decode" else None
+            table.add_row(
+                comparison.title,
+                context,
+                phase,
+                name,
+                _interval(per_second),
+                "" if read is None else f"{read / 1e9:.3g} GB/s",
+                "" if read is None or bandwidth is None else f"{read / bandwidth:.0%}",
+                f"{1000 * cpu_seconds:.3g}",
+                _times(ratio),
             )
-            row = (comparison.title, phase, name, _interval(per_second), read, f"{1000 * cpu_seconds:.3g}")
-            table.add_row(*row, _times(ratio))
         table.add_section()
     _print(table)
+
+
+def _bytes_per_second(comparison: Comparison, per_second: Interval) -> float:
+    facts = comparison.facts
+    return per_second.median * float(facts["bytes_per_token"] + facts["kv_bytes_per_token"])
+
+
+def show_findings(findings: Sequence[Finding]) -> None:
+    for one in findings:
+        if "bytes_per_second" in one.facts:
+            print(f"{one.title} ({one.facts['by']}): {one.facts['bytes_per_second'] / 1e9:.2f} GB/s")
+        else:
+            print(f"{one.title}: {one.facts['passes_per_token']:.3f} ({one.facts['tokens']} tokens)")
 
 
 def show_conversions(chip: str, comparison: Comparison) -> None:
@@ -43,7 +66,7 @@ def show_conversions(chip: str, comparison: Comparison) -> None:
         f"{comparison.title}, {comparison.facts['source']['bytes'] / 1e9:.2f} GB, to "
         f"{quantization['bits']} bit by {quantization['method']} on {chip}; median of {repeats}, highest peak; {RATIO}",
         ("who",),
-        ("seconds", "until on disk", "CPU s", "GB/s", "peak above imports", "written", "tensors", f"{OURS} is"),
+        ("seconds", "until on disk", "CPU s", "GB/s", "peak above imports", "written", "tensors", TIMES),
     )
     for _, name, per_second, _, ratio in comparison.rows():
         facts = comparison.facts["contenders"][name]
@@ -68,7 +91,7 @@ def show_memory(
     table = _table(
         f"Prefill into a packed cache on {chip}; highest peak; {RATIO}",
         ("what", "who"),
-        ("tokens/s", "peak above weights", f"{OURS} takes", "forecast/measured", "logits error", f"{OURS} is"),
+        ("tokens/s", "peak above weights", f"{OURS} takes", "forecast/measured", "logits error", TIMES),
     )
     for comparison in comparisons:
         for _, name, per_second, _, ratio in comparison.rows():
@@ -240,7 +263,7 @@ def _print(table: Table) -> None:
 
 
 def _times(ratio: Interval | None) -> str:
-    return "" if ratio is None else f"{_interval(ratio)} times as fast"
+    return "" if ratio is None else _interval(ratio)
 
 
 def _interval(interval: Interval) -> str:

@@ -24,8 +24,8 @@ from benchmarks.measure import Lap, Stopwatch, circumstances, interleave, speedu
 from benchmarks.source import source_bytes, write_source
 from benchmarks.speed import bytes_per_token, compare_turns
 from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
+from magistral_mlx.api import load
 from magistral_mlx.checkpoint import open_checkpoint
-from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.errors import OptionError
 from magistral_mlx.tokenizer import Tokenizer
 
@@ -99,7 +99,7 @@ def test_help_and_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
 def check_quick_run(arguments: list[str], file: Path) -> dict[str, Any]:
     assert main(["speed", "--quick", "--synthetic", "1", "--json", str(file), *arguments]) == 0
     results = json.loads(file.read_text())
-    model = results["speed"][0]
+    model = results["speed"][1]
     assert results["circumstances"]["versions"]["mlx"]
     assert len(model["checkpoint"]) == 64
     for contenders in model["repeats"].values():
@@ -286,15 +286,13 @@ def test_a_quick_conversion_beside_mlx_lm_gives_the_same_tensors(tmp_path: Path,
 
 
 def test_a_second_turn_is_compared_with_a_fresh_prompt() -> None:
-    comparison = compare_turns("demo", demo_checkpoint(), 300, 1, report=lambda _: None)
-    facts = comparison.facts
+    comparison = compare_turns("demo", load("demo"), 300, 1, report=lambda _: None)
+    facts, cached = comparison.facts, comparison.facts["cached_tokens"]
     assert facts["prompt_tokens"] > 300
-    assert 250 < facts["cached_tokens"]["magistral-mlx"] < facts["prompt_tokens"]
-    assert facts["cached_tokens"]["nothing cached"] == 0
-    assert {name: len(laps) for name, laps in comparison.laps["first token"].items()} == {
-        "magistral-mlx": 1,
-        "nothing cached": 1,
-    }
+    assert 250 < cached["magistral-mlx"] == cached["from disk"] < facts["prompt_tokens"]
+    assert cached["nothing cached"] == 0
+    assert facts["file_bytes"] > 0
+    assert {name: len(laps) for name, laps in comparison.laps["first token"].items()} == dict.fromkeys(cached, 1)
 
 
 @pytest.mark.slow

@@ -98,8 +98,7 @@ def reasoning(
         "against_budget": against_budget(records),
         "replies": [[r.problem, r.sample, r.is_correct, r.completion_tokens] for r in records],
     }
-    write_results("reasoning", circumstance, [found], json_file)
-    plot_results({"circumstances": circumstance, "reasoning": [found]}, plot)
+    plot_results(write_results("reasoning", circumstance, [found], json_file), plot)
     show_reasoning(found)
 
 

@@ -7,14 +7,12 @@ from pathlib import Path
 import click
 
 from benchmarks.commands.shared import json_option, report, write_results
-from benchmarks.commands.speed import QUICK, WHOLE
+from benchmarks.commands.speed import QUESTIONS, QUICK, WHOLE
 from benchmarks.measure import circumstances
 from benchmarks.samples import compare_steps, count_passes, hold
 from benchmarks.synthetic import NARROW, write_slice
 from benchmarks.tables import show_samples
 from magistral_mlx.demo import demo_checkpoint
-
-QUESTIONS = ("What is 48 + 76?", "How many r's are in strawberry?", "What is 9 * 37?", "What is 905 - 388?")
 
 
 @click.command()

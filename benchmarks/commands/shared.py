@@ -37,14 +37,20 @@ def require(peer: str | None) -> None:
 
 def write(kind: str, facts: dict[str, Any], found: Sequence[Result], file: Path | None) -> None:
     """The results of a sub-command, with the circumstances they were taken in, if a file is wanted."""
-    write_results(kind, facts, [one.as_dict() for one in found], file)
+    written(kind, facts, found, file)
 
 
-def write_results(kind: str, facts: dict[str, Any], found: Any, file: Path | None) -> None:
-    """As ``write``, for what is JSON already."""
+def written(kind: str, facts: dict[str, Any], found: Sequence[Result], file: Path | None) -> dict[str, Any]:
+    """As ``write``; also returns them."""
+    return write_results(kind, facts, [one.as_dict() for one in found], file)
+
+
+def write_results(kind: str, facts: dict[str, Any], found: Any, file: Path | None) -> dict[str, Any]:
+    """As ``written``, for what is JSON already."""
+    results = {"circumstances": facts, "command": typed(sys.argv[1:]), kind: found}
     if file is not None:
-        results = {"circumstances": facts, "command": typed(sys.argv[1:]), kind: found}
         file.write_text(json.dumps(results, indent=1) + "\n")
+    return results
 
 
 def plot_results(results: Mapping[str, Any], folder: Path | None) -> None:
