@@ -11,7 +11,9 @@ from benchmarks.commands.cache import cache
 from benchmarks.commands.compare import compare
 from benchmarks.commands.convert import convert
 from benchmarks.commands.drafting import drafting
+from benchmarks.commands.everything import everything
 from benchmarks.commands.graph import graph
+from benchmarks.commands.mac_check import mac_check
 from benchmarks.commands.memory import memory
 from benchmarks.commands.predict import forecast
 from benchmarks.commands.quality import quality
@@ -33,8 +35,10 @@ COMMANDS = (
     compare,
     convert,
     drafting,
+    everything,
     forecast,
     graph,
+    mac_check,
     memory,
     quality,
     reasoning,

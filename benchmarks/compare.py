@@ -20,9 +20,7 @@ Array = NDArray[np.float64]
 
 # Facts of a result by their key: which way is better, and whether another run may give another value.
 FIGURES: dict[str, tuple[Better, Kind]] = {
-    "accuracy": ("higher", "measured"),
     "active_ratio": ("lower", "measured"),
-    "agreement": ("higher", "measured"),
     "bytes_per_token": ("lower", "counted"),
     "checkpoint_bytes": ("lower", "counted"),
     "bytes_per_second": ("higher", "measured"),
@@ -46,7 +44,7 @@ FIGURES: dict[str, tuple[Better, Kind]] = {
     "rss_bytes_above_imports": ("lower", "measured"),
     "shared_active_bytes": ("lower", "measured"),
     "shared_bytes": ("lower", "counted"),
-    "top_1_agreement": ("higher", "measured"),
+    "top1_agreement": ("higher", "measured"),
 }
 BY_CONTENDER = {"peak_bytes_above_weights": ("lower", "measured")}  # {contender: value}
 THROWS = ("samples", "problems", "replies")  # of a share: the first of these beside it
@@ -63,6 +61,7 @@ class Figure:
     kind: Kind
     values: tuple[float, ...]  # every repeat; of anything else one value
     throws: int = 1  # of a share
+    error: float = 0.0  # of something measured, where it is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +141,8 @@ def _walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Figure]]:
         if key in FIGURES and isinstance(value, int | float) and not isinstance(value, bool):
             better, kind = FIGURES[key]
             throws = next((node[one] for one in THROWS if isinstance(node.get(one), int)), 1)
-            yield _joined((*path, key)), Figure(better, kind, (float(value),), throws)
+            error = float(node.get(f"{key}_error") or 0)
+            yield _joined((*path, key)), Figure(better, kind, (float(value),), throws, error)
         elif key in BY_CONTENDER and isinstance(value, Mapping):
             for contender, peak in value.items():
                 yield _joined((*path, contender, key)), Figure("lower", "measured", (float(peak),))
@@ -207,6 +207,8 @@ def _draws(figure: Figure, seed: int) -> Array:
     values = np.array(figure.values)
     if figure.kind == "share":
         return rng.binomial(figure.throws, min(1.0, max(0.0, float(values[0]))), RESAMPLES) / figure.throws
+    if figure.error:
+        return np.maximum(rng.normal(values[0], figure.error, RESAMPLES), 0)
     drawn = rng.integers(0, len(values), (RESAMPLES, len(values)))
     return np.median(values[drawn], axis=1)
 

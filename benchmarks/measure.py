@@ -140,9 +140,9 @@ def circumstances() -> dict[str, Any]:
     """What a number must be read with: machine, memory, system, versions, commit."""
     return {
         "machine": platform.machine(),
-        "chip": _chip(),
+        "chip": chip_name(),
         "cores": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_bytes": memory_bytes(),
         "os": platform.platform(),
         "python": platform.python_version(),
         "device": str(mx.default_device()),
@@ -154,7 +154,11 @@ def circumstances() -> dict[str, Any]:
     }
 
 
-def _chip() -> str:
+def memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def chip_name() -> str:
     if sys.platform == "darwin":
         return _output(["sysctl", "-n", "machdep.cpu.brand_string"])
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""

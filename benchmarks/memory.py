@@ -1,10 +1,11 @@
-"""Prefill into a packed cache against mlx-lm's: memory, what was forecast of it, time; and what packing costs."""
+"""Prefill into a float and a packed cache against mlx-lm's: memory, its forecast, time, and what packing costs."""
 
 import gc
 import json
+import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from magistral_mlx.config import ModelConfig
 from magistral_mlx.conversation import result_of
 from magistral_mlx.decoding import Stepper, prefill
 from magistral_mlx.demo.problems import ARITHMETIC, held_out_problems, is_correct
-from magistral_mlx.errors import OptionError
+from magistral_mlx.errors import MemoryLimitError, OptionError
 from magistral_mlx.loader import load_model
 from magistral_mlx.memory import MemoryPlan, plan_for
 from magistral_mlx.model import Transformer
@@ -28,10 +29,11 @@ from magistral_mlx.sampling import SamplingParams
 
 ROOT = Path(__file__).parent.parent
 PHASE = "prefill"
-KV_BITS = (8, 4)
+KV_BITS = (None, 8, 4)
 STEPS = 16  # over which the logits of a packed cache are compared
 SEED = 2026  # of the problems
 TEXT_IDS = 1000
+ERROR_IDS = 1024  # before those steps, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,50 +54,105 @@ class Fill(Lap):
         return cls(lap.seconds, lap.cpu_seconds, count, mx.get_peak_memory() - before)
 
 
+@dataclass(frozen=True, slots=True)
+class Prefills:
+    """Prompts of every length, read so often; one that could take longer than ``seconds`` and the next are left out."""
+
+    lengths: Sequence[int]
+    repeats: int
+    seconds: float = math.inf
+
+    def __post_init__(self) -> None:
+        if min(self.lengths, default=0) < 1 or self.repeats < 1:
+            raise OptionError(
+                f"{self.repeats} prefills of {', '.join(map(str, self.lengths))} ids cannot be timed; "
+                "use at least 1 of each"
+            )
+
+
 def compare_caches(
-    title: str, folder: Path, prompt_tokens: int, repeats: int, *, peer: bool, report: Callable[[str], None]
+    title: str, folder: Path, prefills: Prefills, *, peer: bool, report: Callable[[str], None]
 ) -> Iterator[Comparison]:
-    """For 8 and 4 bits: prefill into a packed cache, ours and mlx-lm's, in float32 on a CPU."""
-    if prompt_tokens < 1 or repeats < 1:
-        raise OptionError(f"{repeats} prefills of {prompt_tokens} ids cannot be timed; use at least 1 of each")
+    """Prefill into a float, an 8- and a 4-bit cache, ours and mlx-lm's, in float32 on a CPU; as far as they fit."""
     checkpoint = open_checkpoint(folder)
-    prompt = np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, prompt_tokens).tolist()
     report(f"{title}: loading")
     model = result_of(load_model(checkpoint))
     theirs = _load_theirs(folder) if peer else None
-    for bits in KV_BITS:
-        plan = plan_for(checkpoint, context=prompt_tokens + 1, kv_bits=bits)
-        contenders = {OURS: _ours(model, checkpoint, prompt, plan)}
-        if theirs is not None:
-            contenders["mlx-lm"] = _theirs(theirs, prompt, bits)
-        comparison = Comparison(
-            f"{title}, {bits}-bit cache",
-            {
-                "prompt_tokens": prompt_tokens,
-                "repeats": repeats,
-                "checkpoint": checkpoint.fingerprint(),
-                "plan": asdict(plan),
-            },
-        )
-        fills: dict[str, list[Fill]] = {}
-        for repeat, name, laps in interleave(contenders, repeats, warm_up=False):
-            fill = laps[PHASE]
-            assert isinstance(fill, Fill)
-            report(
-                f"{comparison.title}: {repeat}/{repeats} {name}: {fill.seconds:.1f} s, {fill.peak_bytes / 1e6:.0f} MB"
+    before: tuple[int, float] | None = None
+    for length in sorted({min(n, checkpoint.config.max_positions - 1) for n in prefills.lengths}):
+        if before and (expected := before[1] * (length / before[0]) ** 2) > prefills.seconds:
+            report(f"{title}: prompts from {length:,} on are left out: {expected / 60:.0f} minutes perhaps (--minutes)")
+            return
+        watch = Stopwatch()
+        for bits in KV_BITS:
+            try:
+                plan = plan_for(checkpoint, context=length + 1, kv_bits=bits)
+            except MemoryLimitError as error:
+                report(f"{title}: {error}")
+                continue
+            yield _compare_cache(
+                title,
+                model,
+                checkpoint,
+                length=length,
+                repeats=prefills.repeats,
+                plan=plan,
+                theirs=theirs,
+                report=report,
             )
-            fills.setdefault(name, []).append(fill)
-            comparison.add(name, laps)
-        peaks = {name: max(fill.peak_bytes for fill in several) for name, several in fills.items()}
-        comparison.facts |= {
-            "peak_bytes_above_weights": peaks,
-            "forecast_over_measured": (plan.kv_bytes + plan.workspace_bytes) / peaks[OURS],
-            "ours_over_theirs": {name: peaks[OURS] / peak for name, peak in peaks.items() if name != OURS},
-            "logits_error": logits_error(
-                model, checkpoint.config, plan, prompt[: max(1, prompt_tokens // 8)], prompt[:STEPS]
-            ),
-        }
-        yield comparison
+        before = length, watch.lap(1).seconds
+
+
+def _compare_cache(
+    title: str,
+    model: Transformer,
+    checkpoint: Checkpoint,
+    *,
+    length: int,
+    repeats: int,
+    plan: MemoryPlan,
+    theirs: Any,
+    report: Callable[[str], None],
+) -> Comparison:
+    prompt = np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, length).tolist()
+    contenders = {OURS: _ours(model, checkpoint, prompt, plan)}
+    if theirs is not None:
+        contenders["mlx-lm"] = _theirs(theirs, prompt, plan.kv_bits)
+    comparison = Comparison(
+        f"{title}, {kind_of_cache(plan.kv_bits)}",
+        {
+            "prompt_tokens": length,
+            "kv_bits": plan.kv_bits,
+            "repeats_by_each": repeats,
+            "checkpoint": checkpoint.fingerprint(),
+            "plan": asdict(plan),
+        },
+    )
+    fills: dict[str, list[Fill]] = {}
+    for repeat, name, laps in interleave(contenders, repeats, warm_up=False):
+        fill = laps[PHASE]
+        assert isinstance(fill, Fill)
+        report(
+            f"{comparison.title}, prompt of {length:,}: {repeat}/{repeats} {name}: {fill.seconds:.1f} s, "
+            f"{fill.peak_bytes / 1e6:.0f} MB"
+        )
+        fills.setdefault(name, []).append(fill)
+        comparison.add(name, laps)
+    peaks = {name: max(fill.peak_bytes for fill in several) for name, several in fills.items()}
+    some = prompt[: max(1, min(length // 8, ERROR_IDS))]
+    error = 0.0 if plan.kv_bits is None else logits_error(model, checkpoint.config, plan, some, prompt[:STEPS])
+    comparison.facts |= {
+        "peak_bytes_above_weights": peaks,
+        "forecast_over_measured": (plan.kv_bytes + plan.workspace_bytes) / peaks[OURS],
+        "forecast_over_measured_in_all": plan.total_bytes / (plan.weights_bytes + peaks[OURS]),
+        "ours_over_theirs": {name: peaks[OURS] / peak for name, peak in peaks.items() if name != OURS},
+        "logits_error": error,
+    }
+    return comparison
+
+
+def kind_of_cache(bits: int | None) -> str:
+    return f"{bits}-bit cache" if bits else "float cache"
 
 
 def logits_error(
@@ -118,8 +175,8 @@ def answers(count: int, *, report: Callable[[str], None]) -> Iterator[Finding]:
     The latter at the end of the texts of the first problems, one after the other.
     """
     texts: list[int] = []
-    for bits in (None, *KV_BITS):
-        title = "demo, " + (f"{bits}-bit cache" if bits else "float cache")
+    for bits in KV_BITS:
+        title = f"demo, {kind_of_cache(bits)}"
         report(f"{title}: {count} problems")
         magistral = load("demo", kv_bits=bits)
         exact = 0
@@ -172,7 +229,7 @@ def _load_theirs(folder: Path) -> Any:
     return model
 
 
-def _theirs(model: Any, prompt: list[int], bits: int) -> Callable[[], Mapping[str, Fill]]:
+def _theirs(model: Any, prompt: list[int], bits: int | None) -> Callable[[], Mapping[str, Fill]]:
     from mlx_lm.generate import generate_step, generation_stream
 
     def act() -> None:

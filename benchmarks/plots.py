@@ -1,5 +1,6 @@
 """Pictures of result files, PNG and SVG: every one that the results have figures for."""
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,21 @@ from magistral_mlx.errors import OptionError
 DPI = 160
 
 
+def check_matplotlib() -> None:
+    """Raises OptionError where matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise OptionError("--plot needs matplotlib; install it with: pip install 'magistral-mlx[bench]'")
+
+
 def draw(results: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     """Draw what these result files have, and return the files written.
 
     Raises:
         OptionError: matplotlib is not installed, or there is nothing to draw.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise OptionError("--plot needs matplotlib; install it with: pip install 'magistral-mlx[bench]'") from None
+    check_matplotlib()
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

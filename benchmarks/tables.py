@@ -1,6 +1,7 @@
 """What the benchmarks print: a row a contender."""
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from benchmarks.bridge import Felt
 from benchmarks.cache import Prediction as CacheFile
+from benchmarks.claims import Judgement
 from benchmarks.compare import Change
 from benchmarks.graph import GraphComparison
 from benchmarks.measure import OURS, Comparison, Finding, Interval
@@ -89,20 +91,22 @@ def show_memory(
     chip: str, comparisons: Sequence[Comparison], footprints: Sequence[Finding], answers: Sequence[Finding]
 ) -> None:
     table = _table(
-        f"Prefill into a packed cache on {chip}; highest peak; {RATIO}",
-        ("what", "who"),
-        ("tokens/s", "peak above weights", f"{OURS} takes", "forecast/measured", "logits error", TIMES),
+        f"Prefill on {chip}; highest peak above the weights; {RATIO}",
+        ("what", "prompt", "who"),
+        ("tokens/s", "peak", "ours of theirs", "forecast/measured", "in all", "logits error", TIMES),
     )
     for comparison in comparisons:
         for _, name, per_second, _, ratio in comparison.rows():
             facts = comparison.facts
             share = facts["ours_over_theirs"].get(name)
-            own = (
-                (f"{facts['forecast_over_measured']:.3f}", f"{facts['logits_error']:.2%}") if name == OURS else ("", "")
-            )
+            forecasts = (facts["forecast_over_measured"], facts["forecast_over_measured_in_all"])
+            own = ("", "", "")
+            if name == OURS:
+                own = (f"{forecasts[0]:.3f}", f"{forecasts[1]:.3f}", f"{facts['logits_error']:.2%}")
             peak = f"{facts['peak_bytes_above_weights'][name] / 1e6:,.0f} MB"
-            part = "" if share is None else f"{share:.3f} of it"
-            table.add_row(comparison.title, name, _interval(per_second), peak, part, *own, _times(ratio))
+            what = (comparison.title, f"{facts['prompt_tokens']:,}", name)
+            part = "" if share is None else f"{share:.3f}"
+            table.add_row(*what, _interval(per_second), peak, part, *own, _times(ratio))
     _print(table)
     table = _table("One reply in a process of its own", ("model",), ("forecast", "MLX's peak", "process above imports"))
     for one in footprints:
@@ -221,7 +225,7 @@ def show_cache_files(chip: str, comparisons: Sequence[Comparison], predicted: Se
     table = _table(
         f"A cache's file on {chip}; median (slowest to fastest repeat); {RATIO}",
         ("cache", "phase", "who"),
-        ("GB/s", "CPU s a GB", f"{OURS} is"),
+        ("GB/s", "CPU s a GB", TIMES),
     )
     for comparison in comparisons:
         for phase, name, per_second, cpu_seconds, ratio in comparison.rows():
@@ -247,6 +251,17 @@ def show_felt(chip: str, felt: Felt) -> None:
         waited = "" if wait is None or longest_wait is None else f"{1000 * wait:.3g} ({1000 * longest_wait:.3g})"
         table.add_row(what, f"{1000 * seconds:.3g} ({1000 * longest:.3g})", waited)
     _print(table)
+
+
+def show_judgements(chip: str, judgements: Sequence[Judgement]) -> None:
+    table = _table(f"Predictions about this Mac: {chip}", ("what", "unit"), ("predicted", "measured", "", "said in"))
+    for one in judgements:
+        predicted = "-" if one.claim.predicted is None else str(one.claim.predicted)
+        measured = one.claim.needs or "-" if one.measured is None else f"{one.measured:.4g}"
+        table.add_row(one.claim.name, one.claim.unit, predicted, measured, one.verdict, one.claim.said_in)
+    _print(table)
+    counts = Counter(one.verdict for one in judgements)
+    print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
 
 
 def _table(title: str, words: Sequence[str], figures: Sequence[str]) -> Table:

@@ -300,10 +300,10 @@ def test_a_quick_run_of_memory_forecasts_and_compares(tmp_path: Path) -> None:
     file = tmp_path / "memory.json"
     assert main(["memory", "--quick", "--peer", "mlx-lm", "--json", str(file)]) == 0
     found = json.loads(file.read_text())["memory"]
-    caches, footprint, solved = found[:2], found[2], found[3:]
-    assert [cache["plan"]["kv_bits"] for cache in caches] == [8, 4]
+    caches, footprint, solved = found[:3], found[3], found[4:]
+    assert [cache["plan"]["kv_bits"] for cache in caches] == [None, 8, 4]
     errors = [cache["logits_error"] for cache in caches]
-    assert 0 < errors[0] < errors[1] < 1
+    assert errors[0] == 0 < errors[1] < errors[2] < 1
     for cache in caches:
         peaks = cache["peak_bytes_above_weights"]
         assert cache["ours_over_theirs"]["mlx-lm"] == peaks["magistral-mlx"] / peaks["mlx-lm"] < 1

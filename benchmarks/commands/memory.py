@@ -7,47 +7,75 @@ from pathlib import Path
 
 import click
 
-from benchmarks.commands.shared import json_option, peer_option, report, require, write
+from benchmarks.commands.shared import json_option, peer_option, plot_option, plot_results, report, require, written
 from benchmarks.measure import circumstances
-from benchmarks.memory import answers, compare_caches, footprint
+from benchmarks.memory import Prefills, answers, compare_caches, footprint
 from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
 from benchmarks.tables import show_memory
+from magistral_mlx.checkpoint import resolve
 from magistral_mlx.demo import demo_checkpoint
+
+CONTEXTS = (512, 4096, 16_384, 40_960)
+FOOTPRINT_TOKENS = 16
 
 
 @click.command()
+@click.option("--model", metavar="demo|PATH", help="A checkpoint in MLX layout, instead of one for this benchmark.")
 @peer_option
-@click.option("--prompt-tokens", type=int, help="Length of the prompt; 8192 if unset.")
+@click.option("--prompt-tokens", type=int, help="Length of the prompt, instead of all contexts.")
 @click.option("--repeats", type=int, help="Prefills by each; 3 if unset.")
+@click.option("--minutes", default=20.0, show_default=True, help="Contexts that could take longer are left out.")
 @click.option("--quick", is_flag=True, help="A short prompt and a narrow model: does it run?")
 @json_option
+@plot_option
 def memory(
-    *, peer: str | None, prompt_tokens: int | None, repeats: int | None, quick: bool, json_file: Path | None
+    *,
+    model: str | None,
+    peer: str | None,
+    prompt_tokens: int | None,
+    repeats: int | None,
+    minutes: float,
+    quick: bool,
+    json_file: Path | None,
+    plot: Path | None,
 ) -> None:
-    """Memory of a prefill into an 8- and a 4-bit cache, what was forecast of it, and what packing costs in answers.
+    """Memory of a prefill into a float, an 8- and a 4-bit cache, what was forecast of it, and what packing costs.
 
-    The layers have the true width of attention, and narrow matrices: a prompt of 8,192 through true ones would
-    take an hour on a CPU.
+    Unless a model is named, the layers have the true width of attention, and narrow matrices: a prompt of 8,192
+    through true ones would take an hour on a CPU.
 
     \b
-    python -m benchmarks memory --peer mlx-lm      an hour on two cores; a third of it with --repeats 1
-    python -m benchmarks memory --quick            half a minute
+    python -m benchmarks memory --peer mlx-lm                        half an hour on two cores
+    python -m benchmarks memory --model ~/magistral-4bit --repeats 1
+    python -m benchmarks memory --quick                              half a minute
     """
     require(peer)
     facts = circumstances()
-    tokens, times = prompt_tokens or (96 if quick else 8192), repeats or (1 if quick else 3)
+    lengths = (prompt_tokens,) if prompt_tokens is not None else (96,) if quick else tuple(n - 1 for n in CONTEXTS)
+    prefills = Prefills(lengths, repeats if repeats is not None else 1 if quick else 3, 60 * minutes)
+    with tempfile.TemporaryDirectory(prefix="magistral-slice-") as name:
+        title, folder = _checkpoint(model, Path(name), quick=quick)
+        comparisons = list(compare_caches(title, folder, prefills, peer=peer is not None, report=report))
+    footprints = []
+    if model is None:
+        with tempfile.TemporaryDirectory(prefix="magistral-slice-") as name:
+            wide = replace(NARROW if quick else TRUE_WIDTH, num_layers=2, vocab_size=2048)
+            write_slice(Path(name), wide)
+            shutil.copy(demo_checkpoint() / "tekken.json", name)
+            title = f"2 layers, {wide.hidden_size} wide"
+            footprints.append(footprint(title, Path(name), FOOTPRINT_TOKENS, report=report))
+    else:
+        footprints.append(footprint(model, folder, FOOTPRINT_TOKENS, report=report))
+    solved = list(answers(6 if quick else 200, report=report))
+    plot_results(written("memory", facts, [*comparisons, *footprints, *solved], json_file), plot)
+    show_memory(facts["chip"], comparisons, footprints, solved)
+
+
+def _checkpoint(model: str | None, folder: Path, *, quick: bool) -> tuple[str, Path]:
+    """The one named, or one written into ``folder``."""
+    if model is not None:
+        return model, demo_checkpoint() if model == "demo" else resolve(model, layout="hf")
     attention = replace(TRUE_WIDTH, hidden_size=1024, intermediate_size=1024, num_layers=2, vocab_size=2048)
     config = replace(NARROW, num_layers=2) if quick else attention
-    with tempfile.TemporaryDirectory(prefix="magistral-slice-") as name:
-        write_slice(Path(name), config)
-        title = f"{config.num_layers} layers, {config.num_heads} heads"
-        found = compare_caches(title, Path(name), tokens, times, peer=peer is not None, report=report)
-        comparisons = list(found)
-    with tempfile.TemporaryDirectory(prefix="magistral-slice-") as name:
-        wide = replace(NARROW if quick else TRUE_WIDTH, num_layers=2, vocab_size=2048)
-        write_slice(Path(name), wide)
-        shutil.copy(demo_checkpoint() / "tekken.json", name)
-        footprints = [footprint(f"2 layers, {wide.hidden_size} wide", Path(name), 16, report=report)]
-    solved = list(answers(6 if quick else 200, report=report))
-    write("memory", facts, [*comparisons, *footprints, *solved], json_file)
-    show_memory(facts["chip"], comparisons, footprints, solved)
+    write_slice(folder, config)
+    return f"{config.num_layers} layers, {config.num_heads} heads", folder

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from benchmarks.commands.shared import json_option, report, write_results
+from benchmarks.commands.shared import json_option, plot_option, plot_results, report, write_results
 from benchmarks.measure import circumstances
 from benchmarks.quality import Scores, reference_of, score
 from benchmarks.quality_answers import exact_answers
@@ -33,6 +33,7 @@ EMBEDDED = "demo"
 @click.option("--problems", type=click.IntRange(0), default=200, show_default=True, help="For the demo to answer.")
 @click.option("--quick", is_flag=True, help="A few texts and problems, one method: does it run?")
 @json_option
+@plot_option
 def quality(
     *,
     reference: str,
@@ -45,6 +46,7 @@ def quality(
     problems: int,
     quick: bool,
     json_file: Path | None,
+    plot: Path | None,
 ) -> None:
     """KL per token, top-1 agreement and perplexity against a reference, in traces and in answers.
 
@@ -87,5 +89,5 @@ def quality(
                 report(f"{title}: {problems} problems")
                 found[-1]["answers"] = exact_answers(candidate, problems)
     results = {"reference": open_checkpoint(folder).fingerprint(), "sequences": len(texts.ids), "candidates": found}
-    write_results("quality", facts, results, json_file)
+    plot_results(write_results("quality", facts, results, json_file), plot)
     show_quality(reference, found)
