@@ -18,7 +18,8 @@ from magistral_mlx.tokenizer import Tokenizer
 from . import disk
 from .auto import deciding
 from .calibrate import MeanSquares
-from .calibration import Calibration
+from .calibration import WINDOWS, Calibration
+from .corpus import WINDOW
 from .export import exports, json_text, make_config
 from .layerwise import LayerwiseWork
 from .output import Output
@@ -131,14 +132,16 @@ class Conversion:
 
     def needed_bytes(self) -> int:
         """Of the whole target, roughly: tokenizer.json is up to four times tekken.json. And of what is there for a
-        while: what is streamed, and a model that writes the calibration."""
+        while: what is streamed, a model that writes the calibration, and two stages of a pass."""
         documents = 5 * self.identity["files"]["tekken.json"]["size"] + 2**20
         writes = isinstance(self.calibration, Traces) and self.calibration.writer is None
         rounded = make_plan(self.source.config, self.source.float_type, ROUNDED).file_bytes if writes else 0
         more = self.most_tensor_bytes - self.plan.tensor_bytes
-        return self.plan.file_bytes + more + documents + self._fetched_bytes() + rounded
+        tokens = 0 if self.calibration is None else WINDOWS[self.options.method] * WINDOW
+        stage = 4 * tokens * self.source.config.hidden_size
+        return self.plan.file_bytes + more + documents + self.fetched_bytes() + rounded + 2 * stage
 
-    def _fetched_bytes(self) -> int:
+    def fetched_bytes(self) -> int:
         """Most bytes of a streamed source that are there at once."""
         if self.stream is None:
             return 0

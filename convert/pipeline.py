@@ -1,5 +1,6 @@
 """From a published checkpoint to one for MLX: checked and planned before any work, then written all or nothing."""
 
+import logging
 import os
 from collections.abc import Generator
 from pathlib import Path
@@ -19,8 +20,10 @@ from .recipes import AUTO, Options
 from .source import checked_layout, open_source, warn_of_rounding_twice
 from .staging import begun_commit, partial_of
 from .streaming import HubStream
-from .target import check_apart, check_replaceable, check_space
+from .target import check_apart, check_replaceable, check_space, in_units
 from .weights import Progress
+
+log = logging.getLogger(__name__)
 
 DEFAULTS = Options()
 
@@ -97,9 +100,21 @@ def prepare(
     if other and not force:
         raise ConversionError(f"{target} exists, and {other}; name another folder, or replace it with --force")
     if not conversion.is_complete:
-        there = partial_of(target).rglob("*")
-        check_space(target, conversion.needed_bytes() - sum(path.lstat().st_size for path in there))
+        _check_disk(conversion)
     return conversion
+
+
+def _check_disk(conversion: Conversion) -> None:
+    """Raises ConversionError where it has too little room; says where a stream would need much."""
+    if 2 * (at_once := conversion.fetched_bytes()) > conversion.source.nbytes:
+        log.warning(
+            "the tensors of %s lie in such an order that %s of %s will be on the disk at once",
+            conversion.base_model,
+            in_units(at_once),
+            in_units(conversion.source.nbytes),
+        )
+    there = sum(path.lstat().st_size for path in partial_of(conversion.target).rglob("*"))
+    check_space(conversion.target, conversion.needed_bytes() - there)
 
 
 def converting(

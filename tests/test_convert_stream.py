@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from convert import Options, converting, prepare
+from convert.planning import in_order
 from convert.staging import JOURNAL
 from convert.streaming import HEAD_BYTES
 from magistral_mlx import remote
@@ -14,7 +17,8 @@ from magistral_mlx.conversation import result_of
 from magistral_mlx.errors import ConversionError, HubError, MagistralError, OptionError
 from tests.hub_server import COMMIT, OLDER, REPO, Hub, serving, use
 from tests.killing import in_small_pieces
-from tests.sources import content, convert_quickly, write_consolidated, write_hf
+from tests.sources import CONFIG, content, convert_quickly, write_consolidated, write_hf
+from tests.tiny import make_weights, raw_config
 
 pytest.importorskip("huggingface_hub")
 
@@ -182,3 +186,27 @@ def test_a_stream_is_read_once_so_the_source_cannot_write_its_own_calibration(tm
     with pytest.raises(OptionError, match="leave --stream out, or name the folder"):
         prepare(REPO, tmp_path / "out", Options(calibration="self", tokenizer_json=False), stream=True)
     assert weights_sent(hub) < 2 * HEAD_BYTES + 1
+
+
+@pytest.mark.parametrize("method", ["round", "importance"])
+def test_where_the_order_of_tensors_keeps_much_at_once_it_is_said(
+    tmp_path: Path, hub: Hub, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    options = Options(q_method=method, tokenizer_json=False)
+    prepare(REPO, tmp_path / "out", options, stream=True)
+    assert "lie in such an order that" in caplog.text  # each layer is in both files
+    caplog.clear()
+    config = replace(CONFIG, num_layers=6)
+    weights = make_weights(config, mx.bfloat16)
+    files = [f"model-{i:05}-of-00008.safetensors" for i in range(1, 9)]
+    weight_map = {}
+    hub.files = {name: data for name, data in hub.files.items() if not name.endswith(".safetensors")}
+    for file, names in zip(files, in_order(config), strict=True):
+        mx.save_safetensors(str(tmp_path / file), {name: weights[name] for name in names}, {"format": "pt"})
+        hub.files[file] = (tmp_path / file).read_bytes()
+        weight_map |= dict.fromkeys(names, file)
+    hub.files["config.json"] = json.dumps(raw_config(config)).encode()
+    hub.files["model.safetensors.index.json"] = json.dumps({"metadata": {}, "weight_map": weight_map}).encode()
+    conversion = prepare(REPO, tmp_path / "out", options, stream=True)
+    assert "lie in such an order" not in caplog.text
+    assert conversion.fetched_bytes() <= sum(sorted(map(len, hub.files.values()))[-3:])

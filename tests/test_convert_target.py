@@ -57,7 +57,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a stray shard": (lambda out: shutil.copy(out / "model.safetensors", out / "model-2.safetensors"), "it is damaged"),
     "no provenance": (lambda out: (out / "magistral_mlx.json").unlink(), "is not what would be made here"),
     "not JSON": (lambda out: (out / "magistral_mlx.json").write_text("{"), "it is damaged"),
-    "empty JSON": (lambda out: (out / "magistral_mlx.json").write_text("{}"), "another format: none, now 2"),
+    "empty JSON": (lambda out: (out / "magistral_mlx.json").write_text("{}"), "another format: none, now 3"),
 }
 
 

@@ -321,3 +321,23 @@ def test_mlx_lm_loads_it_and_computes_the_same(tmp_path: Path, source: Path, opt
     theirs = mlx_lm_logits(load_in_mlx_lm(tmp_path / "out")[0], ids)
     ours = result_of(load_model(open_checkpoint(tmp_path / "out")))(ids)
     assert mx.allclose(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["importance", pytest.param("gptq", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("embedding", [{"bits": 16}, {"mode": "mxfp4"}, {"bits": 6, "group_size": 32}], ids=str)
+def test_what_is_not_affine_is_as_rounding_has_it(
+    tmp_path: Path, source: Path, method: str, embedding: dict[str, Any]
+) -> None:
+    rules = [{"match": "model.embed_tokens", **embedding}, {"match": "*.o_proj", "bits": 16}]
+    rules += [{"match": "*.0.mlp.*", "mode": "mxfp8"}, {"match": "lm_head", "bits": 8}]
+    (tmp_path / "recipe.json").write_text(json.dumps({"default": {"bits": 3}, "rules": rules}))
+    for way in ("round", method):
+        convert_quickly(source, tmp_path / way, q_method=way, recipe=str(tmp_path / "recipe.json"))
+    made, rounded = (open_checkpoint(tmp_path / way) for way in (method, "round"))
+    reported = json.loads((made.folder / "magistral_mlx.json").read_text())["report"]["tensors"]
+    for module, quant in made.formats.items():
+        is_searched = quant is not None and quant.mode == "affine"
+        same = mx.array_equal(*(each.read(f"{module}.weight", slice(None)) for each in (made, rounded)))
+        assert same != is_searched, module
+        assert (module in reported) == is_searched
+    assert verify_checkpoint(made.folder, source).checks[-1].passed
