@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +72,8 @@ class Resident:
         self._lock = lock
         self._magistral: Magistral | None = None
         self._failure: events.Failed | None = None  # why there is no model
-        self._conversation: Any = None  # messages and tools of the last reply that brought something
+        # Messages and tools of the last reply that brought something.
+        self._conversation: tuple[Messages, Sequence[Mapping[str, Any]] | None] | None = None
         self._under_way: Channel | None = None  # whose reply the model is giving
         self.plan: MemoryPlan | None = None  # of what is loaded, or being loaded
         self.is_ready = False
@@ -220,7 +221,7 @@ class Resident:
     def _let_go(self) -> None:
         self._magistral = self.plan = self._conversation = None
         self.is_ready = False
-        gc.collect()  # a model's modules refer to each other
+        gc.collect()  # a cache and its layers refer to each other
         mx.clear_cache()
         self._measure()
 

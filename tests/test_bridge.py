@@ -354,8 +354,11 @@ def test_version_names_what_runs() -> None:
 
 
 ENDINGS = """
-import sys
+import os, sys
+import mlx.core as mx
 from magistral_mlx import bridge
+if os.environ.get("MAGISTRAL_TEST_DEVICE") == "cpu":
+    mx.set_default_device(mx.cpu)
 loading = bridge.load("demo")
 while (event := bridge.next_event(loading["stream"])["event"]) is None or event["kind"] != "ready":
     pass

@@ -45,7 +45,6 @@ typedef struct Object Object;
     X(long long, PyLong_AsLongLong, (Object *)) \
     X(Object *, PyFloat_FromDouble, (double)) \
     X(Object *, PyBool_FromLong, (long)) \
-    X(void, Py_IncRef, (Object *)) \
     X(void, Py_DecRef, (Object *)) \
     X(int, PyGILState_Ensure, (void)) \
     X(void, PyGILState_Release, (int)) \
@@ -333,7 +332,11 @@ static void prepare(const char *library, const char *paths) {
              "    site.addsitedir(path)\n"
              "sys.argv = ['']\n"
              "sys.executable = '/Applications/Host.app/Contents/MacOS/Host'\n"
-             "assert sys.stdout is None, sys.stdout\n",
+             "assert sys.stdout is None, sys.stdout\n"
+             "import os\n"
+             "if os.environ.get('MAGISTRAL_TEST_DEVICE') == 'cpu':\n"
+             "    import mlx.core as mx\n"
+             "    mx.set_default_device(mx.cpu)\n",
              paths);
     if (PyRun_SimpleString(code) != 0) die("sys");
     double begun = now();
