@@ -354,20 +354,27 @@ def test_version_names_what_runs() -> None:
 
 
 ENDINGS = """
-import os, sys
+import os, signal, sys
 import mlx.core as mx
+forbidden = {"subprocess.Popen", "os.fork", "os.exec", "os.posix_spawn", "os.system", "socket.connect"}
+seen = []
+sys.addaudithook(lambda event, _: seen.append(event) if event in forbidden else None)
+handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)]
 from magistral_mlx import bridge
 if os.environ.get("MAGISTRAL_TEST_DEVICE") == "cpu":
     mx.set_default_device(mx.cpu)
 loading = bridge.load("demo")
 while (event := bridge.next_event(loading["stream"])["event"]) is None or event["kind"] != "ready":
     pass
+bridge.ask(loading["handle"], "1 + 1", temperature=0)
+assert seen == [], seen
+assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)]
 bridge.start(loading["handle"], "1 + 1", temperature=9, top_p=1, on_loop="ignore")
 bridge.load("demo")
 sys.stdout.write("open")
 """
 
 
-def test_an_interpreter_that_ends_with_models_open_ends_at_once() -> None:
+def test_a_host_s_process_is_left_alone_and_ends_at_once_with_models_open() -> None:
     done = subprocess.run([sys.executable, "-c", ENDINGS], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "open", "")
