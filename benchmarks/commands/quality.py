@@ -51,7 +51,10 @@ def quality(
     """KL per token, top-1 agreement and perplexity against a reference, in traces and in answers.
 
     Both are run a layer at a time: neither has to fit into memory. The reference runs once, and what is kept of its
-    predictions lies in the cache folder for the next candidate. Ratios are to the first candidate.
+    predictions lies in the cache folder for the next candidate: of each token the 2,048 most probable ids, and the
+    mass and entropy of the others. Of a larger vocabulary KL is therefore a lower bound, shown with an upper one where
+    that is further away. Ratios are to the first candidate: geometric means over texts, and the factor by which they
+    are uncertain.
 
     \b
     python -m benchmarks quality                               the demo in 4 bit by each method, and its answers
@@ -88,6 +91,11 @@ def quality(
             if reference == EMBEDDED and problems:
                 report(f"{title}: {problems} problems")
                 found[-1]["answers"] = exact_answers(candidate, problems)
-    results = {"reference": open_checkpoint(folder).fingerprint(), "sequences": len(texts.ids), "candidates": found}
+    results = {
+        "reference": open_checkpoint(folder).fingerprint(),
+        "sequences": len(texts.ids),
+        "kept_logprobs": kept.ids.shape[-1],
+        "candidates": found,
+    }
     plot_results(write_results("quality", facts, results, json_file), plot)
     show_quality(reference, found)
