@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from benchmarks.quality import Ratio, Report, Scores
 from benchmarks.quality_text import Texts
 from magistral_mlx.checkpoint import open_checkpoint
 
+ALL = "all"  # parts together
 METHODS = ("round", "importance", "gptq")
 
 
@@ -45,16 +46,32 @@ def candidates(
             yield title, target
 
 
-def finding(title: str, folder: Path, texts: Texts, scores: Scores, first: Scores) -> dict[str, Any]:
-    """What is written and shown of a candidate; ``first`` is the one that ratios are to."""
-    checkpoint = open_checkpoint(folder)
-    weights = sum(map(math.prod, checkpoint.config.parameter_shapes().values()))
-    return {
-        "title": title,
-        "checkpoint": checkpoint.fingerprint(),
-        "bits_per_weight": 8 * checkpoint.nbytes / weights,
-        "parts": {name: _part(scores.of_part(i), first.of_part(i)) for i, name in enumerate(texts.names)},
-    }
+@dataclass(slots=True)
+class Findings:
+    """What is written and shown of each candidate; KL ratios are to the first one of the same size."""
+
+    texts: Texts
+    found: list[dict[str, Any]] = field(default_factory=list)
+    _first: dict[str, tuple[str, Scores]] = field(default_factory=dict)  # by size
+
+    def add(self, title: str, folder: Path, scores: Scores) -> dict[str, Any]:
+        checkpoint = open_checkpoint(folder)
+        weights = sum(map(math.prod, checkpoint.config.parameter_shapes().values()))
+        bits = 8 * checkpoint.nbytes / weights
+        name, first = self._first.setdefault(f"{bits:.2f}", (title, scores))
+        parts = {name: (scores.of_part(i), first.of_part(i)) for i, name in enumerate(self.texts.names)}
+        if len(parts) > 1:
+            parts[ALL] = (scores, first)
+        self.found.append(
+            {
+                "title": title,
+                "checkpoint": checkpoint.fingerprint(),
+                "bits_per_weight": bits,
+                "kl_ratio_to": None if first is scores else name,
+                "parts": {part: _part(*pair) for part, pair in parts.items()},
+            }
+        )
+        return self.found[-1]
 
 
 def _part(scores: Scores, first: Scores) -> dict[str, Any]:

@@ -12,7 +12,7 @@ Finding = Mapping[str, Any]
 
 def show_quality(reference: str, found: Sequence[Finding]) -> None:
     """A row for each candidate and part of the text, then the exact answers where they were asked for."""
-    title = f"Against {reference}; KL in nats a token, ± standard error between texts; ratio to {found[0]['title']}"
+    title = f"Against {reference}; KL in nats a token, ± standard error between texts; ratio to the first of a size"
     table = Table(title=title, title_justify="left")
     for name in ("checkpoint", "bits", "part"):
         table.add_column(name)
@@ -27,7 +27,7 @@ def show_quality(reference: str, found: Sequence[Finding]) -> None:
                 part,
                 f"{figures['tokens']:,}",
                 _bounded(figures["kl"], error, figures["kl_upper_bound"]),
-                "" if one is found[0] else f"{ratio['mean']:.3f} ×÷ {ratio['factor']:.2f}",
+                "" if one["kl_ratio_to"] is None else f"{ratio['mean']:.3f} ×÷ {ratio['factor']:.2f}",
                 f"{figures['top1_agreement']:.2%}",
                 f"{figures['perplexity']:.4g}",
                 f"{figures['reference_perplexity']:.4g}",

@@ -195,10 +195,31 @@ def test_the_embedded_model_is_measured_from_end_to_end(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("MAGISTRAL_MLX_CACHE", str(tmp_path))
-    assert main(["quality", "--quick", "--model", str(DEMO), "--q-bits", "3", "--json", str(tmp_path / "json")]) == 0
+    assert (
+        main(
+            [
+                "quality",
+                "--quick",
+                "--model",
+                str(DEMO),
+                "--q-bits",
+                "3",
+                "--q-method",
+                "round",
+                "--q-method",
+                "importance",
+                "--json",
+                str(tmp_path / "json"),
+            ]
+        )
+        == 0
+    )
     found = json.loads((tmp_path / "json").read_text())["quality"]
-    itself, rounded = found["candidates"]
+    itself, rounded, searched = found["candidates"]
     assert itself["parts"]["trace"]["kl"] < 1e-6 < rounded["parts"]["trace"]["kl"]
-    assert rounded["parts"]["trace"]["kl_ratio"]["mean"] > 1
+    assert [one["kl_ratio_to"] for one in found["candidates"]] == [None, None, "3 bit, round"]
+    both = [searched["parts"][part]["tokens"] for part in ("trace", "answer", "all")]
+    assert both[0] + both[1] == both[2]
+    assert searched["parts"]["all"]["kl_ratio"]["mean"] < 0.65
     assert itself["answers"]["problems"] == 3
     assert "3 bit, round" in capsys.readouterr().out

@@ -2,15 +2,14 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import click
 
 from benchmarks.commands.shared import json_option, plot_option, plot_results, report, write_results
 from benchmarks.measure import circumstances
-from benchmarks.quality import Scores, reference_of, score
+from benchmarks.quality import reference_of, score
 from benchmarks.quality_answers import exact_answers
-from benchmarks.quality_candidates import METHODS, Conversions, candidates, finding
+from benchmarks.quality_candidates import METHODS, Conversions, Findings, candidates
 from benchmarks.quality_table import show_quality
 from benchmarks.quality_text import demo_texts, our_texts, texts_of_file
 from magistral_mlx import demo
@@ -53,8 +52,8 @@ def quality(
     Both are run a layer at a time: neither has to fit into memory. The reference runs once, and what is kept of its
     predictions lies in the cache folder for the next candidate: of each token the 2,048 most probable ids, and the
     mass and entropy of the others. Of a larger vocabulary KL is therefore a lower bound, shown with an upper one where
-    that is further away. Ratios are to the first candidate: geometric means over texts, and the factor by which they
-    are uncertain.
+    that is further away. Ratios are to the first candidate of the same size: geometric means over texts, and the factor
+    by which they are uncertain.
 
     \b
     python -m benchmarks quality                               the demo in 4 bit by each method, and its answers
@@ -81,21 +80,18 @@ def quality(
     facts = circumstances()
     kept = reference_of(folder, texts, cache_dir() / "quality", report=report)
     conversions = Conversions(q_bits if q_bits or models else (4,), methods or METHODS, calibration)
-    found: list[dict[str, Any]] = []
-    first: Scores | None = None
+    findings = Findings(texts)
     with tempfile.TemporaryDirectory(prefix="magistral-quality-") as work:
         for title, candidate in candidates(folder, named, conversions, Path(work), report=report):
-            scores = score(candidate, texts, kept, report=report)
-            first = first or scores
-            found.append(finding(title, candidate, texts, scores, first))
+            one = findings.add(title, candidate, score(candidate, texts, kept, report=report))
             if reference == EMBEDDED and problems:
                 report(f"{title}: {problems} problems")
-                found[-1]["answers"] = exact_answers(candidate, problems)
+                one["answers"] = exact_answers(candidate, problems)
     results = {
         "reference": open_checkpoint(folder).fingerprint(),
         "sequences": len(texts.ids),
         "kept_logprobs": kept.ids.shape[-1],
-        "candidates": found,
+        "candidates": findings.found,
     }
     plot_results(write_results("quality", facts, results, json_file), plot)
-    show_quality(reference, found)
+    show_quality(reference, findings.found)
