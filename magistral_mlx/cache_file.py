@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from magistral_mlx.safetensors_header import Shard
 
 FORMAT = "magistral-mlx prompt cache 3"
 TYPES = {mx.float32: "F32", mx.bfloat16: "BF16", mx.float16: "F16", mx.uint32: "U32", mx.int32: "I32", mx.uint8: "U8"}
-HASH, HASH_BYTES = "sha256", 32  # the last tensor: SHA-256 over the SHA-256 of the header and of each tensor before it
+HASH, HASH_BYTES = "sha256", 32  # the last tensor: SHA-256 over those of all pieces before it, header first
+PIECE_BYTES = 32 * 2**20  # of a tensor, hashed by themselves: one core alone is slower than a Mac's drive
+HASHERS = 4
 
 
 def save_cache(
@@ -42,15 +44,15 @@ def save_cache(
     kind = {"fingerprint": fingerprint, "kv_bits": str(cache.bits), "type": TYPES[dtype]}
     head = _head(arrays, {"format": FORMAT} | kind)
     try:
-        with replacing(path) as descriptor, ThreadPoolExecutor(1) as beside:
+        with replacing(path) as descriptor, ThreadPoolExecutor(HASHERS) as beside:
             write_all(descriptor, memoryview(head))
             digests = [_digest(head)]
             for array in arrays.values():  # one copy at a time; mx.save_safetensors holds one of the whole cache
                 data = _bytes(array)
-                digest = beside.submit(_digest, data)
+                pieces = _hash(data, beside)
                 write_all(descriptor, data)
-                digests.append(digest.result())
-                del data, digest  # before the next copy is made
+                digests += [piece.result() for piece in pieces]
+                del data, pieces  # before the next copy is made
             write_all(descriptor, memoryview(_digest(b"".join(digests))))
     except (OSError, RuntimeError) as error:
         is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -99,16 +101,16 @@ def load_cache(
 
 
 def _read(shard: Shard, cache: KVCache, names: list[str], length: int) -> tuple[list[int], str]:
-    """Everything, hashed by another thread meanwhile; two tensors are in memory at most. Returns ids and chat."""
-    with ThreadPoolExecutor(1) as beside, shard.path.open("rb") as file:
-        digests = [beside.submit(_digest, file.read(shard.data_start))]
+    """Everything, hashed by other threads meanwhile; two layers are in memory at most. Returns ids and chat."""
+    with ThreadPoolExecutor(HASHERS) as beside, shard.path.open("rb") as file:
+        hashed = [[beside.submit(_digest, file.read(shard.data_start))]]
         buffer = bytearray(max(entry.nbytes for entry in shard.header.values()))
 
         def read(name: str) -> mx.array:
-            for digest in digests[:-1]:
-                digest.result()
+            for pieces in hashed[: -cache.layers[0].parts]:
+                wait(pieces)
             array = shard.read(name, buffer=buffer)
-            digests.append(beside.submit(_digest, _bytes(array)))
+            hashed.append(_hash(_bytes(array), beside))
             return array
 
         def layers() -> Iterator[list[mx.array]]:
@@ -119,7 +121,7 @@ def _read(shard: Shard, cache: KVCache, names: list[str], length: int) -> tuple[
         if names:
             cache.restore(layers(), length)
         ids, chat = np.array(read("ids")), np.array(read("chat"))
-        found = _digest(b"".join(digest.result() for digest in digests))
+        found = _digest(b"".join(piece.result() for pieces in hashed for piece in pieces))
     if found != bytes(np.array(shard.read(HASH))):
         raise ValueError("what it holds is not what was written")
     return [int(identity) for identity in ids], chat.tobytes().decode()
@@ -131,6 +133,11 @@ def _names(cache: KVCache) -> list[str]:
 
 def _bytes(array: mx.array) -> memoryview:
     return memoryview(mx.contiguous(array).view(mx.uint8).reshape(-1))  # type: ignore[arg-type]  # it is a buffer
+
+
+def _hash(data: memoryview, beside: ThreadPoolExecutor) -> list[Future[bytes]]:
+    """SHA-256 of each piece."""
+    return [beside.submit(_digest, data[i : i + PIECE_BYTES]) for i in range(0, len(data), PIECE_BYTES)]
 
 
 def _digest(data: bytes | memoryview) -> bytes:

@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from magistral_mlx import cache_file
 from magistral_mlx.cache import KVCache
 from magistral_mlx.cache_file import load_cache, save_cache
 from magistral_mlx.durable import flush
@@ -90,6 +91,19 @@ def test_every_damaged_byte_is_found(file: Path) -> None:
             load(file)
     file.write_bytes(data)
     load(file)
+
+
+def test_pieces_are_hashed_each_and_none_can_be_swapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_file, "PIECE_BYTES", 128)
+    file = tmp_path / "talk"
+    save(file, make_cache(length=16))
+    load(file)
+    data = file.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    pieces = [data[i : i + 128] for i in range(start, start + 1024, 128)]
+    file.write_bytes(data[:start] + b"".join([pieces[1], pieces[0], *pieces[2:]]) + data[start + 1024 :])
+    with pytest.raises(CheckpointError, match="not what was written"):
+        load(file)
 
 
 @pytest.mark.parametrize("change", [lambda d: d[:-1], lambda d: d + b"x", lambda d: b"", lambda d: d[:9]])
