@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.measure import CONFIDENCE, OURS, RESAMPLES, Interval
+from benchmarks.measure import CONFIDENCE, RESAMPLES, Interval
 from magistral_mlx.errors import OptionError, shown
 
 Better = Literal["higher", "lower"]
@@ -47,7 +47,10 @@ FIGURES: dict[str, tuple[Better, Kind]] = {
     "top1_agreement": ("higher", "measured"),
 }
 BY_CONTENDER = {"peak_bytes_above_weights": ("lower", "measured")}  # {contender: value}
+DURATIONS = ("seconds", "waits")  # {name: every repeat}
+PEERS = ("mlx-lm", "mlx,", "llama.cpp")  # how the names of contenders begin that are not ours
 THROWS = ("samples", "problems", "replies")  # of a share: the first of these beside it
+LARGEST = 1e9  # of a ratio to nothing
 CIRCUMSTANCES = ("chip", "cores", "memory_bytes", "os", "python", "device")
 NAMES = ("title", "task", "chip", "n", "kv_bits", "group", "part", "language", "prompt_tokens", "context")
 SKIPPED = ("circumstances", "command", "repeats", "summary", "workload", "plan", "row_costs", "against_budget")
@@ -135,8 +138,11 @@ def _walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Figure]]:
             if isinstance(item, Mapping):
                 yield from _walk(item, (*path, _name(item, i)))
         return
-    if isinstance(node.get("repeats"), Mapping):
-        yield from _timed(node["repeats"], (*path, _work(node)))
+    repeats = node.get("repeats")
+    if isinstance(repeats, Mapping):
+        yield from _timed(repeats, (*path, _work(node)))
+    elif isinstance(repeats, list):
+        yield from _laps(repeats, (*path, _work(node)))
     for key, value in node.items():
         if key in FIGURES and isinstance(value, int | float) and not isinstance(value, bool):
             better, kind = FIGURES[key]
@@ -146,6 +152,9 @@ def _walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Figure]]:
         elif key in BY_CONTENDER and isinstance(value, Mapping):
             for contender, peak in value.items():
                 yield _joined((*path, contender, key)), Figure("lower", "measured", (float(peak),))
+        elif key in DURATIONS and isinstance(value, Mapping):
+            for name, seconds in value.items():
+                yield _joined((*path, name, key)), Figure("lower", "repeats", tuple(map(float, seconds)))
         elif key not in SKIPPED and isinstance(value, Mapping | list):
             yield from _walk(value, (*path, key))
 
@@ -153,12 +162,15 @@ def _walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Figure]]:
 def _timed(phases: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[str, Figure]]:
     for phase, contenders in phases.items():
         for contender, laps in contenders.items():
-            speeds = tuple(lap["count"] / lap["seconds"] for lap in laps)
-            where = (*path, phase, contender)
-            yield _joined((*where, "per second")), Figure("higher", "repeats", speeds)
-            peaks = [lap["peak_bytes"] for lap in laps if "peak_bytes" in lap]
-            if peaks:
-                yield _joined((*where, "peak bytes")), Figure("lower", "repeats", tuple(map(float, peaks)))
+            yield from _laps(laps, (*path, phase, contender))
+
+
+def _laps(laps: Sequence[Mapping[str, Any]], path: tuple[str, ...]) -> Iterator[tuple[str, Figure]]:
+    speeds = tuple(lap["count"] / lap["seconds"] for lap in laps)
+    yield _joined((*path, "per second")), Figure("higher", "repeats", speeds)
+    peaks = [lap["peak_bytes"] for lap in laps if "peak_bytes" in lap]
+    if peaks:
+        yield _joined((*path, "peak bytes")), Figure("lower", "repeats", tuple(map(float, peaks)))
 
 
 def _name(item: Mapping[str, Any], place: int) -> str:
@@ -186,7 +198,7 @@ def _change(name: str, before: Figure, after: Figure, margin: float) -> Change:
     a, b = float(np.median(before.values)), float(np.median(after.values))
     ratio = _ratio(before, after)
     allowed = 0.0 if before.kind == "counted" else margin
-    is_ours = OURS in name.split(" / ") or not (before.kind == "repeats" or "mlx-lm" in name)
+    is_ours = not any(part.startswith(PEERS) for part in name.split(" / "))
     is_regression = is_ours and ratio.high < 1 - allowed - 1e-9
     return Change(name, before.better, a, b, ratio, is_regression, is_ours)
 
@@ -217,4 +229,4 @@ def _divide(one: Any, other: Any) -> Any:
     """Nothing over nothing is 1."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.divide(one, other)
-    return np.where(np.isnan(ratio), 1.0, ratio)
+    return np.nan_to_num(ratio, nan=1.0, posinf=LARGEST)

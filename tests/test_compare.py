@@ -76,6 +76,22 @@ def test_every_kind_of_figure_has_its_own_noise(key: str, before: float, after: 
     assert bool(regressions(one, other)) is is_worse
 
 
+def test_a_peer_beside_is_not_ours_and_everything_else_is() -> None:
+    laps = [{"seconds": 1.0, "cpu_seconds": 1.0, "count": 5}]
+    contenders = dict.fromkeys([OURS, "from disk", "mlx-lm, float32", "mlx, no hash", "llama.cpp"], laps)
+    results = {"x": [{"title": "t", "repeats": {"p": contenders}}, {"title": "u", "repeats": laps}]}
+    results["x"].append({"seconds": {"ask": [0.1, 0.2]}, "waits": {"ask": [0.1]}})
+    changes = compare(results, results, 0)
+    assert {change.name for change in changes if not change.is_ours} == {
+        f"x / t / p / {name} / per second" for name in ("mlx-lm, float32", "mlx, no hash", "llama.cpp")
+    }
+    assert {change.name for change in changes if change.better == "lower"} == {
+        "x / 2 / ask / seconds",
+        "x / 2 / ask / waits",
+    }
+    assert len(changes) == 8
+
+
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
 def test_every_result_file_is_understood(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = json.loads(path.read_text())
