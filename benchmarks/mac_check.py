@@ -11,22 +11,29 @@ from statistics import median
 import mlx.core as mx
 import numpy as np
 
-from benchmarks.claims import REPLIES, ROWS, Machine
+from benchmarks.cache import OPEN, OPEN_COLD, compare_files
+from benchmarks.claims import REPLIES, ROWS, SHORT_PROMPT, SOONER, Machine
 from benchmarks.contenders import Job, mlx_lm
 from benchmarks.measure import OURS, Lap, chip_name, interleave, memory_bytes
 from benchmarks.memory import Prefills, compare_caches
 from benchmarks.samples import ALONE, PHASE, compare_steps
 from benchmarks.speed import Peers, Workload, compare_models
 from benchmarks.synthetic import FORMAT, TRUE_WIDTH, write_slice
+from magistral_mlx.api import Magistral, load
 from magistral_mlx.checkpoint import Checkpoint, open_checkpoint
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.conversation import result_of
 from magistral_mlx.errors import OptionError
 from magistral_mlx.loader import load_model
 from magistral_mlx.row_costs import measure as measure_rows
+from magistral_mlx.sampling import SamplingParams
 
 SLICE_LAYERS = 2
 SLICE_PROMPT = 2047
+CACHE_TOKENS = 40_960
+QUESTION = "A train leaves at 9:40 and arrives at 13:05, with two stops of 7 minutes. How long does it move?"
+REPLY_TOKENS = 1024
+COPIED_CHARACTERS = 2500
 SHAPE = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
 Report = Callable[[str], None]
 Measured = dict[str, float]
@@ -57,7 +64,8 @@ def is_magistral_small(checkpoint: Checkpoint) -> bool:
 def measure_machine(config: ModelConfig, report: Report) -> Measured:
     """What needs no checkpoint: the working set, the plan's forecast, the joined matrices."""
     working_set = mx.device_info()["max_recommended_working_set_size"]
-    return {"working set": float(working_set) / 1e9} | forecasts(config, SLICE_PROMPT, report) | joined(config)
+    found = {"working set": float(working_set) / 1e9}
+    return found | forecasts(config, SLICE_PROMPT, report) | opening(report) | joined(config)
 
 
 def forecasts(config: ModelConfig, prompt_tokens: int, report: Report) -> Measured:
@@ -103,13 +111,14 @@ def measure_model(folder: Path, workload: Workload, machine: Machine, report: Re
     decode, prefill = (
         {name: _per_second(laps) for name, laps in comparison.laps[p].items()} for p in ("decode", "prefill")
     )
-    first = {name: workload.prompt_tokens / speed for name, speed in prefill.items()}
     found = {
         "decode": decode[OURS],
         "decode, over mlx-lm's": decode[OURS] / decode["mlx-lm"],
-        "first token": first[OURS],
-        "first token, sooner than mlx-lm's": first["mlx-lm"] - first[OURS],
+        "first token": workload.prompt_tokens / prefill[OURS],
     }
+    short_prompt = replace(workload, prompt_tokens=SHORT_PROMPT)
+    laps = compare_models("model, short prompt", folder, short_prompt, peers=Peers(mlx_lm=True), report=report).laps
+    found[SOONER] = SHORT_PROMPT * (1 / _per_second(laps["prefill"]["mlx-lm"]) - 1 / _per_second(laps["prefill"][OURS]))
     report("model: what rows cost")
     costs = measure_rows(result_of(load_model(checkpoint)), checkpoint.config)
     found |= {f"cost of {rows} rows": costs.passes[rows - 1] for rows in ROWS}
@@ -121,6 +130,34 @@ def measure_model(folder: Path, workload: Workload, machine: Machine, report: Re
     if 1 <= machine.generation <= 2:
         found |= half_precision(folder, checkpoint, workload)
     return found
+
+
+def drafting(folder: Path, report: Report) -> Measured:
+    """Decoding a reasoned reply, and one that copies a text with edits: with drafting, over without."""
+    licence = (Path(__file__).parent.parent / "LICENSE").read_text()[:COPIED_CHARACTERS]
+    asked = {"reasoning": QUESTION, "edits": f"Write this once more, with every 'License' in capitals:\n\n{licence}"}
+    speeds: dict[int | None, dict[str, float]] = {}
+    for most in (None, 0):
+        report(f"model: replies {'without' if most == 0 else 'with'} drafting")
+        magistral = load(folder, num_draft_tokens=most)
+        speeds[most] = {kind: _reply_speed(magistral, text, kind) for kind, text in asked.items()}
+        del magistral
+    return {f"drafting, {kind}": speeds[None][kind] / speeds[0][kind] for kind in asked}
+
+
+def _reply_speed(magistral: Magistral, text: str, kind: str) -> float:
+    sampling = SamplingParams(seed=0, max_tokens=REPLY_TOKENS, think_budget=0 if kind == "edits" else None)
+    usage = magistral.ask(text, sampling).usage
+    return usage.completion_tokens / usage.decode_seconds
+
+
+def opening(report: Report) -> Measured:
+    """Gigabytes a second of opening a cache's file, that the system has let go of where it can be told to."""
+    work = Path(tempfile.gettempdir())
+    laps = compare_files(SLICE_LAYERS, CACHE_TOKENS, None, 3, work, report=report).laps
+    phase = OPEN_COLD if OPEN_COLD in laps else OPEN
+    report(f"cache file: {phase}")
+    return {"opening a cache's file": _per_second(laps[phase][OURS]) / 1e9}
 
 
 def half_precision(folder: Path, checkpoint: Checkpoint, workload: Workload) -> Measured:

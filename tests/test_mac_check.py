@@ -11,11 +11,12 @@ import pytest
 from benchmarks import mac_check as module
 from benchmarks.__main__ import main
 from benchmarks.claims import Machine, Range, claims, judge
-from benchmarks.mac_check import is_magistral_small, joined, measure_model, this_mac
+from benchmarks.mac_check import drafting, is_magistral_small, joined, measure_model, this_mac
 from benchmarks.predict import CHIPS
 from benchmarks.speed import Workload
 from benchmarks.synthetic import NARROW, write_slice
 from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.errors import OptionError
 
 M4_PRO = Machine("Apple M4 Pro", 48 * 2**30)
@@ -88,6 +89,7 @@ def pretend_mac(monkeypatch: pytest.MonkeyPatch, *, working_set: float = 38.7e9)
     monkeypatch.setattr(module.mx, "device_info", lambda: {"max_recommended_working_set_size": working_set})
     monkeypatch.setattr("benchmarks.commands.mac_check.TRUE_WIDTH", SMALL)
     monkeypatch.setattr(module, "SLICE_PROMPT", 40)
+    monkeypatch.setattr(module, "CACHE_TOKENS", 40)
 
 
 def test_the_command_measures_judges_and_tells(
@@ -106,7 +108,8 @@ def test_the_command_measures_judges_and_tells(
     }
     assert "Predictions about this Mac: Apple M4 Pro" in capsys.readouterr().out
     pretend_mac(monkeypatch, working_set=20e9)
-    monkeypatch.setattr(module, "forecasts", lambda *_: {})
+    for name in ("forecasts", "opening"):
+        monkeypatch.setattr(module, name, lambda *_: {})
     assert main(["mac-check"]) == 1
     assert "1 failed" in capsys.readouterr().out
 
@@ -131,7 +134,9 @@ def test_everything_measured_of_a_model_is_claimed(
     pytest.importorskip("mlx_lm")
     write_slice(tmp_path, SMALL)
     monkeypatch.setattr(module, "measure_rows", lambda *_: fake_costs())
+    monkeypatch.setattr(module, "REPLY_TOKENS", 24)
     measured = measure_model(tmp_path, WORKLOAD, machine, lambda _: None)
+    measured |= drafting(demo_checkpoint(), lambda _: None)
     judged = judge(claims(machine, WORKLOAD.prompt_tokens), measured)
     needed = {one.claim.name for one in judged if one.claim.needs and one.measured is None}
     half = {claim for claim in predicted(machine) if claim.startswith("float16")}

@@ -6,7 +6,7 @@ import click
 
 from benchmarks.claims import Judgement, claims, judge
 from benchmarks.commands.shared import json_option, report, require, write
-from benchmarks.mac_check import is_magistral_small, measure_machine, measure_model, this_mac
+from benchmarks.mac_check import drafting, is_magistral_small, measure_machine, measure_model, this_mac
 from benchmarks.measure import circumstances
 from benchmarks.speed import Workload
 from benchmarks.synthetic import TRUE_WIDTH
@@ -41,7 +41,9 @@ def mac_check(
             raise OptionError(f"{model} is not Magistral Small in 4 bit, which the predictions are about")
     measured = measure_machine(TRUE_WIDTH, report)
     if folder is not None:
-        measured |= measure_model(folder, Workload(prompt_tokens, 128, repeats), machine, report)
+        measured |= measure_model(folder, Workload(prompt_tokens, 128, repeats), machine, report) | drafting(
+            folder, report
+        )
     judgements: list[Judgement] = judge(claims(machine, prompt_tokens), measured)
     write("mac_check", facts, judgements, json_file)
     show_judgements(machine.chip, judgements)
