@@ -32,7 +32,7 @@ Checks:
   tokenizer  tokenizer.json encodes as tekken.json does
   template   chat_template.jinja encodes plain chats as mistral-common does
   source     with --hf-path: SRC is what OUT was made from
-  rounding   with --hf-path: no weight is further from SRC's than rounding to its format explains
+  rounding   with --hf-path: no weight is further from SRC's than rounding, or the method used, explains
 
 Exit codes: 0 all hold, 2 one does not, or something else to change, 130 interrupted."""
 

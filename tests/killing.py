@@ -25,6 +25,7 @@ from magistral_mlx.tokenizer import Tokenizer
 
 CALLS = ("pwrite", "fsync", "rename", "unlink", "rmdir", "mkdir", "open")  # what changes a disk, by boundary
 FILE_BYTES, BLOCK_BYTES = 150_000, 60_000  # the tiny source then becomes several files, of several blocks each
+AHEAD = 3  # blocks whose search a pass does not wait for
 WINDOW = 48  # ids of a sequence that calibrates
 
 
@@ -32,6 +33,7 @@ def in_small_pieces(set_attribute: Callable[[object, str, object], None] = setat
     """Let conversions here write many files, and calibrate on little."""
     set_attribute(convert.pipeline, "make_plan", partial(make_plan, max_bytes=FILE_BYTES))
     set_attribute(convert.weights, "BLOCK_BYTES", BLOCK_BYTES)
+    set_attribute(convert.weights, "AHEAD", AHEAD)
     set_attribute(convert.corpus, "WINDOW", WINDOW)
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from convert.checks import Check
 from convert.corpus import built_in
 from convert.quantize import dequantize
 from convert.staging import CALIBRATION
+from convert.statistics import mean_squares
 from magistral_mlx.checkpoint import open_checkpoint
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.conversation import result_of
@@ -206,6 +207,28 @@ def test_let_go_after_any_step_the_same_command_goes_on_to_the_same_bytes(
     assert count > 2
     assert content(tmp_path / "out") == content(made[method])
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_past_is_not_gone_through_again(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    options = Options(q_method=method, tokenizer_json=False)
+    steps = converting(source, tmp_path / "out", options)
+    while not any((tmp_path / "out.partial" / CALIBRATION).glob("*/layers-00001-*")):
+        next(steps)
+    steps.close()
+    seen: list[str] = []
+
+    def seeing(modules: Sequence[str], x: mx.array) -> mx.array:
+        seen.extend(modules)
+        return mean_squares(modules, x)
+
+    for module in ("calibrate", "sequential"):
+        monkeypatch.setattr(f"convert.{module}.mean_squares", seeing)
+    result_of(converting(source, tmp_path / "out", options))
+    assert seen[0] == "model.layers.1.self_attn.q_proj"
+    assert seen[-1] == "lm_head"
 
 
 @pytest.mark.parametrize("method", ["importance", pytest.param("gptq", marks=pytest.mark.slow)])
