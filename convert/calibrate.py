@@ -121,10 +121,7 @@ def _layer(source: Source, visitor: Visitor, layer: int, x: mx.array) -> mx.arra
     (o,) = linear(["self_attn.o_proj"], mx.concatenate(attended))
     x = x + o
     del attended, o
-    gate, up = linear(["mlp.gate_proj", "mlp.up_proj"], _normalized(source, f"{path}.post_attention_layernorm", x))
-    h = nn.silu(gate) * up
-    mx.eval(x, h)
-    del gate, up
+    h = _gated(visitor, path, _normalized(source, f"{path}.post_attention_layernorm", x))
     (down,) = linear(["mlp.down_proj"], h)
     x = x + down
     mx.eval(x)
@@ -138,9 +135,41 @@ def _normalized(source: Source, module: str, x: mx.array) -> mx.array:
     return x
 
 
+def _gated(visitor: Visitor, path: str, x: mx.array) -> mx.array:  # [B, T, D] -> [B, T, F]
+    """Gate and up together, by the same rows of both: neither is ever whole in memory."""
+    modules = [f"{path}.mlp.gate_proj", f"{path}.mlp.up_proj"]
+    visitor.see(modules, x)
+    outputs = []
+    for gate, up in _side_by_side(*map(visitor.rows, modules)):
+        outputs.append(nn.silu(product(x, gate.astype(mx.float32).T)) * product(x, up.astype(mx.float32).T))
+        mx.eval(outputs[-1])
+    return _joined(outputs)
+
+
+def _side_by_side(
+    one: Iterator[tuple[int, mx.array]], other: Iterator[tuple[int, mx.array]]
+) -> Iterator[tuple[mx.array, mx.array]]:
+    """The same rows of two weights of one shape, however each is cut."""
+    left = right = None
+    while True:
+        left = next(one, (0, None))[1] if left is None or not len(left) else left
+        right = next(other, (0, None))[1] if right is None or not len(right) else right
+        if left is None or right is None:
+            return
+        count = min(len(left), len(right))
+        yield left[:count], right[:count]
+        left, right = left[count:], right[count:]
+
+
+def _joined(outputs: list[mx.array]) -> mx.array:
+    whole = mx.concatenate(outputs, axis=-1)
+    mx.eval(whole)
+    return whole
+
+
 def _product(visitor: Visitor, module: str, x: mx.array) -> mx.array:  # [B, T, columns] -> [B, T, rows]
     outputs = []
     for _, rows in visitor.rows(module):
         outputs.append(product(x, rows.astype(mx.float32).T))
         mx.eval(outputs[-1])
-    return mx.concatenate(outputs, axis=-1)
+    return _joined(outputs)

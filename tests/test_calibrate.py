@@ -1,6 +1,6 @@
 """The streamed pass against the forward pass in float64, against the whole model, and against itself resumed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -146,6 +146,19 @@ def test_inputs_that_are_not_finite_name_the_linear_they_reach(name: str, checkp
     )
     with pytest.raises(NumericsError, match=f"input of {reached} holds NaN or infinity"):
         squares_of(checkpoint_folder(config, weights))
+
+
+@pytest.mark.parametrize("cuts", [([7, 3], [10]), ([1, 4, 5], [4, 4, 2]), ([10], [10])])
+def test_gate_and_up_meet_row_by_row_however_they_are_cut(cuts: tuple[list[int], list[int]]) -> None:
+    def blocks(weight: np.ndarray, lengths: list[int]) -> Iterator[tuple[int, mx.array]]:
+        ends = np.cumsum(lengths)
+        return ((int(end) - n, mx.array(weight[end - n : end])) for n, end in zip(lengths, ends, strict=True))
+
+    one, other = np.arange(30).reshape(10, 3), np.arange(30, 60).reshape(10, 3)
+    pairs = list(calibrate._side_by_side(blocks(one, cuts[0]), blocks(other, cuts[1])))  # noqa: SLF001
+    for i, whole in enumerate((one, other)):
+        assert np.array_equal(np.concatenate([np.array(pair[i]) for pair in pairs]), whole)
+    assert all(len(a) == len(b) > 0 for a, b in pairs)
 
 
 def test_hessians_are_the_mean_products_of_inputs() -> None:
