@@ -155,7 +155,7 @@ def test_gate_and_up_meet_row_by_row_however_they_are_cut(cuts: tuple[list[int],
         return ((int(end) - n, mx.array(weight[end - n : end])) for n, end in zip(lengths, ends, strict=True))
 
     one, other = np.arange(30).reshape(10, 3), np.arange(30, 60).reshape(10, 3)
-    pairs = list(calibrate._side_by_side(blocks(one, cuts[0]), blocks(other, cuts[1])))  # noqa: SLF001
+    pairs = list(calibrate._side_by_side(blocks(one, cuts[0]), blocks(other, cuts[1])))
     for i, whole in enumerate((one, other)):
         assert np.array_equal(np.concatenate([np.array(pair[i]) for pair in pairs]), whole)
     assert all(len(a) == len(b) > 0 for a, b in pairs)
