@@ -9,12 +9,13 @@ import click
 
 from magistral_mlx import command_line, console
 from magistral_mlx.conversation import KeepReasoning
+from magistral_mlx.display import tell
 from magistral_mlx.entry import is_interactive, piped, typed
 from magistral_mlx.errors import MagistralError, OptionError
 from magistral_mlx.paths import cache_dir
 from magistral_mlx.reasoning import ReasoningFormat
 from magistral_mlx.sampling import OnLoop
-from magistral_mlx.session import COMMANDS, Session, tell
+from magistral_mlx.session import COMMANDS, Session
 
 EPILOG = """\b
 Examples:

@@ -4,15 +4,19 @@ import shutil
 import sys
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
+from textwrap import TextWrapper
 from typing import TYPE_CHECKING, TextIO
 
 from magistral_mlx.reasoning import Segment, visible
-from magistral_mlx.window import can_draw, dim
+from magistral_mlx.window import can_draw, dim, width
 
 if TYPE_CHECKING:
     from magistral_mlx.markdown import MarkdownWriter
     from magistral_mlx.trace_window import TraceWindow
 from magistral_mlx.reply import Reply, Usage
+
+WRAPPER = partial(TextWrapper, expand_tabs=False, replace_whitespace=False, break_on_hyphens=False)
 
 
 def show_status(text: str) -> None:
@@ -131,10 +135,19 @@ def write(stream: TextIO, text: str, *, is_dim: bool = False) -> None:
     stream.flush()
 
 
+def tell(text: str, *, is_dim: bool = False) -> None:
+    """Say something on stderr, on a terminal without a word cut at its edge."""
+    if sys.stderr.isatty():
+        lines = [line for long in text.split("\n") for line in WRAPPER(width=width()).wrap(long) or [""]]
+        text = "\n".join(lines)
+    write(sys.stderr, text, is_dim=is_dim)
+    write(sys.stderr, "\n")
+
+
 def report(reply: Reply, label: str = "") -> None:
     """What a reply cost, as one line on stderr, and how it ended if not by itself."""
     ended = "" if reply.finish_reason == "stop" else f"ended by {reply.finish_reason}; "
-    write(sys.stderr, f"{label}{ended}{figures(reply.usage)}\n", is_dim=True)
+    tell(f"{label}{ended}{figures(reply.usage)}", is_dim=True)
 
 
 def rate(tokens: float, seconds: float) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from magistral_mlx.api import Magistral
 from magistral_mlx.conversation import Chat
-from magistral_mlx.display import Display, in_units, rate, report, write
+from magistral_mlx.display import Display, in_units, rate, report, tell, write
 from magistral_mlx.entry import interruptible
 from magistral_mlx.errors import OptionError
 from magistral_mlx.reply import Reply, Usage
@@ -199,7 +199,3 @@ def on_or_off(command: str, text: str) -> bool:
     if text not in ("on", "off"):
         raise OptionError(f"{command} {text}: use on or off")
     return text == "on"
-
-
-def tell(text: str) -> None:
-    write(sys.stderr, text + "\n")

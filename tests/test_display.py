@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 
 import pytest
 
-from magistral_mlx.display import Display, report, show_status
+from magistral_mlx.display import Display, report, show_status, tell
 from magistral_mlx.reasoning import Segment
 from magistral_mlx.reply import Reply, Usage
 from magistral_mlx.trace_window import TraceWindow
@@ -190,3 +190,15 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_plain_text(monkeypatch: pyt
 def test_a_pipe_gets_the_model_s_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     Display(folds=True, renders=True).show_all(stream([Segment("reasoning", "**r**"), Segment("answer", "**a**")]))
     assert capsys.readouterr() == ("**a**\n", "**r**\n\n")
+
+
+def test_what_is_told_is_wrapped_between_words_at_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "16")
+    text = "/fold on|off  whether one\n\n  two\x1b"
+    tell(text)
+    assert capsys.readouterr().err == text + "\n"
+    terminal = make_terminal(monkeypatch)
+    tell(text)
+    assert terminal.lines() == ["/fold on|off", "whether one", "", "  two\\x1b", ""]

@@ -72,7 +72,7 @@ MAY_IMPORT = {
     "command_line": "errors",
     "console": "api command_line display reasoning sampling",
     "generate": "command_line console display errors reasoning reply sampling",
-    "chat": "command_line console conversation entry errors paths reasoning sampling session",
+    "chat": "command_line console conversation display entry errors paths reasoning sampling session",
     "plan": "checkpoint command_line console demo mac_table memory",
     "__main__": "command_line",
     "__init__": "api conversation errors reasoning reply sampling",
