@@ -35,7 +35,7 @@ from .streaming import HubStream
 from .target import free_bytes, in_units
 from .traces import FILE as TRACES
 from .traces import ROUNDED, Traces
-from .weights import Progress, WeightsWork
+from .weights import LAYERS_AHEAD, Progress, WeightsWork
 
 HASHES = ("size", "sha256")
 SURVEY, PASS = "survey", "pass"  # folders of stages: of the pass that the recipe auto takes first, and of the other
@@ -146,6 +146,8 @@ class Conversion:
         if self.stream is None:
             return 0
         steps = (in_order if self.calibration is None else read_in_order)(self.source.config)
+        if self.options.method == "importance":  # the pass is so far ahead of the search
+            steps = [[name for near in steps[i : i + 1 + LAYERS_AHEAD] for name in near] for i in range(len(steps))]
         return self.stream.peak_bytes([[stored for n in step for _, stored in self.source.places(n)] for step in steps])
 
     def _written(self, staging: Staging) -> Generator[Progress, None, "Conversion"]:

@@ -25,7 +25,8 @@ from .streaming import HubStream
 from .supply import Supply
 
 BLOCK_BYTES = 4 * 2**20  # of the source: larger ones cost page faults, smaller ones calls
-AHEAD = 512  # blocks of a layer that wait for their search while the pass goes on
+AHEAD = 512  # blocks that wait for their search while the pass goes on
+LAYERS_AHEAD = 2  # that it is then at most, of the 24B model: a layer has 278 blocks
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,9 +196,9 @@ def test_where_the_order_of_tensors_keeps_much_at_once_it_is_said(
     prepare(REPO, tmp_path / "out", options, stream=True)
     assert "lie in such an order that" in caplog.text  # each layer is in both files
     caplog.clear()
-    config = replace(CONFIG, num_layers=6)
+    config = replace(CONFIG, num_layers=14)
     weights = make_weights(config, mx.bfloat16)
-    files = [f"model-{i:05}-of-00008.safetensors" for i in range(1, 9)]
+    files = [f"model-{i:05}-of-00016.safetensors" for i in range(1, 17)]
     weight_map = {}
     hub.files = {name: data for name, data in hub.files.items() if not name.endswith(".safetensors")}
     for file, names in zip(files, in_order(config), strict=True):
@@ -209,4 +209,4 @@ def test_where_the_order_of_tensors_keeps_much_at_once_it_is_said(
     hub.files["model.safetensors.index.json"] = json.dumps({"metadata": {}, "weight_map": weight_map}).encode()
     conversion = prepare(REPO, tmp_path / "out", options, stream=True)
     assert "lie in such an order" not in caplog.text
-    assert conversion.fetched_bytes() <= sum(sorted(map(len, hub.files.values()))[-3:])
+    assert conversion.fetched_bytes() <= sum(sorted(map(len, hub.files.values()))[-5:])
