@@ -17,7 +17,7 @@ from magistral_mlx.tokenizer import Tokenizer
 
 from . import disk
 from .auto import deciding
-from .calibrate import MeanSquares
+from .calibrate import EMBEDDING, MeanSquares
 from .calibration import WINDOWS, Calibration
 from .corpus import WINDOW
 from .export import exports, json_text, make_config
@@ -247,8 +247,9 @@ class Conversion:
         errors: dict[str, list[float]] = {}
         for shard in self.plan.shards:
             errors |= staging.finished[shard.file].get("errors", {})
+        without_inputs = () if self.source.config.tie_word_embeddings else (EMBEDDING,)
         ordered = {module: errors[module] for module in self.plan.formats if module in errors}
-        return {"report": make_report(self.options.method, ordered)}
+        return {"report": make_report(self.options.method, ordered, without_inputs)}
 
     def _explain(self, error: OSError) -> ConversionError:
         again = "the same command then goes on where this ended"

@@ -1,6 +1,6 @@
 """What a conversion says of itself: how much less is lost than by rounding, tensor by tensor and in all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,16 +26,18 @@ class Gain:
     outliers_at: str
 
 
-def make_report(method: str, errors: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def make_report(method: str, errors: Mapping[str, Sequence[float]], without_inputs: Collection[str]) -> dict[str, Any]:
     """In JSON's types.
 
     Args:
         errors: by module path, ``gains.Errors`` and the outlier ratio of the inputs.
+        without_inputs: modules whose columns weigh something else.
     """
     tensors = {}
     for module, (rounded, found, signal, outliers) in errors.items():
         whole = signal or 1.0
-        figures = {"error_rounded": rounded / whole, "error": found / whole, "outlier_ratio": outliers}
+        figures = {"error_rounded": rounded / whole, "error": found / whole}
+        figures |= {} if module in without_inputs else {"outlier_ratio": outliers}
         tensors[module] = {name: _short(value) for name, value in figures.items()}
     lost = sum(tensor["error_rounded"] for tensor in tensors.values())
     ratio = sum(tensor["error"] for tensor in tensors.values()) / lost if lost else 1.0
@@ -47,8 +49,9 @@ def gain_of(record: Mapping[str, Any]) -> Gain | None:
     report = record.get("report")
     if report is None:
         return None
-    module = max(report["tensors"], key=lambda module: report["tensors"][module]["outlier_ratio"])
-    return Gain(report["predicted_error_ratio"], report["tensors"][module]["outlier_ratio"], module)
+    ratios = {module: tensor.get("outlier_ratio", 0.0) for module, tensor in report["tensors"].items()}
+    module = max(ratios, key=lambda module: ratios[module])
+    return Gain(report["predicted_error_ratio"], ratios[module], module)
 
 
 def _short(value: float) -> float:
