@@ -84,13 +84,13 @@ class Host:
             raise OptionError(result["error"]["message"])
         return result
 
-    def start(self, handle: int, **options: Any) -> Iterator[dict[str, Any]]:
-        """The events of a reply, of which the first is timed."""
+    def start(self, handle: int, prompt: str, **options: Any) -> Iterator[dict[str, Any]]:
+        """The events of a reply, of which the first is timed; ``prompt``: whether it is new or cached."""
         stream = self.call(bridge.start, handle, QUESTION, **options)["stream"]
         began = time.perf_counter()
         events = pulled(stream)
         first = next(events)
-        self.felt.note("start to first event", time.perf_counter() - began)
+        self.felt.note(f"start to first event, prompt {prompt}", time.perf_counter() - began)
         yield first | {"stream": stream}
         yield from events
 
@@ -121,14 +121,14 @@ def feel(model: str, repeats: int, folder: Path, *, idle_seconds: float = 1.0) -
         host.call(bridge.plan, model)
         host.call(bridge.version)
         with host.watched("a reply in events"):
-            events = host.start(handle, temperature=0)
+            events = host.start(handle, "new", temperature=0)
             next(events)
             host.call(bridge.stats, handle)
             list(events)
         with host.watched("ask"):
             host.call(bridge.ask, handle, QUESTION, temperature=0)
         with host.watched("cancel to done"):
-            events = host.start(handle, temperature=9.0, top_p=1.0)
+            events = host.start(handle, "cached", temperature=9.0, top_p=1.0)
             host.call(bridge.cancel, next(events)["stream"])
             list(events)
         bridge.ask(handle, QUESTION, temperature=0)  # something whole to save
@@ -136,7 +136,7 @@ def feel(model: str, repeats: int, folder: Path, *, idle_seconds: float = 1.0) -
             host.call(bridge.save, handle, path)
         with host.watched("resume"):
             host.call(bridge.resume, handle, path)
-        next(host.start(handle, temperature=9.0, top_p=1.0))
+        next(host.start(handle, "cached", temperature=9.0, top_p=1.0))
         with host.watched("close amid a reply"):
             host.call(bridge.close, handle)
     return host.felt
