@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import click
 
 from benchmarks.commands.bridge import bridge
+from benchmarks.commands.budget import budget
 from benchmarks.commands.cache import cache
 from benchmarks.commands.compare import compare
 from benchmarks.commands.convert import convert
@@ -31,6 +32,7 @@ def benchmarks() -> None:
 
 COMMANDS = (
     bridge,
+    budget,
     cache,
     compare,
     convert,

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.bridge import Felt
+from benchmarks.budget import SHARES
 from benchmarks.cache import Prediction as CacheFile
 from benchmarks.claims import Judgement
 from benchmarks.compare import Change
@@ -262,6 +263,22 @@ def show_judgements(chip: str, judgements: Sequence[Judgement]) -> None:
     _print(table)
     counts = Counter(one.verdict for one in judgements)
     print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+
+
+def show_budgets(found: Mapping[str, Any]) -> None:
+    """Right answers by where a budget ends a trace, and by the closing tag's probability at the end of a line."""
+    title = f"Right answers to {found['traces']} problems, embedded model, temperature {found['temperature']:g}"
+    shares = [f"{share:.0%}" for share in SHARES]
+    table = _table(f"{title}; budgets in tokens of the trace without one", ("a line is enough",), [*shares, "in all"])
+    for row in found["budgets"]:
+        where = "never" if row["threshold"] > 1 else f"from {row['threshold']:g}"
+        table.add_row(where, *map(str, row["right"]), str(sum(row["right"])))
+    _print(table)
+    table = _table("Closed at the end of a line", ("probability of the tag",), ("places", "right"))
+    for row in found["places"]:
+        where = "anywhere inside a line" if row["from"] is None else f"from {row['from']:g}"
+        table.add_row(where, f"{row['places']:,}", f"{row['right']:,}")
+    _print(table)
 
 
 def _table(title: str, words: Sequence[str], figures: Sequence[str]) -> Table:
