@@ -47,43 +47,46 @@ class Trace:
 
 
 def traces(magistral: Magistral, n: int, temperature: float, report: Callable[[str], None]) -> Iterator[Trace]:
-    """Traces to held-out problems of all kinds, each closed at every place."""
+    """Traces to held-out problems of all kinds, each closed at the end of every line and of every budget."""
     for number, problem in enumerate(held_out_problems(n, SEED, magistral.tokenizer.pieces, KINDS)):
         prompt = magistral.tokenizer.encode_chat(problem.question)
         reply = magistral.ask(problem.question, SamplingParams(temperature=temperature, seed=number))
         if reply.reasoning_closed_by == "model":
-            yield Trace(problem.kind, tuple(_places(magistral, prompt, magistral.past.ids[len(prompt) :], problem)))
+            yield Trace(problem.kind, _places(magistral, prompt, magistral.past.ids[len(prompt) :], problem))
         report(f"{number + 1} of {n} problems")
 
 
-def _places(magistral: Magistral, prompt: Sequence[int], reply: Sequence[int], problem: Problem) -> Iterator[Place]:
+def _places(magistral: Magistral, prompt: Sequence[int], reply: Sequence[int], problem: Problem) -> tuple[Place, ...]:
     tokenizer = magistral.tokenizer
     tag, answer = tokenizer.closing("\n"), [*tokenizer.encode(problem.answer), tokenizer.eos_id]
-    step = Stepper(magistral.model, KVCache(magistral.config, limit=len(prompt) + len(reply) + len(answer) + 99))
-    step(mx.array([prompt]))
-    for tokens, identity in enumerate(reply, 1):
-        if identity == tag[0]:
-            return
-        chances = mx.softmax(step(mx.array([[identity]])), axis=-1)
-        text = tokenizer.decode(reply[:tokens])
-        if not text.startswith("<think>"):
-            continue
-        forced = [*tokenizer.closing(text), *answer]
-        best = mx.argmax(step(mx.array([forced[:-1]]), len(answer)), axis=-1)
-        step.cache.trim(len(forced) - 1)
-        yield Place(tokens, text.endswith("\n"), float(np.array(chances)[0, tag[0]]), np.array(best).tolist() == answer)
+    trace = reply[: reply.index(tag[0])]
+    step = Stepper(magistral.model, KVCache(magistral.config, limit=len(prompt) + len(trace) + len(answer) + 99))
+    chances = np.array(mx.softmax(step(mx.array([[*prompt, *trace]]), len(trace)), axis=-1)[:, tag[0]])
+    found = []
+    for tokens in range(len(trace), 0, -1):
+        text = tokenizer.decode(trace[:tokens])
+        is_line_end = text.endswith("\n")
+        if is_line_end or tokens in {_budget(len(trace), share) for share in (*SHARES, 1)}:
+            forced = [*tokenizer.closing(text), *answer]
+            step.cache.trim(step.cache.length - len(prompt) - tokens)
+            best = mx.argmax(step(mx.array([forced[:-1]]), len(answer)), axis=-1).tolist()
+            found.append(Place(tokens, is_line_end, float(chances[tokens - 1]), best == answer))
+    return tuple(reversed(found))
 
 
 def counts(found: Sequence[Trace]) -> list[dict[str, Any]]:
     """For every threshold the right answers at each of the budgets, of all traces."""
     return [
-        {"threshold": threshold, "right": [sum(t.right(_budget(t, s), threshold) for t in found) for s in SHARES]}
+        {
+            "threshold": threshold,
+            "right": [sum(t.right(_budget(t.places[-1].tokens, s), threshold) for t in found) for s in SHARES],
+        }
         for threshold in THRESHOLDS
     ]
 
 
-def _budget(trace: Trace, share: float) -> int:
-    return round(share * trace.places[-1].tokens)
+def _budget(tokens: int, share: float) -> int:
+    return round(share * tokens)
 
 
 def at_line_ends(found: Sequence[Trace]) -> list[dict[str, Any]]:

@@ -32,7 +32,8 @@ def test_the_replies_are_the_librarys() -> None:
     found = list(traces(magistral, n, 0, lambda _: None))
     assert len(found) == n
     for problem, trace in zip(problems, found, strict=True):
-        for budget in range(trace.places[0].tokens, trace.places[-1].tokens + 1, 9):
+        for share in SHARES:
+            budget = round(share * trace.places[-1].tokens)
             reply = magistral.ask(problem.question, mm.SamplingParams(temperature=0, think_budget=budget))
             assert (
                 trace.right(budget, LIKELY_ENOUGH)

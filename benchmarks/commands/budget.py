@@ -10,7 +10,6 @@ from benchmarks.commands.shared import json_option, report, write_results
 from benchmarks.measure import circumstances
 from benchmarks.tables import show_budgets
 from magistral_mlx.api import load
-from magistral_mlx.demo import demo_folder
 
 
 @click.command()
@@ -20,14 +19,14 @@ from magistral_mlx.demo import demo_folder
 def budget(*, problems: int, temp: float, json_file: Path | None) -> None:
     """Right answers where a budget ends a trace at its last token, against at a line where the closing tag is likely.
 
-    Every trace is closed at every place, and each answer then is the most probable one.
+    Every trace is closed at the end of each line and of each budget, and each answer is the most probable one there.
 
     \b
-    python -m benchmarks budget                three minutes on two cores
+    python -m benchmarks budget                two minutes on two cores
     python -m benchmarks budget --problems 2   does it run?
     """
     facts = circumstances()
-    found = list(traces(load(demo_folder()), problems, temp, report))
+    found = list(traces(load("demo"), problems, temp, report))
     results: dict[str, Any] = {"problems": problems, "temperature": temp, "traces": len(found)}
     results |= {"budgets": counts(found), "places": at_line_ends(found)}
     write_results("budget", facts, results, json_file)
