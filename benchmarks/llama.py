@@ -11,6 +11,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -37,6 +38,15 @@ def check_llama(gguf: Path | None) -> None:
         raise OptionError("--peer llama.cpp reads a GGUF file; name the same model's with --gguf FILE")
     if not gguf.is_file():
         raise OptionError(f"--gguf {gguf}: no such file")
+
+
+def llama_version() -> str:
+    """As it calls itself."""
+    if shutil.which(SERVER) is None:
+        return f"{PACKAGE} {metadata.version('llama-cpp-python')}"
+    done = subprocess.run([SERVER, "--version"], capture_output=True, text=True, check=False)
+    said = (done.stdout + done.stderr).strip().splitlines()
+    return next((line for line in said if "version" in line), f"{SERVER}, which states no version")
 
 
 def llama_cpp(gguf: Path, job: Job, reply: list[int]) -> Loaded:

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from benchmarks.contenders import Job, Loaded, Memory, mlx_lm, ours
-from benchmarks.llama import llama_cpp
+from benchmarks.llama import llama_cpp, llama_version
 from benchmarks.measure import OURS, Comparison, Finding, Lap, Run, Stopwatch, interleave
 from magistral_mlx.api import Magistral
 from magistral_mlx.checkpoint import Checkpoint, open_checkpoint
@@ -101,6 +101,7 @@ def compare_models(
     )
     plan = plan_for(checkpoint, context=workload.prompt_tokens + job.total)
     replies: dict[str, list[int]] = defaultdict(list)
+    beside: dict[str, str | int] = {}
     contenders: dict[str, Callable[[], Loaded]] = {
         OURS: lambda: ours(checkpoint, job, plan.prefill_chunk, replies[OURS])
     }
@@ -111,6 +112,7 @@ def compare_models(
             contenders[cast] = lambda: mlx_lm(folder, mx.float32, job, replies[cast])
     if peers.gguf is not None:
         gguf = peers.gguf
+        beside = {"llama_cpp": llama_version(), "gguf_bytes": gguf.stat().st_size}
         contenders["llama.cpp"] = lambda: llama_cpp(gguf, job, replies["llama.cpp"])
     comparison = Comparison(
         title,
@@ -120,6 +122,7 @@ def compare_models(
             "checkpoint_bytes": checkpoint.nbytes,
             "bytes_per_token": bytes_per_token(checkpoint),
             "kv_bytes_per_token": plan.kv_bytes * workload.prompt_tokens // plan.context,
+            **beside,
         },
     )
     memory = Memory(one_at_a_time=len(contenders) > 1 and 2 * plan.total_bytes > budget_bytes())

@@ -27,6 +27,8 @@ SERVER = """#!{python}
 import json, sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+if sys.argv[1:] == ["--version"]:
+    sys.exit("version: 1234 (abc)")
 options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 if open(options["-m"]).read() == "broken":
     sys.exit("error: failed to load model")
@@ -103,6 +105,7 @@ def test_it_is_measured_beside_ours(server: Path, tmp_path: Path) -> None:
     assert {name: len(laps) for name, laps in found.laps["decode"].items()} == {"magistral-mlx": 2, "llama.cpp": 2}
     assert found.laps["decode"]["llama.cpp"][0].per_second == 20
     assert found.facts["same_ids"]["llama.cpp"] is False
+    assert (found.facts["llama_cpp"], found.facts["gguf_bytes"]) == ("version: 1234 (abc)", 4)
 
 
 class Llama:

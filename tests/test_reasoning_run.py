@@ -9,12 +9,27 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.reasoning.evaluate import _graded
 from benchmarks.reasoning.journal import Journal, Record, open_journal
 from benchmarks.reasoning.score import against_budget, score
+from benchmarks.reasoning.tasks import TASKS, Problem
 from magistral_mlx.errors import OptionError
+from magistral_mlx.reply import Reply, Usage
 from tests import published
 
 KEY = {"task": "t", "checkpoint": "c" * 64, "sampling": {"seed": 0}, "dataset": "d"}
+USAGE = Usage(
+    prompt_tokens=10,
+    completion_tokens=20,
+    reasoning_tokens=15,
+    cached_tokens=0,
+    forward_passes=20,
+    prefill_seconds=0.1,
+    decode_seconds=0.2,
+    peak_memory_bytes=1,
+    max_tokens=100,
+    seed=7,
+)
 RECORD = Record("1", 0, 0, True, 7, "7", "stop", "model", 10, 20, 15, 100)
 
 
@@ -98,6 +113,21 @@ def test_a_journal_in_use_or_damaged_is_refused(tmp_path: Path) -> None:
         file.write_text(content)
         with pytest.raises(OptionError, match="no journal of a run, or is damaged"), open_journal(file, KEY):
             pass
+
+
+@pytest.mark.parametrize(
+    ("reply", "is_correct", "stated"),
+    [
+        (Reply("so 25", "Answer: 25", (), "stop", "model", USAGE), True, 25),
+        (Reply("so 25", "", (), "stop", None, USAGE), False, None),
+        (Reply("so 25", "See above.", (), "stop", "model", USAGE), False, None),
+        (Reply("", "Answer: 25", (), "length", "model", USAGE), False, None),  # of perhaps 250
+        (Reply("", "Answer: 24", (), "stop", None, USAGE), False, 24),
+    ],
+)
+def test_an_answer_is_graded_and_a_trace_is_not(reply: Reply, is_correct: bool, stated: int | None) -> None:
+    record = _graded(TASKS["aime24"], Problem("1", "?", 25), 3, reply, None)
+    assert (record.is_correct, record.stated, record.sample, record.seed) == (is_correct, stated, 3, 7)
 
 
 ARITHMETIC = ["reasoning", "--task", "demo-arithmetic", "--limit", "2", "--samples", "2", "--max-tokens", "150"]

@@ -14,6 +14,7 @@ from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
 from benchmarks.tables import show_memory
 from magistral_mlx.checkpoint import resolve
 from magistral_mlx.demo import demo_checkpoint
+from magistral_mlx.errors import OptionError
 
 CONTEXTS = (512, 4096, 16_384, 40_960)
 FOOTPRINT_TOKENS = 16
@@ -21,6 +22,7 @@ FOOTPRINT_TOKENS = 16
 
 @click.command()
 @click.option("--model", metavar="demo|PATH", help="A checkpoint in MLX layout, instead of one for this benchmark.")
+@click.option("--synthetic", type=click.IntRange(1, 40), metavar="LAYERS", help="Layers of the true width, random.")
 @peer_option
 @click.option("--prompt-tokens", type=int, help="Length of the prompt, instead of all contexts.")
 @click.option("--repeats", type=int, help="Prefills by each; 3 if unset.")
@@ -31,6 +33,7 @@ FOOTPRINT_TOKENS = 16
 def memory(
     *,
     model: str | None,
+    synthetic: int | None,
     peer: str | None,
     prompt_tokens: int | None,
     repeats: int | None,
@@ -50,11 +53,13 @@ def memory(
     python -m benchmarks memory --quick                              half a minute
     """
     require(peer)
+    if model is not None and synthetic is not None:
+        raise OptionError("--model names a checkpoint and --synthetic makes one; leave one of them out")
     facts = circumstances()
     lengths = (prompt_tokens,) if prompt_tokens is not None else (96,) if quick else tuple(n - 1 for n in CONTEXTS)
     prefills = Prefills(lengths, repeats if repeats is not None else 1 if quick else 3, 60 * minutes)
     with tempfile.TemporaryDirectory(prefix="magistral-slice-") as name:
-        title, folder = _checkpoint(model, Path(name), quick=quick)
+        title, folder = _checkpoint(model, synthetic, Path(name), quick=quick)
         comparisons = list(compare_caches(title, folder, prefills, peer=peer is not None, report=report))
     footprints = []
     if model is None:
@@ -71,11 +76,12 @@ def memory(
     show_memory(facts["chip"], comparisons, footprints, solved)
 
 
-def _checkpoint(model: str | None, folder: Path, *, quick: bool) -> tuple[str, Path]:
+def _checkpoint(model: str | None, synthetic: int | None, folder: Path, *, quick: bool) -> tuple[str, Path]:
     """The one named, or one written into ``folder``."""
     if model is not None:
         return model, demo_checkpoint() if model == "demo" else resolve(model, layout="hf")
     attention = replace(TRUE_WIDTH, hidden_size=1024, intermediate_size=1024, num_layers=2, vocab_size=2048)
-    config = replace(NARROW, num_layers=2) if quick else attention
+    config = attention if synthetic is None else replace(TRUE_WIDTH, num_layers=synthetic)
+    config = replace(NARROW, num_layers=synthetic or 2) if quick else config
     write_slice(folder, config)
     return f"{config.num_layers} layers, {config.num_heads} heads", folder

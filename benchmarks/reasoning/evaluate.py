@@ -103,9 +103,11 @@ def _replies(
 
 
 def _graded(task: Task, problem: Problem, sample: int, reply: Reply, sandbox: Sandbox | None) -> Record:
-    """The answer alone is graded: a reply whose trace did not end has none."""
+    """The answer alone is graded: a reply whose trace did not end has none. One that was cut off is wrong."""
     stated: int | str | None = None
-    if isinstance(problem.expected, Program):
+    if reply.finish_reason == "length":
+        is_correct = False
+    elif isinstance(problem.expected, Program):
         assert sandbox is not None, "refused before"
         is_correct = passes(reply.answer, problem.expected, sandbox)
     else:

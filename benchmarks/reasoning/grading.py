@@ -23,20 +23,30 @@ REMARK = re.compile(
 )
 HEDGE = re.compile(r"^\s*(?:[,/&]|or\b|and\b(?! not\b)|ou\b|oder\b|o\b)\s*[-+]?(?:either\s+)?\d", re.I)
 OPERATOR = re.compile(r"[-+*/^×·√!]")
-SENTENCE_END = re.compile(r"(?<=[^\d\s])[.!?](?=\s|$)|(?<=\d)[.!?](?=\s|$)|\n")
+SENTENCE_END = re.compile(r"(?<=\S)[.!?](?=\s|$)(?!\s*=)|\n")
+CLAUSE_END = re.compile(r",\s+|;|\b(?:and|so|hence|thus)\b")
+ASIDE = re.compile(r"\s*\b(?:as|since|because|where|which|with|when|from|given)\b")
+SECOND = re.compile(r"^\s*(?:[,;&]|and\b|or\b)\s*[a-zA-Z]\w{0,2}\s*=\s*[-+]?\d")  # y = 9 after x = 7
 
-LETTER_END = r"(?=\s*(?:$|\n|[^\w\s'’/&+-])|\s+(?:because|since|as|is|for|given|and not|not|rather|[-–—])(?!\w))"
+LETTER_END = (
+    r"(?=\s*(?:$|\n|[^\w\s'’/&+-]|['’](?!\w))|\s+(?:because|since|as|is|for|given|and not|not|rather|[-–—])(?!\w))"
+)
+OPENING = r"[\s*_$:({\[\\`'\"“]*"
 LETTER = re.compile(
-    rf"^[\s*_$:({{\[\\]*(?:(?:option|choice|letter|text|textbf|mathbf|mathrm|rm)\b[\s*_${{(\\]*)*(?P<letter>[A-D])"
+    rf"^{OPENING}(?:(?i:option|choice|letter|text|textbf|mathbf|mathrm|rm|therefore|thus|then|clearly)\b{OPENING})*"
+    rf"(?P<letter>[A-D])"
     rf"{LETTER_END}"
 )
-SMALL_LETTER = re.compile(r"^[\s*_$:]*(?:\((?P<bracketed>[a-d])\)|(?P<alone>[a-d])[\s*_.)]*(?:$|\n))")
+SMALL_LETTER = re.compile(
+    r"^[\s*_$:]*(?:\((?P<bracketed>[a-d])\)|(?P<listed>[a-d])\)\s|(?P<alone>[a-d])[\s*_.)]*(?:$|\n))"
+)
 LETTER_MARKER = re.compile(
     rf"\b(?:{ANSWER}|option|choice)\b(?P<between>[^.\n:=]{{0,40}}?)[\s*_#]*(?:(?:{VERB})(?!\w)|\n)[\s*_]*:?", re.I
 )
+SO = r"\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore)\s+"
+BEFORE_CHOICE = rf"\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s+\(?|\(|(?m:^)[\s*]*|[.,:]\s+|{SO}"
 CHOSEN = re.compile(
-    r"(?:\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s+\(?|\()(?P<letter>[A-D])\)?[\s*]*(?:is|as) (?:the )?(?:\w+ )?"
-    r"(?:correct|right|answer|best)|"
+    rf"(?:{BEFORE_CHOICE})(?P<letter>[A-D])\)?[\s*]*(?:is|as) (?:the )?(?:\w+ )?(?:correct|right|answer|best)|"
     r"\b(?:choose|select|pick)\s+(?:option |choice |answer )?[*(]*(?P<picked>[A-D])\b"
 )
 LAST_LINE = re.compile(r"^[\s*_$(]*(?P<letter>[A-D])(?:[\s*_$.)]*$|[).:]\s+\S.*$)")
@@ -48,15 +58,11 @@ OTHER_LETTER = re.compile(
 def final_integer(answer: str) -> int | None:
     """The integer that ``answer`` states, or None where it states none, or more than one."""
     text = plain(answer)
-    statements = list(_statements(text, MARKER))
-    for stated in reversed(statements):
-        found = _value(stated)
-        if found is not None or NUMBER.search(stated) or not _is_empty(stated):
-            return found
-    lines = [line for line in SENTENCE_END.split(text) if line and re.search(r"\d", line)]
-    if not lines:
-        return None
-    return _last_of(lines[-1])
+    for stated in reversed(list(_statements(text, MARKER))):
+        if re.search(r"[\w\\]", stated):
+            return _value(stated)
+    sentences = [sentence for sentence in SENTENCE_END.split(text) if re.search(r"\d", sentence)]
+    return _last_of(sentences[-1]) if sentences else None
 
 
 def final_letter(answer: str) -> str | None:
@@ -68,7 +74,7 @@ def final_letter(answer: str) -> str | None:
             return None if OTHER_LETTER.match(stated[chosen.end() :]) else chosen["letter"]
         small = SMALL_LETTER.match(stated)
         if small:
-            return (small["bracketed"] or small["alone"]).upper()
+            return (small["bracketed"] or small["listed"] or small["alone"]).upper()
         if re.match(r"^[\s*_$:(]*[A-D](?:\b(?!\s+[a-z])|[A-D]+\b)", stated):  # a letter, and another
             return None
     named = list(CHOSEN.finditer(text))
@@ -109,6 +115,8 @@ def _statements(text: str, marker: re.Pattern[str], *, whole_lines: bool = False
             rest = rest[negated.end() :]
         elif re.match(r"not\b", rest):
             continue
+        if match[0].rstrip().endswith("=") and re.search(r"\b(?:for|when|if|with)\b", match["between"]):
+            rest = re.sub(r"^[^.\n]*?\bis\b", "", rest, count=1)
         end = re.search(r"\n", rest) if whole_lines else SENTENCE_END.search(rest)
         stated = rest[: end.start()] if end else rest
         box = BOX.search(stated)
@@ -128,17 +136,19 @@ def _braced(text: str, start: int) -> str | None:
 
 
 def _last_of(line: str) -> int | None:
-    """Of a line that says nowhere what is the answer: its last equation, else its last number."""
-    found = _value(line) if "=" in line else None
-    numbers = list(NUMBER.finditer(line))
-    if found is not None or not numbers:
+    """Of a line that says nowhere what is the answer: the value of its last clause with a number."""
+    outside = re.sub(r"\([^()]*\)", " ", line)
+    line = outside if NUMBER.search(outside) else line
+    clauses = [c for c in CLAUSE_END.split(line) if NUMBER.search(c) and not ASIDE.match(c)]
+    if not clauses:
+        return None
+    clause = clauses[-1]
+    found = _value(clause.rpartition(":")[2]) if "=" in clause else None
+    numbers = list(NUMBER.finditer(clause))
+    if found is not None:
         return found
-    is_open = len(numbers) > 1 and HEDGE.match(line[numbers[-2].end() :])
-    return None if is_open else _value(line[numbers[-1].start() :])
-
-
-def _is_empty(stated: str) -> bool:
-    return not re.search(r"[\w\\]", stated)
+    is_open = len(numbers) > 1 and HEDGE.match(clause[numbers[-2].end() :])
+    return None if is_open else _value(clause[numbers[-1].start() :])
 
 
 def _value(stated: str) -> int | None:
@@ -152,25 +162,23 @@ def _value(stated: str) -> int | None:
     if first is None:
         return None
     remark = REMARK.search(stated, first.end())
-    is_open = HEDGE.match(stated[first.end() :])
-    clause = stated if is_open or remark is None else stated[: remark.start()]
-    if not is_open and "=" in stated[first.end() :].lstrip()[:1]:
+    if HEDGE.match(stated[first.end() :]) or SECOND.match(stated[first.end() :]):
+        return None
+    clause = stated if remark is None else stated[: remark.start()]
+    if "=" in stated[first.end() :].lstrip()[:1]:
         clause = stated  # an equation whose first side is a number
         second = REMARK.search(stated, stated.index("=", first.end()) + 1)
         clause = stated if second is None else stated[: second.start()]
     for side in reversed(clause.split("=")):
         numbers = list(NUMBER.finditer(side))
-        values = {_number(number) for number in numbers}
-        if len(values) == 1 and not _is_expression(side, numbers):
-            return values.pop()
-        if len(values) > 1 and "=" not in clause:
-            return None
+        if len(numbers) == 1 and not _is_expression(side, numbers[0]):
+            return _number(numbers[0])
     return None
 
 
-def _is_expression(side: str, numbers: list[re.Match[str]]) -> bool:
+def _is_expression(side: str, number: re.Match[str]) -> bool:
     """Whether something is computed with the number there."""
-    before, after = side[: numbers[0].start()].rstrip()[-1:], side[numbers[-1].end() :].lstrip()[:1]
+    before, after = side[: number.start()].rstrip()[-1:], side[number.end() :].lstrip()[:1]
     return bool((before and OPERATOR.match(before)) or (after and OPERATOR.match(after) and after not in "!-"))
 
 
