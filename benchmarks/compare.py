@@ -1,7 +1,8 @@
 """Two result files held against each other: what got better or worse, and whether that is more than noise.
 
 A file's figures are found by name. What was timed has repeats, drawn anew in both files; a share of problems has the
-noise of so many throws; what is counted has none. A peer's figures judge nothing: what moved in them is the machine.
+noise of so many throws; what is counted has none. A machine is not the same from run to run: how much slower it was
+itself is seen on the peers that took turns with ours, else on the matrix that was streamed, and that much is allowed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,6 +50,8 @@ FIGURES: dict[str, tuple[Better, Kind]] = {
 BY_CONTENDER = {"peak_bytes_above_weights": ("lower", "measured")}  # {contender: value}
 DURATIONS = ("seconds", "waits")  # {name: every repeat}
 PEERS = ("mlx-lm", "mlx,", "llama.cpp")  # how the names of contenders begin that are not ours
+STREAMED = "streaming matvec"  # the machine's own
+SEPARATOR = " / "
 THROWS = ("samples", "problems", "replies")  # of a share: the first of these beside it
 LARGEST = 1e9  # of a ratio to nothing
 CIRCUMSTANCES = ("chip", "cores", "memory_bytes", "os", "python", "device")
@@ -76,6 +79,7 @@ class Change:
     before: float
     after: float
     ratio: Interval
+    machine: float  # what the machine itself became, as far as it was slower; 1 for what is not timed
     is_regression: bool
     is_ours: bool
 
@@ -100,7 +104,15 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any], margin: float) 
         raise OptionError(
             f"the two results have no figure in common: {_summary(before, first)} against {_summary(after, second)}"
         )
-    return [_change(name, first[name], second[name], margin) for name in common]
+    ratios = {name: _ratio(first[name], second[name]) for name in common}
+    changes = []
+    for name in common:
+        figure, machine = first[name], _machine(name, first[name], ratios)
+        allowed = 0.0 if figure.kind == "counted" else margin
+        is_worse = _is_ours(name) and ratios[name].high < (1 - allowed) * machine - 1e-9
+        medians = (float(np.median(values)) for values in (figure.values, second[name].values))
+        changes.append(Change(name, figure.better, *medians, ratios[name], machine, is_worse, _is_ours(name)))
+    return changes
 
 
 def figures(results: Mapping[str, Any]) -> dict[str, Figure]:
@@ -186,7 +198,7 @@ def _work(node: Mapping[str, Any]) -> str:
 
 
 def _joined(path: Sequence[str]) -> str:
-    return " / ".join(part for part in path if part)
+    return SEPARATOR.join(part for part in path if part)
 
 
 def _summary(results: Mapping[str, Any], found: Mapping[str, Figure]) -> str:
@@ -194,13 +206,18 @@ def _summary(results: Mapping[str, Any], found: Mapping[str, Figure]) -> str:
     return f"{kinds or 'nothing'} ({next(iter(found), 'no figure')} ...)"
 
 
-def _change(name: str, before: Figure, after: Figure, margin: float) -> Change:
-    a, b = float(np.median(before.values)), float(np.median(after.values))
-    ratio = _ratio(before, after)
-    allowed = 0.0 if before.kind == "counted" else margin
-    is_ours = not any(part.startswith(PEERS) for part in name.split(" / "))
-    is_regression = is_ours and ratio.high < 1 - allowed - 1e-9
-    return Change(name, before.better, a, b, ratio, is_regression, is_ours)
+def _machine(name: str, figure: Figure, ratios: Mapping[str, Interval]) -> float:
+    """By the peers of the same phase, else by the matrix streamed; at most 1."""
+    if figure.kind != "repeats":
+        return 1.0
+    group = name.split(SEPARATOR)[:-2]
+    peers = [r.median for other, r in ratios.items() if other.split(SEPARATOR)[:-2] == group and not _is_ours(other)]
+    streamed = [ratio.median for other, ratio in ratios.items() if STREAMED in other]
+    return min(1.0, float(np.median(peers or streamed or [1.0])))
+
+
+def _is_ours(name: str) -> bool:
+    return not any(part.startswith((*PEERS, STREAMED)) for part in name.split(SEPARATOR))
 
 
 def _ratio(before: Figure, after: Figure) -> Interval:

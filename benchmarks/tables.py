@@ -211,11 +211,12 @@ def show_reasoning(found: Mapping[str, Any]) -> None:
 def show_changes(changes: Sequence[Change], margin: float, *, everything: bool) -> None:
     """Those that moved by more than the margin, or at all where they are counted; regressions first."""
     moved = [c for c in changes if c.is_regression or not 1 - margin < c.ratio.median < 1 + margin]
-    table = _table(f"B against A; over 1 is better; {RATIO}", ("figure",), ("A", "B", "ratio", ""))
+    table = _table(f"B against A; over 1 is better; {RATIO}", ("figure",), ("A", "B", "ratio", "the machine", ""))
     for change in sorted(changes if everything else moved, key=lambda c: (not c.is_regression, c.name)):
         verdict = "worse" if change.is_regression else "" if change.is_ours else "not ours"
         ratio = _interval(change.ratio)
-        table.add_row(change.name, f"{change.before:.4g}", f"{change.after:.4g}", ratio, verdict)
+        machine = "" if change.machine == 1 else f"{change.machine:.3g}"
+        table.add_row(change.name, f"{change.before:.4g}", f"{change.after:.4g}", ratio, machine, verdict)
     if table.row_count:
         _print(table)
     worse = sum(change.is_regression for change in changes)

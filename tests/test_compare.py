@@ -57,6 +57,26 @@ def test_a_faster_run_and_a_slower_peer_are_no_regression() -> None:
     assert ratio.low < 2 < ratio.high
 
 
+@pytest.mark.parametrize("control", ["mlx-lm", "matrix"])
+def test_a_machine_that_was_slower_itself_is_no_regression_of_ours(control: str) -> None:
+    """A third slower, all of it; and then ours another fifth beyond."""
+
+    def run(machine: float, ours: float) -> dict[str, Any]:
+        results = timed(np.random.default_rng(3), speed=machine * ours)
+        repeats = results["speed"][0]["repeats"]["decode"]
+        if control == "mlx-lm":
+            for lap in repeats["mlx-lm"]:
+                lap["seconds"] /= machine
+        else:
+            del repeats["mlx-lm"]
+            results["speed"].append({"title": "streaming matvec", "bytes_per_second": 1e10 * machine})
+        return results
+
+    assert regressions(run(1, 1), run(2 / 3, 1)) == []
+    assert len(regressions(run(1, 1), run(2 / 3, 0.8))) == 1
+    assert len(regressions(run(1, 1), run(1.5, 1 / 1.5 * 0.8))) == 1
+
+
 @pytest.mark.parametrize(
     ("key", "before", "after", "is_worse"),
     [
