@@ -110,8 +110,19 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any], margin: float) 
         figure, machine = first[name], _machine(name, first[name], ratios)
         allowed = 0.0 if figure.kind == "counted" else margin
         is_worse = _is_ours(name) and ratios[name].high < (1 - allowed) * machine - 1e-9
-        medians = (float(np.median(values)) for values in (figure.values, second[name].values))
-        changes.append(Change(name, figure.better, *medians, ratios[name], machine, is_worse, _is_ours(name)))
+        before_median, after_median = float(np.median(figure.values)), float(np.median(second[name].values))
+        changes.append(
+            Change(
+                name,
+                figure.better,
+                before_median,
+                after_median,
+                ratio=ratios[name],
+                machine=machine,
+                is_regression=is_worse,
+                is_ours=_is_ours(name),
+            )
+        )
     return changes
 
 
