@@ -26,6 +26,7 @@ class ThinkBudget:
 
     def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams, max_tokens: int) -> None:
         """Raises OptionError where ``max_tokens`` has no room for a last line."""
+        self._tokenizer = tokenizer
         closing = tokenizer.closing("a", sampling.think_budget_message)
         reserved = min(RESERVED, max_tokens // 4)
         self._latest = max_tokens - reserved - len(closing)
@@ -43,18 +44,26 @@ class ThinkBudget:
             return False
         return not is_inside_character or tokens >= min(self._limit + CHARACTER, self._latest)
 
-    def is_line_enough(self, tokens: int, logits: mx.array, drawn: mx.array) -> bool:
-        """Whether a trace of so many tokens ends with the line that it is at the end of.
+    def is_line_enough(self, tokens: int, text: str, logits: mx.array, drawn: mx.array) -> bool:
+        """Whether a trace of so many tokens, which ends in ``text``, may end with its last line.
 
-        One that the model is about to close itself is left to it.
+        A tag that the model is about to write itself is left to it.
 
         Args:
-            logits: [1, V], of the next id; read only where the budget nears its end.
-            drawn: [1], the next id.
+            logits, drawn: [1, V] and [1], of the next id; read only where the budget nears its end.
         """
         if self._limit is None or tokens < self._limit - self._limit // NEARING:
+            return False
+        if not text.endswith("\n") and not self._ends_line(drawn):
             return False
         if drawn.item() == self._tag_id:
             return False
         probability = mx.softmax(logits.astype(mx.float32), axis=-1)[0, self._tag_id]
         return bool((probability >= LIKELY_ENOUGH).item())
+
+    def _ends_line(self, drawn: mx.array) -> bool:
+        """Whether a newline comes next: a control id would stand before it, a tag that is spelled after it."""
+        if self._tokenizer.close_id is None:
+            return False
+        identity = drawn.item()
+        return isinstance(identity, int) and identity >= 0 and self._tokenizer.decode([identity]).startswith("\n")

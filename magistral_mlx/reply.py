@@ -164,7 +164,7 @@ class ReplyBuilder:
             self._closed_by = "loop"
         elif self._budget.is_used_up(self.tokens, is_inside_character=self._text.is_inside_character):
             self._closed_by, line = "budget", self.sampling.think_budget_message
-        elif self._tail.endswith("\n") and self._budget.is_line_enough(self.tokens, logits, drawn):
+        elif self._budget.is_line_enough(self.tokens, self._tail, logits, drawn):
             self._closed_by = "budget"
         else:
             return []

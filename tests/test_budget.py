@@ -14,6 +14,7 @@ from magistral_mlx.demo.problems import KINDS, PHRASES, held_out_problems
 from magistral_mlx.reasoning import TagSplitter, closing
 from magistral_mlx.reply import ReplyBuilder
 from magistral_mlx.row_costs import LINEAR, RowCosts
+from magistral_mlx.sampling import INVALID, SPILLED
 from magistral_mlx.tokenizer import Tokenizer
 from tests.tekken import write_tekken
 
@@ -118,11 +119,13 @@ def test_a_budget_that_nears_its_end_closes_where_a_line_does(tokenizer: Tokeniz
 
 
 def test_logits_are_read_at_the_end_of_a_line_only(tokenizer: Tokenizer) -> None:
-    """Reading them waits for the device."""
+    """Reading them waits for the device; so does the id, which tells where a line ends before a control id."""
 
     class Unread:
         def item(self) -> int:
-            raise AssertionError
+            assert tokenizer.version == "v13"
+            assert builder.tokens >= 68  # of 90
+            return tokenizer.encode(" b")[0]
 
     builder = ReplyBuilder(tokenizer, mm.SamplingParams(think_budget=90, on_loop="ignore"), 10_000)
     for identity in [tokenizer.open_id or 0, *tokenizer.encode("<think>\n" + "a b c d e\n" * 9 + "a b c " * 9)][:89]:
@@ -130,6 +133,22 @@ def test_logits_are_read_at_the_end_of_a_line_only(tokenizer: Tokenizer) -> None
         builder.push(identity, mx.zeros((1, 1)))
         if not is_near or not tokenizer.decode([identity]).endswith("\n"):
             assert builder.forced(Unread(), Unread()) == []  # type: ignore[arg-type]
+
+
+def test_a_line_ends_before_its_newline_where_the_tag_is_a_control_id(tokenizer: Tokenizer) -> None:
+    """2507 writes its tag behind the last word, 2506 on a line of its own."""
+    newlines = {text: tokenizer.encode(text) for text in ("\n", "\n\n")}
+    assert all(len(ids) == 1 for ids in newlines.values())
+    builder = ReplyBuilder(tokenizer, mm.SamplingParams(think_budget=20), 10_000)
+    for identity in [tokenizer.open_id or 0, *tokenizer.encode("<think>\n" + "a b c d " * 5)][:18]:
+        builder.push(identity, mx.zeros((1, 1)))
+    likely = logits_of(tokenizer, 0.5)
+    assert builder.forced(likely, mx.array(tokenizer.encode(" b"))) == []
+    for unknown in (INVALID, SPILLED):
+        assert builder.forced(likely, mx.array([unknown])) == []
+    for ids in newlines.values():
+        assert builder.forced(logits_of(tokenizer, LIKELY_ENOUGH / 2), mx.array(ids)) == []
+    assert builder.forced(likely, mx.array(newlines["\n\n"])) == ([35] if tokenizer.version == "v13" else [])
 
 
 def test_a_character_is_completed_first(tokenizer: Tokenizer) -> None:
