@@ -28,6 +28,12 @@ DRIVE = Range(1.5e9, 6.0e9)
 HASH = Range(2.0e9, 2.6e9)
 COPY = Range(15e9, 40e9)
 COPIES = 2
+OPENED = Range(  # bytes a second
+    *(
+        min(1 / (1 / drive + COPIES / copy), HASHERS * sha256)
+        for drive, sha256, copy in ((DRIVE.low, HASH.low, COPY.low), (DRIVE.high, HASH.high, COPY.high))
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +48,7 @@ class Prediction:
     @classmethod
     def of(cls, tokens: int, kv_bits: int | None) -> "Prediction":
         size = kv_bytes(TRUE_WIDTH, tokens, kv_bits=kv_bits)
-
-        def seconds(drive: float, sha256: float, copy: float) -> float:
-            return size * max(1 / drive + COPIES / copy, 1 / (HASHERS * sha256))
-
-        fast, slow = seconds(DRIVE.high, HASH.high, COPY.high), seconds(DRIVE.low, HASH.low, COPY.low)
-        return cls(tokens, kv_bits, size, Range(fast, slow))
+        return cls(tokens, kv_bits, size, Range(size / OPENED.high, size / OPENED.low))
 
     def as_dict(self) -> dict[str, Any]:
         assumed = {"drive": asdict(DRIVE), "sha256_a_core": asdict(HASH), "copy": asdict(COPY)}
