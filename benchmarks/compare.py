@@ -48,6 +48,7 @@ FIGURES: dict[str, tuple[Better, Kind]] = {
     "top1_agreement": ("higher", "measured"),
 }
 BY_CONTENDER = {"peak_bytes_above_weights": ("lower", "measured")}  # {contender: value}
+COUNTS: dict[str, Better] = {"right": "higher"}  # [of each case]
 DURATIONS = ("seconds", "waits")  # {name: every repeat}
 PEERS = ("mlx-lm", "mlx,", "llama.cpp")  # how the names of contenders begin that are not ours
 STREAMED = "streaming matvec"  # the machine's own
@@ -175,6 +176,8 @@ def _walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Figure]]:
         elif key in BY_CONTENDER and isinstance(value, Mapping):
             for contender, peak in value.items():
                 yield _joined((*path, contender, key)), Figure("lower", "measured", (float(peak),))
+        elif key in COUNTS and isinstance(value, list):
+            yield _joined((*path, key)), Figure(COUNTS[key], "measured", (float(sum(value)),))
         elif key in DURATIONS and isinstance(value, Mapping):
             for name, seconds in value.items():
                 yield _joined((*path, name, key)), Figure("lower", "repeats", tuple(map(float, seconds)))

@@ -100,6 +100,7 @@ def test_a_peer_beside_is_not_ours_and_everything_else_is() -> None:
     laps = [{"seconds": 1.0, "cpu_seconds": 1.0, "count": 5}]
     contenders = dict.fromkeys([OURS, "from disk", "mlx-lm, float32", "mlx, no hash", "llama.cpp"], laps)
     results = {"x": [{"title": "t", "repeats": {"p": contenders}}, {"title": "u", "repeats": laps}]}
+    results["x"].append({"right": [3, 4]})
     results["x"].append({"seconds": {"ask": [0.1, 0.2]}, "waits": {"ask": [0.1]}})
     changes = compare(results, results, 0)
     assert {change.name for change in changes if not change.is_ours} == {
@@ -109,7 +110,7 @@ def test_a_peer_beside_is_not_ours_and_everything_else_is() -> None:
         "x / 2 / ask / seconds",
         "x / 2 / ask / waits",
     }
-    assert len(changes) == 8
+    assert len(changes) == 9
 
 
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
