@@ -168,21 +168,27 @@ def _walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Figure]]:
     elif isinstance(repeats, list):
         yield from _laps(repeats, (*path, _work(node)))
     for key, value in node.items():
-        if key in FIGURES and isinstance(value, int | float) and not isinstance(value, bool):
-            better, kind = FIGURES[key]
-            throws = next((node[one] for one in THROWS if isinstance(node.get(one), int)), 1)
-            error = float(node.get(f"{key}_error") or 0)
-            yield _joined((*path, key)), Figure(better, kind, (float(value),), throws, error)
-        elif key in BY_CONTENDER and isinstance(value, Mapping):
-            for contender, peak in value.items():
-                yield _joined((*path, contender, key)), Figure("lower", "measured", (float(peak),))
-        elif key in COUNTS and isinstance(value, list):
-            yield _joined((*path, key)), Figure(COUNTS[key], "measured", (float(sum(value)),))
-        elif key in DURATIONS and isinstance(value, Mapping):
-            for name, seconds in value.items():
-                yield _joined((*path, name, key)), Figure("lower", "repeats", tuple(map(float, seconds)))
-        elif key not in SKIPPED and isinstance(value, Mapping | list):
+        own = list(_stated(node, key, value, path))
+        yield from own
+        if not own and key not in SKIPPED and isinstance(value, Mapping | list):
             yield from _walk(value, (*path, key))
+
+
+def _stated(node: Mapping[str, Any], key: str, value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Figure]]:
+    """What a key with a meaning says."""
+    if key in FIGURES and isinstance(value, int | float) and not isinstance(value, bool):
+        better, kind = FIGURES[key]
+        throws = next((node[one] for one in THROWS if isinstance(node.get(one), int)), 1)
+        error = float(node.get(f"{key}_error") or 0)
+        yield _joined((*path, key)), Figure(better, kind, (float(value),), throws, error)
+    elif key in BY_CONTENDER and isinstance(value, Mapping):
+        for contender, peak in value.items():
+            yield _joined((*path, contender, key)), Figure("lower", "measured", (float(peak),))
+    elif key in COUNTS and isinstance(value, list):
+        yield _joined((*path, key)), Figure(COUNTS[key], "measured", (float(sum(value)),))
+    elif key in DURATIONS and isinstance(value, Mapping):
+        for name, seconds in value.items():
+            yield _joined((*path, name, key)), Figure("lower", "repeats", tuple(map(float, seconds)))
 
 
 def _timed(phases: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[str, Figure]]:
