@@ -92,6 +92,7 @@ def pretend_mac(monkeypatch: pytest.MonkeyPatch, *, working_set: float = 38.7e9)
     monkeypatch.setattr(module, "CACHE_TOKENS", 40)
 
 
+@pytest.mark.slow
 def test_the_command_measures_judges_and_tells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

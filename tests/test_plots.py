@@ -58,8 +58,9 @@ def reasoning() -> dict[str, Any]:
     return {"circumstances": FACTS, "reasoning": [task]}
 
 
-def test_every_picture_is_drawn_in_both_forms_and_names_its_machine(tmp_path: Path) -> None:
+def test_every_picture_is_drawn_in_both_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
+    monkeypatch.setattr("benchmarks.plots.DPI", 20)
     files = draw([speed(), memory(), quality(), reasoning()], tmp_path / "pictures")
     assert len(files) == 8
     for file in files:

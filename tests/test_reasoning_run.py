@@ -80,7 +80,7 @@ def test_a_journal_keeps_what_was_written_and_drops_a_line_cut_off(tmp_path: Pat
         journal.add(RECORD)
         journal.add(replace(RECORD, sample=1, answer="é\nx"))
     whole = file.read_bytes()
-    for cut in range(1, len(whole.splitlines()[-1])):
+    for cut in range(1, len(whole.splitlines()[-1]), 9):
         file.write_bytes(whole[:-cut])
         with open_journal(file, KEY) as journal:
             assert journal.records == [RECORD]
