@@ -99,14 +99,15 @@ def command(
     else:
         chat = magistral.chat(keep_reasoning=keep_reasoning or "none", system_prompt=system_prompt)
     session = Session(magistral, chat, sampling, is_interactive(), hides_reasoning=hide_reasoning)
-    try:
-        if session.is_interactive:
-            talk(session)
-        else:
-            work_through(session)
-    finally:
-        if file is not None and any(message["role"] == "assistant" for message in chat.messages):
-            chat.save(file)
+    with command_line.leaving_in_order():
+        try:
+            if session.is_interactive:
+                talk(session)
+            else:
+                work_through(session)
+        finally:
+            if file is not None and any(message["role"] == "assistant" for message in chat.messages):
+                chat.save(file)
     return command_line.DONE
 
 

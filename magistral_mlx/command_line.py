@@ -3,8 +3,10 @@
 import io
 import logging
 import os
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -36,6 +38,23 @@ class Command(click.Command):
         except BrokenPipeError:  # as in `... | head -1`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes into it once more
             return DONE
+
+
+@contextmanager
+def leaving_in_order() -> Iterator[None]:
+    """While a closed terminal and SIGTERM end the program as ``sys.exit`` does: what is to be saved at the end is."""
+
+    def leave(number: int, _: object) -> None:
+        for each in before:  # a shell passes on what the terminal has sent already
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(128 + number)  # as a shell states it
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGHUP, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run(

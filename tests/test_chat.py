@@ -199,6 +199,28 @@ def press_ctrl_c() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_terminal_that_closes_leaves_the_conversation_saved(
+    number: int, type_in: TypeIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def close() -> None:
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    arguments = [*GREEDY, "--think-budget", "0", "--prompt-cache-file", str(tmp_path / "talk.cache")]
+    interrupt_at(monkeypatch, "answer", 12, close)
+    type_in("What is 48 + 76?", "What is 7 * 8?", "What is 9 * 8?", "What is 905 - 388?")
+    with pytest.raises(SystemExit) as ended:
+        chat.main(arguments)
+    assert ended.value.code == 128 + number
+    assert signal.getsignal(number) == before
+    assert (turns := len(capsys.readouterr().out.splitlines()) - 1) > 0
+    type_in("/stats")
+    assert chat.main(arguments) == 0
+    assert f"conversation  {turns} turns" in capsys.readouterr().err
+
+
 def test_ctrl_c_in_the_trace_forgets_the_question_which_can_be_asked_again(
     type_in: TypeIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
