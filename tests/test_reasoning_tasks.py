@@ -77,6 +77,21 @@ def test_version_5_is_its_five_files_and_tests_are_unpacked(tmp_path: Path) -> N
     assert published.STARTER in second.prompt
 
 
+def test_tests_stay_in_the_file_which_must_not_change(tmp_path: Path) -> None:
+    rows = published.livecodebench_rows()
+    file = published.write_jsonl(tmp_path / "test.jsonl", rows)
+    placed = [problem.expected for problem in read("livecodebench-v5", file)]
+    held = [problem.expected for problem in problems_of(TASKS["livecodebench-v5"], rows)]
+    for one, other in zip(placed, held, strict=True):
+        assert isinstance(one, Program)
+        assert isinstance(other, Program)
+        assert (one.cases, one.as_dict()) == (other.cases, other.as_dict())
+        assert not isinstance(one._cases, tuple)
+    published.write_jsonl(file, rows[::-1])
+    with pytest.raises(OptionError, match="was changed while it was used"):
+        placed[0].cases  # type: ignore[union-attr]  # noqa: B018
+
+
 def broken(name: str, value: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return lambda row: {**row, name: value}
 
@@ -97,6 +112,8 @@ class Evil:
         ("livecodebench-v5", published.aime24_rows, lambda row: row, "no public_test_cases"),
         ("livecodebench-v5", published.livecodebench_rows, broken("private_test_cases", "%"), "no list of tests"),
         ("livecodebench-v5", published.livecodebench_rows, broken("public_test_cases", '[{"input": ""}]'), "KeyError"),
+        ("livecodebench-v5", published.livecodebench_rows, broken("metadata", "{"), "names no func_name"),
+        ("livecodebench-v5", published.livecodebench_rows, broken("metadata", "[1]"), "names no func_name"),
         ("livecodebench-v5", published.livecodebench_rows, broken("question_id", "one"), "two problems 'one'"),
     ],
 )
@@ -130,7 +147,7 @@ def test_a_pickle_that_would_do_something_is_refused(capsys: pytest.CaptureFixtu
 def test_a_file_of_another_form_is_refused(tmp_path: Path, name: str, content: str, said: str) -> None:
     (tmp_path / name).write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(OptionError, match=said):
-        read_dataset(str(tmp_path / name), ("*",))
+        list(read_dataset(str(tmp_path / name), ("*",)))
 
 
 def test_what_is_nowhere_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +172,7 @@ def test_the_hub_is_asked_for_the_task_s_files_alone(tmp_path: Path, monkeypatch
         return str(published.write_livecodebench(tmp_path))
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert len(rows_module.read_dataset("org/name", TASKS["livecodebench-v5"].files, revision="v5")) == 2
+    assert len(list(rows_module.read_dataset("org/name", TASKS["livecodebench-v5"].files, revision="v5"))) == 2
     assert asked["repo_type"] == "dataset"
     assert asked["revision"] == "v5"
     assert asked["allow_patterns"] == ["test.jsonl", *(f"test{i}.jsonl" for i in (2, 3, 4, 5))]

@@ -5,15 +5,17 @@ Source: github.com/LiveCodeBench/LiveCodeBench, release v5 of its lite dataset; 
 
 import base64
 import binascii
+import hashlib
 import json
 import pickletools
 import re
 import zlib
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from benchmarks.reasoning.rows import Row, column
+from benchmarks.reasoning.rows import Place, PlacedRow, Row, column
 from benchmarks.reasoning.sandbox import Sandbox
 from magistral_mlx.errors import OptionError, shown
 
@@ -64,14 +66,31 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What a program must do. ``function`` is None where it reads stdin and prints."""
+    """What a program must do. ``function`` is None where it reads stdin and prints.
+
+    The tests stay in the dataset's file until they are needed: those of all problems are gigabytes.
+    """
 
     starter: str
     function: str | None
-    cases: tuple[Case, ...]
+    tests_sha256: str
+    _cases: tuple[Case, ...] | Place
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """Raises OptionError where the file is no longer what it was."""
+        if not isinstance(self._cases, Place):
+            return self._cases
+        try:
+            cases, _ = _cases_of(self._cases.row(), 0)
+        except (OSError, ValueError, OptionError):
+            cases = ()
+        if _digest(cases) != self.tests_sha256:
+            raise OptionError(f"{self._cases.file} was changed while it was used; run the same command to go on")
+        return cases
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"starter": self.starter, "function": self.function, "tests": self.tests_sha256}
 
 
 def program_prompt(question: str, starter: str) -> str:
@@ -84,6 +103,26 @@ def program_prompt(question: str, starter: str) -> str:
 
 def program_of(row: Row, number: int) -> Program:
     """Raises OptionError where the row is not of LiveCodeBench's form."""
+    cases, kind = _cases_of(row, number)
+    function = None
+    if kind == "functional":
+        function = _function(column(row, ("metadata",), number), number)
+    kept = row.place if isinstance(row, PlacedRow) else cases
+    return Program(str(row.get("starter_code") or ""), function, _digest(cases), kept)
+
+
+def _function(metadata: Any, number: int) -> str:
+    try:
+        facts = metadata if isinstance(metadata, dict) else json.loads(str(metadata))
+        return str(facts["func_name"])
+    except (ValueError, KeyError, TypeError):
+        raise OptionError(
+            f"row {number} of the dataset: metadata is {shown(metadata)}, which names no func_name to call"
+        ) from None
+
+
+def _cases_of(row: Row, number: int) -> tuple[tuple[Case, ...], str]:
+    """The tests, and which kind they are."""
     cases: list[dict[str, str]] = []
     for name in ("public_test_cases", "private_test_cases"):
         value = column(row, (name,), number)
@@ -97,13 +136,14 @@ def program_of(row: Row, number: int) -> Program:
     kinds = {case["testtype"] for case in cases}
     if len(kinds) != 1 or not kinds <= {"stdin", "functional"}:
         raise OptionError(f"row {number} of the dataset has tests of the types {sorted(kinds)}; one type is known")
-    function = None
-    if kinds == {"functional"}:
-        metadata = column(row, ("metadata",), number)
-        facts = metadata if isinstance(metadata, dict) else json.loads(str(metadata))
-        function = str(column(facts, ("func_name",), number))
-    starter = str(row.get("starter_code") or "")
-    return Program(starter, function, tuple(Case(case["input"], case["output"]) for case in cases))
+    return tuple(Case(case["input"], case["output"]) for case in cases), kinds.pop()
+
+
+def _digest(cases: Sequence[Case]) -> str:
+    found = hashlib.sha256()
+    for case in cases:
+        found.update(json.dumps([case.given, case.wanted]).encode())
+    return found.hexdigest()
 
 
 def _unpacked(text: str) -> Any:

@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,34 @@ from typing import Any
 from magistral_mlx.errors import HubError, OptionError, shown
 
 Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a row of a JSON Lines file begins, in bytes: rows of LiveCodeBench are gigabytes together."""
+
+    file: Path
+    offset: int
+
+    def row(self) -> Row:
+        with self.file.open("rb") as lines:
+            lines.seek(self.offset)
+            return json.loads(lines.readline())
+
+
+class PlacedRow(dict[str, Any]):
+    """A row that can be read again."""
+
+    place: Place
+
+
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")  # of a folder that has several forms, the first
 
 
-def read_dataset(source: str, patterns: Sequence[str], *, revision: str | None = None) -> list[Row]:
+def read_dataset(source: str, patterns: Sequence[str], *, revision: str | None = None) -> Iterator[Row]:
     """The rows of a file or folder, or of a dataset on the hub (``org/name``), in the order of its files' names.
+
+    Files are found at once; rows come one by one, those of JSON Lines as a PlacedRow.
 
     Args:
         patterns: the files wanted, of a folder or the hub.
@@ -28,7 +52,7 @@ def read_dataset(source: str, patterns: Sequence[str], *, revision: str | None =
         return _read(path)
     folder = path if path.is_dir() else _fetch(source, patterns, revision)
     files = _chosen(folder, patterns)
-    return [row for file in files for row in _read(file)]
+    return (row for file in files for row in _read(file))
 
 
 def _chosen(folder: Path, patterns: Sequence[str]) -> list[Path]:
@@ -62,25 +86,24 @@ def _fetch(repo: str, patterns: Sequence[str], revision: str | None) -> Path:
         ) from None
 
 
-def _read(file: Path) -> list[Row]:
+def _read(file: Path) -> Iterator[Row]:
+    number = 0
     try:
-        rows = _rows_of(file)
+        for number, row in enumerate(_rows_of(file), start=1):
+            if not isinstance(row, Mapping):
+                raise OptionError(f"{file}: row {number} is {shown(row)}; every row must have named columns")
+            yield row
     except (ValueError, OSError, csv.Error) as error:
         raise OptionError(f"{file} could not be read as {file.suffix or 'a dataset'}: {error}") from None
-    if not rows:
+    if number == 0:
         raise OptionError(f"{file} has no rows")
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, Mapping):
-            raise OptionError(f"{file}: row {number} is {shown(row)}; every row must have named columns")
-    return rows
 
 
-def _rows_of(file: Path) -> list[Row]:
+def _rows_of(file: Path) -> Iterable[Any]:
     if file.suffix == ".parquet":
         return _parquet(file)
     if file.suffix == ".jsonl":
-        with file.open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines if line.strip()]
+        return _lines(file)
     if file.suffix == ".json":
         found = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(found, list):
@@ -91,6 +114,19 @@ def _rows_of(file: Path) -> list[Row]:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             return list(csv.DictReader(lines))
     raise ValueError(f"the name must end in {', '.join(SUFFIXES)}")
+
+
+def _lines(file: Path) -> Iterator[Any]:
+    offset = 0
+    with file.open("rb") as lines:
+        for line in lines:
+            if line.strip():
+                found = json.loads(line)
+                if isinstance(found, dict):
+                    found = PlacedRow(found)
+                    found.place = Place(file, offset)
+                yield found
+            offset += len(line)
 
 
 def _parquet(file: Path) -> list[Row]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +121,7 @@ def demo_rows(tokenizer: Tokenizer) -> list[Row]:
     return [{"question": problem.question, "expected": problem.expected} for problem in made]
 
 
-def problems_of(task: Task, rows: Sequence[Row]) -> list[Problem]:
+def problems_of(task: Task, rows: Iterable[Row]) -> list[Problem]:
     """Raises OptionError where a row is not of the task's form, or two problems have one id."""
     problems = [task.problem(row, number) for number, row in enumerate(rows, start=1)]
     ids = [problem.id for problem in problems]
