@@ -56,7 +56,10 @@ def test_what_gains_nothing_is_not_raised() -> None:
     assert allocated(errors, {"a": {4: 1, 8: 2}, "b": {4: 1, 8: 2}}, 100) == {"a": 4, "b": 4}
 
 
-@pytest.mark.parametrize(("target_bits", "least"), [(3.8, 3), (4.75, 4), (6.9, 6)])
+@pytest.mark.parametrize(
+    ("target_bits", "least"),
+    [(4.75, 4), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((3.8, 3), (6.9, 6)))],
+)
 def test_so_many_bits_are_spent_and_on_v_and_k_first(
     tmp_path: Path, source: Path, target_bits: float, least: int
 ) -> None:
@@ -70,7 +73,8 @@ def test_so_many_bits_are_spent_and_on_v_and_k_first(
     assert convert_quickly(source, tmp_path / "out", **AUTO, target_bits=target_bits).already_complete
 
 
-@pytest.mark.parametrize("method", ["importance", pytest.param("gptq", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["importance", "gptq"])
 def test_let_go_anywhere_it_goes_on_to_the_same_bytes(tmp_path: Path, source: Path, method: str) -> None:
     options = Options(q_method=method, recipe="auto", target_bits=4.8, tokenizer_json=False)
     convert_quickly(source, tmp_path / "whole", recipe="auto", target_bits=4.8, q_method=method)

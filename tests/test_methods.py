@@ -36,6 +36,7 @@ from tests.tiny import make_config, make_weights, write_checkpoint
 
 Array = NDArray[np.float64]
 METHODS = ("importance", "gptq")
+ONE_IS_SLOW = ("importance", pytest.param("gptq", marks=pytest.mark.slow))
 DOCUMENTS = {"magistral_mlx.json"}  # that differ from rounding's
 
 
@@ -178,7 +179,7 @@ def test_verify_takes_what_is_written_and_finds_a_code_that_is_off(
             ("importance", {"q_bits": bits, "q_group_size": size})
             for bits, size in ((2, 32), (3, 128), (5, 64), (8, 32))
         ),
-        ("gptq", {"q_bits": 6, "q_group_size": 128}),
+        pytest.param("gptq", {"q_bits": 6, "q_group_size": 128}, marks=pytest.mark.slow),
         pytest.param("gptq", {"recipe": "4bit-kv6"}, marks=pytest.mark.slow),
     ],
     ids=str,
@@ -210,7 +211,7 @@ def test_let_go_after_any_step_the_same_command_goes_on_to_the_same_bytes(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ONE_IS_SLOW)
 def test_what_is_past_is_not_gone_through_again(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -232,10 +233,10 @@ def test_what_is_past_is_not_gone_through_again(
     assert seen[-1] == "lm_head"
 
 
-@pytest.mark.parametrize("method", ["importance", pytest.param("gptq", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ONE_IS_SLOW)
 def test_killed_at_some_boundaries(tmp_path: Path, source: Path, made: dict[str, Path], method: str) -> None:
-    counts = killed(source, made[method], tmp_path, "--method", method, "--boundaries", "4")
-    assert counts["killed"] == 4
+    counts = killed(source, made[method], tmp_path, "--method", method, "--boundaries", "2")
+    assert counts["killed"] == 2
 
 
 @pytest.mark.slow
@@ -245,7 +246,7 @@ def test_killed_at_every_boundary(tmp_path: Path, source: Path, made: dict[str, 
     assert counts["killed"] == counts["boundaries"] > 50
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ONE_IS_SLOW)
 def test_another_method_or_calibration_is_refused_with_the_way_out(tmp_path: Path, source: Path, method: str) -> None:
     (tmp_path / "text").write_text("All the world's a stage, and all the men and women merely players. " * 40)
     options = Options(q_method=method, tokenizer_json=False)
@@ -270,7 +271,7 @@ def test_another_method_or_calibration_is_refused_with_the_way_out(tmp_path: Pat
         convert_quickly(source, tmp_path / "out", q_method=method)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ONE_IS_SLOW)
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -312,8 +313,11 @@ AWKWARD = {
 }
 
 
-@pytest.mark.parametrize("method", ["importance", pytest.param("gptq", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("config", AWKWARD.values(), ids=AWKWARD.keys())
+@pytest.mark.parametrize("method", ONE_IS_SLOW)
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(c, id=name, marks=[] if "tied" in name else pytest.mark.slow) for name, c in AWKWARD.items()],
+)
 def test_any_shape_of_this_architecture_is_converted_and_goes_on(
     tmp_path: Path, config: ModelConfig, method: str
 ) -> None:
@@ -347,7 +351,7 @@ def test_mlx_lm_loads_it_and_computes_the_same(tmp_path: Path, source: Path, opt
     assert mx.allclose(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["importance", pytest.param("gptq", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ONE_IS_SLOW)
 @pytest.mark.parametrize("embedding", [{"bits": 16}, {"mode": "mxfp4"}, {"bits": 6, "group_size": 32}], ids=str)
 def test_what_is_not_affine_is_as_rounding_has_it(
     tmp_path: Path, source: Path, method: str, embedding: dict[str, Any]
