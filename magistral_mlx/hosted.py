@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from magistral_mlx.channel import Channel
+from magistral_mlx.events import never_begun
 from magistral_mlx.failures import BusyError, ClosedError
 from magistral_mlx.owner import Job, Line, Owner
 from magistral_mlx.resident import Loading, Request, Resident, Steps
@@ -48,6 +49,8 @@ class Hosted:
         with self._owner.lock:
             if self._is_closed:
                 raise ClosedError("this model is being closed by another thread")
+            while len(self._line) > 1:  # what has not begun need not have its turn to end
+                self._line.pop().channel.end(never_begun())
             channel = self._add(self.resident.release)
             self._is_closed = True
             for job in self._line:

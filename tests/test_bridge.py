@@ -185,6 +185,24 @@ def test_what_is_closed_ends_its_streams_and_gives_its_memory_back() -> None:
     assert threads() == others
 
 
+def test_to_close_does_not_wait_for_what_has_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[resident.Request] = []
+    reply = resident.Resident.reply
+
+    def counted(self: resident.Resident, channel: Any, request: resident.Request) -> Iterator[None]:
+        begun.append(request)
+        yield from reply(self, channel, request)
+
+    monkeypatch.setattr(resident.Resident, "reply", counted)
+    handle = opened()
+    first = bridge.start(handle, QUESTION, **LONG)["stream"]
+    while bridge.next_event(first)["event"] is None:
+        pass
+    assert all(bridge.start(handle, QUESTION, **LONG)["ok"] for _ in range(10))
+    assert bridge.close(handle)["ok"]
+    assert len(begun) == 1
+
+
 def test_a_thread_that_asks_is_let_go_when_the_model_is_closed() -> None:
     handle = opened()
     replies: list[dict[str, Any]] = []

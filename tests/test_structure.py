@@ -61,7 +61,7 @@ MAY_IMPORT = {
     "owner": "channel events failures",
     "resident": "api channel checkpoint demo device errors events failures memory plain reasoning reply sampling "
     "tool_calls",
-    "hosted": "channel failures owner resident",
+    "hosted": "channel events failures owner resident",
     "bridge": "checkpoint errors hosted memory plain reasoning resident sampling",
     "window": "",
     "trace_window": "reasoning window",
