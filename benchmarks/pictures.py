@@ -12,6 +12,7 @@ from magistral_mlx.mac_table import MAC_GB, MAGISTRAL_SMALL, mac_budget_bytes
 from magistral_mlx.memory import make_plan, packed_bytes
 
 Results = Mapping[str, Any]
+INSIDE = {"trace": "inside the trace", "answer": "inside the answer"}
 CACHES = {None: "float cache", 8: "8-bit cache", 4: "4-bit cache"}
 FORECAST_CONTEXTS = (512, 1024, 2048, 4096, 8192, 16_384, 24_576, 32_768, 40_960)
 LEAST_GB = 10  # a measured model this large is drawn beside the sizes of Macs
@@ -47,7 +48,7 @@ def memory_figure(results: Sequence[Results]) -> Any:
     """What a prefill was measured to take, and what the plan forecasts of Magistral Small, with the sizes of Macs."""
     results = [result for result in results if "memory" in result]
     rows = [row for result in results for row in result["memory"] if "peak_bytes_above_weights" in row]
-    if not rows:
+    if len({row["plan"]["context"] for row in rows}) < 2:
         return None
     figure, (here, forecast) = panels("Memory against context", results[0]["circumstances"], 2)
     unit, name = (1e9, "GB") if max(_total(row, OURS) for row in rows) > 2e9 else (1e6, "MB")
@@ -109,7 +110,7 @@ def quality_figure(results: Sequence[Results]) -> Any:
     found = [one for result in results for one in result["quality"]["candidates"]]
     if not found:
         return None
-    parts = list(found[0]["parts"])
+    parts = [part for part in found[0]["parts"] if part != "all"]
     figure, axes = panels("Quality against size", results[0]["circumstances"], len(parts))
     for place, part in zip(axes, parts, strict=True):
         for i, one in enumerate(sorted(found, key=lambda one: one["title"])):
@@ -119,7 +120,7 @@ def quality_figure(results: Sequence[Results]) -> Any:
             place.errorbar(
                 one["bits_per_weight"], scores["kl"], error, capsize=3, linestyle="", label=one["title"], **style
             )
-        place.set_title(f"inside the {part}", fontsize=10, loc="left")
+        place.set_title(INSIDE.get(part, part), fontsize=10, loc="left")
         place.set_xlabel("bits a weight")
         place.set_ylabel("KL to the reference, nats a token")
         place.margins(x=0.2, y=0.15)

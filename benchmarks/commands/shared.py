@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import click
 
+from benchmarks.plots import check_matplotlib, draw
 from magistral_mlx.errors import OptionError
 
 FILES = {"--json", "--work", "--plot", "--journal", "--out"}
@@ -18,8 +19,19 @@ json_option = click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write every repeat here."
 )
 
+
+def _checked(context: click.Context, parameter: click.Parameter, folder: Path | None) -> Path | None:
+    """Raises OptionError before any work where pictures cannot be drawn."""
+    if folder is not None:
+        check_matplotlib()
+    return folder
+
+
 plot_option = click.option(
-    "--plot", type=click.Path(file_okay=False, path_type=Path), help="Write pictures into this folder, PNG and SVG."
+    "--plot",
+    type=click.Path(file_okay=False, path_type=Path),
+    callback=_checked,
+    help="Write pictures into this folder, PNG and SVG.",
 )
 
 
@@ -54,16 +66,13 @@ def write_results(kind: str, facts: dict[str, Any], found: Any, file: Path | Non
 
 
 def plot_results(results: Mapping[str, Any], folder: Path | None) -> None:
-    """Every picture that these results have the figures for, if a folder is wanted.
-
-    Raises:
-        OptionError: matplotlib is not installed.
-    """
+    """Every picture that these results have the figures for, if a folder is wanted."""
     if folder is not None:
-        from benchmarks.plots import draw
-
-        for file in draw([results], folder):
+        files = draw([results], folder)
+        for file in files:
             report(f"drew {file}")
+        if not files:
+            report("drew nothing: against context takes two contexts or more")
 
 
 def typed(arguments: Sequence[str]) -> list[str]:
