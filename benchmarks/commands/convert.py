@@ -17,6 +17,9 @@ from magistral_mlx.errors import OptionError
 
 @click.command()
 @click.option("--synthetic", type=click.IntRange(1, 40), metavar="LAYERS", help="Layers of the true width; 4 if unset.")
+@click.option(
+    "--vocab-size", type=click.IntRange(1024), metavar="N", help="Of the synthetic one, not the true 131,072."
+)
 @click.option("--source", type=FOLDER, help="Convert this HF checkpoint, not a synthetic one.")
 @click.option("--keep-source", type=click.Path(path_type=Path), help="Write the synthetic one here, and leave it.")
 @click.option("--work", type=FOLDER, help="For temporary files, which are deleted; the system's folder if unset.")
@@ -29,6 +32,7 @@ from magistral_mlx.errors import OptionError
 def convert(
     *,
     synthetic: int | None,
+    vocab_size: int | None,
     source: Path | None,
     keep_source: Path | None,
     work: Path | None,
@@ -46,8 +50,8 @@ def convert(
     python -m benchmarks convert --synthetic 40 --repeats 1     all 40: 47 GB in, 13 GB out
     python -m benchmarks convert --source ~/Magistral-Small-2506
     """
-    if source is not None and (synthetic is not None or keep_source is not None or quick):
-        raise OptionError("--source is converted as it is; leave --synthetic, --keep-source and --quick out")
+    if source is not None and (synthetic is not None or vocab_size is not None or keep_source is not None or quick):
+        raise OptionError("--source is converted as it is; leave --synthetic, --vocab-size, --keep-source, --quick out")
     require(peer)
     facts = circumstances()
     home = Path(tempfile.gettempdir()) if work is None else work.absolute()
@@ -55,6 +59,7 @@ def convert(
     job = Job(work=home, bits=q_bits, repeats=times, peer=peer is not None, method=q_method)
     if source is None:
         config = replace(NARROW if quick else TRUE_WIDTH, num_layers=synthetic or 4)
+        config = config if vocab_size is None else replace(config, vocab_size=vocab_size)
         comparison = compare_synthetic(config, job, keep=keep_source, report=report)
     else:
         comparison = compare_source(source, job, report=report)
