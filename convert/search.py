@@ -11,7 +11,7 @@ from .quantize import check_divisible, check_finite, quantize
 
 BLOCK_WEIGHTS = 2**17  # searched at once: their float32 copies stay in a core's cache
 SPANS = (1.0, 0.85, 0.7, 0.55)  # of max - min, of the codes of each start: outliers are rarely worth their cost
-EACH, LAST = 2, 3  # times that least squares follow each start, and the best of them
+EACH, LAST = 2, 2  # times that least squares follow each start, and the best of them
 DEGENERATE = 1e-6  # variance of the codes over their mean square, under which no line is fitted through them
 ROUNDER = 1.5 * 2**23  # float32 has no halves from here on
 PACK = 32  # codes of any width fill whole words

@@ -1,5 +1,6 @@
 """Keys and values of the positions seen so far, one buffer a layer, allocated ahead and written in place."""
 
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -79,7 +80,8 @@ class FloatLayer:
     parts = 1  # arrays, each with the keys and below them the values: one write a token
 
     def __init__(self, owner: "KVCache") -> None:
-        self.owner = owner
+        # No reference: in a cycle, gigabytes would stay until the garbage collector comes by.
+        self.owner: KVCache = weakref.proxy(owner)
         self.length = 0
         self.buffer = _Buffer()
 

@@ -4,6 +4,7 @@ Letters as in model.py; N slots, n sequences still under way, G = H / K query he
 shared, T positions that each sequence has of its own.
 """
 
+import weakref
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -22,7 +23,8 @@ class SharedLayer:
     """
 
     def __init__(self, prefix: FloatLayer, owner: "SharedCache") -> None:
-        self.prefix, self.owner = prefix, owner
+        self.prefix = prefix
+        self.owner: SharedCache = weakref.proxy(owner)  # as in FloatLayer
         self.steps = 0  # T
         self.capacity = 0
         self.arrays: list[mx.array] = []  # [2K, N, capacity, *]

@@ -230,6 +230,7 @@ def test_progress_while_a_long_prompt_is_read() -> None:
 
 
 @pytest.mark.parametrize("keep", ["all", "last", "none"])
+@pytest.mark.slow
 def test_a_chat_keeps_or_drops_traces(magistral: mm.Magistral, keep: KeepReasoning) -> None:
     chat = magistral.chat(keep_reasoning=keep, system_prompt="Be brief.")
     first, second = chat.ask(QUESTION, GREEDY), chat.ask("What is 7 * 8?", GREEDY)

@@ -60,6 +60,7 @@ def test_what_gains_nothing_is_not_raised() -> None:
     ("target_bits", "least"),
     [(4.75, 4), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((3.8, 3), (6.9, 6)))],
 )
+@pytest.mark.slow
 def test_so_many_bits_are_spent_and_on_v_and_k_first(
     tmp_path: Path, source: Path, target_bits: float, least: int
 ) -> None:
@@ -114,6 +115,7 @@ def test_what_cannot_be_done_is_refused_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_another_target_is_another_conversion(tmp_path: Path, source: Path) -> None:
     convert_quickly(source, tmp_path / "out", **AUTO, target_bits=4.8)
     with pytest.raises(MagistralError, match=r"another options\.target_bits: 4\.8, now 4\.9"):

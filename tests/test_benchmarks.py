@@ -205,6 +205,7 @@ def convert_quickly(work: Path, *arguments: str) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
+@pytest.mark.slow
 def test_a_quick_conversion_is_measured_and_its_source_can_be_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -285,6 +286,7 @@ def test_a_quick_conversion_beside_mlx_lm_gives_the_same_tensors(tmp_path: Path,
         assert facts["same_tensors"]
 
 
+@pytest.mark.slow
 def test_a_second_turn_is_compared_with_a_fresh_prompt() -> None:
     comparison = compare_turns("demo", load("demo"), 300, 1, report=lambda _: None)
     facts, cached = comparison.facts, comparison.facts["cached_tokens"]
@@ -314,6 +316,7 @@ def test_a_quick_run_of_memory_forecasts_and_compares(tmp_path: Path) -> None:
     assert [one["exact"] >= 0.5 for one in solved] == [True, True, True]
 
 
+@pytest.mark.slow
 def test_a_quick_run_of_cache_files_saves_and_opens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, work = tmp_path / "cache.json", tmp_path / "work"
     work.mkdir()

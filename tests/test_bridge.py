@@ -178,7 +178,7 @@ def test_what_is_closed_ends_its_streams_and_gives_its_memory_back() -> None:
         pass
     assert bridge.stats(handle)["active_bytes"] > before
     closed = bridge.close(handle)
-    assert abs(closed["active_bytes"] - before) <= 0.01 * 1_604_352  # of the model
+    assert closed["active_bytes"] - before <= 0.01 * 1_604_352  # of the model; what was there before may go as well
     assert {failure(bridge.next_event(stream)) for stream in streams} == {"closed"}
     assert {failure(call(handle)) for call in (bridge.close, bridge.stats)} == {"closed"}
     assert failure(bridge.start(handle, QUESTION)) == failure(bridge.ask(handle, QUESTION)) == "closed"

@@ -175,6 +175,7 @@ def test_wrong_calls_are_answered(tmp_path: Path) -> None:
     check_fuzz(120, tmp_path)
 
 
+@pytest.mark.slow
 def test_streams_end_and_leave_nothing() -> None:
     check_soak(10)
 

@@ -25,6 +25,7 @@ def test_a_trace_ends_at_the_first_line_that_is_enough_or_with_its_budget() -> N
     assert all(len(row["right"]) == len(SHARES) for row in counts([trace]))
 
 
+@pytest.mark.slow
 def test_the_replies_are_the_librarys() -> None:
     magistral = mm.load("demo")
     n = 1

@@ -74,3 +74,17 @@ def test_a_cache_is_written_and_read_a_layer_at_a_time(tmp_path: Path, bits: int
     assert isinstance(names, dict)
     assert mx.array_equal(names["layer.7.0"], cache.state()[7][0])
     assert names["ids"].tolist() == ids
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_a_cache_that_is_dropped_is_gone_at_once(bits: int | None) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        before = mx.get_active_memory()
+        cache = filled(256, bits)
+        assert mx.get_active_memory() - before >= cache.nbytes
+        del cache
+        assert mx.get_active_memory() == before
+    finally:
+        gc.enable()

@@ -167,6 +167,7 @@ def accuracy(magistral: mm.Magistral, problems: list[Problem], sampling: mm.Samp
     return sum(is_correct(p, r.answer) and r.reasoning_closed_by == "model" for p, r in replies) / len(problems)
 
 
+@pytest.mark.slow
 def test_it_answers_what_it_never_saw(tokenizer: Tokenizer) -> None:
     """A quick look; the slow test below holds it to its figures."""
     assert accuracy(mm.load("demo"), held_out_problems(24, 11, tokenizer.pieces, KINDS), GREEDY) >= 0.8

@@ -132,6 +132,7 @@ def test_text_that_repeats_itself_honestly_is_no_loop(text: object) -> None:
     assert found_at(pieces("".join(text()))) is None
 
 
+@pytest.mark.slow
 def test_the_sources_of_this_project_are_no_loop() -> None:
     files = sorted(Path(__file__).parent.parent.glob("magistral_mlx/*.py"))
     assert len(files) > 20

@@ -234,6 +234,7 @@ def test_what_is_past_is_not_gone_through_again(
 
 
 @pytest.mark.parametrize("method", ONE_IS_SLOW)
+@pytest.mark.slow
 def test_killed_at_some_boundaries(tmp_path: Path, source: Path, made: dict[str, Path], method: str) -> None:
     counts = killed(source, made[method], tmp_path, "--method", method, "--boundaries", "2")
     assert counts["killed"] == 2
@@ -318,6 +319,7 @@ AWKWARD = {
     "config",
     [pytest.param(c, id=name, marks=[] if "tied" in name else pytest.mark.slow) for name, c in AWKWARD.items()],
 )
+@pytest.mark.slow
 def test_any_shape_of_this_architecture_is_converted_and_goes_on(
     tmp_path: Path, config: ModelConfig, method: str
 ) -> None:

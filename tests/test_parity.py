@@ -57,6 +57,7 @@ def our_greedy_ids(folder: Path, model: Transformer, prompt: list[int]) -> list[
 
 
 @pytest.mark.parametrize("kind", ["bf16", "4 bit"])
+@pytest.mark.slow
 def test_greedy_ids_equal_mlx_lm_for_256_tokens(kind: str) -> None:
     folder = DEMO if kind == "bf16" else demo_checkpoint()
     our_model, their_model, tokenizer = ours(folder), theirs(folder), Tokenizer.from_folder(folder)
@@ -108,7 +109,9 @@ def test_what_mlx_lm_converts_gives_the_same_logits_here(source: Path, tmp_path:
     assert float(mx.linalg.norm(logits - expected) / mx.linalg.norm(expected)) <= 1e-5
 
 
-@pytest.mark.parametrize("recipe", ["4bit", "4bit-head6", "mixed_4_6", "8bit"])
+@pytest.mark.parametrize(
+    "recipe", ["4bit", *(pytest.param(r, marks=pytest.mark.slow) for r in ("4bit-head6", "mixed_4_6", "8bit"))]
+)
 def test_mlx_lm_loads_what_we_convert(tmp_path: Path, recipe: str) -> None:
     """Through its public door, tokenizer included."""
     from mlx_lm import load

@@ -61,6 +61,7 @@ def reasoning() -> dict[str, Any]:
     return {"circumstances": FACTS, "reasoning": [task]}
 
 
+@pytest.mark.slow
 def test_every_picture_is_drawn_in_both_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.setattr("benchmarks.plots.DPI", 20)

@@ -46,6 +46,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
 def test_only_what_differs_is_read(magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     """Counted where the model reads."""
     first = magistral.ask(FIRST, GREEDY)

@@ -69,6 +69,7 @@ def failing(call: str, at: int, error: BaseException) -> Iterator[list[int]]:
 @pytest.mark.parametrize("has_target", [False, True], ids=["new", "forced"])
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=type)
 @pytest.mark.parametrize("call", CALLS)
+@pytest.mark.slow
 def test_after_a_failure_at_any_boundary_the_same_command_goes_on(
     *,
     tmp_path: Path,

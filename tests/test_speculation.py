@@ -190,6 +190,7 @@ def magistral() -> mm.Magistral:
     ],
     ids=["greedy", "seed", "budget", "stop", "length"],
 )
+@pytest.mark.slow
 def test_a_reply_is_the_same_in_fewer_passes(magistral: mm.Magistral, sampling: mm.SamplingParams) -> None:
     question = "What is 481 - 47?"
     plain = magistral.ask(question, sampling)

@@ -77,6 +77,7 @@ def test_windows_hold_the_system_prompt_once_and_every_question_with_its_reply(s
 
 
 @pytest.mark.parametrize("cut", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_conversion_goes_on_after_the_last_whole_reply(
     cut: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +106,7 @@ def test_a_conversion_goes_on_after_the_last_whole_reply(
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_any_checkpoint_of_the_same_vocabulary_may_write(source: Path, tmp_path: Path) -> None:
     convert_quickly(source, tmp_path / "8bit", q_bits=8, q_method="round")
     options = Options(q_method="gptq", calibration=str(tmp_path / "8bit"), tokenizer_json=False)
