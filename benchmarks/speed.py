@@ -21,6 +21,7 @@ from magistral_mlx.reply import Usage
 from magistral_mlx.sampling import Sampler, SamplingParams
 
 VOCABULARY = 131_072
+MLX_LM, MLX_LM_CAST = "mlx-lm", "mlx-lm, float32"
 COLD, FROM_DISK = "nothing cached", "from disk"
 SAMPLER_CALLS = 20  # a repeat; one call is too short to time
 
@@ -44,6 +45,7 @@ class Peers:
 
     mlx_lm: bool = False
     gguf: Path | None = None  # of llama.cpp
+    in_bf16: bool = True  # mlx-lm on a CPU as it loads a checkpoint, too: seven to nine times as long as in float32
 
 
 def workloads(checkpoint: Checkpoint, contexts: Sequence[int], workload: Workload) -> Iterator[Workload]:
@@ -70,20 +72,32 @@ def compare_contexts(
 ) -> Iterator[Comparison]:
     """``compare_models`` at every context, while one is expected to take no longer than ``seconds``.
 
-    Prefill takes at most as the square of its length, so the next context at most so much longer than the last.
+    mlx-lm in a CPU's bf16 takes part in the first only. Prefill takes at most as the square of its length, a step as
+    its length, so the next context at most so much longer than the last.
     """
-    took = 0.0
+    last: Comparison | None = None
     for before, workload in zip([None, *several], several, strict=False):
-        expected = took * (workload.prompt_tokens / before.prompt_tokens) ** 2 if before else 0.0
+        expected = 0.0
+        if before is not None and last is not None:
+            longer = workload.prompt_tokens / before.prompt_tokens
+            expected = _seconds(last, "prefill") * longer**2 + _seconds(last, "decode") * longer
+            peers = replace(peers, in_bf16=False)
         if expected > seconds:
             report(
                 f"{title}: a prompt of {workload.prompt_tokens:,} and longer ones are left out: "
                 f"it could take {expected / 60:.0f} minutes (--minutes)"
             )
             return
-        watch = Stopwatch()
-        yield compare_models(title, folder, workload, peers=peers, report=report)
-        took = watch.lap(1).seconds
+        last = compare_models(title, folder, workload, peers=peers, report=report)
+        yield last
+
+
+def _seconds(comparison: Comparison, phase: str) -> float:
+    """What a phase takes in all repeats and a warm-up, but of mlx-lm in a CPU's bf16."""
+    contenders = comparison.laps[phase]
+    counted = set(contenders) - ({MLX_LM} if MLX_LM_CAST in contenders else set())
+    means = [np.mean([lap.seconds for lap in contenders[name]]) for name in counted]
+    return float(np.sum(means)) * (1 + len(contenders[OURS]))
 
 
 def compare_models(
@@ -106,10 +120,11 @@ def compare_models(
         OURS: lambda: ours(checkpoint, job, plan.prefill_chunk, replies[OURS])
     }
     if peers.mlx_lm:
-        contenders["mlx-lm"] = lambda: mlx_lm(folder, None, job, replies["mlx-lm"])
-        if mx.default_device().type == mx.DeviceType.cpu:
-            cast = "mlx-lm, float32"
-            contenders[cast] = lambda: mlx_lm(folder, mx.float32, job, replies[cast])
+        on_cpu = mx.default_device().type == mx.DeviceType.cpu
+        if peers.in_bf16 or not on_cpu:
+            contenders[MLX_LM] = lambda: mlx_lm(folder, None, job, replies[MLX_LM])
+        if on_cpu:
+            contenders[MLX_LM_CAST] = lambda: mlx_lm(folder, mx.float32, job, replies[MLX_LM_CAST])
     if peers.gguf is not None:
         gguf = peers.gguf
         beside = {"llama_cpp": llama_version(), "gguf_bytes": gguf.stat().st_size}

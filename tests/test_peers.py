@@ -15,7 +15,7 @@ from benchmarks.__main__ import main
 from benchmarks.bandwidth import bandwidth
 from benchmarks.contenders import Job, Loaded, Memory
 from benchmarks.llama import check_llama, clock_seconds, cpu_seconds, llama_cpp
-from benchmarks.measure import Lap
+from benchmarks.measure import Comparison, Lap
 from benchmarks.speed import Peers, Workload, compare_contexts, compare_models, workloads
 from benchmarks.synthetic import NARROW, write_slice
 from magistral_mlx.checkpoint import open_checkpoint
@@ -183,11 +183,28 @@ def test_contexts_are_cut_to_the_model_and_to_the_time(tmp_path: Path, monkeypat
     found = list(workloads(checkpoint, (512, 4096, 99_999), one))
     assert [w.prompt_tokens + w.decode_tokens + 1 for w in found] == [512, 4096, checkpoint.config.max_positions]
     assert list(workloads(checkpoint, (64,), one)) == []
-    monkeypatch.setattr("benchmarks.speed.compare_models", lambda title, folder, workload, **_: workload)
+    asked: list[tuple[Workload, Peers]] = []
+
+    def timed(title: str, folder: Path, workload: Workload, *, peers: Peers, report: object) -> Comparison:
+        """Ours takes 1 s, mlx-lm in float32 2 and, where it takes part, in bf16 70; half of it decoding."""
+        asked.append((workload, peers))
+        comparison = Comparison(title, {})
+        for _ in range(workload.repeats):
+            for name, seconds in (("magistral-mlx", 1), ("mlx-lm, float32", 2), *[("mlx-lm", 70)] * peers.in_bf16):
+                comparison.add(name, dict.fromkeys(("prefill", "decode"), Lap(seconds / 2, seconds / 2, 1)))
+        return comparison
+
+    monkeypatch.setattr("benchmarks.speed.compare_models", timed)
     said: list[str] = []
-    every = list(compare_contexts("x", tmp_path, found, 1e9, peers=Peers(), report=said.append))
-    assert (every, said) == (found, [])
-    assert list(compare_contexts("x", tmp_path, found, 0, peers=Peers(), report=said.append)) == found[:1]
+    assert len(list(compare_contexts("x", tmp_path, found, 1e9, peers=Peers(True), report=said.append))) == 3
+    assert ([workload for workload, _ in asked], said) == (found, [])
+    assert [peers.in_bf16 for _, peers in asked] == [True, False, False]
+    longer = found[1].prompt_tokens / found[0].prompt_tokens
+    expected = 4 * 1.5 * (longer**2 + longer)  # three repeats and a warm-up
+    for limit, count in ((0, 1), (expected - 1, 1), (expected + 1, 2)):
+        assert (
+            len(list(compare_contexts("x", tmp_path, found[:2], limit, peers=Peers(True), report=said.append))) == count
+        )
     assert "a prompt of 3,968 and longer ones are left out" in said[0]
 
 
