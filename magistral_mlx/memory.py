@@ -110,7 +110,7 @@ def workspace_bytes(
         config.num_kv_heads,
         config.head_dim,
     )
-    activations = chunk * (6 * D + 3 * F + 7 * (H + K) * d) * itemsize
+    activations = int(chunk * (7 * D + 3 * F + 7.4 * (H + K) * d) * itemsize)
     unpacked = 0 if kv_bits is None else 2 * 2 * K * context * d * itemsize
     is_fused = on_gpu and d in FUSED_HEAD_DIMS
     scores = 0 if is_fused else (4 * H + 1) * chunk * context  # and a mask of one byte

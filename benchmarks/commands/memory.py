@@ -80,7 +80,7 @@ def _checkpoint(model: str | None, synthetic: int | None, folder: Path, *, quick
     """The one named, or one written into ``folder``."""
     if model is not None:
         return model, demo_checkpoint() if model == "demo" else resolve(model, layout="hf")
-    attention = replace(TRUE_WIDTH, hidden_size=1024, intermediate_size=1024, num_layers=2, vocab_size=2048)
+    attention = replace(TRUE_WIDTH, hidden_size=1024, intermediate_size=1024, num_layers=4, vocab_size=2048)
     config = attention if synthetic is None else replace(TRUE_WIDTH, num_layers=synthetic)
     config = replace(NARROW, num_layers=synthetic or 2) if quick else config
     write_slice(folder, config)
