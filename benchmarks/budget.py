@@ -8,11 +8,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from magistral_mlx.api import Magistral
 from magistral_mlx.budget import NEARING
 from magistral_mlx.cache import KVCache
 from magistral_mlx.decoding import Stepper
 from magistral_mlx.demo.problems import KINDS, Problem, held_out_problems
+from magistral_mlx.magistral import Magistral
 from magistral_mlx.sampling import SamplingParams
 
 SEED = 2027  # of the problems

@@ -19,12 +19,13 @@ from benchmarks.memory import Prefills, compare_caches
 from benchmarks.samples import ALONE, PHASE, compare_steps
 from benchmarks.speed import Peers, Workload, compare_models
 from benchmarks.synthetic import FORMAT, TRUE_WIDTH, write_slice
-from magistral_mlx.api import Magistral, load
+from magistral_mlx.api import load
 from magistral_mlx.checkpoint import Checkpoint, open_checkpoint
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.conversation import result_of
 from magistral_mlx.errors import OptionError
 from magistral_mlx.loader import load_model
+from magistral_mlx.magistral import Magistral
 from magistral_mlx.row_costs import measure as measure_rows
 from magistral_mlx.sampling import SamplingParams
 

@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from benchmarks.lengths import times_as_long
 from benchmarks.measure import OURS, Comparison, Finding, Lap, Stopwatch, interleave
 from magistral_mlx.api import load
 from magistral_mlx.cache import KVCache
@@ -80,7 +81,7 @@ def compare_caches(
     theirs = _load_theirs(folder) if peer else None
     before: tuple[int, float] | None = None
     for length in sorted({min(n, checkpoint.config.max_positions - 1) for n in prefills.lengths}):
-        if before and (expected := before[1] * (length / before[0]) ** 2) > prefills.seconds:
+        if before and (expected := before[1] * times_as_long(checkpoint.config, before[0], length)) > prefills.seconds:
             report(f"{title}: prompts from {length:,} on are left out: {expected / 60:.0f} minutes perhaps (--minutes)")
             return
         watch = Stopwatch()

@@ -32,10 +32,12 @@ def speed_figure(results: Sequence[Results]) -> Any:
     contexts = [row["workload"]["prompt_tokens"] + row["workload"]["decode_tokens"] + 1 for row in rows]
     for place, phase in zip(axes, ("prefill", "decode"), strict=True):
         for i, name in enumerate(rows[0]["repeats"][phase]):
-            speeds = [[lap["count"] / lap["seconds"] for lap in row["repeats"][phase][name]] for row in rows]
+            taken = [row["repeats"][phase].get(name) for row in rows]  # None: it did not take part at this context
+            speeds = [[lap["count"] / lap["seconds"] for lap in laps] for laps in taken if laps]
+            where = [context for context, laps in zip(contexts, taken, strict=True) if laps]
             middle = np.array([np.median(several) for several in speeds])
             spread = np.abs(np.array([[min(s), max(s)] for s in speeds]).T - middle)
-            place.errorbar(contexts, middle, spread, color=COLOURS[i], marker=MARKS[i], capsize=3, label=name)
+            place.errorbar(where, middle, spread, color=COLOURS[i], marker=MARKS[i], capsize=3, label=name)
         place.set_title(phase, fontsize=10, loc="left")
         place.set_ylabel("tokens a second")
         place.set_ylim(bottom=0)

@@ -10,12 +10,13 @@ import mlx.core as mx
 import numpy as np
 
 from benchmarks.contenders import Job, Loaded, Memory, mlx_lm, ours
+from benchmarks.lengths import times_as_long
 from benchmarks.llama import llama_cpp, llama_version
 from benchmarks.measure import OURS, Comparison, Finding, Lap, Run, Stopwatch, interleave
-from magistral_mlx.api import Magistral
 from magistral_mlx.checkpoint import Checkpoint, open_checkpoint
 from magistral_mlx.device import budget_bytes
 from magistral_mlx.errors import MemoryLimitError, OptionError
+from magistral_mlx.magistral import Magistral
 from magistral_mlx.memory import plan_for
 from magistral_mlx.reply import Usage
 from magistral_mlx.sampling import Sampler, SamplingParams
@@ -72,15 +73,17 @@ def compare_contexts(
 ) -> Iterator[Comparison]:
     """``compare_models`` at every context, while one is expected to take no longer than ``seconds``.
 
-    mlx-lm in a CPU's bf16 takes part in the first only. Prefill takes at most as the square of its length, a step as
-    its length, so the next context at most so much longer than the last.
+    mlx-lm in a CPU's bf16 takes part in the first only. What the next will take follows from the last: prefill by
+    its multiply-adds, decoding at most by its length.
     """
+    config = open_checkpoint(folder).config
     last: Comparison | None = None
     for before, workload in zip([None, *several], several, strict=False):
         expected = 0.0
         if before is not None and last is not None:
-            longer = workload.prompt_tokens / before.prompt_tokens
-            expected = _seconds(last, "prefill") * longer**2 + _seconds(last, "decode") * longer
+            lengths = before.prompt_tokens, workload.prompt_tokens
+            expected = _seconds(last, "prefill") * times_as_long(config, *lengths)
+            expected += _seconds(last, "decode") * lengths[1] / lengths[0]
             peers = replace(peers, in_bf16=False)
         if expected > seconds:
             report(

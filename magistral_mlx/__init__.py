@@ -1,6 +1,6 @@
 """Magistral Small on Apple silicon. ``load`` a checkpoint, then ``ask``, ``stream``, ``sample`` or ``chat``."""
 
-from magistral_mlx.api import Magistral, load
+from magistral_mlx.api import load
 from magistral_mlx.conversation import Chat
 from magistral_mlx.errors import (
     CheckpointError,
@@ -13,6 +13,7 @@ from magistral_mlx.errors import (
     OptionError,
     TokenizerError,
 )
+from magistral_mlx.magistral import Magistral
 from magistral_mlx.reasoning import Segment
 from magistral_mlx.reply import Reply, Samples, Usage
 from magistral_mlx.sampling import SamplingParams

@@ -116,6 +116,7 @@ def start(
     seed: int | None = None,
     stop: list[Any] | None = None,
     think_budget: int | None = None,
+    think_budget_message: str | None = None,
     on_loop: str | None = None,
     tools: list[Any] | None = None,
     system_prompt_only: bool = False,
@@ -133,6 +134,7 @@ def start(
         "seed": seed,
         "stop": None if stop is None else tuple(stop),
         "think_budget": think_budget,
+        "think_budget_message": think_budget_message,
         "on_loop": on_loop,
     }
     sampling = SamplingParams(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
@@ -173,6 +175,7 @@ def ask(
     seed: int | None = None,
     stop: list[Any] | None = None,
     think_budget: int | None = None,
+    think_budget_message: str | None = None,
     on_loop: str | None = None,
     tools: list[Any] | None = None,
     system_prompt_only: bool = False,
@@ -190,6 +193,7 @@ def ask(
         seed=seed,
         stop=stop,
         think_budget=think_budget,
+        think_budget_message=think_budget_message,
         on_loop=on_loop,
         tools=tools,
         system_prompt_only=system_prompt_only,

@@ -8,8 +8,9 @@ from typing import Any, TypeVar, get_args
 import click
 
 from magistral_mlx import command_line
-from magistral_mlx.api import Magistral, loading
+from magistral_mlx.api import loading
 from magistral_mlx.display import show_status
+from magistral_mlx.magistral import Magistral
 from magistral_mlx.reasoning import ReasoningFormat
 from magistral_mlx.sampling import OnLoop, SamplingParams
 

@@ -6,11 +6,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from magistral_mlx.api import Magistral
 from magistral_mlx.conversation import Chat
 from magistral_mlx.display import Display, in_units, rate, report, tell, write
 from magistral_mlx.entry import interruptible
 from magistral_mlx.errors import OptionError
+from magistral_mlx.magistral import Magistral
 from magistral_mlx.reply import Reply, Usage
 from magistral_mlx.sampling import SamplingParams
 

@@ -1,10 +1,10 @@
 """The bridge as a host meets it: plain values in, dictionaries out, one model at work, and nothing left behind."""
 
+import dataclasses
 import inspect
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,21 @@ def test_ask_is_its_events_put_together(handle: int) -> None:
     assert whole["finish_reason"] == events[-1]["finish_reason"]
 
 
+def test_start_and_ask_take_every_choice_of_a_reply() -> None:
+    choices = {field.name for field in dataclasses.fields(mm.SamplingParams)}
+    start, ask = (set(inspect.signature(f).parameters) for f in (bridge.start, bridge.ask))
+    assert start == ask
+    assert start == choices | {"handle", "messages", "tools", "system_prompt_only"}
+
+
+def test_a_budget_s_message_is_the_trace_s_last_line(handle: int) -> None:
+    whole = bridge.ask(handle, QUESTION, temperature=0, think_budget=5, think_budget_message="Out of time.")
+    assert whole["reasoning"].endswith("\nOut of time.")
+    assert whole["reasoning_closed_by"] == "budget"
+
+
 def test_loading_reports_progress_and_ends_ready() -> None:
-    began = time.perf_counter()
     loading = bridge.load("demo", context=512)
-    assert time.perf_counter() - began < 2  # it does not wait for the model
     *progress, last = pulled(loading["stream"])
     assert [(e["phase"], e["total"]) for e in progress] == [("load", progress[0]["total"])] * len(progress)
     assert progress[-1]["done"] == progress[-1]["total"]

@@ -10,7 +10,8 @@ import magistral_mlx as mm
 from magistral_mlx import budget as budget_module
 from magistral_mlx.budget import LIKELY_ENOUGH
 from magistral_mlx.demo import demo_checkpoint
-from magistral_mlx.demo.problems import KINDS, PHRASES, held_out_problems
+from magistral_mlx.demo.phrases import PHRASES
+from magistral_mlx.demo.problems import KINDS, held_out_problems
 from magistral_mlx.reasoning import TagSplitter, closing
 from magistral_mlx.reply import ReplyBuilder
 from magistral_mlx.row_costs import LINEAR, RowCosts

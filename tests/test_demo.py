@@ -20,12 +20,10 @@ from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 import magistral_mlx as mm
 from magistral_mlx.checkpoint import open_checkpoint
 from magistral_mlx.demo.examples import SPECIAL_TOKENS, Examples
+from magistral_mlx.demo.phrases import HELD_OUT_WORDS, LANGUAGES, PHRASES
 from magistral_mlx.demo.problems import (
     ARITHMETIC,
-    HELD_OUT_WORDS,
     KINDS,
-    LANGUAGES,
-    PHRASES,
     Problem,
     held_out_problems,
     is_correct,

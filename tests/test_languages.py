@@ -9,7 +9,7 @@ import pytest
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 import magistral_mlx as mm
-from magistral_mlx.demo.problems import LANGUAGES, PHRASES
+from magistral_mlx.demo.phrases import LANGUAGES, PHRASES
 from magistral_mlx.reply import ReplyBuilder
 from magistral_mlx.tokenizer import Tokenizer
 from tests.tekken import write_tekken

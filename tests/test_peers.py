@@ -14,6 +14,7 @@ from benchmarks import llama
 from benchmarks.__main__ import main
 from benchmarks.bandwidth import bandwidth
 from benchmarks.contenders import Job, Loaded, Memory
+from benchmarks.lengths import times_as_long
 from benchmarks.llama import check_llama, clock_seconds, cpu_seconds, llama_cpp
 from benchmarks.measure import Comparison, Lap
 from benchmarks.speed import Peers, Workload, compare_contexts, compare_models, workloads
@@ -199,13 +200,26 @@ def test_contexts_are_cut_to_the_model_and_to_the_time(tmp_path: Path, monkeypat
     assert len(list(compare_contexts("x", tmp_path, found, 1e9, peers=Peers(True), report=said.append))) == 3
     assert ([workload for workload, _ in asked], said) == (found, [])
     assert [peers.in_bf16 for _, peers in asked] == [True, False, False]
-    longer = found[1].prompt_tokens / found[0].prompt_tokens
-    expected = 4 * 1.5 * (longer**2 + longer)  # three repeats and a warm-up
+    lengths = found[0].prompt_tokens, found[1].prompt_tokens
+    longer = times_as_long(checkpoint.config, *lengths) + lengths[1] / lengths[0]
+    expected = 4 * 1.5 * longer  # three repeats and a warm-up
     for limit, count in ((0, 1), (expected - 1, 1), (expected + 1, 2)):
         assert (
             len(list(compare_contexts("x", tmp_path, found[:2], limit, peers=Peers(True), report=said.append))) == count
         )
     assert "a prompt of 3,968 and longer ones are left out" in said[0]
+
+
+def test_a_longer_prefill_takes_as_many_multiply_adds_more() -> None:
+    """Counted position by position."""
+    q, kv = NARROW.num_heads * NARROW.head_dim, NARROW.num_kv_heads * NARROW.head_dim
+    D, F = NARROW.hidden_size, NARROW.intermediate_size
+    layer = 2 * D * q + 2 * D * kv + 3 * D * F + 2 * D  # norms count as one for each element
+
+    def count(length: int) -> float:
+        return NARROW.num_layers * sum(layer + 2 * q * (position + 0.5) for position in range(length)) + D * length
+
+    assert times_as_long(NARROW, 7, 60) == pytest.approx(count(60) / count(7))
 
 
 def test_a_streamed_matrix_gives_bytes_a_second() -> None:

@@ -84,8 +84,11 @@ def test_a_curve_s_last_step_that_gains_nothing_is_left_out() -> None:
 
     (axes,) = budget_figure([reasoning()]).axes
     assert list(axes.lines[0].get_xdata()) == [64, 96]
-    decode = speed_figure([speed()]).axes[1]
-    assert [list(line.get_xdata()) for line in decode.lines[:1]] == [[512, 4096]]
+    measured = speed()
+    measured["speed"][2]["repeats"] = {phase: {OURS: laps(100)} for phase in ("prefill", "decode")}
+    decode = speed_figure([measured]).axes[1]
+    ours, theirs = [bars.lines[0] for bars in decode.containers]
+    assert (list(ours.get_xdata()), list(theirs.get_xdata())) == ([512, 4096], [512])  # it took part in one only
     assert {text.get_text() for text in decode.get_xticklabels()} == {"512", "4k"}
 
 

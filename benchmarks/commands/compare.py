@@ -9,7 +9,7 @@ import click
 from benchmarks.commands.shared import json_option, report
 from benchmarks.compare import compare as compare_results
 from benchmarks.compare import differences, only_in_one
-from benchmarks.tables import show_changes
+from benchmarks.tables_counted import show_changes
 from magistral_mlx.errors import OptionError
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)

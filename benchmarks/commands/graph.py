@@ -10,7 +10,7 @@ from benchmarks.commands.shared import json_option, peer_option, require, write
 from benchmarks.graph import compare_graphs
 from benchmarks.measure import circumstances
 from benchmarks.synthetic import NARROW, write_slice
-from benchmarks.tables import show_graphs
+from benchmarks.tables_counted import show_graphs
 
 
 @click.command()

@@ -10,7 +10,7 @@ from benchmarks.mac_check import drafting, is_magistral_small, measure_machine, 
 from benchmarks.measure import circumstances
 from benchmarks.speed import Workload
 from benchmarks.synthetic import TRUE_WIDTH
-from benchmarks.tables import show_judgements
+from benchmarks.tables_counted import show_judgements
 from magistral_mlx.checkpoint import open_checkpoint, resolve
 from magistral_mlx.errors import OptionError
 

@@ -25,8 +25,8 @@ FOOTPRINT_TOKENS = 16
 @click.option("--synthetic", type=click.IntRange(1, 40), metavar="LAYERS", help="Layers of the true width, random.")
 @peer_option
 @click.option("--prompt-tokens", type=int, help="Length of the prompt, instead of all contexts.")
-@click.option("--repeats", type=int, help="Prefills by each; 3 if unset.")
-@click.option("--minutes", default=20.0, show_default=True, help="Contexts that could take longer are left out.")
+@click.option("--repeats", default=1, show_default=True, help="Prefills by each.")
+@click.option("--minutes", default=30.0, show_default=True, help="Contexts that could take longer are left out.")
 @click.option("--quick", is_flag=True, help="A short prompt and a narrow model: does it run?")
 @json_option
 @plot_option
@@ -36,7 +36,7 @@ def memory(
     synthetic: int | None,
     peer: str | None,
     prompt_tokens: int | None,
-    repeats: int | None,
+    repeats: int,
     minutes: float,
     quick: bool,
     json_file: Path | None,
@@ -49,7 +49,7 @@ def memory(
 
     \b
     python -m benchmarks memory --peer mlx-lm                        half an hour on two cores
-    python -m benchmarks memory --model ~/magistral-4bit --repeats 1
+    python -m benchmarks memory --model ~/magistral-4bit --repeats 3
     python -m benchmarks memory --quick                              half a minute
     """
     require(peer)
@@ -57,7 +57,7 @@ def memory(
         raise OptionError("--model names a checkpoint and --synthetic makes one; leave one of them out")
     facts = circumstances()
     lengths = (prompt_tokens,) if prompt_tokens is not None else (96,) if quick else tuple(n - 1 for n in CONTEXTS)
-    prefills = Prefills(lengths, repeats if repeats is not None else 1 if quick else 3, 60 * minutes)
+    prefills = Prefills(lengths, repeats, 60 * minutes)
     with tempfile.TemporaryDirectory(prefix="magistral-slice-") as name:
         title, folder = _checkpoint(model, synthetic, Path(name), quick=quick)
         comparisons = list(compare_caches(title, folder, prefills, peer=peer is not None, report=report))

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
+from magistral_mlx.demo.phrases import HELD_OUT_WORDS, LANGUAGES
 from magistral_mlx.demo.problems import (
     ARITHMETIC,
-    HELD_OUT_WORDS,
-    LANGUAGES,
     Problem,
     ask_arithmetic,
     ask_letters,

@@ -43,6 +43,8 @@ public actor MagistralBridge {
         public var seed: Int?
         public var stop: [String]?
         public var thinkBudget: Int?
+        /// The last line of a trace that ends at its budget.
+        public var thinkBudgetMessage: String?
 
         public init() {}
 
@@ -53,6 +55,7 @@ public actor MagistralBridge {
             case seed
             case stop
             case thinkBudget = "think_budget"
+            case thinkBudgetMessage = "think_budget_message"
         }
     }
 
