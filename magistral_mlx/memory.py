@@ -99,8 +99,9 @@ def workspace_bytes(
     """Bytes beside weights and cache while a chunk of ``chunk`` ids is read at the end of ``context`` positions.
 
     MLX runs about ten operations ahead of the device, and what they write is held together: most of one layer's
-    activations, whose share of each width was measured on a CPU; of a packed cache, two layers' keys and
-    values unpacked; and where attention is not fused, as on a CPU, its float32 scores [H, chunk, context].
+    activations, whose share of each width was measured on a CPU, in models of four layers and more (of two they are
+    less: the last reads few positions); of a packed cache, two layers' keys and values unpacked; and where attention
+    is not fused, as on a CPU, its float32 scores [H, chunk, context].
     Sampling comes after, and holds a few times the logits. A cache that grows holds one layer twice, between passes.
     """
     D, F, H, K, d = (
