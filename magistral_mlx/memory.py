@@ -100,8 +100,8 @@ def workspace_bytes(
 
     MLX runs about ten operations ahead of the device, and what they write is held together: most of one layer's
     activations, whose share of each width was measured on a CPU, in models of four layers and more (of two they are
-    less: the last reads few positions); of a packed cache, two layers' keys and values unpacked; and where attention
-    is not fused, as on a CPU, its float32 scores [H, chunk, context].
+    less: the last reads few positions); of a packed cache, almost two layers' keys and values unpacked; and where
+    attention is not fused, as on a CPU, its float32 scores [H, chunk, context].
     Sampling comes after, and holds a few times the logits. A cache that grows holds one layer twice, between passes.
     """
     D, F, H, K, d = (
@@ -112,7 +112,7 @@ def workspace_bytes(
         config.head_dim,
     )
     activations = int(chunk * (7 * D + 3 * F + 7.4 * (H + K) * d) * itemsize)
-    unpacked = 0 if kv_bits is None else 2 * 2 * K * context * d * itemsize
+    unpacked = 0 if kv_bits is None else int(1.85 * 2 * K * context * d * itemsize)
     is_fused = on_gpu and d in FUSED_HEAD_DIMS
     scores = 0 if is_fused else (4 * H + 1) * chunk * context  # and a mask of one byte
     logits = 48 * config.vocab_size
