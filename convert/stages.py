@@ -8,7 +8,7 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from . import disk
+from . import disk, heap
 from .calibrate import Stage, Visitor, visiting
 from .source import Source
 from .statistics import from_file, to_bytes
@@ -45,6 +45,7 @@ class StagedPass:
         """
         self._stage = next(self._steps, None)
         self.steps_done += 1
+        heap.give_back()
 
     def keep(self) -> None:
         """Put the stage on the drive in place of the one before; nothing of the embedding alone or of the last step."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 TEKKEN_FILE = "tekken.json"
+BYTES = 256  # without an id for each, tiktoken panics on text that needs it
 MAX_TEKKEN_BYTES = 50_000_000  # Magistral's has 19 million
 # What mistral-common raises depends on where the file is damaged.
 DAMAGE = (ValueError, TypeError, LookupError, AssertionError, AttributeError, OverflowError, RecursionError)
@@ -226,9 +227,15 @@ def _open_tekken(folder: Path) -> tuple["Tekkenizer", Path]:
     from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
     try:
-        return Tekkenizer.from_file(path), path
+        tekken = Tekkenizer.from_file(path)
     except DAMAGE as error:
         raise _damaged(path, error) from None
+    if (pieces := tekken.n_words - tekken.num_special_tokens) < BYTES:
+        raise TokenizerError(
+            f"{path} has {pieces} ids of text, and single bytes alone are {BYTES}; its vocabulary was cut: copy it "
+            "from where the model was published"
+        )
+    return tekken, path
 
 
 def _damaged(path: Path, error: Exception) -> TokenizerError:

@@ -260,6 +260,10 @@ def test_a_folder_without_a_usable_tokenizer_is_refused(tmp_path: Path) -> None:
         (tmp_path / "tekken.json").write_bytes(content)
         with pytest.raises(TokenizerError, match="damaged or unknown; download it again"):
             Tokenizer.from_folder(tmp_path)
+    write_tekken(tmp_path, 1255)
+    with pytest.raises(TokenizerError, match="has 255 ids of text, and single bytes alone are 256"):
+        Tokenizer.from_folder(tmp_path)
+    assert Tokenizer.from_folder(write_tekken(tmp_path / "bytes", 1256)).encode("é") == [1000 + b for b in "é".encode()]
     write_tekken(tmp_path)
     for content in (b"", b" \n", b"\xff\xfe"):
         (tmp_path / "SYSTEM_PROMPT.txt").write_bytes(content)

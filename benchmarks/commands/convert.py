@@ -18,7 +18,7 @@ from magistral_mlx.errors import OptionError
 @click.command()
 @click.option("--synthetic", type=click.IntRange(1, 40), metavar="LAYERS", help="Layers of the true width; 4 if unset.")
 @click.option(
-    "--vocab-size", type=click.IntRange(1024), metavar="N", help="Of the synthetic one, not the true 131,072."
+    "--vocab-size", type=click.IntRange(1256), metavar="N", help="Of the synthetic one, not the true 131,072."
 )
 @click.option("--source", type=FOLDER, help="Convert this HF checkpoint, not a synthetic one.")
 @click.option("--keep-source", type=click.Path(path_type=Path), help="Write the synthetic one here, and leave it.")
