@@ -77,11 +77,13 @@ def visiting(source: Source, ids: mx.array, visitor: Visitor, stage: Stage | Non
     if stage is None:
         stage = Stage(0, _embedded(ids, visitor, config.hidden_size))
         yield stage
-    x = stage.stream
-    for layer in range(stage.layers, config.num_layers):
-        x = _layer(source, visitor, layer, x)
-        yield Stage(layer + 1, x)
-    visitor.see([EMBEDDING if config.tie_word_embeddings else "lm_head"], _normalized(source, "model.norm", x))
+    streams, first = [stage.stream], stage.layers
+    del stage  # only a layer at work holds its stream: each is 0.17 GB of 8,192 ids at the true width
+    for layer in range(first, config.num_layers):
+        streams.append(_layer(source, visitor, layer, streams.pop()))
+        yield Stage(layer + 1, streams[0])
+    x = _normalized(source, "model.norm", streams.pop())
+    visitor.see([EMBEDDING if config.tie_word_embeddings else "lm_head"], x)
 
 
 def _embedded(ids: mx.array, visitor: Visitor, width: int) -> mx.array:  # [B, T] -> [B, T, D]

@@ -43,6 +43,7 @@ class StagedPass:
         Raises:
             NumericsError: an input of a linear is not finite.
         """
+        self._stage = None  # its stream is the next layer's to drop
         self._stage = next(self._steps, None)
         self.steps_done += 1
         heap.give_back()
