@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from magistral_mlx.config import QuantFormat
 
+from . import heap
 from .calibrate import EMBEDDING
 from .embedding import column_weights
 from .gains import Errors, as_read
@@ -57,6 +58,7 @@ class Sequential:
             blocks = self._quantized(module, way, partial(Errors.sampled, x=sample))
             if module.startswith("model.layers."):
                 self._waiting[module] = blocks
+        heap.give_back()
 
     def rows(self, module: str) -> Iterator[tuple[int, mx.array]]:
         quant = self.formats[module]
