@@ -128,6 +128,7 @@ class Resident:
             with self._lock:
                 self._under_way = None
             stream.close()
+            mx.synchronize()  # the pass queued ahead: a host that exits after the last event must find MLX idle
             self._measure(replies=self.figures.replies + 1)
         self._remember(request, reply)
         channel.end(events.done(reply))
