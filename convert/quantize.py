@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import mlx.core as mx
 import numpy as np
 
-from magistral_mlx.config import QuantFormat
+from magistral_mlx.config import AFFINE_GROUP_SIZES, QuantFormat
 from magistral_mlx.errors import ConversionError
 
 PARTS = ("weight", "scales", "biases")
@@ -51,11 +51,18 @@ def dequantize(parts: Mapping[str, mx.array], quant: QuantFormat, dtype: mx.Dtyp
 
 def check_divisible(name: str, shape: tuple[int, ...], quant: QuantFormat) -> None:
     """Raises ConversionError where the groups do not divide the columns of a matrix."""
-    if shape[-1] % quant.group_size:
-        raise ConversionError(
-            f"tensor {name!r} has {shape[-1]} columns, which groups of {quant.group_size} do not divide; "
-            "use a smaller group size"
-        )
+    if shape[-1] % quant.group_size == 0:
+        return
+    fitting = [size for size in AFFINE_GROUP_SIZES if shape[-1] % size == 0] if quant.mode == "affine" else []
+    module = name.removesuffix(".weight").split(".")[-1]
+    way_out = (
+        f"use a group size of {fitting[-1]}"
+        if fitting
+        else f'leave it in floats by a recipe with the rule {{"match": "*{module}", "bits": 16}}'
+    )
+    raise ConversionError(
+        f"tensor {name!r} has {shape[-1]} columns, which groups of {quant.group_size} do not divide; {way_out}"
+    )
 
 
 def check_finite(name: str, *arrays: mx.array, what: str = "holds NaN or infinity") -> None:
