@@ -108,7 +108,7 @@ def test_a_weight_whose_scales_overflow_is_named() -> None:
 
 
 def test_columns_that_groups_do_not_divide_are_named() -> None:
-    with pytest.raises(ConversionError, match="'x' has 96 columns, which groups of 64 do not divide; .* size of 32$"):
+    with pytest.raises(ConversionError, match=r"'x' has 96 columns, which groups of 64 do not divide; .* size of 32$"):
         quantize(mx.zeros((2, 96)), QuantFormat(4, 64), name="x")
     with pytest.raises(ConversionError, match=r"'model\.layers\.0\.mlp\.down_proj\.weight' has 96 columns"):
         make_plan(make_config(), "bfloat16", Options())

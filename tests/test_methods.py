@@ -341,12 +341,12 @@ def test_any_shape_of_this_architecture_is_converted_and_goes_on(
     assert mx.square(found - wanted).mean() < mx.square(rounded - wanted).mean()
 
 
-@pytest.mark.parametrize("method", ("round", *ONE_IS_SLOW))
+@pytest.mark.parametrize("method", ["round", *ONE_IS_SLOW])
 def test_columns_that_no_group_divides_stay_floats_by_the_rule_in_the_message(tmp_path: Path, method: str) -> None:
     config = make_config(head_dim=18, intermediate_size=64, num_layers=1, vocab_size=1500)  # o_proj has 72 columns
     folder = write_checkpoint(tmp_path / "hf", config, make_weights(config, mx.bfloat16))
     write_tekken(folder, config.vocab_size)
-    with pytest.raises(ConversionError, match="'model.layers.0.self_attn.o_proj.weight' has 72 columns") as refused:
+    with pytest.raises(ConversionError, match=r"o_proj[.]weight' has 72 columns") as refused:
         convert_quickly(folder, tmp_path / "out", q_method=method)
     rule = json.loads(str(refused.value).split("with the rule ")[1])
     (tmp_path / "recipe.json").write_text(json.dumps({"default": {"bits": 4}, "rules": [rule]}))
