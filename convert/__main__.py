@@ -4,22 +4,26 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, get_args
 
 import click
 
 from magistral_mlx import command_line
-from magistral_mlx.checkpoint import Layout
-from magistral_mlx.config import Mode
+from magistral_mlx.checkpoint import Layout, open_checkpoint
+from magistral_mlx.config import Mode, QuantFormat
 from magistral_mlx.reasoning import ReasoningFormat
 
 from . import fits
 from .bar import shown
 from .conversion import Conversion, Summary
 from .pipeline import prepare
+from .recipe_file import UNPACKED_BITS
 from .recipes import AUTO, METHODS, RECIPES, Options
+from .staging import partial_of
 from .target import in_units
 
 # Flags of mlx-lm's convert, and what to do instead.
@@ -49,7 +53,7 @@ Methods (the same format, size and speed):
 
 \b
 Calibration (a small input of our own where it is left out):
-  FILE        a UTF-8 text
+  FILE        a UTF-8 text of 256 tokens or more; 4 windows of 512 are read from all over it, 16 for gptq
   self        the source, rounded to 4 bit, first writes replies to questions of ours in the card's languages
   MODEL       the folder of a checkpoint of the same vocabulary, which writes them; they are kept in calibration.jsonl
 
@@ -59,6 +63,7 @@ Recipes:
   auto        --target-bits in all, each where the error falls most by it, as a forward pass shows
   FILE        your own, in JSON; the last rule that matches a matrix holds, and 16 bits pack nothing:
               {{"default": {{"bits": 4}}, "rules": [{{"match": "*.v_proj", "bits": 6}}]}}
+              "group_size" and "mode" can stand beside "bits" in both
 
 OUT appears complete or not at all; until then OUT.partial holds what is done, and the same command goes on
 with it. Run again when OUT is complete, and nothing is done.
@@ -151,16 +156,29 @@ def command(
         print(json.dumps(forecast(conversion)) if as_json else forecast_in_words(conversion))
         return command_line.DONE
     started = time.perf_counter()
-    summary = shown(conversion.run())
+    try:
+        with closing(conversion.run()) as steps:
+            summary = shown(steps)
+    except KeyboardInterrupt:
+        print(f"interrupted; {_kept(partial_of(conversion.target))}", file=sys.stderr)
+        raise
     print(in_json(summary, time.perf_counter() - started) if as_json else in_words(summary))
     if options.recipe == AUTO and not as_json:
-        print(f"  {fits.in_words(conversion.source.config, summary.bytes_out)}")
+        config = conversion.source.config
+        print("\n".join(by_kind(open_checkpoint(summary.target).formats, config.num_layers)))
+        print(f"  {fits.in_words(config, summary.bytes_out)}")
     return command_line.DONE
+
+
+def _kept(partial: Path) -> str:
+    if not partial.exists():
+        return "nothing was finished yet, nothing is kept"
+    return f"what is finished is kept in {partial}, and the same command goes on with it"
 
 
 def in_words(summary: Summary) -> str:
     if summary.already_complete:
-        return f"{summary.target}: already complete"
+        return f"{summary.target}: already complete (magistral verify looks at its weights)"
     made = (
         f"{summary.target}: {in_units(summary.bytes_out)} of weights, {summary.bits_per_weight:.2f} bits each, "
         f"from {in_units(summary.bytes_in)}"
@@ -195,25 +213,35 @@ def forecast(conversion: Conversion) -> dict[str, Any]:
 
 
 def forecast_in_words(conversion: Conversion) -> str:
-    plan, layers = conversion.plan, conversion.source.config.num_layers
-    kinds: dict[str, Counter[int]] = {}
-    for path, bits_of_path in plan.bits.items():
-        kinds.setdefault(path.rpartition(".")[2], Counter())[bits_of_path] += 1
+    plan, config = conversion.plan, conversion.source.config
     state = " (already complete)" if conversion.is_complete else ""
     lines = [
         f"{conversion.target}: {in_units(plan.tensor_bytes)} of weights, {plan.bits_per_weight:.2f} bits each, "
-        f"from {in_units(conversion.source.nbytes)}{state}"
+        f"from {in_units(conversion.source.nbytes)}{state}",
+        *by_kind(plan.formats, config.num_layers),
+        f"  {'norms':<14}{plan.float_type}",
     ]
-    for kind, counts in kinds.items():
-        if len(counts) == 1:
-            bits = "".join(f"{bits} bit" for bits in counts)
-        else:
-            bits = ", ".join(f"{bits} bit in {n} of {layers} layers" for bits, n in sorted(counts.items()))
-        lines.append(f"  {kind:<14}{bits}")
-    lines.append(f"  {'norms':<14}{plan.float_type}")
     if (most := conversion.most_tensor_bytes) > plan.tensor_bytes:
         lines.append(f"  then raised where the error falls most by it, to {in_units(most)} at most")
-    return "\n".join([*lines, f"  {fits.in_words(conversion.source.config, most)}"])
+    return "\n".join([*lines, f"  {fits.in_words(config, most)}"])
+
+
+def by_kind(formats: Mapping[str, QuantFormat | None], layers: int) -> list[str]:
+    """A line for each kind of matrix, with how many layers have it how."""
+    kinds: dict[str, Counter[str]] = {}
+    for path, quant in formats.items():
+        kinds.setdefault(path.rpartition(".")[2], Counter())[_named(quant)] += 1
+    lines = []
+    for kind, counts in kinds.items():
+        shares = (f"{name} in {n} of {layers} layers" for name, n in sorted(counts.items()))
+        lines.append(f"  {kind:<14}{', '.join(counts if len(counts) == 1 else shares)}")
+    return lines
+
+
+def _named(quant: QuantFormat | None) -> str:
+    if quant is None:
+        return f"{UNPACKED_BITS} bit"
+    return f"{quant.bits} bit" if quant.mode == "affine" else quant.mode
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """Which ids a conversion calibrates on, and how they are known again."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ def make_calibration(
     if options.calibration is None:
         return Calibration("built-in", built_in(tokenizer, windows=windows))
     path = Path(options.calibration).expanduser()
-    if options.calibration != SELF and not path.is_dir():
+    if options.calibration != SELF and not os.path.isdir(path):
         return Calibration("file", read_calibration(path, tokenizer, windows=windows))
     if options.calibration == SELF and stream:
         raise OptionError(

@@ -3,6 +3,7 @@
 import codecs
 import hashlib
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,6 +54,8 @@ def read_calibration(path: str | os.PathLike[str], tokenizer: Tokenizer, *, wind
     path = Path(os.path.expanduser(path))
     again = "name a UTF-8 text file, such as answers of the model to questions of yours, or leave --calibration out"
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OptionError(f"the calibration file {path} is no plain file; {again}")
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE)
     except OSError as error:

@@ -20,7 +20,7 @@ from .recipes import AUTO, Options
 from .source import checked_layout, open_source, warn_of_rounding_twice
 from .staging import begun_commit, partial_of
 from .streaming import HubStream
-from .target import check_apart, check_replaceable, check_space, in_units
+from .target import check_apart, check_place, check_replaceable, check_space, in_units
 from .weights import Progress
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ def prepare(
     if options.tokenizer_json:
         require_export_extra()
     target = Path(os.path.abspath(os.path.expanduser(target)))  # unlike resolve, it does not follow a link at the end
+    check_place(target)
     check_replaceable(target, force=force)
     base_model = None if os.path.isdir(os.path.expanduser(source)) else str(source)
     if base_model is not None and revision is None and not force:

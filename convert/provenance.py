@@ -6,6 +6,7 @@ No time, no host and no path of the output: the same source and options give the
 import hashlib
 from collections.abc import Mapping
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +64,26 @@ def first_difference(found: Any, wanted: Any, path: str = "") -> str | None:
     A hash that only one of the two knows is no difference: not every way to a source states the same ones.
     """
     if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in sorted(found.keys() | wanted.keys()):
+        # What says most to a person comes first: single values before tables, and hashes last of them.
+        nested = {key for each in (found, wanted) for key, value in each.items() if isinstance(value, dict | list)}
+        for key in sorted(found.keys() | wanted.keys(), key=lambda key: (key in nested, key.endswith("sha256"), key)):
             if key in HASHES and (key not in found or key not in wanted):
                 continue
             inner = first_difference(found.get(key), wanted.get(key), f"{path}.{key}" if path else key)
             if inner is not None:
                 return inner
         return None
+    if isinstance(found, list) and isinstance(wanted, list):
+        each = enumerate(zip_longest(found, wanted))
+        return next((inner for i, two in each if (inner := first_difference(*two, f"{path}[{i}]")) is not None), None)
     if type(found) is type(wanted) and found == wanted:
         return None
-    return f"{path}: {_short(found)}, now {_short(wanted)}"
+    name = path.removeprefix("plan.").removeprefix("options.").removesuffix(".origin")
+    return f"{name}: {_short(found)}, now {_short(wanted)}"
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, dict) and "origin" in value:
+        value = value["origin"]
     text = "none" if value is None else str(value)
     return text if len(text) <= 40 else f"{text[:12]}..."

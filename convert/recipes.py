@@ -25,6 +25,7 @@ METHODS = ("round", "importance", "gptq")
 SEARCHED_BITS = range(2, 6)  # of affine formats, which the default method searches: rounded, wider ones are near enough
 RAISED_BITS = 6
 STORED_BITS = 16  # of a scale, and of a bias
+NORMS_BITS = 0.02  # a weight, for what is not packed, at most but in the smallest models
 DEFAULT_BITS = 4
 
 
@@ -48,6 +49,8 @@ class Options:
     file: RecipeFile | None = field(init=False, default=None)  # the recipe's content, where it is one
 
     def __post_init__(self) -> None:
+        if not isinstance(self.recipe, str | os.PathLike | None):
+            raise OptionError(f"recipe is {self.recipe!r}; it is a name or a file, to which a table has to be written")
         if self.q_mode not in get_args(Mode):
             raise OptionError(f"q_mode is {self.q_mode!r}; known are {', '.join(get_args(Mode))}")
         if self.reasoning_format is not None and self.reasoning_format not in get_args(ReasoningFormat):
@@ -65,16 +68,14 @@ class Options:
         self._check_method()
 
     def _check_method(self) -> None:
-        if self.method != "round" and not any(quant.mode == "affine" for quant in self._formats()):
+        if self.method != "round" and not self._is_any_affine:
             raise OptionError(
                 f"q_method {self.method} is for affine formats, and none is written here (mxfp4, mxfp8 and nvfp4 are "
                 "always rounded, 16 bits not at all); leave it out"
             )
         if self.method == "round" and self.calibration is not None:
-            raise OptionError(
-                "nothing is calibrated where weights are rounded; leave the calibration out, or use q_method "
-                "importance or gptq"
-            )
+            other = ", or use q_method importance or gptq" if self._is_any_affine else ""
+            raise OptionError(f"nothing is calibrated where weights are rounded; leave the calibration out{other}")
 
     def _check_recipe(self, recipe: str) -> None:
         if self.q_mode != "affine":
@@ -115,7 +116,7 @@ class Options:
         bits = bits if self.q_bits is None else self.q_bits
         group_size = group_size if self.q_group_size is None else self.q_group_size
         if self.target_bits is not None:  # the most that all matrices may have; none may: the least there are
-            overhead = 2 * STORED_BITS / group_size
+            overhead = 2 * STORED_BITS / group_size + NORMS_BITS
             bits = max((b for b in AFFINE_BITS if b + overhead <= self.target_bits), default=min(AFFINE_BITS))
         try:
             return QuantFormat(bits, group_size, cast(Mode, self.q_mode))
@@ -131,6 +132,10 @@ class Options:
             return "importance"
         is_searched = any(quant.mode == "affine" and quant.bits in SEARCHED_BITS for quant in self._formats())
         return "importance" if is_searched else "round"
+
+    @property
+    def _is_any_affine(self) -> bool:
+        return any(quant.mode == "affine" for quant in self._formats())
 
     def _formats(self) -> list[QuantFormat]:
         """Every format that may be written, by the default or a rule of the recipe's file."""

@@ -164,13 +164,13 @@ class Staging:
                 return
             if strangers := set(os.listdir(self.folder)) - {JOURNAL, JOURNAL + disk.TEMPORARY}:
                 raise ConversionError(
-                    f"{self.folder} holds {min(strangers)} and no {JOURNAL}, so no conversion began there; "
+                    f"{self.folder} holds {min(strangers)} and no {JOURNAL} that says what it is; "
                     "move it away, or name another target"
                 )
         elif (other := first_difference(lines[0], self._plan)) is not None:
             if not self._force:
                 raise ConversionError(
-                    f"{self.folder} holds an unfinished conversion with another {other.removeprefix('plan.')}; finish "
+                    f"{self.folder} holds an unfinished conversion with another {other}; finish "
                     f"it with the command that began it, or give it up with --force or by deleting the folder"
                 )
             lines = []

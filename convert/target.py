@@ -7,6 +7,34 @@ from pathlib import Path
 from magistral_mlx.errors import ConversionError
 
 from .provenance import PROVENANCE
+from .staging import JOURNAL, aside_of, partial_of
+
+
+def check_place(target: Path) -> None:
+    """Check whether a folder can be made there.
+
+    Raises:
+        ConversionError: it cannot, or it would lie in another conversion.
+    """
+    if not target.name:
+        raise ConversionError(f"{target} is the root of all; name another folder")
+    try:
+        str(target).encode()
+    except UnicodeEncodeError:
+        raise ConversionError(f"{str(target)!r} is not UTF-8, and not every runtime opens it; name another") from None
+    for path in (target, partial_of(target), aside_of(target)):
+        try:
+            path.lstat()
+        except FileNotFoundError:
+            continue
+        except OSError as error:  # too long, a loop of links, or under a file
+            raise ConversionError(f"{target} cannot be made ({error.strerror}); name another folder") from None
+    for folder in target.parents:
+        if any(map(os.path.isfile, (folder / PROVENANCE, folder / JOURNAL))):
+            raise ConversionError(f"{target} lies in the checkpoint {folder}; name another folder")
+    there = _nearest(target)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConversionError(f"{target} cannot be made: {there} cannot be written to; name another folder")
 
 
 def check_replaceable(target: Path, *, force: bool) -> None:
@@ -18,6 +46,8 @@ def check_replaceable(target: Path, *, force: bool) -> None:
     if not os.path.lexists(target) or (target / PROVENANCE).is_file():
         return
     if not force:
+        if target.is_dir() and not any(target.iterdir()):
+            raise ConversionError(f"{target} exists, empty; remove it: it is made when it is complete")
         raise ConversionError(f"{target} exists and is not what would be made here; name another folder")
     is_checkpoint = (target / "config.json").is_file() and any(target.glob("model*.safetensors"))
     if not target.is_dir() or (any(target.iterdir()) and not is_checkpoint):
@@ -42,7 +72,11 @@ def check_space(target: Path, needed_bytes: int) -> None:
 
 def free_bytes(target: Path) -> int:
     """Free on the disk where ``target`` is or will be."""
-    return shutil.disk_usage(next(folder for folder in target.parents if folder.is_dir())).free
+    return shutil.disk_usage(_nearest(target)).free
+
+
+def _nearest(target: Path) -> Path:
+    return next(folder for folder in target.parents if folder.is_dir())
 
 
 def in_units(nbytes: int) -> str:

@@ -34,6 +34,9 @@ Checks:
   source     with --hf-path: SRC is what OUT was made from
   rounding   with --hf-path: no weight is further from SRC's than rounding, or the method used, explains
 
+The table's errors: of the whole tensor, relative to it; the largest of a weight; and the largest as a
+share of what the method explains at that place: above 1 the check fails.
+
 Exit codes: 0 all hold, 2 one does not, or something else to change, 130 interrupted."""
 
 
@@ -54,7 +57,7 @@ def in_words(report: Report) -> str:
     if report.tensors:
         worst = report.tensors[:WORST]
         width = max(len(tensor.name) for tensor in worst)
-        lines += ["", f"{'worst tensors':<{width}}  {'stored as':<22}relative error   largest   of rounding's most"]
+        lines += ["", f"{'worst tensors':<{width}}  {'stored as':<22}relative error   largest   of the explained"]
         lines += [
             f"{t.name:<{width}}  {t.stored_as:<22}{t.relative:>14.5f}{t.largest:>10.3g}{t.of_bound:>21.2f}"
             for t in worst

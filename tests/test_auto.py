@@ -1,6 +1,7 @@
 """The recipe ``auto``: the bits asked for, spent where least is left of the error, and refused where they cannot be."""
 
 import json
+import re
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def test_let_go_anywhere_it_goes_on_to_the_same_bytes(tmp_path: Path, source: Pa
     ("options", "message"),
     [
         ({"target_bits": 2.2}, r"target_bits 2.2 is out of reach: 2 bit everywhere takes 2\.5\d\d .* at least 2\.5"),
-        ({"target_bits": 4.501}, r"target_bits 4.501 is out of reach: 4 bit everywhere takes 4\.5\d\d"),
+        ({"target_bits": 2.501}, r"target_bits 2.501 is out of reach: 2 bit everywhere takes 2\.5\d\d"),
         ({"target_bits": 9.0}, r"target_bits 9 is out of reach: 8 bit everywhere takes 8\.5\d\d .* 8bit instead"),
         ({"target_bits": float("nan")}, "target_bits nan is out of reach"),
         ({}, "need each other"),
@@ -115,10 +116,19 @@ def test_what_cannot_be_done_is_refused_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("target_bits", "least"), [(4.5, 3), (4.519, 3), (4.53, 4), (8.5, 6), (2.53, 2)])
+def test_what_scales_and_norms_take_leaves_no_gap_between_the_least_bits(
+    tmp_path: Path, source: Path, target_bits: float, least: int
+) -> None:
+    plan = prepare(source, tmp_path / "out", Options(**AUTO, target_bits=target_bits, tokenizer_json=False)).plan
+    assert set(plan.bits.values()) == {least}
+    assert plan.bits_per_weight <= target_bits
+
+
 @pytest.mark.slow
 def test_another_target_is_another_conversion(tmp_path: Path, source: Path) -> None:
     convert_quickly(source, tmp_path / "out", **AUTO, target_bits=4.8)
-    with pytest.raises(MagistralError, match=r"another options\.target_bits: 4\.8, now 4\.9"):
+    with pytest.raises(MagistralError, match=r"another target_bits: 4\.8, now 4\.9"):
         prepare(source, tmp_path / "out", Options(recipe="auto", target_bits=4.9, tokenizer_json=False))
 
 
@@ -134,5 +144,7 @@ def test_the_forecast_says_what_fits_which_mac(tmp_path: Path, source: Path, cap
     assert forecast["contexts"]["24"] == 4096
     assert not list(tmp_path.iterdir())
     assert main(flags) == 0
-    assert "24 GB Mac 4,096 tokens" in capfd.readouterr().out
+    text = capfd.readouterr().out
+    assert "24 GB Mac 4,096 tokens" in text
+    assert re.search(r"\n  [kv]_proj +4 bit in \d of \d layers, \d bit in|\n  [kv]_proj +[568] bit\n", text)
     assert open_checkpoint(tmp_path / "out").nbytes <= forecast["most_bytes_out"]

@@ -88,6 +88,14 @@ def test_a_slice_is_a_checkpoint_and_its_embedding_is_not_read(tmp_path: Path) -
     assert bytes_per_token(checkpoint) == checkpoint.nbytes - embedding
 
 
+@pytest.mark.parametrize("name", ["speed", "memory", "convert", "quality", "reasoning", "samples", "budget"])
+def test_a_file_that_could_not_be_written_is_refused_before_hours_of_work(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([name, "--json", str(tmp_path / "missing" / "x.json")]) == 2
+    assert "x.json cannot be written: make its folder" in capsys.readouterr().err
+
+
 def test_help_and_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["speed", "--help"]) == 0
     assert "--synthetic" in capsys.readouterr().out

@@ -65,7 +65,7 @@ def test_the_command_line_converts_and_says_so(
     assert not result["already_complete"]
     before = content(tmp_path / "out")
     assert run(pristine / "hf", tmp_path / "out") == 0
-    assert capfd.readouterr() == (f"{tmp_path / 'out'}: already complete\n", "")
+    assert capfd.readouterr() == (f"{tmp_path / 'out'}: already complete (magistral verify looks at its weights)\n", "")
     assert run(pristine / "hf", tmp_path / "out", "--q-bits", "8") == 2
     assert content(tmp_path / "out") == before
 
@@ -108,6 +108,23 @@ def test_exit_codes(
     monkeypatch.setattr(command_line, "prepare", stop)
     if code == 130:
         assert run(pristine / "hf", tmp_path / "out") == code
+
+
+def test_an_interruption_says_what_is_kept(
+    pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.pwrite", stop)
+    assert run(pristine / "hf", tmp_path / "out") == 130
+    assert "interrupted; nothing was finished yet" in capfd.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr("convert.conversion.Conversion._write_documents", stop)  # all weights are there
+    assert run(pristine / "hf", tmp_path / "out") == 130
+    assert f"interrupted; what is finished is kept in {tmp_path / 'out.partial'}, and" in capfd.readouterr().err
+    monkeypatch.undo()
+    assert run(pristine / "hf", tmp_path / "out") == 0
 
 
 def test_help_has_examples(capfd: pytest.CaptureFixture[str]) -> None:

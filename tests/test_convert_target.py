@@ -34,7 +34,48 @@ def test_disk_space_is_checked_before_work(tmp_path: Path, hf_folder: Path, monk
     assert not list(tmp_path.iterdir())
 
 
+# a place where no target can be
+
+NOT_A_PLACE: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "too long": (lambda home: home / ("a" * 250), "File name too long"),
+    "under a file": (lambda home: home / "file" / "out", "Not a directory"),
+    "in a loop of links": (lambda home: home / "loop" / "out", "symbolic links"),
+    "not UTF-8": (lambda home: home / os.fsdecode(b"caf\xe9"), "is not UTF-8"),
+    "in a checkpoint": (lambda home: home / "done" / "out", "lies in the checkpoint .*done;"),
+    "deep in an unfinished one": (lambda home: home / "other.partial" / "a" / "out", "lies in the .*other.partial;"),
+}
+
+
+@pytest.mark.parametrize("place", NOT_A_PLACE)
+def test_where_no_target_can_be_is_said_before_any_work(tmp_path: Path, hf_folder: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    for folder, record in (("done", "magistral_mlx.json"), ("other.partial", "conversion.jsonl")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / record).write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    at, message = NOT_A_PLACE[place]
+    with pytest.raises(ConversionError, match=message):
+        convert_quickly(hf_folder, at(tmp_path))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_before_any_work(
+    tmp_path: Path, hf_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # root may write anywhere
+    with pytest.raises(ConversionError, match=f"{tmp_path} cannot be written to; name another"):
+        convert_quickly(hf_folder, tmp_path / "new" / "out")
+    assert not list(tmp_path.iterdir())
+
+
 # a target that is there
+
+
+def test_an_empty_folder_is_asked_to_be_removed(tmp_path: Path, hf_folder: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ConversionError, match="out exists, empty; remove it"):
+        convert_quickly(hf_folder, tmp_path / "out")
 
 
 def test_a_complete_target_is_left_alone(tmp_path: Path, hf_folder: Path) -> None:
@@ -82,7 +123,7 @@ def test_a_target_that_is_not_complete_is_refused_and_replaced_by_force(
 def test_other_options_or_another_source_are_named(tmp_path: Path, hf_folder: Path) -> None:
     out = tmp_path / "out"
     convert_quickly(hf_folder, out)
-    with pytest.raises(ConversionError, match=r"another options\.q_bits: 4, now 8"):
+    with pytest.raises(ConversionError, match=r"another q_bits: 4, now 8"):
         convert_quickly(hf_folder, out, q_bits=8)
     retrained = write_hf(tmp_path / "retrained", seed=1)  # the same names, shapes and sizes
     with pytest.raises(ConversionError, match=r"sample_sha256"):

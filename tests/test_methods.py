@@ -258,9 +258,9 @@ def test_another_method_or_calibration_is_refused_with_the_way_out(tmp_path: Pat
     before = os.listdir(tmp_path / "out.partial")
     other = next(name for name in METHODS if name != method)
     for way, changed in (
-        ({"q_method": other}, r"options\.calibration\.ids_sha256|options\.calibration\.sequences"),
-        ({"q_method": "round"}, r"options\.calibration"),
-        ({"q_method": method, "calibration": str(tmp_path / "text")}, r"options\.calibration\.ids_sha256"),
+        ({"q_method": other}, f"q_method: {method}, now {other}"),
+        ({"q_method": "round"}, f"q_method: {method}, now round"),
+        ({"q_method": method, "calibration": str(tmp_path / "text")}, "calibration: built-in, now file"),
     ):
         with pytest.raises(ConversionError, match=f"unfinished conversion with another ({changed}).*--force"):
             convert_quickly(source, tmp_path / "out", **way)
@@ -268,7 +268,7 @@ def test_another_method_or_calibration_is_refused_with_the_way_out(tmp_path: Pat
     convert_quickly(source, tmp_path / "out", force=True, calibration=str(tmp_path / "text"), q_method=method)
     stated = json.loads((tmp_path / "out" / "magistral_mlx.json").read_text())["options"]["calibration"]
     assert stated["origin"] == "file"
-    with pytest.raises(ConversionError, match=r"out exists, and it was made with another options\.calibration"):
+    with pytest.raises(ConversionError, match="made with another calibration: file, now built-in"):
         convert_quickly(source, tmp_path / "out", q_method=method)
 
 
@@ -304,6 +304,13 @@ def test_a_file_that_cannot_calibrate_is_refused_before_any_work(
     with pytest.raises(OptionError, match=message):
         convert_quickly(source, tmp_path / "out", q_method="importance", calibration=str(tmp_path / "text"))
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, source: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in (("pipe", "is no plain file"), ("a" * 300, "cannot be read .File name too long")):
+        with pytest.raises(OptionError, match=message):
+            convert_quickly(source, tmp_path / "out", q_method="importance", calibration=str(tmp_path / name))
 
 
 AWKWARD = {

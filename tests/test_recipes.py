@@ -300,8 +300,13 @@ def test_a_plan_is_of_the_recipes_content_not_of_its_path(tmp_path: Path, hf_fol
     assert convert_quickly(hf_folder, tmp_path / "out", recipe=str(tmp_path / "two.json")).already_complete
     assert content(tmp_path / "out") == before
     write_recipe(tmp_path / "one.json", {"bits": 4}, *RULES[:-1])
-    with pytest.raises(Exception, match=r"out exists, and it was made with another options\.recipe\.rules"):
+    with pytest.raises(Exception, match=r"out exists, and it was made with another recipe\.rules"):
         convert_quickly(hf_folder, tmp_path / "out", recipe=one)
+
+
+def test_a_table_is_asked_to_be_written_to_a_file() -> None:
+    with pytest.raises(OptionError, match=r"recipe is .* to which a table has to be written"):
+        Options(recipe={"default": {"bits": 4}})  # type: ignore[arg-type]
 
 
 def test_a_recipe_is_read_once(tmp_path: Path) -> None:

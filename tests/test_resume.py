@@ -183,7 +183,7 @@ def test_what_changed_in_the_partial_folder_is_made_again(
 def test_another_plan_is_refused_by_name_and_given_up_by_force(tmp_path: Path, source: Path) -> None:
     partial = stopped(source, tmp_path / "out", 1)
     before = content(partial)
-    with pytest.raises(ConversionError, match=r"unfinished conversion with another options\.q_bits: 4, now 8; finish"):
+    with pytest.raises(ConversionError, match=r"unfinished conversion with another q_bits: 4, now 8; finish"):
         convert_quickly(source, tmp_path / "out", q_bits=8)
     other = write_hf(tmp_path / "other", seed=1)
     with pytest.raises(ConversionError, match=r"unfinished conversion with another source\.files.*sample_sha256"):

@@ -97,7 +97,7 @@ def test_a_conversion_goes_on_after_the_last_whole_reply(
     assert len(file.read_bytes().splitlines()) == cut
     with file.open("ab") as end:
         end.write(b'{"seed": %d, "ids": [1, 2' % cut)  # as a power failure leaves it
-    with pytest.raises(ConversionError, match=r"another options\.calibration"):
+    with pytest.raises(ConversionError, match=r"another calibration"):
         prepare(source, tmp_path / "out", Options(q_method="importance", tokenizer_json=False)).run().__next__()
     drawn.clear()
     monkeypatch.setattr(Traces, "_write", lambda self, *rest: drawn.append(rest[-1]) or write(self, *rest))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,21 @@ from magistral_mlx.errors import OptionError
 FILES = {"--json", "--work", "--plot", "--journal", "--out"}
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 peer_option = click.option("--peer", type=click.Choice(["mlx-lm"]), help="Measure this beside ours, and the ratio.")
+
+
+def _in_a_folder(context: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:
+    """Raises OptionError before any work where the file could not be written after it."""
+    if file is not None and not os.access(file.absolute().parent, os.W_OK | os.X_OK):
+        raise OptionError(f"{parameter.opts[0]} {file} cannot be written: make its folder, or name another")
+    return file
+
+
 json_option = click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write every repeat here."
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=_in_a_folder,
+    help="Write every repeat here.",
 )
 
 
