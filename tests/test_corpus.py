@@ -119,5 +119,5 @@ def test_a_file_that_cannot_calibrate_is_refused(
 
 def test_a_file_that_cannot_be_read_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none"):
-        with pytest.raises(OptionError, match=r"cannot be read .*; name a UTF-8 text file"):
+        with pytest.raises(OptionError, match=r"(is no plain file|cannot be read .*); name a UTF-8 text file"):
             read_calibration(path, tokenizer, windows=4)
