@@ -80,7 +80,7 @@ def test_a_second_request_prefills_only_what_differs(magistral: mm.Magistral) ->
     assert magistral.ask("What is 48 + 77?", GREEDY).reasoning == other.reasoning
 
 
-@pytest.mark.parametrize("read", [0, 1, 2, 9, 30])
+@pytest.mark.parametrize("read", [0, 1, 2, 9, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_stream_closed_anywhere_leaves_the_model_usable(magistral: mm.Magistral, read: int) -> None:
     expected = magistral.ask(QUESTION, GREEDY)
     magistral.past.forget()

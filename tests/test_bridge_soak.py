@@ -172,7 +172,7 @@ def check_soak(count: int) -> None:
 
 
 def test_wrong_calls_are_answered(tmp_path: Path) -> None:
-    check_fuzz(120, tmp_path)
+    check_fuzz(50, tmp_path)
 
 
 @pytest.mark.slow

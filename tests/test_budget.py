@@ -252,7 +252,10 @@ QUESTION = "What is 481 - 47?"
 
 
 @pytest.mark.usefixtures("every_line_is_enough")
-@pytest.mark.parametrize(("budget", "temperature"), [(22, 0.7), (30, 0), (38, 0.7)])
+@pytest.mark.parametrize(
+    ("budget", "temperature"),
+    [pytest.param(22, 0.7, marks=pytest.mark.slow), (30, 0), pytest.param(38, 0.7, marks=pytest.mark.slow)],
+)
 def test_a_line_that_is_enough_is_so_in_fewer_passes_and_side_by_side(
     magistral: mm.Magistral, budget: int, temperature: float
 ) -> None:

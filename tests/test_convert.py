@@ -35,7 +35,10 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, mx.ar
 # one result
 
 
-@pytest.mark.parametrize("beside", [False, True], ids=["params.json alone", "config.json beside"])
+@pytest.mark.parametrize(
+    "beside",
+    [pytest.param(False, marks=pytest.mark.slow, id="params.json alone"), pytest.param(True, id="config.json beside")],
+)
 def test_both_layouts_convert_to_the_same_bytes(
     tmp_path: Path, hf_folder: Path, weights: dict[str, mx.array], beside: bool
 ) -> None:

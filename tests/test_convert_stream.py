@@ -157,7 +157,7 @@ def test_a_folder_is_not_streamed(tmp_path: Path, published: Path) -> None:
         prepare(published, tmp_path / "out", QUICK, stream=True)
 
 
-@pytest.mark.parametrize("layout", ["hf", "consolidated"])
+@pytest.mark.parametrize("layout", [pytest.param("hf", marks=pytest.mark.slow), "consolidated"])
 @pytest.mark.parametrize("method", ["importance", pytest.param("gptq", marks=pytest.mark.slow)])
 def test_a_pass_through_the_model_goes_along_with_the_stream(
     tmp_path: Path, published: Path, hub: Hub, layout: str, method: str

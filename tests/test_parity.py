@@ -93,7 +93,7 @@ def _offline() -> Iterator[None]:
     "options",
     [
         {"q_bits": 4, "q_group_size": 64},
-        {"q_bits": 8, "q_group_size": 64},
+        pytest.param({"q_bits": 8, "q_group_size": 64}, marks=pytest.mark.slow),
         {"quant_predicate": "mixed_4_6"},
         {"q_mode": "mxfp4", "q_bits": 4, "q_group_size": 32},
     ],

@@ -241,8 +241,8 @@ def killed(source: Path, new: Path, folder: Path, *arguments: str) -> dict[str, 
 
 
 def test_killed_at_some_boundaries(tmp_path: Path, source: Path, old_and_new: tuple[Path, Path]) -> None:
-    counts = killed(source, old_and_new[1], tmp_path, "--boundaries", "12")
-    assert counts["killed"] == 12
+    counts = killed(source, old_and_new[1], tmp_path, "--boundaries", "5")
+    assert counts["killed"] == 5
 
 
 @pytest.mark.slow

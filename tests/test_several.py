@@ -48,7 +48,7 @@ def singles(magistral: mm.Magistral, sampling: mm.SamplingParams, n: int, questi
     [
         (mm.SamplingParams(temperature=0, seed=0, max_tokens=40), 2),
         pytest.param(replace(WILD, max_tokens=20), 16, marks=pytest.mark.slow),
-        (replace(WILD, think_budget=9, max_tokens=40), 4),
+        pytest.param(replace(WILD, think_budget=9, max_tokens=40), 4, marks=pytest.mark.slow),
         (replace(WILD, think_budget=0, stop=("1", "e", ". ")), 6),
         (replace(WILD, max_tokens=1), 3),
         (replace(WILD, think_budget=0, logprobs=2, max_tokens=9), 3),
@@ -164,7 +164,7 @@ def test_votes_where_replies_differ(tmp_path: Path) -> None:
     assert samples.votes[vote(samples.majority)] == max(samples.votes.values())
 
 
-@pytest.mark.parametrize("at", [1, 4, 25])
+@pytest.mark.parametrize("at", [1, 4, pytest.param(25, marks=pytest.mark.slow)])
 def test_ctrl_c_gives_what_there_is_and_goes_on(
     magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
