@@ -13,8 +13,7 @@ from magistral_mlx.display import tell
 from magistral_mlx.entry import is_interactive, piped, typed
 from magistral_mlx.errors import MagistralError, OptionError
 from magistral_mlx.paths import cache_dir
-from magistral_mlx.reasoning import ReasoningFormat
-from magistral_mlx.sampling import OnLoop
+from magistral_mlx.sampling import SamplingParams
 from magistral_mlx.session import COMMANDS, Session
 
 EPILOG = """\b
@@ -38,61 +37,23 @@ Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug of ours."""
     help="Which traces the model sees again: all, the last, or none (the default).",
 )
 @console.sampling_options
+@console.hide_reasoning_option
 @console.cache_file_option("Resume the conversation in F if it exists, and save it there at the end.")
 def command(
     *,
-    model: str,
-    revision: str | None,
-    max_kv_size: int | None,
-    kv_bits: int | None,
-    prefill_step_size: int | None,
-    memory_gb: float | None,
-    wired: bool,
-    draft_model: str | None,
-    num_draft_tokens: int | None,
-    reasoning_format: ReasoningFormat | None,
+    loading: console.Loading,
+    sampling: SamplingParams,
     system_prompt: str | None,
     keep_reasoning: KeepReasoning | None,
-    max_tokens: int | None,
-    temp: float,
-    top_p: float,
-    seed: int | None,
-    stop: tuple[str, ...],
-    think_budget: int | None,
-    think_budget_message: str,
-    no_think: bool,
-    on_loop: OnLoop,
     hide_reasoning: bool,
     prompt_cache_file: Path | None,
 ) -> int:
     """Talk to Magistral; a follow-up reuses the KV cache of the turns before it."""
-    sampling = console.make_sampling(
-        max_tokens=max_tokens,
-        temp=temp,
-        top_p=top_p,
-        seed=seed,
-        stop=stop,
-        think_budget=think_budget,
-        think_budget_message=think_budget_message,
-        no_think=no_think,
-        on_loop=on_loop,
-    )
     file = prompt_cache_file
     is_resumed = file is not None and file.exists()
     if is_resumed and system_prompt is not None:
         raise OptionError(f"{file} has a conversation with its own system prompt; leave --system-prompt out")
-    magistral = console.load_visibly(
-        model,
-        revision=revision,
-        max_kv_size=max_kv_size,
-        kv_bits=kv_bits,
-        prefill_step_size=prefill_step_size,
-        memory_gb=memory_gb,
-        wired=wired,
-        draft_model=draft_model,
-        num_draft_tokens=num_draft_tokens,
-        reasoning_format=reasoning_format,
-    )
+    magistral = loading.visibly()
     if file is not None and is_resumed:
         chat = magistral.resume(file)
         chat.keep_reasoning = keep_reasoning or chat.keep_reasoning

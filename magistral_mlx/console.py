@@ -1,7 +1,10 @@
 """What generate, chat and plan share: options, loading with progress."""
 
+import inspect
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -55,13 +58,83 @@ class Command(command_line.Command):
     foreign_flags = MLX_LM_FLAGS
 
 
-def options(*decorators: Callable[[Any], Any]) -> Callable[[Function], Function]:
-    """Several click options as one decorator, in the order of the help text."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """What was asked for of a model that is yet to be loaded."""
 
-    def decorate(function: Function) -> Function:
+    model: str
+    revision: str | None
+    max_kv_size: int | None
+    kv_bits: int | None
+    prefill_step_size: int | None
+    memory_gb: float | None
+    wired: bool
+    draft_model: str | None
+    num_draft_tokens: int | None
+    reasoning_format: ReasoningFormat | None
+
+    def visibly(self) -> Magistral:
+        """Load it, with progress on stderr."""
+        steps = loading(
+            self.model,
+            context=self.max_kv_size,
+            kv_bits=self.kv_bits,
+            prefill_step_size=self.prefill_step_size,
+            memory_gb=self.memory_gb,
+            wired=self.wired,
+            draft=self.draft_model,
+            num_draft_tokens=self.num_draft_tokens,
+            reasoning_format=self.reasoning_format,
+            revision=self.revision,
+        )
+        while True:
+            try:
+                done, total = next(steps)
+            except StopIteration as end:
+                show_status("")
+                magistral: Magistral = end.value
+                return magistral
+            show_status(f"loading {self.model}: {done / 1e9:.2f} of {total / 1e9:.2f} GB")
+
+
+def make_sampling(
+    *,
+    max_tokens: int | None,
+    temp: float,
+    top_p: float,
+    seed: int | None,
+    stop: tuple[str, ...],
+    think_budget: int | None,
+    think_budget_message: str,
+    no_think: bool,
+    on_loop: OnLoop,
+) -> SamplingParams:
+    if no_think and think_budget is not None:
+        raise click.UsageError("--no-think is --think-budget 0; keep one of the two")
+    if think_budget_message and not think_budget:
+        raise click.UsageError("--think-budget-message is written where --think-budget cuts a trace off; give both")
+    budget = 0 if no_think else think_budget
+    return SamplingParams(
+        temp, top_p, max_tokens, seed, stop, budget, on_loop=on_loop, think_budget_message=think_budget_message
+    )
+
+
+def options(
+    name: str, make: Callable[..., object], *decorators: Callable[[Any], Any]
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Several click options as one decorator, in the order of the help text, and as one argument ``name`` that
+    ``make`` makes of them."""
+    own = inspect.signature(make).parameters
+
+    def decorate(function: Callable[..., int]) -> Callable[..., int]:
+        @wraps(function)
+        def gathered(**values: object) -> int:
+            made = make(**{option: values.pop(option) for option in own})
+            return function(**values, **{name: made})
+
         for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
+            gathered = decorator(gathered)
+        return gathered
 
     return decorate
 
@@ -81,6 +154,8 @@ def check_cache_file(ctx: click.Context, param: click.Parameter, path: Path | No
 
 
 loading_options = options(
+    "loading",
+    Loading,
     click.option(
         "--model",
         metavar="M",
@@ -124,6 +199,8 @@ loading_options = options(
     ),
 )
 sampling_options = options(
+    "sampling",
+    make_sampling,
     click.option("--max-tokens", "-m", type=int, metavar="N", help="Default: 40,960, or what the context leaves."),
     click.option("--temp", type=float, default=0.7, show_default=True, help="Temperature; 0 is greedy."),
     click.option("--top-p", type=float, default=0.95, show_default=True, help="Probability mass kept."),
@@ -145,69 +222,11 @@ sampling_options = options(
         "In an answer close stops as well.",
     ),
     click.option("--no-think", is_flag=True, help="Answer without a trace, as --think-budget 0."),
-    click.option("--hide-reasoning", is_flag=True, help="Do not show the trace."),
 )
+hide_reasoning_option = click.option("--hide-reasoning", is_flag=True, help="Do not show the trace.")
 
 
 def cache_file_option(what: str) -> Callable[[Function], Function]:
     """``--prompt-cache-file``; ``what`` is its help text."""
     path = click.Path(dir_okay=False, path_type=Path)
     return click.option("--prompt-cache-file", type=path, metavar="F", callback=check_cache_file, help=what)
-
-
-def make_sampling(
-    *,
-    max_tokens: int | None,
-    temp: float,
-    top_p: float,
-    seed: int | None,
-    stop: tuple[str, ...],
-    think_budget: int | None,
-    think_budget_message: str,
-    no_think: bool,
-    on_loop: OnLoop,
-) -> SamplingParams:
-    if no_think and think_budget is not None:
-        raise click.UsageError("--no-think is --think-budget 0; keep one of the two")
-    if think_budget_message and not think_budget:
-        raise click.UsageError("--think-budget-message is written where --think-budget cuts a trace off; give both")
-    budget = 0 if no_think else think_budget
-    return SamplingParams(
-        temp, top_p, max_tokens, seed, stop, budget, on_loop=on_loop, think_budget_message=think_budget_message
-    )
-
-
-def load_visibly(
-    model: str,
-    *,
-    revision: str | None,
-    max_kv_size: int | None,
-    kv_bits: int | None,
-    prefill_step_size: int | None,
-    memory_gb: float | None,
-    wired: bool,
-    draft_model: str | None,
-    num_draft_tokens: int | None,
-    reasoning_format: ReasoningFormat | None,
-) -> Magistral:
-    """Load a model with progress on stderr."""
-    steps = loading(
-        model,
-        context=max_kv_size,
-        kv_bits=kv_bits,
-        prefill_step_size=prefill_step_size,
-        memory_gb=memory_gb,
-        wired=wired,
-        draft=draft_model,
-        num_draft_tokens=num_draft_tokens,
-        reasoning_format=reasoning_format,
-        revision=revision,
-    )
-    while True:
-        try:
-            done, total = next(steps)
-        except StopIteration as end:
-            show_status("")
-            magistral: Magistral = end.value
-            return magistral
-        show_status(f"loading {model}: {done / 1e9:.2f} of {total / 1e9:.2f} GB")

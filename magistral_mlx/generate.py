@@ -12,9 +12,8 @@ import click
 from magistral_mlx import command_line, console
 from magistral_mlx.display import Display, report, show_status, write
 from magistral_mlx.errors import OptionError
-from magistral_mlx.reasoning import ReasoningFormat
 from magistral_mlx.reply import Reply, Samples
-from magistral_mlx.sampling import OnLoop
+from magistral_mlx.sampling import SamplingParams
 
 USAGE_KEYS = (
     "prompt_tokens",
@@ -46,50 +45,23 @@ Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug of ours."""
 @click.option("--system-prompt", metavar="S", help="Joins the checkpoint's own system prompt.")
 @click.option("--system-prompt-only", is_flag=True, help="--system-prompt replaces it; reasoning may then stop.")
 @console.sampling_options
+@console.hide_reasoning_option
 @click.option("--samples", type=click.IntRange(min=1), metavar="N", help="N replies, and the answer most agree on.")
 @console.cache_file_option("Reuse the KV cache in F if it exists, and write it there afterwards.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
     *,
-    model: str,
-    revision: str | None,
-    max_kv_size: int | None,
-    kv_bits: int | None,
-    prefill_step_size: int | None,
-    memory_gb: float | None,
-    wired: bool,
-    draft_model: str | None,
-    num_draft_tokens: int | None,
-    reasoning_format: ReasoningFormat | None,
+    loading: console.Loading,
+    sampling: SamplingParams,
     prompt: str,
     system_prompt: str | None,
     system_prompt_only: bool,
-    max_tokens: int | None,
-    temp: float,
-    top_p: float,
-    seed: int | None,
-    stop: tuple[str, ...],
-    think_budget: int | None,
-    think_budget_message: str,
-    no_think: bool,
-    on_loop: OnLoop,
     hide_reasoning: bool,
     samples: int | None,
     prompt_cache_file: Path | None,
     as_json: bool,
 ) -> int:
     """Ask Magistral one question and watch it reason."""
-    sampling = console.make_sampling(
-        max_tokens=max_tokens,
-        temp=temp,
-        top_p=top_p,
-        seed=seed,
-        stop=stop,
-        think_budget=think_budget,
-        think_budget_message=think_budget_message,
-        no_think=no_think,
-        on_loop=on_loop,
-    )
     messages = [{"role": "user", "content": read_prompt(prompt)}]
     if system_prompt is not None:
         messages.insert(0, {"role": "system", "content": system_prompt})
@@ -97,18 +69,7 @@ def command(
         if system_prompt is None:
             raise click.UsageError("--system-prompt-only needs a --system-prompt to use instead of the default")
         print("warning: without its own system prompt the model may not reason", file=sys.stderr)
-    magistral = console.load_visibly(
-        model,
-        revision=revision,
-        max_kv_size=max_kv_size,
-        kv_bits=kv_bits,
-        prefill_step_size=prefill_step_size,
-        memory_gb=memory_gb,
-        wired=wired,
-        draft_model=draft_model,
-        num_draft_tokens=num_draft_tokens,
-        reasoning_format=reasoning_format,
-    )
+    magistral = loading.visibly()
     if samples is not None:
         replies = magistral.replies(
             messages,
@@ -118,7 +79,7 @@ def command(
             prompt_cache_file=prompt_cache_file,
         )
         several, is_whole = collect(replies, samples)
-        show_samples(several, model, as_json=as_json, is_whole=is_whole)
+        show_samples(several, loading.model, as_json=as_json, is_whole=is_whole)
         return command_line.DONE if is_whole else command_line.INTERRUPTED
     stream = magistral.stream(
         messages, sampling, system_prompt_only=system_prompt_only, prompt_cache_file=prompt_cache_file
@@ -126,7 +87,12 @@ def command(
     display = Display(hides_reasoning=hide_reasoning or as_json, hides_answer=as_json)
     reply = display.show_all(stream)
     if as_json:
-        print(json.dumps(cancelled(display, model) if reply is None else as_object(reply, model), ensure_ascii=False))
+        print(
+            json.dumps(
+                cancelled(display, loading.model) if reply is None else as_object(reply, loading.model),
+                ensure_ascii=False,
+            )
+        )
     if reply is None:
         return command_line.INTERRUPTED
     report(reply)
