@@ -7,10 +7,11 @@ from magistral_mlx.checkpoint import open_checkpoint, resolve
 from magistral_mlx.conversation import result_of
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.device import limit_memory
-from magistral_mlx.errors import CheckpointError
+from magistral_mlx.errors import CheckpointError, OptionError, shown
 from magistral_mlx.loader import load_model
 from magistral_mlx.magistral import Magistral
 from magistral_mlx.memory import plan_for
+from magistral_mlx.paths import as_path
 from magistral_mlx.reasoning import ReasoningFormat
 from magistral_mlx.speculation import Speculation, check_draft_tokens, open_draft
 from magistral_mlx.tokenizer import Tokenizer
@@ -98,4 +99,9 @@ def loading(
 
 
 def _folder(model: str | Path, revision: str | None) -> Path:
+    if not isinstance(revision, str | None):
+        raise OptionError(f"revision is {shown(revision)}; name a branch, tag or commit of a hub id")
+    if model == "demo" and revision is not None:
+        raise OptionError(f"demo is the embedded model, which has no revision {revision!r}; leave the revision out")
+    as_path(model, "model")
     return demo_checkpoint() if model == "demo" else resolve(model, revision=revision, layout="hf")

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -14,15 +15,16 @@ import numpy as np
 
 from magistral_mlx.cache import KVCache
 from magistral_mlx.config import ModelConfig
-from magistral_mlx.durable import replacing, write_all
+from magistral_mlx.durable import check_writable, replacing, write_all
 from magistral_mlx.errors import CheckpointError, OptionError, shown
-from magistral_mlx.safetensors_header import Shard
+from magistral_mlx.safetensors_header import AGAIN, Shard
 
 FORMAT = "magistral-mlx prompt cache 3"
 TYPES = {mx.float32: "F32", mx.bfloat16: "BF16", mx.float16: "F16", mx.uint32: "U32", mx.int32: "I32", mx.uint8: "U8"}
 HASH, HASH_BYTES = "sha256", 32  # the last tensor: SHA-256 over those of all pieces before it, header first
 PIECE_BYTES = 32 * 2**20  # of a tensor, hashed by themselves: one core alone is slower than a Mac's drive
 HASHERS = 4
+FLOAT_KV = "16"  # what --kv-bits calls a cache that is not packed
 
 
 def save_cache(
@@ -56,11 +58,20 @@ def save_cache(
             write_all(descriptor, memoryview(_digest(b"".join(digests))))
     except (OSError, RuntimeError) as error:
         is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        why = f"the disk is full, it takes {sum(a.nbytes for a in arrays.values()) / 1e6:,.0f} MB" if is_full else error
+        size = sum(a.nbytes for a in arrays.values())
+        why = f"the disk is full, it takes {size / 1e6:,.0f} MB; free some space, or" if is_full else f"{error};"
         raise OptionError(
-            f"{path}: the prompt cache could not be written: {why}; what was there is unchanged. Free some space, or "
-            "name a file elsewhere"
+            f"{path}: the prompt cache could not be written: {why} name a file elsewhere. What was there is unchanged"
         ) from None
+
+
+def check_cache_file(path: Path) -> None:
+    """Raises OptionError, before a reply that may take hours, where its cache could not be written afterwards."""
+    try:
+        check_writable(path)
+    except OSError as error:
+        why = error.strerror or error
+        raise OptionError(f"{path}: no prompt cache can be written there ({why}); name another file") from None
 
 
 def load_cache(
@@ -74,9 +85,14 @@ def load_cache(
         OptionError: there is no such file, or it is of another checkpoint or kind of cache, or longer than ``limit``.
         CheckpointError: it is damaged.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise OptionError(f"{path}: no such prompt cache; check the path, or leave it out to start anew")
-    shard = Shard.open(path)
+    if not os.path.isfile(path):
+        raise OptionError(f"{path} is no plain file, and so no prompt cache; name another")
+    try:
+        shard = Shard.open(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{str(error).removesuffix(AGAIN)}. Delete it, or name another file") from None
     if shard.metadata.get("format") != FORMAT:
         raise OptionError(f"{path} is not a prompt cache of this version of this software; name another file")
     cache = KVCache(config, limit=limit, bits=bits)
@@ -85,8 +101,9 @@ def load_cache(
     kind = {"fingerprint": fingerprint, "kv_bits": str(cache.bits), "type": TYPES[dtype]}
     for key, wanted in kind.items():
         if shard.metadata.get(key) != wanted:
+            found, own = (FLOAT_KV if value == "0" else shown(value) for value in (shard.metadata.get(key), wanted))
             raise OptionError(
-                f"{path} was made with {key} {shown(shard.metadata.get(key))}, this model has {wanted!r}; "
+                f"{path} was made with {key} {found}, this model has {own}; "
                 "load the checkpoint and kind of cache it was made with, or name another file"
             )
     if set(shard.header) != {*names, "ids", "chat", HASH}:

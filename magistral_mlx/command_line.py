@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -36,7 +36,7 @@ class Command(click.Command):
             sys.stdout.flush()
             return result
         except BrokenPipeError:  # as in `... | head -1`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes into it once more
+            _discard_output()
             return DONE
 
 
@@ -57,6 +57,19 @@ def leaving_in_order() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _discard_output() -> None:
+    """Of what could not be written: Python would flush into it once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _stand_in_for_closed_streams() -> None:
+    """A caller may have closed some (``>&-``): what we open next must not get their numbers, nor ``print`` fail."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(descriptor, "w" if number else "r"))
+
+
 def run(
     command: click.Command,
     argv: Sequence[str] | None,
@@ -68,6 +81,7 @@ def run(
 
     ``loggers``: whose notes go to stderr meanwhile.
     """
+    _stand_in_for_closed_streams()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     levels = {logging.getLogger(logger): logging.getLogger(logger).level for logger in loggers}
@@ -84,8 +98,11 @@ def run(
     except click.ClickException as error:
         error.show()
         return WRONG
-    except MagistralError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (MagistralError, OSError) as error:  # an OSError: a full disk behind stdout, a folder not to be read
+        if isinstance(error, OSError):
+            _discard_output()
+        with suppress(OSError):
+            print(f"error: {error}", file=sys.stderr)
         return WRONG
     finally:
         for log, level in levels.items():

@@ -1,7 +1,6 @@
 """What generate, chat and plan share: options, loading with progress."""
 
 import inspect
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -10,7 +9,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from magistral_mlx import command_line
+from magistral_mlx import cache_file, command_line
 from magistral_mlx.api import loading
 from magistral_mlx.display import show_status
 from magistral_mlx.magistral import Magistral
@@ -147,9 +146,8 @@ def check_model(ctx: click.Context, _: click.Parameter, model: str | None) -> st
 
 def check_cache_file(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
     """Before any work: a reply may take hours, and only then is the file written."""
-    folder = None if path is None else Path(os.path.realpath(path)).parent  # of a link, what it points to is written
-    if folder is not None and not os.access(folder, os.W_OK):
-        raise click.BadParameter(f"{folder} is not a folder one may write to; name another", ctx, param)
+    if path is not None:
+        cache_file.check_cache_file(path)
     return path
 
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
-from magistral_mlx.errors import CheckpointError, OptionError
+from magistral_mlx.errors import CheckpointError, OptionError, shown
 from magistral_mlx.memory import REPLY_ROOM, MemoryPlan
 from magistral_mlx.past import Past
+from magistral_mlx.paths import as_path
 from magistral_mlx.reasoning import Segment
 from magistral_mlx.reply import Reply
 from magistral_mlx.sampling import SamplingParams
@@ -162,9 +163,14 @@ class Chat:
             OptionError: it cannot be written; what was there is unchanged.
         """
         state = {key: getattr(self, key) for key in ("keep_reasoning", "messages", "tools", "forgotten")}
-        self.magistral.past.save(Path(path), json.dumps(state))
+        self.magistral.past.save(as_path(path, "path"), json.dumps(state))
 
     def _asked(self, question: Question) -> list[Message]:
+        if not isinstance(question, str | Mapping):
+            raise OptionError(
+                f"the question is {shown(question)}; a conversation is asked with text, or with the results of calls "
+                "by their ids"
+            )
         if not isinstance(question, str):
             return [{"role": "tool", "tool_call_id": call, "content": result} for call, result in question.items()]
         if waiting := [call["id"] for call in self.messages[-1].get("tool_calls", ())] if self.messages else []:

@@ -5,10 +5,11 @@ import os
 
 import mlx.core as mx
 
-from magistral_mlx.errors import MemoryLimitError, OptionError
+from magistral_mlx.errors import MemoryLimitError, OptionError, shown
 
 log = logging.getLogger(__name__)
 
+MOST_GB = 1_000_000
 CPU_SHARE = 0.8  # of the machine's memory, which others use as well; MLX's own limit on a CPU
 
 
@@ -24,8 +25,8 @@ def budget_bytes(memory_gb: float | None = None) -> int:
         MemoryLimitError: the device does not tell.
     """
     if memory_gb is not None:
-        if not 0 < memory_gb < 1e6:
-            raise OptionError(f"memory_gb is {memory_gb}; use a number of gigabytes over 0")
+        if type(memory_gb) not in (int, float) or not 0 < memory_gb < MOST_GB:
+            raise OptionError(f"memory_gb is {shown(memory_gb)}; use a number of gigabytes over 0, below {MOST_GB:,}")
         return int(memory_gb * 1e9)
     if on_gpu():
         info = mx.device_info()

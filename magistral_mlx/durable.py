@@ -23,10 +23,8 @@ def replacing(path: Path) -> Iterator[int]:
     Raises:
         OSError: ``path`` is not a plain file that may be written, or the disk is full, or fails.
     """
-    target = Path(os.path.realpath(path))
-    mode = _mode(target)
+    target, partial, mode = _begun(path)
     _discard_abandoned(target)
-    partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         _lock(descriptor)
@@ -42,6 +40,17 @@ def replacing(path: Path) -> Iterator[int]:
     finally:
         os.close(descriptor)
     flush_folder(target.parent)
+
+
+def check_writable(path: Path) -> None:
+    """Raises the OSError at once that ``replacing`` would raise after hours of work, where that can be told."""
+    target, partial, _ = _begun(path)
+    with suppress(FileNotFoundError):
+        os.lstat(partial)  # its name is longer
+    if not os.path.isdir(target.parent):
+        raise FileNotFoundError(errno.ENOENT, f"there is no folder {target.parent}")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"{target.parent} may not be written to")
 
 
 def write_all(descriptor: int, data: memoryview) -> None:
@@ -69,6 +78,12 @@ def flush_folder(folder: Path) -> None:
         flush(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _begun(path: Path) -> tuple[Path, Path, int | None]:
+    """What is replaced, the file that is written in its place, and the mode it gets."""
+    target = Path(os.path.realpath(path))
+    return target, target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}"), _mode(target)
 
 
 def _mode(target: Path) -> int | None:

@@ -5,13 +5,15 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from magistral_mlx.cache_file import check_cache_file
 from magistral_mlx.checkpoint import Checkpoint
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.conversation import Chat, KeepReasoning, result_of
-from magistral_mlx.errors import OptionError
+from magistral_mlx.errors import OptionError, shown
 from magistral_mlx.memory import MemoryPlan
 from magistral_mlx.model import Transformer
 from magistral_mlx.past import Past
+from magistral_mlx.paths import as_path
 from magistral_mlx.reasoning import Segment
 from magistral_mlx.reply import Reply, Samples
 from magistral_mlx.sampling import SamplingParams
@@ -97,7 +99,7 @@ class Magistral:
         Arguments are checked at once, work begins with the first segment. Close it at any point; the
         model stays usable. A progress segment's text is "prompt ids read/prompt ids in all".
         """
-        sampling = sampling or SamplingParams()
+        sampling = _checked(sampling)
         prompt = self._prompt(messages, sampling, tools=tools, system_prompt_only=system_prompt_only)
         max_tokens = self.plan.reply_tokens(len(prompt), sampling.max_tokens)
         file = self._opened(prompt_cache_file)
@@ -148,7 +150,7 @@ class Magistral:
         """
         if type(n) is not int or n < 1:
             raise OptionError(f"n is {n!r}; ask for at least one sample")
-        sampling = sampling or SamplingParams()
+        sampling = _checked(sampling)
         prompt = self._prompt(messages, sampling, tools=tools, system_prompt_only=system_prompt_only)
         share = share_of(self.plan, self.config, len(prompt), n, sampling.max_tokens)
         file = self._opened(prompt_cache_file)
@@ -175,8 +177,10 @@ class Magistral:
         system_prompt: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> Chat:
-        """A conversation; see Chat."""
+        """A conversation; see Chat. Raises OptionError where the system prompt or a tool is malformed."""
         messages = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+        if messages or tools is not None:  # said now, and not at the first question
+            self.room([*messages, {"role": "user", "content": "?"}], tools=tools)
         return Chat(self, keep_reasoning, messages, tools)
 
     def resume(self, path: str | Path) -> Chat:
@@ -186,10 +190,11 @@ class Magistral:
             OptionError: the file is missing, or of another checkpoint or kind of cache.
             CheckpointError: it is damaged.
         """
-        state = self.past.open(Path(path))
+        path = as_path(path, "path")
+        state = self.past.open(path)
         if not state:
             raise OptionError(f"{path} holds a prompt cache but no conversation; it was not written by Chat.save")
-        return Chat.restored(self, state, Path(path))
+        return Chat.restored(self, state, path)
 
     def room(
         self,
@@ -199,7 +204,7 @@ class Magistral:
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> int:
         """Positions the context has left for a reply to these messages; below 0 where they do not fit."""
-        prompt = self._prompt(messages, sampling or SamplingParams(), tools=tools, system_prompt_only=False)
+        prompt = self._prompt(messages, _checked(sampling), tools=tools, system_prompt_only=False)
         return self.plan.context - len(prompt)
 
     def cancel(self) -> None:
@@ -223,9 +228,14 @@ class Magistral:
 
     def _opened(self, prompt_cache_file: str | Path | None) -> Path | None:
         """Make the live cache ready for a reply: what the file holds, if there is one, and not recalled."""
-        file = None if prompt_cache_file is None else Path(prompt_cache_file)
-        if file is not None and file.exists():
-            self.past.open(file)
+        file = None if prompt_cache_file is None else as_path(prompt_cache_file, "prompt_cache_file")
+        if file is not None:
+            check_cache_file(file)
+            if file.exists() and self.past.open(file):
+                raise OptionError(
+                    f"{file} holds a conversation, which a single reply would overwrite; go on with it (magistral "
+                    "chat, Magistral.resume), or name another file"
+                )
         self.past.is_recalled = False
         return file
 
@@ -248,6 +258,12 @@ class Magistral:
         if file is not None:
             self.past.save(file)
         return result
+
+
+def _checked(sampling: SamplingParams | None) -> SamplingParams:
+    if not isinstance(sampling, SamplingParams | None):
+        raise OptionError(f"sampling is {shown(sampling)}; use SamplingParams(...), or leave it out")
+    return SamplingParams() if sampling is None else sampling
 
 
 def _seed(sampling: SamplingParams) -> int:

@@ -7,7 +7,7 @@ from functools import partial
 from magistral_mlx.checkpoint import Checkpoint
 from magistral_mlx.config import ModelConfig, QuantFormat
 from magistral_mlx.device import budget_bytes, on_gpu
-from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError
+from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError, shown
 
 DEFAULT_CONTEXT = 40_960  # the model card advises no more
 CHUNKS = (2048, 1024, 512, 256, 128, 64)  # prompt ids a prefill pass; beyond 2048 nothing gets faster
@@ -58,12 +58,12 @@ class MemoryPlan:
             least = "" if room < 1 else f", ask for a reply of at most {room} (--max-tokens)"
             raise ContextError(
                 f"the prompt is {prompt_tokens} tokens and the context {self.context}, which leaves {max(room, 0)} for "
-                f"the reply; shorten it{least}, or load with a larger context (--max-kv-size)"
+                f"the reply; shorten it{least}, or load with a larger context (--max-kv-size), if the model has it"
             )
         if asked is not None and asked > room:
             raise ContextError(
                 f"max_tokens is {asked}, but beside a prompt of {prompt_tokens} tokens the context of {self.context} "
-                f"has room for {room}; ask for less, or load with a larger context (--max-kv-size)"
+                f"has room for {room}; ask for less, or load with a larger context (--max-kv-size), if the model has it"
             )
         return min(DEFAULT_CONTEXT, room) if asked is None else asked
 
@@ -208,10 +208,10 @@ def make_plan(
         MemoryLimitError: nothing fits, or not the context asked for; the message names what would.
         OptionError: an argument is out of range.
     """
-    if context is not None and not 1 <= context <= config.max_positions:
-        raise OptionError(f"the context is {context}; this model has from 1 to {config.max_positions} positions")
-    if prefill_chunk is not None and prefill_chunk < 1:
-        raise OptionError(f"prefill_step_size is {prefill_chunk}; use at least 1")
+    if context is not None and not (type(context) is int and 1 <= context <= config.max_positions):
+        raise OptionError(f"the context is {shown(context)}; this model has from 1 to {config.max_positions} positions")
+    if prefill_chunk is not None and not (type(prefill_chunk) is int and prefill_chunk >= 1):
+        raise OptionError(f"prefill_step_size is {shown(prefill_chunk)}; use a whole number from 1 on")
     kv_bits = None if kv_bits == FLOAT_KV_BITS else kv_bits
     budget = budget_bytes(memory_gb)
     chunks = (CHUNKS if on_gpu else CPU_CHUNKS) if prefill_chunk is None else (prefill_chunk,)

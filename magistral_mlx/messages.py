@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from magistral_mlx.content import BETWEEN, Part, checked, fields, joined, parts_of, separated
-from magistral_mlx.errors import OptionError
+from magistral_mlx.errors import OptionError, shown
 from magistral_mlx.reasoning import CLOSE, OPEN, ReasoningFormat
 from magistral_mlx.tool_calls import CallIds
 
@@ -89,6 +89,8 @@ def conversation(
     """
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
+    if not isinstance(messages, Sequence):
+        raise OptionError(f"the messages are {shown(messages)}; give a question's text, or a list of messages")
     turns: list[dict[str, Any]] = []
     system: list[list[Part]] = []
     calls = CallIds()

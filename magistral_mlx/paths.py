@@ -1,8 +1,17 @@
-"""Where what we make ourselves is kept between runs."""
+"""Paths: those given to us, and where what we make ourselves is kept between runs."""
 
 import os
 import sys
 from pathlib import Path
+
+from magistral_mlx.errors import OptionError, shown
+
+
+def as_path(value: str | Path, name: str) -> Path:
+    """A path, as given. Raises OptionError where ``name`` is none."""
+    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
+        raise OptionError(f"{name} is {shown(value)}; use the path of a file or folder")
+    return Path(value)
 
 
 def cache_dir() -> Path:

@@ -154,6 +154,9 @@ class Shard:
         return digest.hexdigest()
 
 
+AGAIN = ". Fetch or convert it again"  # ends the message of a damaged file
+
+
 def leave_file_cache(descriptor: int, offset: int, nbytes: int) -> None:
     """Tell the system, where it can be told (Linux), to keep no copy of these bytes of a file in memory.
 
@@ -212,7 +215,7 @@ def _open_plain(path: Path) -> BinaryIO:
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{path} is damaged: {what}. Fetch or convert it again")
+    return CheckpointError(f"{path} is damaged: {what}{AGAIN}")
 
 
 def _unreadable(path: Path, error: OSError) -> CheckpointError:

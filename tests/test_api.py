@@ -1,8 +1,9 @@
 """The library as a user meets it, on the embedded model in 4 bit."""
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -295,6 +296,54 @@ def test_a_prompt_cache_file_is_reused_and_belongs_to_its_checkpoint(magistral: 
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(mm.CheckpointError, match="cut short"):
         magistral.ask(QUESTION, prompt_cache_file=file)
+
+
+def test_a_single_reply_never_overwrites_a_conversation(magistral: mm.Magistral, tmp_path: Path) -> None:
+    chat = magistral.chat()
+    chat.ask(QUESTION, GREEDY)
+    chat.save(tmp_path / "talk")
+    before = (tmp_path / "talk").read_bytes()
+    for ask in (magistral.ask, magistral.stream, partial(magistral.sample, n=2)):
+        with pytest.raises(mm.OptionError, match="talk holds a conversation, which a single reply would overwrite"):
+            ask(QUESTION, GREEDY, prompt_cache_file=tmp_path / "talk")
+    assert (tmp_path / "talk").read_bytes() == before
+    assert magistral.resume(tmp_path / "talk").messages == chat.messages
+
+
+def test_a_cache_that_could_not_be_written_is_refused_before_the_reply(magistral: mm.Magistral, tmp_path: Path) -> None:
+    with pytest.raises(mm.OptionError, match="no prompt cache can be written there"):
+        magistral.stream(QUESTION, prompt_cache_file=tmp_path / "none" / "c")
+
+
+WRONG_TYPES: dict[str, Callable[[mm.Magistral], object]] = {
+    "a model that is a list": lambda _: mm.load(["demo"]),  # type: ignore[arg-type]
+    "no model": lambda _: mm.load(""),
+    "a revision of the demo": lambda _: mm.load("demo", revision="main"),
+    "a revision that is a number": lambda _: mm.load("demo", revision=3),  # type: ignore[arg-type]
+    "a draft that is a list": lambda _: mm.load("demo", draft=["demo"]),  # type: ignore[arg-type]
+    "a context that is text": lambda _: mm.load("demo", context="x"),  # type: ignore[arg-type]
+    "half a position": lambda _: mm.load("demo", context=1.5),  # type: ignore[arg-type]
+    "half an id a pass": lambda _: mm.load("demo", prefill_step_size=1.5),  # type: ignore[arg-type]
+    "memory that is text": lambda _: mm.load("demo", memory_gb="x"),  # type: ignore[arg-type]
+    "memory that is a truth": lambda _: mm.load("demo", memory_gb=True),
+    "no question": lambda m: m.ask(None),  # type: ignore[arg-type]
+    "sampling that is text": lambda m: m.ask(QUESTION, "x"),  # type: ignore[arg-type]
+    "sampling that is a table": lambda m: m.ask(QUESTION, {}),  # type: ignore[arg-type]
+    "a chat asked with a number": lambda m: m.chat().ask(5),  # type: ignore[arg-type]
+    "a chat asked with messages": lambda m: m.chat().ask([{"role": "user", "content": "x"}]),  # type: ignore[arg-type]
+    "a system prompt that is a number": lambda m: m.chat(system_prompt=5),  # type: ignore[arg-type]
+    "tools that are text": lambda m: m.chat(tools="x"),  # type: ignore[arg-type]
+    "a tool that is nothing": lambda m: m.chat(tools=[{}]),
+    "a path that is a number": lambda m: m.chat().save(5),  # type: ignore[arg-type]
+    "a path with a zero byte": lambda m: m.resume("a\0b"),
+    "a cache that is a list": lambda m: m.ask(QUESTION, prompt_cache_file=["c"]),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("case", WRONG_TYPES)
+def test_what_is_of_no_use_is_an_option_error(magistral: mm.Magistral, case: str) -> None:
+    with pytest.raises(mm.OptionError):
+        WRONG_TYPES[case](magistral)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

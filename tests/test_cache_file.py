@@ -17,7 +17,7 @@ import pytest
 
 from magistral_mlx import cache_file
 from magistral_mlx.cache import KVCache
-from magistral_mlx.cache_file import load_cache, save_cache
+from magistral_mlx.cache_file import check_cache_file, load_cache, save_cache
 from magistral_mlx.durable import flush
 from magistral_mlx.errors import CheckpointError, MagistralError, OptionError
 from tests.tiny import make_config
@@ -116,7 +116,7 @@ def test_a_file_of_another_length(file: Path, change: Callable[[bytes], bytes]) 
 def test_no_file_or_no_cache(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="no such prompt cache"):
         load(tmp_path / "none")
-    with pytest.raises(OptionError, match="no such prompt cache"):
+    with pytest.raises(OptionError, match="is no plain file"):
         load(tmp_path)
     mx.save_safetensors(str(tmp_path / "other.safetensors"), {"a": mx.zeros(3)}, {"format": "mlx"})
     with pytest.raises(OptionError, match="not a prompt cache of this version"):
@@ -146,7 +146,10 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, call: str, at: 
     if has_old:
         file.write_bytes(b"old")
     full = OSError(errno.ENOSPC, "No space left on device")
-    with failing(call, at, full), pytest.raises(OptionError, match=r"talk.*full, it takes .* MB; what was there is un"):
+    with (
+        failing(call, at, full),
+        pytest.raises(OptionError, match=r"talk.*full, it takes .* MB; free .* What was there is un"),
+    ):
         save(file, make_cache())
     with failing(call, at, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
         save(file, make_cache())
@@ -200,8 +203,41 @@ def test_what_is_no_plain_file_is_not_replaced(tmp_path: Path, make: Callable[[P
     make(tmp_path / "talk")
     with pytest.raises(OptionError, match="no plain file"):
         save(tmp_path / "talk", make_cache())
-    with pytest.raises(OptionError, match="no such prompt cache"):
+    with pytest.raises(OptionError, match=r"talk: no prompt cache can be written there .it is no plain file.; name"):
+        check_cache_file(tmp_path / "talk")
+    with pytest.raises(OptionError, match="is no plain file"):
         load(tmp_path / "talk")
+
+
+NOT_WRITABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "under a file": (lambda home: home / "file" / "talk", "Not a directory"),
+    "in no folder": (lambda home: home / "none" / "talk", "there is no folder .*none"),
+    "in a loop of links": (lambda home: home / "loop" / "talk", "no folder|symbolic links"),
+    "a loop of links": (lambda home: home / "loop", "symbolic links|no plain file"),
+    "too long": (lambda home: home / ("a" * 300), "File name too long"),
+    "too long while it is written": (lambda home: home / ("a" * 250), "File name too long"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_WRITABLE)
+def test_what_cannot_be_written_is_known_before(tmp_path: Path, case: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    before = sorted(tmp_path.iterdir())
+    at, message = NOT_WRITABLE[case]
+    with pytest.raises(OptionError, match=rf"can be written there \(.*({message}).*; name another file"):
+        check_cache_file(at(tmp_path))
+    with pytest.raises(OptionError, match="could not be written"):
+        save(at(tmp_path), make_cache())
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_may_not_be_written_is_known_before(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_cache_file(file)
+    for refused in (file, file.parent):
+        monkeypatch.setattr(os, "access", lambda path, mode, refused=refused: Path(path) != refused)  # root may
+        with pytest.raises(OptionError, match=r"Permission denied|may not be written to"):
+            check_cache_file(file)
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

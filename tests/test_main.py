@@ -1,6 +1,7 @@
 """The command ``magistral``: its commands, its exit codes, its completion; each in a process or in this one."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -69,3 +70,24 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert process.stderr.read() == b""
     assert process.wait() == 0
     process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "said"),
+    [
+        (">/dev/full", 2, "error: [Errno 28] No space left on device\n"),
+        pytest.param(">&-", 0, "", marks=pytest.mark.slow),
+        ("<&- 2>&- >out", 0, ""),
+        pytest.param("2>/dev/full >out", 0, "", marks=pytest.mark.slow),
+    ],
+)
+def test_standard_streams_that_are_full_or_closed(tmp_path: Path, redirection: str, code: int, said: str) -> None:
+    if "full" in redirection and not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    line = f"{shlex.quote(sys.executable)} -m magistral_mlx.plan {redirection}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["sh", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (code, said)
+    assert "out" not in redirection or "24 GB" in (tmp_path / "out").read_text()

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # A module and the modules of the runtime it may import; a new file gets its row.
 MAY_IMPORT = {
     "errors": "",
-    "paths": "",
+    "paths": "errors",
     "durable": "",
     "reasoning": "",
     "config": "errors",
@@ -50,10 +50,10 @@ MAY_IMPORT = {
     "batch": "errors model sampling shared_cache",
     "single": "decoding model past reasoning reply sampling speculation tokenizer",
     "several": "batch cache config decoding errors memory model past reply sampling shared_cache tokenizer",
-    "conversation": "errors memory past reasoning reply sampling tool_calls",
-    "magistral": "checkpoint config conversation errors memory model past reasoning reply sampling several single "
-    "speculation tokenizer",
-    "api": "checkpoint conversation demo device errors loader magistral memory reasoning speculation tokenizer",
+    "conversation": "errors memory past paths reasoning reply sampling tool_calls",
+    "magistral": "cache_file checkpoint config conversation errors memory model past paths reasoning reply sampling "
+    "several single speculation tokenizer",
+    "api": "checkpoint conversation demo device errors loader magistral memory paths reasoning speculation tokenizer",
     "failures": "errors",
     "plain": "errors failures",
     "events": "failures memory reasoning reply tool_calls",
@@ -71,7 +71,7 @@ MAY_IMPORT = {
     "entry": "errors",
     "session": "conversation display entry errors magistral reply sampling",
     "command_line": "errors",
-    "console": "api command_line display magistral reasoning sampling",
+    "console": "api cache_file command_line display magistral reasoning sampling",
     "generate": "command_line console display errors reasoning reply sampling",
     "chat": "command_line console conversation display entry errors paths reasoning sampling session",
     "plan": "checkpoint command_line console demo mac_table memory",
