@@ -22,7 +22,7 @@ from benchmarks.commands.reasoning import reasoning
 from benchmarks.commands.samples import samples
 from benchmarks.commands.search import search
 from benchmarks.commands.speed import speed
-from magistral_mlx.errors import MagistralError
+from magistral_mlx import command_line
 
 
 @click.group()
@@ -54,19 +54,7 @@ for command in COMMANDS:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns its exit code: 0 done, 1 a regression, 2 something to change, 130 interrupted."""
-    try:
-        code = benchmarks.main(
-            args=None if argv is None else list(argv), prog_name="python -m benchmarks", standalone_mode=False
-        )
-    except (click.Abort, KeyboardInterrupt):
-        return 130
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except MagistralError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return code if isinstance(code, int) else 0
+    return command_line.run(benchmarks, argv, "python -m benchmarks")
 
 
 if __name__ == "__main__":

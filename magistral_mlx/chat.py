@@ -24,7 +24,8 @@ Examples:
 
 Answers go to stdout; traces (dim) and figures go to stderr. At a terminal /help lists the commands,
 and what is typed is remembered in chat-history in the cache folder. From a pipe each line is one
-message or command, which a backslash at its end continues in the next.
+message or command, which a backslash at its end continues in the next; one that is wrong ends it,
+with exit code 2, after what came before is saved.
 Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug of ours."""
 
 

@@ -93,7 +93,27 @@ def test_a_file_that_could_not_be_written_is_refused_before_hours_of_work(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([name, "--json", str(tmp_path / "missing" / "x.json")]) == 2
-    assert "x.json cannot be written: make its folder" in capsys.readouterr().err
+    assert "x.json cannot be written (there is no folder" in capsys.readouterr().err
+
+
+def test_what_all_would_write_is_checked_before_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "decode-step.json").mkdir()
+    (tmp_path / "file").write_text("")
+    for arguments, said in (
+        (["--out", str(tmp_path), "--only", "predict", "--only", "graph"], "decode-step.json cannot be written"),
+        (["--out", str(tmp_path / "file" / "x")], "cannot be made"),
+        (["--out", str(tmp_path / "x"), "--name", "../x"], "--name is '../x'"),
+        (["--out", str(tmp_path / "x"), "--only", "graph", "--model", "none"], "--only names none of them"),
+    ):
+        assert main(["all", *arguments]) == 2
+        assert said in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["decode-step.json", "file"]
+
+
+@pytest.mark.parametrize("minutes", ["nan", "0", "-1", "inf"])
+def test_minutes_that_are_none(minutes: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["speed", "--minutes", minutes]) == 2
+    assert "--minutes" in capsys.readouterr().err
 
 
 def test_help_and_mistakes(capsys: pytest.CaptureFixture[str]) -> None:

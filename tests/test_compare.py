@@ -148,8 +148,45 @@ def test_other_circumstances_are_named_and_other_weights_not_compared() -> None:
         compare(one, other, 0.05)
 
 
+def test_a_comparison_never_takes_the_place_of_what_it_compares(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    a.write_text(json.dumps(timed(np.random.default_rng(1))))
+    b.symlink_to(a)
+    before = a.read_bytes()
+    assert main(["compare", str(a), str(a), "--json", str(b)]) == 2
+    assert a.read_bytes() == before
+
+
+def test_damaged_values_are_no_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = timed(np.random.default_rng(1))
+
+    def damaged(node: Any, at: int) -> list[Any]:
+        """Copies of the result with one value after the other, at any depth, in place of something else."""
+        if not isinstance(node, dict | list):
+            return [[None, "x", 0, [], {}, 10**400][at % 6]]
+        keys = list(node) if isinstance(node, dict) else range(len(node))
+        copies: list[Any] = []
+        for i, key in enumerate(keys):
+            for inner in damaged(node[key], at + i):
+                copies.append(copy.copy(node))
+                copies[-1][key] = inner
+        return copies
+
+    (tmp_path / "a.json").write_text(json.dumps(good))
+    codes = set()
+    for at in range(6):
+        for bad in damaged(good, at):
+            (tmp_path / "b.json").write_text(json.dumps(bad))
+            codes.add(main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]))
+    capsys.readouterr()
+    assert 2 in codes
+    assert codes <= {0, 1, 2}
+
+
 @pytest.mark.parametrize(
-    ("content", "said"), [("{", "is no JSON"), ("[]", "no result file"), ('{"a": 1}', "no result file")]
+    ("content", "said"),
+    [("{", "is no JSON"), ("[" * 100_000, "is no JSON"), ("[]", "no result file"), ('{"a": 1}', "no result file")],
+    ids=["cut", "deep", "a list", "a number"],
 )
 def test_what_is_no_result_is_refused(
     tmp_path: Path, content: str, said: str, capsys: pytest.CaptureFixture[str]

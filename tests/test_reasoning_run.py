@@ -1,6 +1,7 @@
 """A run of a task on the embedded model: interrupted and gone on with, refused where it is another, and its score."""
 
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,31 @@ def test_a_journal_in_use_or_damaged_is_refused(tmp_path: Path) -> None:
     for content in ("no journal\n", json.dumps(KEY) + "\n{}\n", "[]\n1\n"):
         file.write_text(content)
         with pytest.raises(OptionError, match="no journal of a run, or is damaged"), open_journal(file, KEY):
+            pass
+
+
+@pytest.mark.parametrize(
+    "content", [b"a line without an end", bytes(range(100)), b'{"a":1}\n{"b":"precious"}', b"x,y\n1,2", b"{"], ids=repr
+)
+def test_what_is_no_journal_keeps_every_byte(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "data.csv"
+    file.write_bytes(content)
+    if content == b"{":  # how a journal begins whose first line an interruption cut off
+        with open_journal(file, KEY) as journal:
+            journal.add(RECORD)
+        with open_journal(file, KEY) as journal:
+            assert journal.records == [RECORD]
+        return
+    with pytest.raises(OptionError, match=r"no journal of a run|another run"), open_journal(file, KEY):
+        pass
+    assert file.read_bytes() == content
+
+
+def test_what_cannot_be_a_journal_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "pipe", tmp_path / "file" / "x", tmp_path / ("a" * 300)):
+        with pytest.raises(OptionError, match="cannot be a journal"), open_journal(path, KEY):
             pass
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from benchmarks.commands.shared import json_option, report
+from benchmarks.commands.shared import json_option, report, write_file
 from benchmarks.compare import compare as compare_results
 from benchmarks.compare import differences, only_in_one
 from benchmarks.tables_counted import show_changes
@@ -29,17 +29,23 @@ def compare(
     """Ratios of B to A with a 95 % bootstrap interval; exit code 1 where ours got worse beyond noise.
 
     A measure got worse where the whole interval is below 1 less the margin; what is counted, where it got worse at
-    all. Takes what any command here wrote with --json; take both on the same machine, with nothing else running.
+    all. Takes what any command here that measures wrote with --json; take both on the same machine, with nothing else
+    running.
 
     \b
     python -m benchmarks compare before.json after.json
     """
+    if json_file is not None and json_file.exists() and any(map(json_file.samefile, (before, after))):
+        raise OptionError(f"--json {json_file} is one of the files that are compared; name another")
     one, other = _read(before), _read(after)
-    changes = compare_results(one, other, margin)
-    for difference in differences(one, other):
+    try:
+        changes, found = compare_results(one, other, margin), differences(one, other)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise OptionError(f"{before} or {after} is damaged ({error!r}); measure it again") from None
+    for difference in found:
         report(f"not the same in both: {difference}")
     if json_file is not None:
-        json_file.write_text(json.dumps({"compare": [c.as_dict() for c in changes], "margin": margin}, indent=1) + "\n")
+        write_file(json_file, {"compare": [c.as_dict() for c in changes], "margin": margin})
     show_changes(changes, margin, everything=everything)
     alone = only_in_one(one, other)
     if any(alone):
@@ -53,5 +59,5 @@ def compare(
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OptionError(f"{path} is no JSON: {error}") from None

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from benchmarks.commands.shared import report, require, typed
+from benchmarks.commands.shared import check_file, check_folder, report, require, typed, write_file
 from benchmarks.measure import chip_name, circumstances
 from benchmarks.plots import check_matplotlib, draw
+from magistral_mlx.errors import OptionError
 
 # With a peer where one is asked for, or not; and what else they are asked for.
 COMMANDS = {
@@ -48,34 +49,38 @@ def everything(
     quick: bool,
     plot: bool,
 ) -> None:
-    """Run every benchmark, one after the other, and write a result file of each.
+    """Run the benchmarks of this machine, one after the other, and write a result file of each.
 
     \b
-    python -m benchmarks all --out results --quick --plot            a few minutes
+    python -m benchmarks all --out results --quick --plot            a minute or two
     python -m benchmarks all --out results --peer mlx-lm --plot      some hours on two cores
     """
     require(peer)
     if plot:
         check_matplotlib()
-    out.mkdir(parents=True, exist_ok=True)
+    if name is not None and not re.fullmatch(r"[\w.-]{1,100}", name):
+        raise OptionError(f"--name is {name!r}; use letters, digits, dots, - and _, 100 at most")
+    if model is not None and only and not {*only} & {*WITH_MODEL}:
+        raise OptionError(f"--model is for {', '.join(WITH_MODEL)}, and --only names none of them; leave one out")
+    check_folder(out, "--out")
     stem = name or machine_name(chip_name(), circumstances())
+    files = {one: out / f"{EVERY_MACHINE.get(one, f'{stem}-{one}')}.json" for one in only or COMMANDS}
+    for file in files.values():
+        check_file(file, "--out")
     parent = context.parent
     assert parent is not None
     assert isinstance(parent.command, click.Group)
-    written: list[Path] = []
-    for one in only or COMMANDS:
-        file = out / f"{EVERY_MACHINE.get(one, f'{stem}-{one}')}.json"
+    for one, file in files.items():
         report(f"== {one}, into {file}")
         command = parent.command.get_command(parent, one)
         assert command is not None, one
         arguments = [*ARGUMENTS.get(one, ()), *_chosen(one, model, peer, quick=quick), "--json", str(file)]
         command.main(arguments, prog_name=f"python -m benchmarks {one}", standalone_mode=False)
         _state(file, [one, *arguments])
-        written.append(file)
     if plot:
-        for picture in draw([json.loads(file.read_text()) for file in written], out):
+        for picture in draw([json.loads(file.read_text()) for file in files.values()], out):
             report(f"drew {picture}")
-    print("\n".join(map(str, written)))
+    print("\n".join(map(str, files.values())))
 
 
 def machine_name(chip: str, facts: dict[str, object]) -> str:
@@ -95,4 +100,4 @@ def _state(file: Path, arguments: list[str]) -> None:
     """The command that gives this file alone, instead of ``all``."""
     results = json.loads(file.read_text())
     if "command" in results:
-        file.write_text(json.dumps(results | {"command": typed(arguments)}, indent=1) + "\n")
+        write_file(file, results | {"command": typed(arguments)})

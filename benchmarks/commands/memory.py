@@ -7,7 +7,16 @@ from pathlib import Path
 
 import click
 
-from benchmarks.commands.shared import json_option, peer_option, plot_option, plot_results, report, require, written
+from benchmarks.commands.shared import (
+    MINUTES,
+    json_option,
+    peer_option,
+    plot_option,
+    plot_results,
+    report,
+    require,
+    written,
+)
 from benchmarks.measure import circumstances
 from benchmarks.memory import Prefills, answers, compare_caches, footprint
 from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
@@ -26,7 +35,9 @@ FOOTPRINT_TOKENS = 16
 @peer_option
 @click.option("--prompt-tokens", type=int, help="Length of the prompt, instead of all contexts.")
 @click.option("--repeats", default=1, show_default=True, help="Prefills by each.")
-@click.option("--minutes", default=30.0, show_default=True, help="Contexts that could take longer are left out.")
+@click.option(
+    "--minutes", type=MINUTES, default=30.0, show_default=True, help="Contexts that could take longer are left out."
+)
 @click.option("--quick", is_flag=True, help="A short prompt and a narrow model: does it run?")
 @json_option
 @plot_option

@@ -62,6 +62,8 @@ def quality(
     python -m benchmarks quality --reference ~/Magistral-Small-2506 --model ~/magistral-4bit --text book.txt
     """
     folder = Path(demo.__file__).parent if reference == EMBEDDED else resolve(reference)
+    if calibration is not None and methods == ("round",):
+        raise OptionError("nothing is calibrated where weights are rounded; leave --calibration out")
     if (methods or calibration) and models and not q_bits:
         raise OptionError("--q-method and --calibration are for conversions made here; name their --q-bits, too")
     if quick:

@@ -73,6 +73,8 @@ def reasoning(
     python -m benchmarks reasoning --task gpqa-diamond --model ~/magistral-4bit --data ~/gpqa_diamond.csv
     python -m benchmarks reasoning --task livecodebench-v5 --model ~/magistral-4bit --allow-code-execution
     """
+    if journal_file is not None and json_file is not None and journal_file.absolute() == json_file.absolute():
+        raise OptionError(f"--json and --journal are both {json_file}; name two files")
     chosen = TASKS[task]
     sandbox = _sandbox(chosen, allowed=allow_code_execution)
     if chosen.repo is None and (data is not None or revision is not None):

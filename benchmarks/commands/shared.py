@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,17 +12,46 @@ from typing import Any, Protocol
 import click
 
 from benchmarks.plots import check_matplotlib, draw
+from magistral_mlx.durable import check_writable, replacing, write_all
 from magistral_mlx.errors import OptionError
 
 FILES = {"--json", "--work", "--plot", "--journal", "--out"}
+
+
+class _Positive(click.FloatRange):
+    """click's own lets NaN through every range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        return self.fail(f"{value} is no number.", param, ctx) if math.isnan(number) else number
+
+
+MINUTES = _Positive(0, 1e6, min_open=True)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 peer_option = click.option("--peer", type=click.Choice(["mlx-lm"]), help="Measure this beside ours, and the ratio.")
 
 
-def _in_a_folder(context: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:
+def check_file(file: Path, option: str = "--json") -> None:
     """Raises OptionError before any work where the file could not be written after it."""
-    if file is not None and not os.access(file.absolute().parent, os.W_OK | os.X_OK):
-        raise OptionError(f"{parameter.opts[0]} {file} cannot be written: make its folder, or name another")
+    try:
+        check_writable(file)
+    except OSError as error:
+        raise OptionError(f"{option} {file} cannot be written ({error.strerror or error}); name another") from None
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """The same of a folder that is made where there is none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"{option} {folder} cannot be made ({error.strerror}); name another") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OptionError(f"{option} {folder} cannot be written to; name another")
+
+
+def _checked_file(context: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:
+    if file is not None:
+        check_file(file)
     return file
 
 
@@ -29,7 +59,7 @@ json_option = click.option(
     "--json",
     "json_file",
     type=click.Path(dir_okay=False, path_type=Path),
-    callback=_in_a_folder,
+    callback=_checked_file,
     help="Write every repeat here.",
 )
 
@@ -38,6 +68,7 @@ def _checked(context: click.Context, parameter: click.Parameter, folder: Path | 
     """Raises OptionError before any work where pictures cannot be drawn."""
     if folder is not None:
         check_matplotlib()
+        check_folder(folder, "--plot")
     return folder
 
 
@@ -75,8 +106,22 @@ def write_results(kind: str, facts: dict[str, Any], found: Any, file: Path | Non
     """As ``written``, for what is JSON already."""
     results = {"circumstances": facts, "command": typed(sys.argv[1:]), kind: found}
     if file is not None:
-        file.write_text(json.dumps(results, indent=1) + "\n")
+        write_file(file, results)
     return results
+
+
+def write_file(file: Path, results: Mapping[str, Any]) -> None:
+    """Write JSON: the file is the old one or the new one, never half of one.
+
+    Raises:
+        OptionError: it cannot be written, which was checked before; the message has all of it, since hours may.
+    """
+    text = json.dumps(results, indent=1) + "\n"
+    try:
+        with replacing(file) as descriptor:
+            write_all(descriptor, memoryview(text.encode()))
+    except OSError as error:
+        raise OptionError(f"{file} could not be written ({error}); this is what it was to hold:\n{text}") from None
 
 
 def plot_results(results: Mapping[str, Any], folder: Path | None) -> None:

@@ -9,7 +9,7 @@ import click
 import mlx.core as mx
 
 from benchmarks.bandwidth import bandwidth
-from benchmarks.commands.shared import json_option, plot_option, plot_results, report, require, written
+from benchmarks.commands.shared import MINUTES, json_option, plot_option, plot_results, report, require, written
 from benchmarks.llama import check_llama
 from benchmarks.measure import Comparison, Finding, circumstances
 from benchmarks.samples import compare_steps
@@ -55,7 +55,9 @@ REPLY_TOKENS = 256  # of which passes are counted
 @click.option("--prompt-tokens", type=int, help="Length of the prompt, instead of all contexts.")
 @click.option("--tokens", type=int, help="Ids decoded after the first.")
 @click.option("--repeats", type=int, help="Repeats counted, after one warm-up.")
-@click.option("--minutes", default=5.0, show_default=True, help="Contexts that could take longer are left out.")
+@click.option(
+    "--minutes", type=MINUTES, default=5.0, show_default=True, help="Contexts that could take longer are left out."
+)
 @click.option("--quick", is_flag=True, help="A few ids, two repeats, and a narrow model: does it run?")
 @json_option
 @plot_option

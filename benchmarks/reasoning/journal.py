@@ -56,13 +56,13 @@ class Journal:
 
 @contextmanager
 def open_journal(path: Path, key: Mapping[str, Any]) -> Iterator[Journal]:
-    """The journal at ``path``, new if there is none; a last line that an interruption cut off is taken away.
+    """The journal at ``path``, new if there is none; a last line that an interruption cut off is taken away,
+    nothing else is, whatever the file is.
 
     Raises:
         OptionError: it is of another checkpoint, sampling or dataset; damaged; or in use.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
+    with _opened(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -71,16 +71,28 @@ def open_journal(path: Path, key: Mapping[str, Any]) -> Iterator[Journal]:
             ) from None
         file.seek(0)
         content = file.read()
+        head = json.dumps(dict(key)).encode() + b"\n"
         whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
+        if not whole and not head.startswith(content):
+            raise OptionError(f"{path} is no journal of a run; name another --journal")
+        records = _read(path, whole.splitlines(), key) if whole else []
+        if len(whole) < len(content):  # only now, since it is a journal
             file.truncate(len(whole))
-        lines = whole.splitlines()
-        records = _read(path, lines, key) if lines else []
         journal = Journal(path, file, records)
-        if not lines:
-            file.write(json.dumps(dict(key)).encode() + b"\n")
+        if not whole:
+            file.write(head)
             file.flush()
         yield journal
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            raise OSError("it is no plain file")
+        return path.open("a+b")
+    except OSError as error:
+        raise OptionError(f"{path} cannot be a journal ({error.strerror or error}); name another --journal") from None
 
 
 def _read(path: Path, lines: list[bytes], key: Mapping[str, Any]) -> list[Record]:
