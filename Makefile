@@ -25,8 +25,8 @@ demo: $(VENV)/.installed
 	$(BIN)/magistral convert --hf-path magistral_mlx/demo --mlx-path build/demo-4bit --q-method round --no-tokenizer-json --force
 	$(BIN)/magistral generate --model build/demo-4bit --prompt "What is 48 + 76?"
 
-test: $(VENV)/.installed-test
-	$(PYTEST)
+test: $(VENV)/.installed-test # a worker for each core: more threads would wait for each other
+	OPENBLAS_NUM_THREADS=1 $(PYTEST)
 
 test-slow: $(VENV)/.installed-test
 	$(PYTEST) -m slow

@@ -164,7 +164,7 @@ def check_that_nothing_stays(magistral: mm.Magistral, cycles: int) -> None:
 
 
 def test_cancelled_replies_leave_nothing_behind(magistral: mm.Magistral) -> None:
-    check_that_nothing_stays(magistral, 12)
+    check_that_nothing_stays(magistral, 4)
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ def test_it_says_what_was_converted_and_how() -> None:
     assert "needs tokenizer.json" in without
 
 
-@pytest.mark.parametrize("version", ["v11", "v13"])
+@pytest.mark.parametrize("version", ["v11", pytest.param("v13", marks=pytest.mark.slow)])
 def test_its_example_for_mlx_lm_runs(tmp_path: Path, version: str, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("mlx_lm")
     pytest.importorskip("transformers")

@@ -60,6 +60,7 @@ def check(seen: dict[str, float], streams: int) -> None:
     assert seen["ended_by_itself"] == 1
 
 
+@pytest.mark.slow
 def test_a_host_in_c_drives_the_bridge(host: Path, tmp_path: Path) -> None:
     seen = run(host, tmp_path, 6, "finalize")
     check(seen, 6)

@@ -127,6 +127,7 @@ def test_the_vocabulary_does_split_characters(real: tuple[Tokenizer, Tekkenizer]
     assert split >= {"Chinese", "Greek", "Japanese", "Ukrainian"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_demo_answers_in_the_language_asked(language: str) -> None:
     phrases = PHRASES[language]

@@ -30,7 +30,7 @@ def check(folder: Path, count: int, seed: int, *kinds: str) -> None:
 
 
 def test_some_checkpoints_damaged_at_random(tmp_path: Path) -> None:
-    check(tmp_path, 300, 0, *FOREIGN)
+    check(tmp_path, 150, 0, *FOREIGN)
 
 
 @pytest.mark.slow
@@ -39,7 +39,7 @@ def test_ten_thousand_checkpoints_damaged_at_random(tmp_path: Path) -> None:
 
 
 def test_some_of_our_own_output_damaged_at_random(tmp_path: Path) -> None:
-    check(tmp_path, 300, 2, "own")
+    check(tmp_path, 150, 2, "own")
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ def plain(model: Transformer) -> Run:
 
 @on_cpu
 @pytest.mark.parametrize(("params", "bits"), [(GREEDY, None), (SAMPLED, None), (SAMPLED, 8), (SAMPLED, 4)])
-@pytest.mark.parametrize("wrong_every", [1, 3, 1000])
+@pytest.mark.parametrize("wrong_every", [1, 3, pytest.param(1000, marks=pytest.mark.slow)])
 def test_ids_and_logits_are_those_of_plain_decoding_to_the_bit(
     model: Transformer, bits: int | None, params: SamplingParams, wrong_every: int
 ) -> None:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,7 @@ def modules() -> dict[str, Path]:
     return {".".join(p.relative_to(package).with_suffix("").parts): p for p in sorted(package.rglob("*.py"))}
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """Every module a file imports, at any depth."""
     names: set[str] = set()

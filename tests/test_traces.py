@@ -39,6 +39,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / FILE).read_text("utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_replies_to_our_questions_are_kept_with_the_checkpoint_and_change_it(source: Path, tmp_path: Path) -> None:
     result_of(converting(source, tmp_path / "one", SELF))
     convert_quickly(source, tmp_path / "built-in", q_method="importance")
