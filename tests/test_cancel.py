@@ -175,7 +175,10 @@ def test_a_thousand_cancelled_replies_leave_nothing_behind(magistral: mm.Magistr
 @pytest.mark.slow
 def test_ctrl_c_prints_what_there_is_and_exits_130() -> None:
     """A process of its own and a real signal, in the middle of a reply that random ids keep going."""
-    command = [sys.executable, "-m", "magistral_mlx.generate", "--model", "demo", "--temp", "9", "--top-p", "1"]
+    # What a shell runs in the background is born deaf to Ctrl-C.
+    listening = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program = f"{listening}from magistral_mlx.generate import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "--model", "demo", "--temp", "9", "--top-p", "1"]
     with subprocess.Popen([*command, "-p", "1 + 1"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         assert process.stdout is not None
         begun = process.stdout.read(1)
