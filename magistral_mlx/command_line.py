@@ -99,7 +99,9 @@ def run(
         error.show()
         return WRONG
     except (MagistralError, OSError) as error:  # an OSError: a full disk behind stdout, a folder not to be read
-        if isinstance(error, OSError):
+        try:
+            sys.stdout.flush()
+        except OSError:
             _discard_output()
         with suppress(OSError):
             print(f"error: {error}", file=sys.stderr)

@@ -72,6 +72,17 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     process.stderr.close()
 
 
+def test_what_was_printed_before_a_failing_file_is_not_lost() -> None:
+    probe = (
+        "import sys, click; from magistral_mlx import command_line\n"
+        "def work(): print('so far'); open('/no/such/file')\n"
+        "sys.exit(command_line.run(click.Command('x', callback=work), []))"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "so far\n")
+    assert "/no/such/file" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("redirection", "code", "said"),
     [
