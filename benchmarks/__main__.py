@@ -58,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: else 60 GB of temporary files would stay
+    for number in (
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):  # as Ctrl-C: else 60 GB of temporary files would stay
         signal.signal(number, signal.default_int_handler)
     sys.exit(main())

@@ -76,7 +76,9 @@ class Host:
             self.felt.note(what, time.perf_counter() - began)
         self.felt.waits.setdefault(what, []).append(max(ticker.waits, default=0.0))
 
-    def call(self, function: Callable[..., dict[str, Any]], *args: Any, **options: Any) -> dict[str, Any]:
+    def call(
+        self, function: Callable[..., dict[str, Any]], *args: Any, **options: Any
+    ) -> dict[str, Any]:
         began = time.perf_counter()
         result = function(*args, **options)
         self.felt.note(f"{function.__name__} returns", time.perf_counter() - began)

@@ -40,28 +40,43 @@ class Trace:
 
     def right(self, budget: int, threshold: float) -> bool:
         """Whether the answer is right with this budget, where a line ends the trace from this probability on."""
-        near = (place for place in self.places if budget - budget // NEARING <= place.tokens < budget)
+        near = (
+            place for place in self.places if budget - budget // NEARING <= place.tokens < budget
+        )
         enough = (place for place in near if place.is_line_end and place.chance >= threshold)
         last = min(self.places, key=lambda place: abs(place.tokens - budget))
         return next(enough, last).is_right
 
 
-def traces(magistral: Magistral, n: int, temperature: float, report: Callable[[str], None]) -> Iterator[Trace]:
+def traces(
+    magistral: Magistral, n: int, temperature: float, report: Callable[[str], None]
+) -> Iterator[Trace]:
     """Traces to held-out problems of all kinds, each closed at the end of every line and of every budget."""
     for number, problem in enumerate(held_out_problems(n, SEED, magistral.tokenizer.pieces, KINDS)):
         prompt = magistral.tokenizer.encode_chat(problem.question)
-        reply = magistral.ask(problem.question, SamplingParams(temperature=temperature, seed=number))
+        reply = magistral.ask(
+            problem.question, SamplingParams(temperature=temperature, seed=number)
+        )
         if reply.reasoning_closed_by == "model":
-            yield Trace(problem.kind, _places(magistral, prompt, magistral.past.ids[len(prompt) :], problem))
+            yield Trace(
+                problem.kind, _places(magistral, prompt, magistral.past.ids[len(prompt) :], problem)
+            )
         report(f"{number + 1} of {n} problems")
 
 
-def _places(magistral: Magistral, prompt: Sequence[int], reply: Sequence[int], problem: Problem) -> tuple[Place, ...]:
+def _places(
+    magistral: Magistral, prompt: Sequence[int], reply: Sequence[int], problem: Problem
+) -> tuple[Place, ...]:
     tokenizer = magistral.tokenizer
     tag, answer = tokenizer.closing("\n"), [*tokenizer.encode(problem.answer), tokenizer.eos_id]
     trace = reply[: reply.index(tag[0])]
-    step = Stepper(magistral.model, KVCache(magistral.config, limit=len(prompt) + len(trace) + len(answer) + 99))
-    chances = np.array(mx.softmax(step(mx.array([[*prompt, *trace]]), len(trace)), axis=-1)[:, tag[0]])
+    step = Stepper(
+        magistral.model,
+        KVCache(magistral.config, limit=len(prompt) + len(trace) + len(answer) + 99),
+    )
+    chances = np.array(
+        mx.softmax(step(mx.array([[*prompt, *trace]]), len(trace)), axis=-1)[:, tag[0]]
+    )
     found = []
     for tokens in range(len(trace), 0, -1):
         text = tokenizer.decode(trace[:tokens])
@@ -79,7 +94,10 @@ def counts(found: Sequence[Trace]) -> list[dict[str, Any]]:
     return [
         {
             "threshold": threshold,
-            "right": [sum(t.right(_budget(t.places[-1].tokens, s), threshold) for t in found) for s in SHARES],
+            "right": [
+                sum(t.right(_budget(t.places[-1].tokens, s), threshold) for t in found)
+                for s in SHARES
+            ],
         }
         for threshold in THRESHOLDS
     ]
@@ -96,6 +114,11 @@ def at_line_ends(found: Sequence[Trace]) -> list[dict[str, Any]]:
     rows = []
     for low, high in pairwise(edges):
         those = [place for place in places if low <= place.chance < high]
-        rows.append({"from": low, "places": len(those), "right": sum(place.is_right for place in those)})
+        rows.append(
+            {"from": low, "places": len(those), "right": sum(place.is_right for place in those)}
+        )
     inside = [place for trace in found for place in trace.places if not place.is_line_end]
-    return [*rows, {"from": None, "places": len(inside), "right": sum(place.is_right for place in inside)}]
+    return [
+        *rows,
+        {"from": None, "places": len(inside), "right": sum(place.is_right for place in inside)},
+    ]

@@ -31,7 +31,10 @@ COPIES = 2
 OPENED = Range(  # bytes a second
     *(
         min(1 / (1 / drive + COPIES / copy), HASHERS * sha256)
-        for drive, sha256, copy in ((DRIVE.low, HASH.low, COPY.low), (DRIVE.high, HASH.high, COPY.high))
+        for drive, sha256, copy in (
+            (DRIVE.low, HASH.low, COPY.low),
+            (DRIVE.high, HASH.high, COPY.high),
+        )
     )
 )
 
@@ -69,7 +72,13 @@ def filled(layers: int, tokens: int, kv_bits: int | None) -> KVCache:
 
 
 def compare_files(
-    layers: int, tokens: int, kv_bits: int | None, repeats: int, work: Path, *, report: Callable[[str], None]
+    layers: int,
+    tokens: int,
+    kv_bits: int | None,
+    repeats: int,
+    work: Path,
+    *,
+    report: Callable[[str], None],
 ) -> Comparison:
     """Save and open, ours and MLX's in turn, in a folder that goes away again."""
     title = f"{layers} layers, {tokens:,} positions, {f'{kv_bits} bit' if kv_bits else 'bf16'}"
@@ -85,13 +94,17 @@ def compare_files(
             load_cache(ours, config, limit=tokens, fingerprint="f", bits=kv_bits, dtype=mx.bfloat16)
 
         def save_theirs() -> None:
-            arrays = {f"{i}.{j}": a for i, parts in enumerate(cache.state()) for j, a in enumerate(parts)}
+            arrays = {
+                f"{i}.{j}": a for i, parts in enumerate(cache.state()) for j, a in enumerate(parts)
+            }
             mx.save_safetensors(str(theirs), arrays)
 
         def load_theirs() -> None:
             mx.eval(mx.load(str(theirs)))
 
-        def run(path: Path, write: Callable[[], None], read: Callable[[], None]) -> Mapping[str, Lap]:
+        def run(
+            path: Path, write: Callable[[], None], read: Callable[[], None]
+        ) -> Mapping[str, Lap]:
             found = {}
             for phase, act in ((SAVE, write), (OPEN, read), (OPEN_COLD, read)):
                 if phase == OPEN_COLD and not leave_file_cache(path):
@@ -109,7 +122,9 @@ def compare_files(
         }
         comparison = Comparison(title, {"positions": tokens, "layers": layers, "kv_bits": kv_bits})
         for repeat, contender, laps in interleave(contenders, repeats):
-            speeds = ", ".join(f"{phase} {lap.per_second / 1e9:.2f} GB/s" for phase, lap in laps.items())
+            speeds = ", ".join(
+                f"{phase} {lap.per_second / 1e9:.2f} GB/s" for phase, lap in laps.items()
+            )
             report(f"{title}: {contender}: {speeds}{'' if repeat else ' (warm-up)'}")
             if repeat:
                 comparison.add(contender, laps)

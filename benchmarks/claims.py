@@ -70,7 +70,11 @@ class Judgement:
             return "not measured"
         if self.claim.predicted is None:
             return "no prediction"
-        return "held" if self.claim.predicted.low <= self.measured <= self.claim.predicted.high else "failed"
+        return (
+            "held"
+            if self.claim.predicted.low <= self.measured <= self.claim.predicted.high
+            else "failed"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self.claim) | {"measured": self.measured, "verdict": self.verdict}
@@ -95,21 +99,62 @@ def claims(machine: Machine, prompt_tokens: int) -> list[Claim]:
         Claim("decode", "tokens/s", per_second, predictions, FOURTH),
         Claim("first token", "s", first, predictions, FOURTH),
         Claim(SOONER, "s", saved, predictions, FOURTH),
-        Claim("decode, over mlx-lm's", "times", Range(0.98, 1.1), "the README's comparison", FOURTH),
+        Claim(
+            "decode, over mlx-lm's", "times", Range(0.98, 1.1), "the README's comparison", FOURTH
+        ),
         *(
-            Claim(f"cost of {rows} rows", "passes", _row_cost(rows) if cheap else None, "drafting's table", FOURTH)
+            Claim(
+                f"cost of {rows} rows",
+                "passes",
+                _row_cost(rows) if cheap else None,
+                "drafting's table",
+                FOURTH,
+            )
             for rows in ROWS
         ),
         *(
-            Claim(f"drafting, {kind}", "times", _faster(cost) if cheap else None, predictions, FOURTH)
+            Claim(
+                f"drafting, {kind}", "times", _faster(cost) if cheap else None, predictions, FOURTH
+            )
             for kind, cost in counted_drafting().items()
         ),
-        Claim(f"{REPLIES} replies at once, over one by one", "times", several, "drafting's table", FOURTH),
-        Claim("float16 over bfloat16, decode", "times", HALF_DECODE if half else None, "loader.py", FOURTH),
-        Claim("float16 over bfloat16, prefill", "times", HALF_PREFILL if half else None, "loader.py", FOURTH),
-        *(Claim(f"memory forecast over measured, {kind} cache", "", PLAN, "magistral plan") for kind in CACHES),
-        Claim("opening a cache's file", "GB/s", Range(OPENED.low / 1e9, OPENED.high / 1e9), "benchmarks cache"),
-        Claim("joined matrices, largest difference", "", Range(0.0, 0.0), "model.py: the same bits as single ones"),
+        Claim(
+            f"{REPLIES} replies at once, over one by one",
+            "times",
+            several,
+            "drafting's table",
+            FOURTH,
+        ),
+        Claim(
+            "float16 over bfloat16, decode",
+            "times",
+            HALF_DECODE if half else None,
+            "loader.py",
+            FOURTH,
+        ),
+        Claim(
+            "float16 over bfloat16, prefill",
+            "times",
+            HALF_PREFILL if half else None,
+            "loader.py",
+            FOURTH,
+        ),
+        *(
+            Claim(f"memory forecast over measured, {kind} cache", "", PLAN, "magistral plan")
+            for kind in CACHES
+        ),
+        Claim(
+            "opening a cache's file",
+            "GB/s",
+            Range(OPENED.low / 1e9, OPENED.high / 1e9),
+            "benchmarks cache",
+        ),
+        Claim(
+            "joined matrices, largest difference",
+            "",
+            Range(0.0, 0.0),
+            "model.py: the same bits as single ones",
+        ),
     ]
 
 

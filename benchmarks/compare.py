@@ -56,8 +56,28 @@ SEPARATOR = " / "
 THROWS = ("samples", "problems", "replies")  # of a share: the first of these beside it
 LARGEST = 1e9  # of a ratio to nothing
 CIRCUMSTANCES = ("chip", "cores", "memory_bytes", "os", "python", "device")
-NAMES = ("title", "task", "chip", "n", "kv_bits", "group", "part", "language", "prompt_tokens", "context")
-SKIPPED = ("circumstances", "command", "repeats", "summary", "workload", "plan", "row_costs", "against_budget")
+NAMES = (
+    "title",
+    "task",
+    "chip",
+    "n",
+    "kv_bits",
+    "group",
+    "part",
+    "language",
+    "prompt_tokens",
+    "context",
+)
+SKIPPED = (
+    "circumstances",
+    "command",
+    "repeats",
+    "summary",
+    "workload",
+    "plan",
+    "row_costs",
+    "against_budget",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +100,9 @@ class Change:
     before: float
     after: float
     ratio: Interval
-    machine: float  # what the machine itself became, as far as it was slower; 1 for what is not timed
+    machine: (
+        float  # what the machine itself became, as far as it was slower; 1 for what is not timed
+    )
     is_regression: bool
     is_ours: bool
 
@@ -111,7 +133,10 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any], margin: float) 
         figure, machine = first[name], _machine(name, first[name], ratios)
         allowed = 0.0 if figure.kind == "counted" else margin
         is_worse = _is_ours(name) and ratios[name].high < (1 - allowed) * machine - 1e-9
-        before_median, after_median = float(np.median(figure.values)), float(np.median(second[name].values))
+        before_median, after_median = (
+            float(np.median(figure.values)),
+            float(np.median(second[name].values)),
+        )
         changes.append(
             Change(
                 name,
@@ -133,8 +158,12 @@ def figures(results: Mapping[str, Any]) -> dict[str, Figure]:
     Raises:
         OptionError: this is no result file.
     """
-    if not isinstance(results, Mapping) or not any(isinstance(v, list | Mapping) for v in results.values()):
-        raise OptionError("this is no result file of python -m benchmarks; those are written with --json")
+    if not isinstance(results, Mapping) or not any(
+        isinstance(v, list | Mapping) for v in results.values()
+    ):
+        raise OptionError(
+            "this is no result file of python -m benchmarks; those are written with --json"
+        )
     found: dict[str, Figure] = {}
     for name, figure in _walk(results, ()):
         found.setdefault(name, figure)
@@ -152,8 +181,13 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     one, other = (results.get("circumstances", {}) for results in (before, after))
     facts = {name: (one.get(name), other.get(name)) for name in CIRCUMSTANCES}
     versions = {*one.get("versions", {}), *other.get("versions", {})}
-    facts |= {name: (one.get("versions", {}).get(name), other.get("versions", {}).get(name)) for name in versions}
-    return [f"{name}: {shown(a)}, then {shown(b)}" for name, (a, b) in sorted(facts.items()) if a != b]
+    facts |= {
+        name: (one.get("versions", {}).get(name), other.get("versions", {}).get(name))
+        for name in versions
+    }
+    return [
+        f"{name}: {shown(a)}, then {shown(b)}" for name, (a, b) in sorted(facts.items()) if a != b
+    ]
 
 
 def _walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Figure]]:
@@ -174,7 +208,9 @@ def _walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Figure]]:
             yield from _walk(value, (*path, key))
 
 
-def _stated(node: Mapping[str, Any], key: str, value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Figure]]:
+def _stated(
+    node: Mapping[str, Any], key: str, value: Any, path: tuple[str, ...]
+) -> Iterator[tuple[str, Figure]]:
     """What a key with a meaning says."""
     if key in FIGURES and isinstance(value, int | float) and not isinstance(value, bool):
         better, kind = FIGURES[key]
@@ -188,7 +224,10 @@ def _stated(node: Mapping[str, Any], key: str, value: Any, path: tuple[str, ...]
         yield _joined((*path, key)), Figure(COUNTS[key], "measured", (float(sum(value)),))
     elif key in DURATIONS and isinstance(value, Mapping):
         for name, seconds in value.items():
-            yield _joined((*path, name, key)), Figure("lower", "repeats", tuple(map(float, seconds)))
+            yield (
+                _joined((*path, name, key)),
+                Figure("lower", "repeats", tuple(map(float, seconds))),
+            )
 
 
 def _timed(phases: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[str, Figure]]:
@@ -213,7 +252,10 @@ def _name(item: Mapping[str, Any], place: int) -> str:
 def _work(node: Mapping[str, Any]) -> str:
     """Tells apart what cannot be compared: another checkpoint, another prompt."""
     workload = {k: v for k, v in (node.get("workload") or {}).items() if k != "repeats"}
-    parts = [str(node.get("checkpoint", ""))[:8], *(f"{k} {v}" for k, v in workload.items() if isinstance(v, int))]
+    parts = [
+        str(node.get("checkpoint", ""))[:8],
+        *(f"{k} {v}" for k, v in workload.items() if isinstance(v, int)),
+    ]
     return ", ".join(part for part in parts if part)
 
 
@@ -231,7 +273,11 @@ def _machine(name: str, figure: Figure, ratios: Mapping[str, Interval]) -> float
     if figure.kind != "repeats":
         return 1.0
     group = name.split(SEPARATOR)[:-2]
-    peers = [r.median for other, r in ratios.items() if other.split(SEPARATOR)[:-2] == group and not _is_ours(other)]
+    peers = [
+        r.median
+        for other, r in ratios.items()
+        if other.split(SEPARATOR)[:-2] == group and not _is_ours(other)
+    ]
     streamed = [ratio.median for other, ratio in ratios.items() if STREAMED in other]
     return min(1.0, float(np.median(peers or streamed or [1.0])))
 
@@ -255,7 +301,10 @@ def _draws(figure: Figure, seed: int) -> Array:
     rng = np.random.default_rng(seed)
     values = np.array(figure.values)
     if figure.kind == "share":
-        return rng.binomial(figure.throws, min(1.0, max(0.0, float(values[0]))), RESAMPLES) / figure.throws
+        return (
+            rng.binomial(figure.throws, min(1.0, max(0.0, float(values[0]))), RESAMPLES)
+            / figure.throws
+        )
     if figure.error:
         return np.maximum(rng.normal(values[0], figure.error, RESAMPLES), 0)
     drawn = rng.integers(0, len(values), (RESAMPLES, len(values)))

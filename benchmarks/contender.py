@@ -48,7 +48,11 @@ def measured(act: Callable[[], object]) -> dict[str, Any]:
     rss_from = _restart_peak()
     baseline, cpu_before, started = _rss_bytes("VmRSS"), sum(os.times()[:4]), time.perf_counter()
     act()
-    seconds, cpu_seconds, peak = time.perf_counter() - started, sum(os.times()[:4]) - cpu_before, _rss_bytes("VmHWM")
+    seconds, cpu_seconds, peak = (
+        time.perf_counter() - started,
+        sum(os.times()[:4]) - cpu_before,
+        _rss_bytes("VmHWM"),
+    )
     started = time.perf_counter()
     os.sync()
     return {
@@ -80,7 +84,9 @@ def _rss_bytes(field: str) -> int:
     if STATUS.exists():
         lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
         return 1024 * int(lines[field].removesuffix("kB"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def main(argv: Sequence[str]) -> int:

@@ -95,7 +95,12 @@ def mlx_lm(folder: Path, dtype: mx.Dtype | None, job: Job, reply: list[int]) -> 
 
     def run() -> Mapping[str, Lap]:
         watch = Stopwatch()
-        ids = (identity for identity, _ in generate_step(mx.array(list(job.prompt)), model, max_tokens=job.total))
+        ids = (
+            identity
+            for identity, _ in generate_step(
+                mx.array(list(job.prompt)), model, max_tokens=job.total
+            )
+        )
         laps = timed(ids, len(job.prompt), watch, reply)
         mx.synchronize(generation_stream)  # it has queued a pass more than it yields
         return laps
@@ -103,7 +108,9 @@ def mlx_lm(folder: Path, dtype: mx.Dtype | None, job: Job, reply: list[int]) -> 
     return Loaded(run)
 
 
-def timed(ids: Iterator[Any], prompt_tokens: int, watch: Stopwatch, reply: list[int]) -> dict[str, Lap]:
+def timed(
+    ids: Iterator[Any], prompt_tokens: int, watch: Stopwatch, reply: list[int]
+) -> dict[str, Lap]:
     """Prefill lasts until the first id is there, decode from then to the last."""
     reply[:] = [next(ids)]
     laps = {"prefill": watch.lap(prompt_tokens)}

@@ -68,7 +68,9 @@ class Job:
             raise OptionError(f"{self.repeats} repeats cannot be timed; use at least 1")
 
 
-def compare_synthetic(config: ModelConfig, job: Job, *, keep: Path | None, report: Callable[[str], None]) -> Comparison:
+def compare_synthetic(
+    config: ModelConfig, job: Job, *, keep: Path | None, report: Callable[[str], None]
+) -> Comparison:
     """Convert random weights of ``config``'s shapes, written first, and left in ``keep`` where that is given.
 
     Raises:
@@ -76,13 +78,17 @@ def compare_synthetic(config: ModelConfig, job: Job, *, keep: Path | None, repor
         ConversionError: a contender failed.
     """
     if keep is not None and os.path.lexists(keep):
-        raise OptionError(f"{keep} exists; convert what is in it with --source {keep}, or name another folder")
+        raise OptionError(
+            f"{keep} exists; convert what is in it with --source {keep}, or name another folder"
+        )
     source_home = job.work if keep is None else keep.absolute().parent
     check_space([(source_home, source_bytes(config)), (job.work, output_bytes(config, job.bits))])
     with tempfile.TemporaryDirectory(prefix="magistral-source-", dir=job.work) as name:
         source = Path(name) / "source" if keep is None else keep.absolute()
         write_source(source, config, report=report)
-        return _compare(f"{config.num_layers} layers, {config.hidden_size} wide", source, config, job, report)
+        return _compare(
+            f"{config.num_layers} layers, {config.hidden_size} wide", source, config, job, report
+        )
 
 
 def compare_source(source: Path, job: Job, *, report: Callable[[str], None]) -> Comparison:
@@ -115,7 +121,9 @@ def output_bytes(config: ModelConfig, bits: int) -> int:
             total += 2 * shape[0]
         else:
             packed = QuantFormat(bits, GROUP_SIZE).packed_shapes(shape)
-            total += sum((4 if kind == "weight" else 2) * math.prod(part) for kind, part in packed.items())
+            total += sum(
+                (4 if kind == "weight" else 2) * math.prod(part) for kind, part in packed.items()
+            )
     return total
 
 
@@ -139,7 +147,9 @@ def different_tensors(one: Mapping[str, str], other: Mapping[str, str]) -> list[
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
-def _compare(title: str, source: Path, config: ModelConfig, job: Job, report: Callable[[str], None]) -> Comparison:
+def _compare(
+    title: str, source: Path, config: ModelConfig, job: Job, report: Callable[[str], None]
+) -> Comparison:
     names = [OURS, "mlx-lm"] if job.peer else [OURS]
     checkpoint = open_checkpoint(source)
     conversions: dict[str, list[Conversion]] = {name: [] for name in names}
@@ -157,12 +167,23 @@ def _compare(title: str, source: Path, config: ModelConfig, job: Job, report: Ca
     comparison = Comparison(
         title,
         {
-            "source": {"checkpoint": checkpoint.fingerprint(), "bytes": checkpoint.nbytes, "layers": config.num_layers},
-            "quantization": {"bits": job.bits, "group_size": GROUP_SIZE, "mode": "affine", "method": job.method},
+            "source": {
+                "checkpoint": checkpoint.fingerprint(),
+                "bytes": checkpoint.nbytes,
+                "layers": config.num_layers,
+            },
+            "quantization": {
+                "bits": job.bits,
+                "group_size": GROUP_SIZE,
+                "mode": "affine",
+                "method": job.method,
+            },
             "workload": {"repeats": job.repeats, "warm_up": False},
         },
     )
-    for repeat, name, laps in interleave({n: contender(n) for n in names}, job.repeats, warm_up=False):
+    for repeat, name, laps in interleave(
+        {n: contender(n) for n in names}, job.repeats, warm_up=False
+    ):
         comparison.add(name, laps)
         last = conversions[name][-1]
         report(
@@ -178,7 +199,9 @@ def _compare(title: str, source: Path, config: ModelConfig, job: Job, report: Ca
 def _summary(
     name: str, runs: list[Conversion], expected: dict[str, str], found: list[dict[str, str]]
 ) -> dict[str, Any]:
-    different = sorted({tensor for digests in found for tensor in different_tensors(expected, digests)})
+    different = sorted(
+        {tensor for digests in found for tensor in different_tensors(expected, digests)}
+    )
     return {
         "how": HOW[name],
         "seconds": float(np.median([run.seconds for run in runs])),
@@ -192,7 +215,9 @@ def _summary(
     }
 
 
-def convert_once(name: str, source: Path, nbytes: int, job: Job) -> tuple[Conversion, dict[str, str]]:
+def convert_once(
+    name: str, source: Path, nbytes: int, job: Job
+) -> tuple[Conversion, dict[str, str]]:
     """One conversion in a process of its own, and its tensors' digests; what it wrote is deleted.
 
     Args:
@@ -212,7 +237,9 @@ def convert_once(name: str, source: Path, nbytes: int, job: Job) -> tuple[Conver
             job.method,
         ]
         offline = os.environ | {"HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=offline, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, env=offline, capture_output=True, text=True, check=False
+        )
         if done.returncode:
             raise ConversionError(
                 f"{name} ended with exit code {done.returncode}: {done.stderr[-2000:].strip() or 'it said nothing'}\n"
@@ -221,7 +248,9 @@ def convert_once(name: str, source: Path, nbytes: int, job: Job) -> tuple[Conver
         took = json.loads(done.stdout.splitlines()[-1])
         files = [path for path in target.rglob("*") if path.is_file()]
         written = sum(path.stat().st_size for path in files)
-        conversion = Conversion(count=nbytes, output_bytes=written, caches_dropped=caches_dropped, **took)
+        conversion = Conversion(
+            count=nbytes, output_bytes=written, caches_dropped=caches_dropped, **took
+        )
         return conversion, tensor_digests(target)
 
 

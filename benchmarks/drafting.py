@@ -21,10 +21,16 @@ from magistral_mlx.tokenizer import Tokenizer
 
 # M4 Pro, 4 bit, relative to one row: published for 1 to 4 and 8 rows (of a range the upper end), linear between.
 M4_PRO = (1.0, 1.0, 1.13, 1.45, 1.8125, 2.175, 2.5375, 2.9)
-M4_PRO_WAITING = tuple(cost + 0.02 for cost in M4_PRO)  # if waiting for an id cost a millisecond of a pass's 57
+M4_PRO_WAITING = tuple(
+    cost + 0.02 for cost in M4_PRO
+)  # if waiting for an id cost a millisecond of a pass's 57
 LINEAR = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # a CPU, and nearly an M1 or M2
 TABLES = {"M4 Pro": M4_PRO, "M4 Pro, waiting 0.02": M4_PRO_WAITING, "a row costs a pass": LINEAR}
-GOALS = {"reasoning": 0.85, "copies": 0.45, "edits": 0.45}  # with M4_PRO; of every other text, and else, WORST
+GOALS = {
+    "reasoning": 0.85,
+    "copies": 0.45,
+    "edits": 0.45,
+}  # with M4_PRO; of every other text, and else, WORST
 WORST = 1.02
 VOCABULARY = 2048
 STOP = 2
@@ -79,7 +85,10 @@ class Script:
 
     def logits(self, length: int, wanted: int) -> mx.array:
         """[M, V] for the ids after the last ``wanted`` of ``length`` positions."""
-        following = [self.text[i] if i < len(self.text) else STOP for i in range(length - wanted + 1, length + 1)]
+        following = [
+            self.text[i] if i < len(self.text) else STOP
+            for i in range(length - wanted + 1, length + 1)
+        ]
         return 10 * (mx.arange(VOCABULARY) == mx.array(following)[:, None]).astype(mx.float32)
 
 
@@ -98,7 +107,9 @@ def count(prompt: Sequence[int], reply: Sequence[int], costs: Sequence[float] = 
     seen = [identity for identity, _ in decoding]
     assert seen == list(reply), "drafting changed the ids"
     ahead = len(script.rows) - len(drafter.waited)  # also the one that the stop id leaves behind
-    return Count(len(reply), len(script.rows), ahead + sum(costs[rows - 1] for rows in drafter.waited))
+    return Count(
+        len(reply), len(script.rows), ahead + sum(costs[rows - 1] for rows in drafter.waited)
+    )
 
 
 Text = tuple[list[int], list[int]]  # prompt and reply
@@ -115,7 +126,9 @@ def traces(magistral: mm.Magistral, problems: int = 120) -> Iterator[Text]:
         yield prompt, magistral.past.ids[len(prompt) :]
 
 
-def numbers(rng: random.Random, length: int, least: int = 40, most: int = VOCABULARY - 1) -> list[int]:
+def numbers(
+    rng: random.Random, length: int, least: int = 40, most: int = VOCABULARY - 1
+) -> list[int]:
     return [rng.randint(least, most) for _ in range(length)]
 
 
@@ -164,13 +177,17 @@ def scripted(tokenizer: Tokenizer) -> dict[str, list[Text]]:
     }
 
 
-def count_all(texts: Mapping[str, list[Text]], tables: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
+def count_all(
+    texts: Mapping[str, list[Text]], tables: Mapping[str, Sequence[float]]
+) -> dict[str, dict[str, Any]]:
     """What every kind of text takes with every table of costs."""
     found: dict[str, dict[str, Any]] = {}
     for name, costs in tables.items():
         for kind, pairs in texts.items():
             counts = [count(prompt, reply, costs) for prompt, reply in pairs]
-            whole = Count(*(sum(column) for column in zip(*(astuple(c) for c in counts), strict=True)))
+            whole = Count(
+                *(sum(column) for column in zip(*(astuple(c) for c in counts), strict=True))
+            )
             found.setdefault(name, {})[kind] = {
                 "replies": len(counts),
                 "tokens": whole.tokens,

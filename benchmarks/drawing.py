@@ -15,7 +15,12 @@ def panels(title: str, circumstances: Mapping[str, Any], count: int) -> tuple[An
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(
-        1, count, figsize=(WIDTH[count > 1], HEIGHT), squeeze=False, layout="constrained", gridspec_kw={"wspace": 0.06}
+        1,
+        count,
+        figsize=(WIDTH[count > 1], HEIGHT),
+        squeeze=False,
+        layout="constrained",
+        gridspec_kw={"wspace": 0.06},
     )
     facts = circumstances
     versions = facts.get("versions", {})
@@ -49,4 +54,13 @@ def short(count: float) -> str:
 def note(axes: Any, text: str, height: float, *, left: bool = False) -> None:
     """Said at an end of a horizontal line, above it."""
     place, end = (0.02, "left") if left else (1, "right")
-    axes.text(place, height, text, transform=axes.get_yaxis_transform(), ha=end, va="bottom", fontsize=8, color=PALE)
+    axes.text(
+        place,
+        height,
+        text,
+        transform=axes.get_yaxis_transform(),
+        ha=end,
+        va="bottom",
+        fontsize=8,
+        color=PALE,
+    )

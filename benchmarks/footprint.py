@@ -20,15 +20,21 @@ QUESTION = "How many r's are in strawberry?"
 
 def main(argv: Sequence[str]) -> int:
     folder, max_tokens = Path(argv[0]), int(argv[1])
-    mm.load("demo").ask(QUESTION, mm.SamplingParams(max_tokens=1))  # what is imported and compiled on first use
+    mm.load("demo").ask(
+        QUESTION, mm.SamplingParams(max_tokens=1)
+    )  # what is imported and compiled on first use
     mx.clear_cache()
     prompt_tokens = len(Tokenizer.from_folder(folder).encode_chat(QUESTION))
     found: dict[str, Any] = {}
 
     def act() -> None:
         magistral = mm.load(folder, context=prompt_tokens + max_tokens)
-        usage = magistral.ask(QUESTION, mm.SamplingParams(temperature=0, max_tokens=max_tokens)).usage
-        found.update(forecast_bytes=magistral.plan.total_bytes, mlx_peak_bytes=usage.peak_memory_bytes)
+        usage = magistral.ask(
+            QUESTION, mm.SamplingParams(temperature=0, max_tokens=max_tokens)
+        ).usage
+        found.update(
+            forecast_bytes=magistral.plan.total_bytes, mlx_peak_bytes=usage.peak_memory_bytes
+        )
         found["tokens"] = usage.prompt_tokens + usage.completion_tokens
 
     rss = measured(act)

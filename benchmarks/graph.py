@@ -33,7 +33,17 @@ FUSED = {
     "turned": model,
 }
 # No kernel: for one position they only look at memory in another way.
-VIEWS = {"Broadcast", "ExpandDims", "Flatten", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unflatten"}
+VIEWS = {
+    "Broadcast",
+    "ExpandDims",
+    "Flatten",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Transpose",
+    "Unflatten",
+}
 
 Step = Callable[[], list[mx.array]]  # appends one id; all that this computes, not yet evaluated
 
@@ -82,7 +92,10 @@ class GraphComparison:
         return {
             "title": self.title,
             "contenders": contenders,
-            "ours_over": {name: {"cpu_primitives": cpu, "gpu_kernels": gpu} for name, (cpu, gpu) in ratios.items()},
+            "ours_over": {
+                name: {"cpu_primitives": cpu, "gpu_kernels": gpu}
+                for name, (cpu, gpu) in ratios.items()
+            },
         }
 
 
@@ -101,7 +114,9 @@ def graph_of(layers: int, step: Step) -> Graph:
     mx.eval(outputs)
     with opaque() as (calls, inputs):
         outputs = step()
-    kernels = calls + Counter({n: c for n, c in nodes([*outputs, *inputs]).items() if n not in VIEWS})
+    kernels = calls + Counter(
+        {n: c for n, c in nodes([*outputs, *inputs]).items() if n not in VIEWS}
+    )
     return Graph(layers, primitives, kernels)
 
 
@@ -161,7 +176,9 @@ def _mlx_lm(folder: Path) -> Step:
 
     theirs, _ = load_theirs(folder)
     if mx.default_device().type == mx.DeviceType.cpu:
-        theirs.set_dtype(mx.float32)  # as ours is there; else it would be charged with its casts too
+        theirs.set_dtype(
+            mx.float32
+        )  # as ours is there; else it would be charged with its casts too
     cache = make_prompt_cache(theirs)
     mx.eval(theirs(PROMPT, cache=cache), [array for layer in cache for array in layer.state])
 

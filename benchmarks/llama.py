@@ -35,7 +35,9 @@ def check_llama(gguf: Path | None) -> None:
             "(pip install llama-cpp-python); neither is here"
         )
     if gguf is None:
-        raise OptionError("--peer llama.cpp reads a GGUF file; name the same model's with --gguf FILE")
+        raise OptionError(
+            "--peer llama.cpp reads a GGUF file; name the same model's with --gguf FILE"
+        )
     if not gguf.is_file():
         raise OptionError(f"--gguf {gguf}: no such file")
 
@@ -62,7 +64,9 @@ def _imported(gguf: Path, job: Job, reply: list[int]) -> Loaded:
     import llama_cpp as package  # type: ignore[import-not-found,unused-ignore]
 
     context = len(job.prompt) + job.total + 8
-    model = package.Llama(str(gguf), n_ctx=context, n_gpu_layers=-1, n_batch=min(2048, context), verbose=False)
+    model = package.Llama(
+        str(gguf), n_ctx=context, n_gpu_layers=-1, n_batch=min(2048, context), verbose=False
+    )
 
     def run() -> Mapping[str, Lap]:
         def ids() -> Any:
@@ -127,12 +131,16 @@ def _await(process: subprocess.Popen[bytes], port: int, log: Any) -> None:
             time.sleep(POLL_SECONDS)
     log.seek(0)
     said = log.read().decode(errors="replace").strip().splitlines()[-3:]
-    raise OptionError(f"{SERVER} did not start with this model: {' '.join(said) or 'it said nothing'}")
+    raise OptionError(
+        f"{SERVER} did not start with this model: {' '.join(said) or 'it said nothing'}"
+    )
 
 
 def _post(port: int, asked: Mapping[str, Any]) -> Any:
     request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/completion", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+        f"http://127.0.0.1:{port}/completion",
+        json.dumps(asked).encode(),
+        {"Content-Type": "application/json"},
     )
     try:
         with urllib.request.urlopen(request) as answer:
@@ -146,7 +154,9 @@ def cpu_seconds(pid: int) -> float:
     if sys.platform == "linux":
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    done = subprocess.run(["ps", "-o", "time=", "-p", str(pid)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["ps", "-o", "time=", "-p", str(pid)], capture_output=True, text=True, check=True
+    )
     return clock_seconds(done.stdout)
 
 

@@ -35,7 +35,15 @@ CACHE_TOKENS = 40_960
 QUESTION = "A train leaves at 9:40 and arrives at 13:05, with two stops of 7 minutes. How long does it move?"
 REPLY_TOKENS = 1024
 COPIED_CHARACTERS = 2500
-SHAPE = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
+SHAPE = (
+    "hidden_size",
+    "intermediate_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "vocab_size",
+)
 Report = Callable[[str], None]
 Measured = dict[str, float]
 
@@ -93,7 +101,9 @@ def joined(config: ModelConfig) -> Measured:
 
     def product(x: mx.array, packed: Sequence[mx.array]) -> mx.array:
         weight, scales, biases = packed
-        return mx.quantized_matmul(x, weight, scales, biases, group_size=size, bits=bits).astype(mx.float32)
+        return mx.quantized_matmul(x, weight, scales, biases, group_size=size, bits=bits).astype(
+            mx.float32
+        )
 
     halves = [mx.quantize(random(1024), group_size=size, bits=bits) for _ in "ab"]
     both = [mx.concatenate(list(parts)) for parts in zip(*halves, strict=True)]
@@ -110,7 +120,8 @@ def measure_model(folder: Path, workload: Workload, machine: Machine, report: Re
     checkpoint = open_checkpoint(folder)
     comparison = compare_models("model", folder, workload, peers=Peers(mlx_lm=True), report=report)
     decode, prefill = (
-        {name: _per_second(laps) for name, laps in comparison.laps[p].items()} for p in ("decode", "prefill")
+        {name: _per_second(laps) for name, laps in comparison.laps[p].items()}
+        for p in ("decode", "prefill")
     )
     found = {
         "decode": decode[OURS],
@@ -118,16 +129,24 @@ def measure_model(folder: Path, workload: Workload, machine: Machine, report: Re
         "first token": workload.prompt_tokens / prefill[OURS],
     }
     short_prompt = replace(workload, prompt_tokens=SHORT_PROMPT)
-    laps = compare_models("model, short prompt", folder, short_prompt, peers=Peers(mlx_lm=True), report=report).laps
-    found[SOONER] = SHORT_PROMPT * (1 / _per_second(laps["prefill"]["mlx-lm"]) - 1 / _per_second(laps["prefill"][OURS]))
+    laps = compare_models(
+        "model, short prompt", folder, short_prompt, peers=Peers(mlx_lm=True), report=report
+    ).laps
+    found[SOONER] = SHORT_PROMPT * (
+        1 / _per_second(laps["prefill"]["mlx-lm"]) - 1 / _per_second(laps["prefill"][OURS])
+    )
     report("model: what rows cost")
     costs = measure_rows(result_of(load_model(checkpoint)), checkpoint.config)
     found |= {f"cost of {rows} rows": costs.passes[rows - 1] for rows in ROWS}
     short = replace(
-        workload, prompt_tokens=min(256, workload.prompt_tokens), decode_tokens=min(64, workload.decode_tokens)
+        workload,
+        prompt_tokens=min(256, workload.prompt_tokens),
+        decode_tokens=min(64, workload.decode_tokens),
     )
     steps = compare_steps("model", folder, REPLIES, short, report).laps[PHASE]
-    found[f"{REPLIES} replies at once, over one by one"] = _per_second(steps[OURS]) / _per_second(steps[ALONE])
+    found[f"{REPLIES} replies at once, over one by one"] = _per_second(steps[OURS]) / _per_second(
+        steps[ALONE]
+    )
     if 1 <= machine.generation <= 2:
         found |= half_precision(folder, checkpoint, workload)
     return found
@@ -136,7 +155,10 @@ def measure_model(folder: Path, workload: Workload, machine: Machine, report: Re
 def drafting(folder: Path, report: Report) -> Measured:
     """Decoding a reasoned reply, and one that copies a text with edits: with drafting, over without."""
     licence = (Path(__file__).parent.parent / "LICENSE").read_text()[:COPIED_CHARACTERS]
-    asked = {"reasoning": QUESTION, "edits": f"Write this once more, with every 'License' in capitals:\n\n{licence}"}
+    asked = {
+        "reasoning": QUESTION,
+        "edits": f"Write this once more, with every 'License' in capitals:\n\n{licence}",
+    }
     speeds: dict[int | None, dict[str, float]] = {}
     for most in (None, 0):
         report(f"model: replies {'without' if most == 0 else 'with'} drafting")
@@ -147,7 +169,9 @@ def drafting(folder: Path, report: Report) -> Measured:
 
 
 def _reply_speed(magistral: Magistral, text: str, kind: str) -> float:
-    sampling = SamplingParams(seed=0, max_tokens=REPLY_TOKENS, think_budget=0 if kind == "edits" else None)
+    sampling = SamplingParams(
+        seed=0, max_tokens=REPLY_TOKENS, think_budget=0 if kind == "edits" else None
+    )
     usage = magistral.ask(text, sampling).usage
     return usage.completion_tokens / usage.decode_seconds
 
@@ -164,8 +188,13 @@ def opening(report: Report) -> Measured:
 def half_precision(folder: Path, checkpoint: Checkpoint, workload: Workload) -> Measured:
     """float16 over bfloat16, by mlx-lm's model: ours takes float16 by itself."""
     rng = np.random.default_rng(0)
-    job = Job(rng.integers(0, checkpoint.config.vocab_size, workload.prompt_tokens).tolist(), workload.decode_tokens)
-    contenders = {str(dtype): mlx_lm(folder, dtype, job, []).run for dtype in (mx.float16, mx.bfloat16)}
+    job = Job(
+        rng.integers(0, checkpoint.config.vocab_size, workload.prompt_tokens).tolist(),
+        workload.decode_tokens,
+    )
+    contenders = {
+        str(dtype): mlx_lm(folder, dtype, job, []).run for dtype in (mx.float16, mx.bfloat16)
+    }
     laps: dict[str, dict[str, list[Lap]]] = {}
     for repeat, name, several in interleave(contenders, workload.repeats):
         for phase, lap in several.items() if repeat else ():

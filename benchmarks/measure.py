@@ -96,7 +96,9 @@ class Comparison:
 
     title: str
     facts: dict[str, Any]
-    laps: dict[str, dict[str, list[Lap]]] = field(default_factory=dict)  # phase -> contender -> repeats
+    laps: dict[str, dict[str, list[Lap]]] = field(
+        default_factory=dict
+    )  # phase -> contender -> repeats
 
     def add(self, contender: str, laps: Mapping[str, Lap]) -> None:
         for phase, lap in laps.items():
@@ -121,7 +123,10 @@ class Comparison:
             }
             for phase, name, speed, cpu, ratio in self.rows()
         ]
-        repeats = {p: {n: [asdict(lap) for lap in laps] for n, laps in c.items()} for p, c in self.laps.items()}
+        repeats = {
+            p: {n: [asdict(lap) for lap in laps] for n, laps in c.items()}
+            for p, c in self.laps.items()
+        }
         return {"title": self.title, **self.facts, "summary": summary, "repeats": repeats}
 
 
@@ -162,7 +167,11 @@ def chip_name() -> str:
     if sys.platform == "darwin":
         return _output(["sysctl", "-n", "machdep.cpu.brand_string"])
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
+    names = [
+        line.partition(":")[2].strip()
+        for line in cpuinfo.splitlines()
+        if line.startswith("model name")
+    ]
     return names[0] if names else platform.processor()
 
 

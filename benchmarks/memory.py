@@ -81,8 +81,14 @@ def compare_caches(
     theirs = _load_theirs(folder) if peer else None
     before: tuple[int, float] | None = None
     for length in sorted({min(n, checkpoint.config.max_positions - 1) for n in prefills.lengths}):
-        if before and (expected := before[1] * times_as_long(checkpoint.config, before[0], length)) > prefills.seconds:
-            report(f"{title}: prompts from {length:,} on are left out: {expected / 60:.0f} minutes perhaps (--minutes)")
+        if (
+            before
+            and (expected := before[1] * times_as_long(checkpoint.config, before[0], length))
+            > prefills.seconds
+        ):
+            report(
+                f"{title}: prompts from {length:,} on are left out: {expected / 60:.0f} minutes perhaps (--minutes)"
+            )
             return
         watch = Stopwatch()
         for bits in KV_BITS:
@@ -141,12 +147,18 @@ def _compare_cache(
         comparison.add(name, laps)
     peaks = {name: max(fill.peak_bytes for fill in several) for name, several in fills.items()}
     some = prompt[: max(1, min(length // 8, ERROR_IDS))]
-    error = 0.0 if plan.kv_bits is None else logits_error(model, checkpoint.config, plan, some, prompt[:STEPS])
+    error = (
+        0.0
+        if plan.kv_bits is None
+        else logits_error(model, checkpoint.config, plan, some, prompt[:STEPS])
+    )
     comparison.facts |= {
         "peak_bytes_above_weights": peaks,
         "forecast_over_measured": (plan.kv_bytes + plan.workspace_bytes) / peaks[OURS],
         "forecast_over_measured_in_all": plan.total_bytes / (plan.weights_bytes + peaks[OURS]),
-        "ours_over_theirs": {name: peaks[OURS] / peak for name, peak in peaks.items() if name != OURS},
+        "ours_over_theirs": {
+            name: peaks[OURS] / peak for name, peak in peaks.items() if name != OURS
+        },
         "logits_error": error,
     }
     return comparison
@@ -157,7 +169,11 @@ def kind_of_cache(bits: int | None) -> str:
 
 
 def logits_error(
-    model: Transformer, config: ModelConfig, plan: MemoryPlan, prompt: list[int], following: list[int]
+    model: Transformer,
+    config: ModelConfig,
+    plan: MemoryPlan,
+    prompt: list[int],
+    following: list[int],
 ) -> float:
     """RMS difference of the logits from those with a float cache, over their RMS, where ids follow a prompt."""
     found = []
@@ -186,11 +202,18 @@ def answers(count: int, *, report: Callable[[str], None]) -> Iterator[Finding]:
             exact += is_correct(problem, reply.answer) and reply.reasoning_closed_by == "model"
             if bits is None and len(texts) < TEXT_IDS:
                 texts += magistral.past.ids
-        error = logits_error(magistral.model, magistral.config, magistral.plan, texts[:-STEPS], texts[-STEPS:])
-        yield Finding(title, {"problems": count, "exact": exact / count, "ids": len(texts), "logits_error": error})
+        error = logits_error(
+            magistral.model, magistral.config, magistral.plan, texts[:-STEPS], texts[-STEPS:]
+        )
+        yield Finding(
+            title,
+            {"problems": count, "exact": exact / count, "ids": len(texts), "logits_error": error},
+        )
 
 
-def footprint(title: str, folder: Path, max_tokens: int, *, report: Callable[[str], None]) -> Finding:
+def footprint(
+    title: str, folder: Path, max_tokens: int, *, report: Callable[[str], None]
+) -> Finding:
     """Raises OptionError where the reply fails."""
     report(f"{title}: one reply in a process of its own")
     done = subprocess.run(
@@ -202,7 +225,9 @@ def footprint(title: str, folder: Path, max_tokens: int, *, report: Callable[[st
     )
     if done.returncode:
         said = "".join(done.stderr.strip().splitlines()[-1:])
-        raise OptionError(f"the reply of {title} ended with {done.returncode} (below 0 a signal): {said}")
+        raise OptionError(
+            f"the reply of {title} ended with {done.returncode} (below 0 a signal): {said}"
+        )
     found = json.loads(done.stdout.splitlines()[-1])
     for measure in ("mlx_peak_bytes", "rss_bytes_above_imports"):
         found[f"forecast_over_{measure}"] = found["forecast_bytes"] / found[measure]

@@ -41,7 +41,12 @@ CONFIG = ModelConfig(
     rope_theta=1e9,
     max_positions=4096,
 )
-NORMS = {9: 80.0, 90: -24.0, 203: 18.0, 290: 14.0}  # channel -> weight of every norm in it, to begin with
+NORMS = {
+    9: 80.0,
+    90: -24.0,
+    203: 18.0,
+    290: 14.0,
+}  # channel -> weight of every norm in it, to begin with
 MEANS = {9: 0.03, 90: 0.06, 203: -0.06}  # channel -> mean over all tokens of the embedding
 WINDOW, BATCH = 256, 8  # ids of a sequence, sequences of a step
 RATE, WARM_UP = 1.5e-3, 60
@@ -97,7 +102,10 @@ def make_model(seed: int) -> Transformer:
 def train(model: Transformer, batches: Iterator[mx.array], steps: int, out: Path) -> None:
     """Leave the checkpoint in ``out``, now and then an unfinished one."""
     schedule = optim.join_schedules(
-        [optim.linear_schedule(0, RATE, WARM_UP), optim.cosine_decay(RATE, max(1, steps - WARM_UP), 0.02 * RATE)],
+        [
+            optim.linear_schedule(0, RATE, WARM_UP),
+            optim.cosine_decay(RATE, max(1, steps - WARM_UP), 0.02 * RATE),
+        ],
         [WARM_UP],
     )
     optimizer = optim.AdamW(schedule, betas=[0.9, 0.98], weight_decay=0.01)
@@ -115,7 +123,11 @@ def train(model: Transformer, batches: Iterator[mx.array], steps: int, out: Path
         smoothed = value.item() if smoothed is None else 0.95 * smoothed + 0.05 * value.item()
         if step % 20 == 0:
             left = (time.time() - started) / step * (steps - step) / 60
-            print(f"step {step}/{steps}  loss {smoothed:.3f}  {left:.1f} minutes left", file=sys.stderr, flush=True)
+            print(
+                f"step {step}/{steps}  loss {smoothed:.3f}  {left:.1f} minutes left",
+                file=sys.stderr,
+                flush=True,
+            )
         if step % 200 == 0 or step == steps:
             save(out, model)
 
@@ -137,7 +149,10 @@ def save(out: Path, model: Transformer) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.outlier_model", description=__doc__)
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder for the checkpoint, and for its texts beside it"
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for the checkpoint, and for its texts beside it",
     )
     parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--seed", type=int, default=0)

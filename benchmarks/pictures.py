@@ -22,22 +22,30 @@ MARKED_GB = (24, 32, 36)
 def speed_figure(results: Sequence[Results]) -> Any:
     """Prefill and decode against context: of each contender the median, and its slowest and fastest repeat."""
     results = [result for result in results if "speed" in result]
-    rows = [row for result in results for row in result["speed"] if "decode" in row.get("repeats", {})]
+    rows = [
+        row for result in results for row in result["speed"] if "decode" in row.get("repeats", {})
+    ]
     titles = [row["title"] for row in rows]
     title = max(titles, key=titles.count, default="")
     rows = [row for row in rows if row["title"] == title]
     if len(rows) < 2:
         return None
     figure, axes = panels(f"Speed against context: {title}", results[0]["circumstances"], 2)
-    contexts = [row["workload"]["prompt_tokens"] + row["workload"]["decode_tokens"] + 1 for row in rows]
+    contexts = [
+        row["workload"]["prompt_tokens"] + row["workload"]["decode_tokens"] + 1 for row in rows
+    ]
     for place, phase in zip(axes, ("prefill", "decode"), strict=True):
         for i, name in enumerate(rows[0]["repeats"][phase]):
-            taken = [row["repeats"][phase].get(name) for row in rows]  # None: it did not take part at this context
+            taken = [
+                row["repeats"][phase].get(name) for row in rows
+            ]  # None: it did not take part at this context
             speeds = [[lap["count"] / lap["seconds"] for lap in laps] for laps in taken if laps]
             where = [context for context, laps in zip(contexts, taken, strict=True) if laps]
             middle = np.array([np.median(several) for several in speeds])
             spread = np.abs(np.array([[min(s), max(s)] for s in speeds]).T - middle)
-            place.errorbar(where, middle, spread, color=COLOURS[i], marker=MARKS[i], capsize=3, label=name)
+            place.errorbar(
+                where, middle, spread, color=COLOURS[i], marker=MARKS[i], capsize=3, label=name
+            )
         place.set_title(phase, fontsize=10, loc="left")
         place.set_ylabel("tokens a second")
         place.set_ylim(bottom=0)
@@ -49,7 +57,9 @@ def speed_figure(results: Sequence[Results]) -> Any:
 def memory_figure(results: Sequence[Results]) -> Any:
     """What a prefill was measured to take, and what the plan forecasts of Magistral Small, with the sizes of Macs."""
     results = [result for result in results if "memory" in result]
-    rows = [row for result in results for row in result["memory"] if "peak_bytes_above_weights" in row]
+    rows = [
+        row for result in results for row in result["memory"] if "peak_bytes_above_weights" in row
+    ]
     if len({row["plan"]["context"] for row in rows}) < 2:
         return None
     figure, (here, forecast) = panels("Memory against context", results[0]["circumstances"], 2)
@@ -61,12 +71,26 @@ def memory_figure(results: Sequence[Results]) -> Any:
             tokens = [row["plan"]["context"] for row in several]
             sizes = [_total(row, who) / unit for row in several]
             label = kind if who == OURS else None
-            here.plot(tokens, sizes, line, color=COLOURS[i], marker=MARKS[i], markersize=5, label=label)
-        planned = [sum(row["plan"][f"{part}_bytes"] for part in ("weights", "kv", "workspace")) / unit for row in some]
-        here.plot([row["plan"]["context"] for row in some], planned, "x", color="black", markersize=7, zorder=3)
+            here.plot(
+                tokens, sizes, line, color=COLOURS[i], marker=MARKS[i], markersize=5, label=label
+            )
+        planned = [
+            sum(row["plan"][f"{part}_bytes"] for part in ("weights", "kv", "workspace")) / unit
+            for row in some
+        ]
+        here.plot(
+            [row["plan"]["context"] for row in some],
+            planned,
+            "x",
+            color="black",
+            markersize=7,
+            zorder=3,
+        )
     here.plot([], [], "--", color="black", label="the same, mlx-lm's")
     here.plot([], [], "x", color="black", label="forecast of ours")
-    here.set_title(f"measured here: {rows[0]['title'].rpartition(', ')[0]}", fontsize=10, loc="left")
+    here.set_title(
+        f"measured here: {rows[0]['title'].rpartition(', ')[0]}", fontsize=10, loc="left"
+    )
     here.set_ylabel(f"peak with weights, {name}")
     here.set_ylim(bottom=0)
     across(here, sorted({row["plan"]["context"] for row in rows}), "context, tokens")
@@ -89,7 +113,15 @@ def _forecast(axes: Any) -> None:
             for tokens in FORECAST_CONTEXTS
         ]
         sizes = [plan.total_bytes / 1e9 for plan in plans]
-        axes.plot(FORECAST_CONTEXTS, sizes, ":", color=COLOURS[i], marker=MARKS[i], markersize=4, label=kind)
+        axes.plot(
+            FORECAST_CONTEXTS,
+            sizes,
+            ":",
+            color=COLOURS[i],
+            marker=MARKS[i],
+            markersize=4,
+            label=kind,
+        )
     axes.set_title("forecast, measured on no Mac: Magistral Small, 4 bit", fontsize=10, loc="left")
     axes.set_ylabel("GB")
     axes.set_ylim(10, 28)
@@ -117,10 +149,19 @@ def quality_figure(results: Sequence[Results]) -> Any:
     for place, part in zip(axes, parts, strict=True):
         for i, one in enumerate(sorted(found, key=lambda one: one["title"])):
             scores = one["parts"][part]
-            style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKS[(i + i // len(COLOURS)) % len(MARKS)]}
+            style = {
+                "color": COLOURS[i % len(COLOURS)],
+                "marker": MARKS[(i + i // len(COLOURS)) % len(MARKS)],
+            }
             error = scores["kl_error"] or 0
             place.errorbar(
-                one["bits_per_weight"], scores["kl"], error, capsize=3, linestyle="", label=one["title"], **style
+                one["bits_per_weight"],
+                scores["kl"],
+                error,
+                capsize=3,
+                linestyle="",
+                label=one["title"],
+                **style,
             )
         place.set_title(INSIDE.get(part, part), fontsize=10, loc="left")
         place.set_xlabel("bits a weight")
@@ -143,7 +184,9 @@ def budget_figure(results: Sequence[Results]) -> Any:
         budgets = [row["budget"] for row in rows]
         scores = [100 * row["pass_at_1"] for row in rows]
         errors = [100 * (row["standard_error"] or 0) for row in rows]
-        label = f"{task['title']}, {task['problems']} problems x {task['samples'] / task['problems']:g}"
+        label = (
+            f"{task['title']}, {task['problems']} problems x {task['samples'] / task['problems']:g}"
+        )
         if task["card_percent"] is not None:
             label += f" (dotted: the card's {task['card_percent']:g})"
         axes.plot(budgets, scores, color=COLOURS[i % 7], marker=MARKS[i % 7], label=label)
@@ -165,7 +208,11 @@ def budget_figure(results: Sequence[Results]) -> Any:
 
 def _rising(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     """Without the last budget, that of the run, where a much smaller one gave as much."""
-    if len(rows) > 1 and rows[-1]["pass_at_1"] == rows[-2]["pass_at_1"] and rows[-1]["budget"] > 2 * rows[-2]["budget"]:
+    if (
+        len(rows) > 1
+        and rows[-1]["pass_at_1"] == rows[-2]["pass_at_1"]
+        and rows[-1]["budget"] > 2 * rows[-2]["budget"]
+    ):
         return rows[:-1]
     return rows
 

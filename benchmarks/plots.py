@@ -14,7 +14,9 @@ DPI = 160
 def check_matplotlib() -> None:
     """Raises OptionError where matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise OptionError("--plot needs matplotlib; install it with: pip install 'magistral-mlx[bench]'")
+        raise OptionError(
+            "--plot needs matplotlib; install it with: pip install 'magistral-mlx[bench]'"
+        )
 
 
 def draw(results: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:

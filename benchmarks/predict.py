@@ -68,13 +68,20 @@ class Prediction:
 def predict(chip: Chip, prompt_tokens: int, drafting: Mapping[str, float]) -> Prediction:
     """``drafting``: cost of an id in plain passes, by kind of text, where the cost of rows is that of M3 to M5."""
     read = weights_bytes(TRUE_WIDTH) + kv_bytes(TRUE_WIDTH, prompt_tokens)
-    seconds = Range(read / (chip.bandwidth * chip.read.high), read / (chip.bandwidth * chip.read.low))
+    seconds = Range(
+        read / (chip.bandwidth * chip.read.high), read / (chip.bandwidth * chip.read.low)
+    )
     work = prompt_tokens * flops_per_token(TRUE_WIDTH, prompt_tokens / 2)
-    prompt = Range(work / (chip.flops * chip.computed.high), work / (chip.flops * chip.computed.low))
+    prompt = Range(
+        work / (chip.flops * chip.computed.high), work / (chip.flops * chip.computed.low)
+    )
     return Prediction(
         chip,
         per_second=Range(1 / seconds.high, 1 / seconds.low),
-        drafted={kind: Range(1 / seconds.high / cost, 1 / seconds.low / cost) for kind, cost in drafting.items()},
+        drafted={
+            kind: Range(1 / seconds.high / cost, 1 / seconds.low / cost)
+            for kind, cost in drafting.items()
+        },
         first_token_seconds=Range(max(prompt.low, seconds.low), max(prompt.high, seconds.high)),
         pass_seconds=seconds,
     )
@@ -84,7 +91,10 @@ def weights_bytes(config: ModelConfig) -> float:
     """Bytes of weights that one id reads: all but the embedding, of which it reads a row."""
     D, V = config.hidden_size, config.vocab_size
     return packed_bytes(config, FORMAT) - sum(
-        V * D // (1 if kind == "weight" else FORMAT.group_size) * (FORMAT.bits / 8 if kind == "weight" else 2)
+        V
+        * D
+        // (1 if kind == "weight" else FORMAT.group_size)
+        * (FORMAT.bits / 8 if kind == "weight" else 2)
         for kind in FORMAT.packed_shapes((V, D))
     )
 
@@ -93,7 +103,9 @@ def flops_per_token(config: ModelConfig, context: float) -> float:
     """Floating-point operations to read one id with ``context`` before it; the head only counts for the last."""
     layers = sum(
         rows * columns
-        for name, (rows, columns) in ((n, s) for n, s in config.parameter_shapes().items() if len(s) == 2)
+        for name, (rows, columns) in (
+            (n, s) for n, s in config.parameter_shapes().items() if len(s) == 2
+        )
         if name.startswith("model.layers.")
     )
     return 2 * layers + 4 * config.num_layers * config.num_heads * config.head_dim * context
@@ -108,7 +120,9 @@ def as_dict(prediction: Prediction, prompt_tokens: int) -> dict[str, Any]:
         "prompt_tokens": prompt_tokens,
         "is_prediction": True,
         "decode_per_second": ends(prediction.per_second),
-        "decode_per_second_drafted": {kind: ends(drafted) for kind, drafted in prediction.drafted.items()},
+        "decode_per_second_drafted": {
+            kind: ends(drafted) for kind, drafted in prediction.drafted.items()
+        },
         "first_token_seconds": ends(prediction.first_token_seconds),
         "saved_pass_seconds": ends(prediction.pass_seconds),
         "checked_by": CHECK.format(prompt_tokens),

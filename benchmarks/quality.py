@@ -17,13 +17,13 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from magistral_mlx.convert.corpus import digest
-from magistral_mlx.convert.statistics import from_file, to_bytes
 from numpy.typing import NDArray
 
 from benchmarks.quality_logits import layers_then_inputs, logits_of, open_streamed
 from benchmarks.quality_text import Texts
 from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.convert.corpus import digest
+from magistral_mlx.convert.statistics import from_file, to_bytes
 from magistral_mlx.errors import CheckpointError, OptionError
 
 LEAST_KL = 1e-9  # below which float32 logits show nothing
@@ -62,7 +62,9 @@ class Scores:
     def by_sequence(self, values: Array) -> Array:
         """Means of ``values`` [N] over the ids of each sequence."""
         counts = np.bincount(self.sequence)
-        return np.asarray(np.bincount(self.sequence, values)[counts > 0] / counts[counts > 0], np.float64)
+        return np.asarray(
+            np.bincount(self.sequence, values)[counts > 0] / counts[counts > 0], np.float64
+        )
 
     def summary(self) -> dict[str, Any]:
         """Means over ids; errors are standard errors between sequences, whose ids are no independent draws."""
@@ -85,7 +87,11 @@ def make_reference(folder: Path, texts: Texts, *, report: Report) -> Reference:
     for logits, target in _predictions(folder, texts, report):
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         count = min(KEPT, logits.shape[-1])
-        ids = mx.argpartition(-logprobs, count - 1, axis=-1)[:, :count] if count < logits.shape[-1] else None
+        ids = (
+            mx.argpartition(-logprobs, count - 1, axis=-1)[:, :count]
+            if count < logits.shape[-1]
+            else None
+        )
         best = logprobs if ids is None else mx.take_along_axis(logprobs, ids, axis=-1)
         order = mx.argsort(-best, axis=-1)
         ids = order if ids is None else mx.take_along_axis(ids, order, axis=-1)
@@ -100,7 +106,9 @@ def make_reference(folder: Path, texts: Texts, *, report: Report) -> Reference:
         )
         mx.eval(*_arrays(part).values())
         parts.append(part)
-    return Reference(*(mx.concatenate([getattr(p, each.name) for p in parts]) for each in fields(Reference)))
+    return Reference(
+        *(mx.concatenate([getattr(p, each.name) for p in parts]) for each in fields(Reference))
+    )
 
 
 def reference_of(folder: Path, texts: Texts, cache: Path, *, report: Report) -> Reference:
@@ -129,8 +137,13 @@ def score(folder: Path, texts: Texts, reference: Reference, *, report: Report) -
     agreements: list[NDArray[np.bool_]] = []
     start = 0
     for logits, target in _predictions(folder, texts, report):
-        if reference.ids.shape[-1] > logits.shape[-1] or int(np.array(reference.ids.max())) >= logits.shape[-1]:
-            raise OptionError(f"{folder} has {logits.shape[-1]} ids, fewer than the reference; compare like with like")
+        if (
+            reference.ids.shape[-1] > logits.shape[-1]
+            or int(np.array(reference.ids.max())) >= logits.shape[-1]
+        ):
+            raise OptionError(
+                f"{folder} has {logits.shape[-1]} ids, fewer than the reference; compare like with like"
+            )
         rows = slice(start, start + len(target))
         start += len(target)
         ids, p = reference.ids[rows], _float64(reference.logprobs[rows])
@@ -170,13 +183,17 @@ class Ratio:
     @classmethod
     def of(cls, one: Scores, other: Scores) -> "Ratio":
         """``one``'s KL over ``other``'s."""
-        mine, others = (np.maximum(scores.by_sequence(scores.kl), LEAST_KL) for scores in (one, other))
+        mine, others = (
+            np.maximum(scores.by_sequence(scores.kl), LEAST_KL) for scores in (one, other)
+        )
         logs = np.log(mine) - np.log(others)
         error = logs.std(ddof=1) / len(logs) ** 0.5 if len(logs) > 1 else math.nan
         return cls(float(np.exp(logs.mean())), float(np.exp(error)))
 
 
-def _bounds_of_rest(mass: Array, entropy: Array, candidate_mass: Array, least: Array) -> tuple[Array, Array]:
+def _bounds_of_rest(
+    mass: Array, entropy: Array, candidate_mass: Array, least: Array
+) -> tuple[Array, Array]:
     """The least and most that ids which were not kept add to KL: logs of masses, entropy, and the candidate's least
     log-probability among them, all ``[n]``."""
     there = mass > -np.inf

@@ -24,7 +24,12 @@ class Conversions:
 
 
 def candidates(
-    reference: Path, models: Mapping[str, Path], conversions: Conversions, work: Path, *, report: Report
+    reference: Path,
+    models: Mapping[str, Path],
+    conversions: Conversions,
+    work: Path,
+    *,
+    report: Report,
 ) -> Iterator[tuple[str, Path]]:
     """Titles and folders: ``models``, then conversions, each written into ``work`` when its turn comes.
 
@@ -41,7 +46,12 @@ def candidates(
             target = work / f"{bits}-{method}"
             calibration = None if method == "round" else conversions.calibration
             convert_checkpoint(
-                reference, target, q_bits=bits, q_method=method, calibration=calibration, tokenizer_json=False
+                reference,
+                target,
+                q_bits=bits,
+                q_method=method,
+                calibration=calibration,
+                tokenizer_json=False,
             )
             yield title, target
 
@@ -59,7 +69,9 @@ class Findings:
         weights = sum(map(math.prod, checkpoint.config.parameter_shapes().values()))
         bits = 8 * checkpoint.nbytes / weights
         name, first = self._first.setdefault(f"{bits:.2f}", (title, scores))
-        parts = {name: (scores.of_part(i), first.of_part(i)) for i, name in enumerate(self.texts.names)}
+        parts = {
+            name: (scores.of_part(i), first.of_part(i)) for i, name in enumerate(self.texts.names)
+        }
         if len(parts) > 1:
             parts[ALL] = (scores, first)
         self.found.append(

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import mlx.core as mx
+
 from magistral_mlx.convert.calibrate import BLOCK_BYTES, EMBEDDING, visiting
 from magistral_mlx.convert.source import Source, open_source
-
 from magistral_mlx.errors import NumericsError
 
 ROWS = 256  # positions whose logits are in memory at once: 134 MB of 131,072
@@ -42,7 +42,9 @@ def layers_then_inputs(source: Source, ids: mx.array) -> Iterator[int | mx.array
     for stage in visiting(source, ids, visitor):
         yield stage.layers
     if not mx.isfinite(visitor.inputs).all().item():
-        raise NumericsError(f"{source.folder}: its logits are not numbers; verify or convert it again")
+        raise NumericsError(
+            f"{source.folder}: its logits are not numbers; verify or convert it again"
+        )
     yield visitor.inputs
 
 

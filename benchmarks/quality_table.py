@@ -27,7 +27,9 @@ def show_quality(reference: str, found: Sequence[Finding]) -> None:
                 part,
                 f"{figures['tokens']:,}",
                 _bounded(figures["kl"], error, figures["kl_upper_bound"]),
-                "" if one["kl_ratio_to"] is None else f"{ratio['mean']:.3f} ×÷ {ratio['factor']:.2f}",
+                ""
+                if one["kl_ratio_to"] is None
+                else f"{ratio['mean']:.3f} ×÷ {ratio['factor']:.2f}",
                 f"{figures['top1_agreement']:.2%}",
                 f"{figures['perplexity']:.4g}",
                 f"{figures['reference_perplexity']:.4g}",

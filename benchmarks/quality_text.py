@@ -7,9 +7,9 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-from magistral_mlx.convert.corpus import BETWEEN_PARTS, BETWEEN_TEXTS, read_calibration
 from numpy.typing import NDArray
 
+from magistral_mlx.convert.corpus import BETWEEN_PARTS, BETWEEN_TEXTS, read_calibration
 from magistral_mlx.demo.problems import KINDS, held_out_problems
 from magistral_mlx.errors import OptionError
 from magistral_mlx.tokenizer import Tokenizer
@@ -36,16 +36,22 @@ class Texts:
 
 def our_texts(tokenizer: Tokenizer, *, most: int | None = None) -> Texts:
     """Questions with their traces and answers, in languages of the card."""
-    texts = [text.split(BETWEEN_PARTS) for text in OURS.read_text(encoding="utf-8").split(BETWEEN_TEXTS)[:most]]
+    texts = [
+        text.split(BETWEEN_PARTS)
+        for text in OURS.read_text(encoding="utf-8").split(BETWEEN_TEXTS)[:most]
+    ]
     return conversations(
-        tokenizer, [(question.strip(), trace.strip(), answer.strip()) for question, trace, answer in texts]
+        tokenizer,
+        [(question.strip(), trace.strip(), answer.strip()) for question, trace, answer in texts],
     )
 
 
 def demo_texts(tokenizer: Tokenizer, count: int) -> Texts:
     """Problems that the embedded model was not trained on, with the traces it was taught to write."""
     problems = held_out_problems(count, TEXT_SEED, tokenizer.pieces, KINDS)
-    return conversations(tokenizer, [(problem.question, problem.trace, problem.answer) for problem in problems])
+    return conversations(
+        tokenizer, [(problem.question, problem.trace, problem.answer) for problem in problems]
+    )
 
 
 def conversations(tokenizer: Tokenizer, texts: Sequence[tuple[str, str, str]]) -> Texts:
@@ -88,5 +94,7 @@ def texts_of_file(path: str | os.PathLike[str], tokenizer: Tokenizer, *, windows
     try:
         ids = read_calibration(path, tokenizer, windows=windows)
     except OptionError as error:
-        raise OptionError(str(error).replace("calibration file", "text").replace("--calibration", "--text")) from None
+        raise OptionError(
+            str(error).replace("calibration file", "text").replace("--calibration", "--text")
+        ) from None
     return Texts(ids, np.zeros((ids.shape[0], ids.shape[1] - 1), np.int8), (TEXT,))

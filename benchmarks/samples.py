@@ -49,16 +49,28 @@ class Held:
 
 
 def hold(
-    folder: Path, n: int, *, prompt_tokens: int, new_tokens: int, kv_bits: int | None, report: Callable[[str], None]
+    folder: Path,
+    n: int,
+    *,
+    prompt_tokens: int,
+    new_tokens: int,
+    kv_bits: int | None,
+    report: Callable[[str], None],
 ) -> Held:
     """Feed ``n`` replies of random ids to the end, and one alone, and count."""
-    report(f"{n} replies of {new_tokens} to a prompt of {prompt_tokens}, {kv_bits or 'float'} cache")
+    report(
+        f"{n} replies of {new_tokens} to a prompt of {prompt_tokens}, {kv_bits or 'float'} cache"
+    )
     checkpoint = open_checkpoint(folder)
     model = result_of(load_model(checkpoint))
-    ids = mx.array(np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, (new_tokens, n)))
+    ids = mx.array(
+        np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, (new_tokens, n))
+    )
 
     def prefilled(positions: int) -> Stepper:
-        step = Stepper(model, KVCache(checkpoint.config, limit=prompt_tokens + new_tokens, bits=kv_bits))
+        step = Stepper(
+            model, KVCache(checkpoint.config, limit=prompt_tokens + new_tokens, bits=kv_bits)
+        )
         step.cache.reserve(positions)
         mx.eval(result_of(prefill(step, [1] * prompt_tokens, chunk=256)))
         return step
@@ -70,7 +82,9 @@ def hold(
         return step
 
     def together() -> BatchStepper:
-        batch = BatchStepper(model, SharedCache(prefilled(prompt_tokens).cache, n, limit=new_tokens))
+        batch = BatchStepper(
+            model, SharedCache(prefilled(prompt_tokens).cache, n, limit=new_tokens)
+        )
         for i in range(new_tokens):
             mx.eval(batch(ids[i]))
         return batch
@@ -83,7 +97,9 @@ def hold(
 
     single, single_active = measured(alone)
     shared, shared_active = measured(together)
-    return Held(n, prompt_tokens, new_tokens, kv_bits, shared, n * single, shared_active, n * single_active)
+    return Held(
+        n, prompt_tokens, new_tokens, kv_bits, shared, n * single, shared_active, n * single_active
+    )
 
 
 @dataclass
@@ -101,12 +117,20 @@ class _Row:
         return ()
 
 
-def compare_steps(title: str, folder: Path, n: int, workload: Workload, report: Callable[[str], None]) -> Comparison:
+def compare_steps(
+    title: str, folder: Path, n: int, workload: Workload, report: Callable[[str], None]
+) -> Comparison:
     """Decoding ``n`` replies at once and one after another, from one prompt that is held already."""
     checkpoint = open_checkpoint(folder)
     model = result_of(load_model(checkpoint))
-    prompt = np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, workload.prompt_tokens).tolist()
-    step = Stepper(model, KVCache(checkpoint.config, limit=workload.prompt_tokens + workload.decode_tokens))
+    prompt = (
+        np.random.default_rng(0)
+        .integers(0, checkpoint.config.vocab_size, workload.prompt_tokens)
+        .tolist()
+    )
+    step = Stepper(
+        model, KVCache(checkpoint.config, limit=workload.prompt_tokens + workload.decode_tokens)
+    )
     logits = result_of(prefill(step, prompt, chunk=256))
     mx.eval(logits)
     params, most = SamplingParams(), workload.decode_tokens
@@ -131,9 +155,13 @@ def compare_steps(title: str, folder: Path, n: int, workload: Workload, report: 
         return {PHASE: watch.lap(n * most)}
 
     comparison = Comparison(f"{title}, {n} replies", {"n": n, "workload": asdict(workload)})
-    contenders: dict[str, Run] = {OURS: together, ALONE: alone} if n > 1 else {OURS: alone}  # as the library does
+    contenders: dict[str, Run] = (
+        {OURS: together, ALONE: alone} if n > 1 else {OURS: alone}
+    )  # as the library does
     for repeat, name, laps in interleave(contenders, workload.repeats):
-        report(f"{comparison.title}: {repeat or 'warm-up'} {name}: {laps[PHASE].per_second:.3g} tokens/s")
+        report(
+            f"{comparison.title}: {repeat or 'warm-up'} {name}: {laps[PHASE].per_second:.3g} tokens/s"
+        )
         if repeat:
             comparison.add(name, laps)
     comparison.facts["same_ids"] = n == 1 or found[OURS] == found[ALONE]
@@ -152,7 +180,9 @@ def count_passes(n: int, questions: Sequence[str], report: Callable[[str], None]
             single = magistral.ask(question, replace(sampling, seed=reply.usage.seed))
             alone += single.usage.forward_passes
             same += (single.reasoning, single.answer) == (reply.reasoning, reply.answer)
-        report(f"embedded model, question {number} of {len(questions)}: {together} passes, {alone} alone")
+        report(
+            f"embedded model, question {number} of {len(questions)}: {together} passes, {alone} alone"
+        )
     replies = n * len(questions)
     return {
         "n": n,

@@ -11,10 +11,10 @@ import mlx.core as mx
 
 from benchmarks.measure import Lap, Stopwatch, spread
 from benchmarks.synthetic import TRUE_WIDTH
-from convert.parallel import unordered
-from convert.search import quantize_weighted
-from convert.weights import BLOCK_BYTES
 from magistral_mlx.config import QuantFormat
+from magistral_mlx.convert.parallel import unordered
+from magistral_mlx.convert.search import quantize_weighted
+from magistral_mlx.convert.weights import BLOCK_BYTES
 
 BLOCKS = 16  # a repeat: 34 million weights
 
@@ -43,7 +43,10 @@ def time_search(quant: QuantFormat, repeats: int) -> Finding:
     columns, streams = TRUE_WIDTH.hidden_size, os.cpu_count() or 1
     rows = BLOCK_BYTES // (2 * columns)
     with mx.stream(mx.cpu):
-        blocks = [mx.random.normal((rows, columns), key=mx.random.key(i)).astype(mx.bfloat16) for i in range(BLOCKS)]
+        blocks = [
+            mx.random.normal((rows, columns), key=mx.random.key(i)).astype(mx.bfloat16)
+            for i in range(BLOCKS)
+        ]
         importance = mx.exp(mx.random.normal((columns,), key=mx.random.key(BLOCKS)))
         mx.eval(blocks, importance)
 
@@ -54,7 +57,9 @@ def time_search(quant: QuantFormat, repeats: int) -> Finding:
     def laps() -> Iterator[Lap]:
         watch = Stopwatch()
         for _ in range(repeats + 1):
-            with closing(unordered((partial(work, block) for block in blocks), workers=streams)) as done:
+            with closing(
+                unordered((partial(work, block) for block in blocks), workers=streams)
+            ) as done:
                 for _ in done:
                     pass
             yield watch.lap(BLOCKS * rows * columns)

@@ -100,7 +100,9 @@ def _divide(config: ModelConfig, shard_bytes: int) -> list[dict[str, Shape]]:
     return shards
 
 
-def _write_shard(file: BinaryIO, shapes: dict[str, Shape], pool: Pool, norms: np.random.Generator) -> None:
+def _write_shard(
+    file: BinaryIO, shapes: dict[str, Shape], pool: Pool, norms: np.random.Generator
+) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():

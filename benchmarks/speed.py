@@ -49,7 +49,9 @@ class Peers:
     in_bf16: bool = True  # mlx-lm on a CPU as it loads a checkpoint, too: seven to nine times as long as in float32
 
 
-def workloads(checkpoint: Checkpoint, contexts: Sequence[int], workload: Workload) -> Iterator[Workload]:
+def workloads(
+    checkpoint: Checkpoint, contexts: Sequence[int], workload: Workload
+) -> Iterator[Workload]:
     """The workload at each context, prompt and reply together, as far as model and memory go; the last cut to that."""
     most = checkpoint.config.max_positions
     for context in sorted({min(context, most) for context in contexts}):
@@ -113,7 +115,9 @@ def compare_models(
     """
     checkpoint = open_checkpoint(folder)
     job = Job(
-        np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, workload.prompt_tokens).tolist(),
+        np.random.default_rng(0)
+        .integers(0, checkpoint.config.vocab_size, workload.prompt_tokens)
+        .tolist(),
         workload.decode_tokens,
     )
     plan = plan_for(checkpoint, context=workload.prompt_tokens + job.total)
@@ -152,7 +156,9 @@ def compare_models(
     return comparison
 
 
-def compare_samplers(batch: int, repeats: int, *, peer: bool, report: Callable[[str], None]) -> Comparison:
+def compare_samplers(
+    batch: int, repeats: int, *, peer: bool, report: Callable[[str], None]
+) -> Comparison:
     """Draws at the card's values from logits [batch, V] shaped as a model's: noise, and a few ids far above it.
 
     mlx-lm's sampler is given log-probabilities by its caller; taking them is not counted, ours needs none.
@@ -184,10 +190,16 @@ def compare_turns(
     sentence = "What is 48 + 76? "
     length = len(magistral.tokenizer.encode(sentence))
     first = [{"role": "user", "content": sentence * max(1, tokens // length)}]
-    second = [*first, {"role": "assistant", "content": "124"}, {"role": "user", "content": "What is 7 * 8?"}]
+    second = [
+        *first,
+        {"role": "assistant", "content": "124"},
+        {"role": "user", "content": "What is 7 * 8?"},
+    ]
     usage: dict[str, Usage] = {}
 
-    def run(name: str, before: Callable[[], object], within: Callable[[], object]) -> dict[str, Lap]:
+    def run(
+        name: str, before: Callable[[], object], within: Callable[[], object]
+    ) -> dict[str, Lap]:
         magistral.past.forget()
         before()
         watch = Stopwatch()
@@ -212,14 +224,23 @@ def compare_turns(
     return comparison
 
 
-def count_passes_per_token(title: str, magistral: Magistral, tokens: int, questions: Sequence[str]) -> Finding:
+def count_passes_per_token(
+    title: str, magistral: Magistral, tokens: int, questions: Sequence[str]
+) -> Finding:
     """Of greedy replies, with drafting as this device has it: below 1 where guesses pay."""
     sampling = SamplingParams(temperature=0, max_tokens=tokens)
     usages = [magistral.ask(question, sampling).usage for question in questions]
-    passes, made = (sum(getattr(u, name) for u in usages) for name in ("forward_passes", "completion_tokens"))
+    passes, made = (
+        sum(getattr(u, name) for u in usages) for name in ("forward_passes", "completion_tokens")
+    )
     return Finding(
         f"passes a token, {title}",
-        {"questions": len(questions), "tokens": made, "passes": passes, "passes_per_token": passes / made},
+        {
+            "questions": len(questions),
+            "tokens": made,
+            "passes": passes,
+            "passes_per_token": passes / made,
+        },
     )
 
 
@@ -236,10 +257,17 @@ def bytes_per_token(checkpoint: Checkpoint) -> int:
     return checkpoint.nbytes - sum(embedding)
 
 
-def _run(comparison: Comparison, contenders: Mapping[str, Run], repeats: int, report: Callable[[str], None]) -> None:
+def _run(
+    comparison: Comparison,
+    contenders: Mapping[str, Run],
+    repeats: int,
+    report: Callable[[str], None],
+) -> None:
     for repeat, name, laps in interleave(contenders, repeats):
         speeds = ", ".join(f"{phase} {lap.per_second:.3g}/s" for phase, lap in laps.items())
-        report(f"{comparison.title}: {f'{repeat}/{repeats}' if repeat else 'warm-up'} {name}: {speeds}")
+        report(
+            f"{comparison.title}: {f'{repeat}/{repeats}' if repeat else 'warm-up'} {name}: {speeds}"
+        )
         if repeat:
             comparison.add(name, laps)
 

@@ -23,7 +23,9 @@ TRUE_WIDTH = ModelConfig(
     rope_theta=1e9,
     max_positions=40960,
 )
-NARROW = replace(TRUE_WIDTH, hidden_size=320, intermediate_size=512, num_heads=4, num_kv_heads=2, vocab_size=2048)
+NARROW = replace(
+    TRUE_WIDTH, hidden_size=320, intermediate_size=512, num_heads=4, num_kv_heads=2, vocab_size=2048
+)
 
 
 def write_slice(folder: Path, config: ModelConfig, seed: int = 0) -> None:

@@ -17,7 +17,9 @@ RATIO = "ratio with 95 % interval"
 TIMES = f"{OURS}, times as fast"
 
 
-def show_speeds(chip: str, comparisons: Sequence[Comparison], bandwidth: float | None = None) -> None:
+def show_speeds(
+    chip: str, comparisons: Sequence[Comparison], bandwidth: float | None = None
+) -> None:
     """``bandwidth``: this machine's own, in bytes a second."""
     table = new_table(
         f"{chip}, {mx.default_device()}; median (slowest to fastest repeat); {RATIO}",
@@ -52,18 +54,34 @@ def _bytes_per_second(comparison: Comparison, per_second: Interval) -> float:
 def show_findings(findings: Sequence[Finding]) -> None:
     for one in findings:
         if "bytes_per_second" in one.facts:
-            print(f"{one.title} ({one.facts['by']}): {one.facts['bytes_per_second'] / 1e9:.2f} GB/s")
+            print(
+                f"{one.title} ({one.facts['by']}): {one.facts['bytes_per_second'] / 1e9:.2f} GB/s"
+            )
         else:
-            print(f"{one.title}: {one.facts['passes_per_token']:.3f} ({one.facts['tokens']} tokens)")
+            print(
+                f"{one.title}: {one.facts['passes_per_token']:.3f} ({one.facts['tokens']} tokens)"
+            )
 
 
 def show_conversions(chip: str, comparison: Comparison) -> None:
-    repeats, quantization = comparison.facts["workload"]["repeats"], comparison.facts["quantization"]
+    repeats, quantization = (
+        comparison.facts["workload"]["repeats"],
+        comparison.facts["quantization"],
+    )
     table = new_table(
         f"{comparison.title}, {comparison.facts['source']['bytes'] / 1e9:.2f} GB, to "
         f"{quantization['bits']} bit by {quantization['method']} on {chip}; median of {repeats}, highest peak; {RATIO}",
         ("who",),
-        ("seconds", "until on disk", "CPU s", "GB/s", "peak above imports", "written", "tensors", TIMES),
+        (
+            "seconds",
+            "until on disk",
+            "CPU s",
+            "GB/s",
+            "peak above imports",
+            "written",
+            "tensors",
+            TIMES,
+        ),
     )
     for _, name, per_second, _, ratio in comparison.rows():
         facts = comparison.facts["contenders"][name]
@@ -83,12 +101,23 @@ def show_conversions(chip: str, comparison: Comparison) -> None:
 
 
 def show_memory(
-    chip: str, comparisons: Sequence[Comparison], footprints: Sequence[Finding], answers: Sequence[Finding]
+    chip: str,
+    comparisons: Sequence[Comparison],
+    footprints: Sequence[Finding],
+    answers: Sequence[Finding],
 ) -> None:
     table = new_table(
         f"Prefill on {chip}; highest peak above the weights; {RATIO}",
         ("what", "prompt", "who"),
-        ("tokens/s", "peak", "ours of theirs", "forecast/measured", "in all", "logits error", TIMES),
+        (
+            "tokens/s",
+            "peak",
+            "ours of theirs",
+            "forecast/measured",
+            "in all",
+            "logits error",
+            TIMES,
+        ),
     )
     for comparison in comparisons:
         for _, name, per_second, _, ratio in comparison.rows():
@@ -104,23 +133,39 @@ def show_memory(
             table.add_row(*what, as_text(per_second), peak, part, *own, _times(ratio))
     show(table)
     table = new_table(
-        "One reply in a process of its own", ("model",), ("forecast", "MLX's peak", "process above imports")
+        "One reply in a process of its own",
+        ("model",),
+        ("forecast", "MLX's peak", "process above imports"),
     )
     for one in footprints:
-        figures = (one.facts[key] for key in ("forecast_bytes", "mlx_peak_bytes", "rss_bytes_above_imports"))
+        figures = (
+            one.facts[key]
+            for key in ("forecast_bytes", "mlx_peak_bytes", "rss_bytes_above_imports")
+        )
         table.add_row(one.title, *(f"{figure / 1e6:,.0f} MB" for figure in figures))
     show(table)
-    table = new_table("Answers with a packed cache", ("model",), ("held-out problems", "exact", "logits error"))
+    table = new_table(
+        "Answers with a packed cache", ("model",), ("held-out problems", "exact", "logits error")
+    )
     for one in answers:
         table.add_row(
-            one.title, str(one.facts["problems"]), f"{one.facts['exact']:.1%}", f"{one.facts['logits_error']:.2%}"
+            one.title,
+            str(one.facts["problems"]),
+            f"{one.facts['exact']:.1%}",
+            f"{one.facts['logits_error']:.2%}",
         )
     show(table)
 
 
-def show_samples(chip: str, held: Sequence[Held], passes: Mapping[str, Any], comparisons: Sequence[Comparison]) -> None:
+def show_samples(
+    chip: str, held: Sequence[Held], passes: Mapping[str, Any], comparisons: Sequence[Comparison]
+) -> None:
     figures = ("separate caches, MB", "shared, MB", "ratio", "goal, at most")
-    table = new_table("Caches of several replies in the end; counted", ("replies", "prompt + reply", "cache"), figures)
+    table = new_table(
+        "Caches of several replies in the end; counted",
+        ("replies", "prompt + reply", "cache"),
+        figures,
+    )
     for one in held:
         shape = (
             str(one.n),
@@ -138,7 +183,9 @@ def show_samples(chip: str, held: Sequence[Held], passes: Mapping[str, Any], com
     show_speeds(chip, comparisons)
 
 
-def show_cache_files(chip: str, comparisons: Sequence[Comparison], predicted: Sequence[CacheFile]) -> None:
+def show_cache_files(
+    chip: str, comparisons: Sequence[Comparison], predicted: Sequence[CacheFile]
+) -> None:
     table = new_table(
         f"A cache's file on {chip}; median (slowest to fastest repeat); {RATIO}",
         ("cache", "phase", "who"),
@@ -146,13 +193,17 @@ def show_cache_files(chip: str, comparisons: Sequence[Comparison], predicted: Se
     )
     for comparison in comparisons:
         for phase, name, per_second, cpu_seconds, ratio in comparison.rows():
-            gigabytes = Interval(per_second.median / 1e9, per_second.low / 1e9, per_second.high / 1e9)
+            gigabytes = Interval(
+                per_second.median / 1e9, per_second.low / 1e9, per_second.high / 1e9
+            )
             row = comparison.title, phase, name, as_text(gigabytes), f"{1e9 * cpu_seconds:.3g}"
             table.add_row(*row, _times(ratio))
         table.add_section()
     show(table)
     table = new_table(
-        "Opening on a Mac, predicted, measured on none", ("24B model, positions", "cache"), ("GB", "seconds")
+        "Opening on a Mac, predicted, measured on none",
+        ("24B model, positions", "cache"),
+        ("GB", "seconds"),
     )
     for one in predicted:
         kind = f"{one.kv_bits} bit" if one.kv_bits else "bf16"
@@ -162,10 +213,16 @@ def show_cache_files(chip: str, comparisons: Sequence[Comparison], predicted: Se
 
 def show_felt(chip: str, felt: Felt) -> None:
     table = new_table(
-        f"{chip}; milliseconds, median (longest of all repeats)", ("what",), ("takes", "longest wait for the GIL")
+        f"{chip}; milliseconds, median (longest of all repeats)",
+        ("what",),
+        ("takes", "longest wait for the GIL"),
     )
     for what, seconds, longest, wait, longest_wait in felt.rows():
-        waited = "" if wait is None or longest_wait is None else f"{1000 * wait:.3g} ({1000 * longest_wait:.3g})"
+        waited = (
+            ""
+            if wait is None or longest_wait is None
+            else f"{1000 * wait:.3g} ({1000 * longest_wait:.3g})"
+        )
         table.add_row(what, f"{1000 * seconds:.3g} ({1000 * longest:.3g})", waited)
     show(table)
 

@@ -4,11 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .conversion import Conversion, Summary
-    from .pipeline import convert_checkpoint, converting, prepare
-    from .recipes import Options
-    from .verification import Report, verify_checkpoint
-    from .weights import Progress
+    from magistral_mlx.convert.conversion import Conversion, Summary
+    from magistral_mlx.convert.pipeline import convert_checkpoint, converting, prepare
+    from magistral_mlx.convert.recipes import Options
+    from magistral_mlx.convert.verification import Report, verify_checkpoint
+    from magistral_mlx.convert.weights import Progress
 
 HOMES = {
     "Conversion": ".conversion",

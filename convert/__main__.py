@@ -15,16 +15,15 @@ import click
 from magistral_mlx import command_line
 from magistral_mlx.checkpoint import Layout, open_checkpoint
 from magistral_mlx.config import Mode, QuantFormat
+from magistral_mlx.convert import fits
+from magistral_mlx.convert.bar import shown
+from magistral_mlx.convert.conversion import Conversion, Summary
+from magistral_mlx.convert.pipeline import prepare
+from magistral_mlx.convert.recipe_file import UNPACKED_BITS
+from magistral_mlx.convert.recipes import AUTO, METHODS, RECIPES, Options
+from magistral_mlx.convert.staging import partial_of
+from magistral_mlx.convert.target import in_units
 from magistral_mlx.reasoning import ReasoningFormat
-
-from . import fits
-from .bar import shown
-from .conversion import Conversion, Summary
-from .pipeline import prepare
-from .recipe_file import UNPACKED_BITS
-from .recipes import AUTO, METHODS, RECIPES, Options
-from .staging import partial_of
-from .target import in_units
 
 # Flags of mlx-lm's convert, and what to do instead.
 MLX_LM_FLAGS = {
@@ -79,20 +78,51 @@ class Command(command_line.Command):
 
 
 @click.command("convert", cls=Command, epilog=EPILOG)
-@click.option("--hf-path", required=True, metavar="SRC", help="A folder, or a hub id such as org/name.")
+@click.option(
+    "--hf-path", required=True, metavar="SRC", help="A folder, or a hub id such as org/name."
+)
 @click.option("--mlx-path", required=True, metavar="OUT", help="The folder to make.")
-@click.option("--q-bits", type=int, metavar="B", help="2, 3, 4, 5, 6 or 8; 16 packs nothing; else 4.")
+@click.option(
+    "--q-bits", type=int, metavar="B", help="2, 3, 4, 5, 6 or 8; 16 packs nothing; else 4."
+)
 @click.option("--q-group-size", type=int, metavar="N", help="32, 64 or 128; 64 by default.")
 @click.option("--q-mode", type=click.Choice(get_args(Mode)), default="affine", show_default=True)
-@click.option("--q-method", type=click.Choice(METHODS), help="See below; importance for affine 2 to 5 bit, else round.")
-@click.option("--calibration", metavar="FILE|self|MODEL", help="What the forward pass reads; see below.")
-@click.option("--recipe", metavar="NAME|FILE", help="Bits by kind of matrix, in place of --q-bits; see below.")
-@click.option("--target-bits", type=float, metavar="X", help="Bits a weight in all, of the recipe auto; such as 4.6.")
-@click.option("--layout", type=click.Choice(get_args(Layout)), help="Which weights, where SRC has both; else hf.")
+@click.option(
+    "--q-method",
+    type=click.Choice(METHODS),
+    help="See below; importance for affine 2 to 5 bit, else round.",
+)
+@click.option(
+    "--calibration", metavar="FILE|self|MODEL", help="What the forward pass reads; see below."
+)
+@click.option(
+    "--recipe", metavar="NAME|FILE", help="Bits by kind of matrix, in place of --q-bits; see below."
+)
+@click.option(
+    "--target-bits",
+    type=float,
+    metavar="X",
+    help="Bits a weight in all, of the recipe auto; such as 4.6.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(get_args(Layout)),
+    help="Which weights, where SRC has both; else hf.",
+)
 @click.option("--revision", metavar="R", help="Branch, tag or commit of a hub id.")
-@click.option("--stream", is_flag=True, help="Fetch, convert and delete a hub id's files one by one, past its cache.")
-@click.option("--hash-source", is_flag=True, help="Record the whole sha256 of each of SRC's weight files.")
-@click.option("--no-tokenizer-json", is_flag=True, help="Leave out tokenizer.json, which Swift and LM Studio need.")
+@click.option(
+    "--stream",
+    is_flag=True,
+    help="Fetch, convert and delete a hub id's files one by one, past its cache.",
+)
+@click.option(
+    "--hash-source", is_flag=True, help="Record the whole sha256 of each of SRC's weight files."
+)
+@click.option(
+    "--no-tokenizer-json",
+    is_flag=True,
+    help="Leave out tokenizer.json, which Swift and LM Studio need.",
+)
 @click.option(
     "--reasoning-format",
     type=click.Choice(get_args(ReasoningFormat)),
@@ -192,7 +222,9 @@ def in_words(summary: Summary) -> str:
 
 
 def in_json(summary: Summary, seconds: float) -> str:
-    return json.dumps({**asdict(summary), "target": str(summary.target), "seconds": round(seconds, 3)})
+    return json.dumps(
+        {**asdict(summary), "target": str(summary.target), "seconds": round(seconds, 3)}
+    )
 
 
 def forecast(conversion: Conversion) -> dict[str, Any]:

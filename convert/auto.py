@@ -8,18 +8,17 @@ from pathlib import Path
 import mlx.core as mx
 
 from magistral_mlx.config import AFFINE_BITS, QuantFormat
+from magistral_mlx.convert.calibrate import MeanSquares
+from magistral_mlx.convert.calibration import Calibration
+from magistral_mlx.convert.gains import Errors
+from magistral_mlx.convert.parallel import unordered
+from magistral_mlx.convert.planning import Plan, in_order, make_plan, packed_sizes
+from magistral_mlx.convert.recipes import Options
+from magistral_mlx.convert.search import quantize_weighted
+from magistral_mlx.convert.source import FLOAT_TYPES, Source
+from magistral_mlx.convert.stages import StagedPass
+from magistral_mlx.convert.weights import Progress, cast
 from magistral_mlx.errors import OptionError
-
-from .calibrate import MeanSquares
-from .calibration import Calibration
-from .gains import Errors
-from .parallel import unordered
-from .planning import Plan, in_order, make_plan, packed_sizes
-from .recipes import Options
-from .search import quantize_weighted
-from .source import FLOAT_TYPES, Source
-from .stages import StagedPass
-from .weights import Progress, cast
 
 SAMPLE_ROWS = 128  # of each matrix, by which its error is predicted
 
@@ -68,14 +67,21 @@ def deciding(
         staged.keep()
         yield Progress(sum(sizes[: staged.steps_done]), sum(sizes), "statistics")
     errors: dict[str, dict[int, float]] = {}
-    jobs = (partial(_predicted, source, module, statistics.squares[module], plan) for module in plan.formats)
+    jobs = (
+        partial(_predicted, source, module, statistics.squares[module], plan)
+        for module in plan.formats
+    )
     with closing(unordered(jobs)) as done:
         for module, predicted in done:
             errors[module] = predicted
             yield Progress(sum(sizes), sum(sizes), f"prediction for {module}")
     ordered = {module: errors[module] for module in plan.formats}
     budget = int(options.target_bits * plan.num_parameters / 8) - plan.tensor_bytes
-    bits = allocated(ordered, {module: packed_sizes(source, module, group_size(plan)) for module in ordered}, budget)
+    bits = allocated(
+        ordered,
+        {module: packed_sizes(source, module, group_size(plan)) for module in ordered},
+        budget,
+    )
     formats = {module: QuantFormat(bits[module], group_size(plan)) for module in plan.formats}
     return make_plan(source.config, source.float_type, options, formats=formats), statistics
 
@@ -101,7 +107,9 @@ def allocated(errors: Table, sizes: Mapping[str, Mapping[int, int]], budget: int
             for more in table
             if more > bits[module] and sizes[module][more] - sizes[module][bits[module]] <= budget
         ]
-        best = max(steps, default=None, key=lambda step: step[0])  # of equal ones the first in the model
+        best = max(
+            steps, default=None, key=lambda step: step[0]
+        )  # of equal ones the first in the model
         if best is None or best[0] <= 0:
             return bits
         _, module, more = best
@@ -116,17 +124,25 @@ def group_size(plan: Plan) -> int:
     return quant.group_size
 
 
-def _predicted(source: Source, module: str, importance: mx.array, plan: Plan) -> tuple[str, dict[int, float]]:
+def _predicted(
+    source: Source, module: str, importance: mx.array, plan: Plan
+) -> tuple[str, dict[int, float]]:
     """The error of some rows from the middle, whole heads of them, by each number of bits."""
     name, least = f"{module}.weight", plan.bits[module]
     count, head = source.config.parameter_shapes()[name][0], source.config.head_dim
     step = -(-SAMPLE_ROWS // head) * head
     start = count // 2 // step * step
     with mx.stream(mx.cpu):
-        rows = cast(name, source.read(name, slice(start, min(start + step, count))), FLOAT_TYPES[plan.float_type][1])
+        rows = cast(
+            name,
+            source.read(name, slice(start, min(start + step, count))),
+            FLOAT_TYPES[plan.float_type][1],
+        )
         found = {}
         for bits in (bits for bits in sorted(AFFINE_BITS) if bits >= least):
             quant = QuantFormat(bits, group_size(plan))
-            errors = Errors.weighted(rows, quantize_weighted(rows, importance, quant, name=name), quant, importance)
+            errors = Errors.weighted(
+                rows, quantize_weighted(rows, importance, quant, name=name), quant, importance
+            )
             found[bits] = errors.found / errors.signal if errors.signal else 0.0
     return module, found

@@ -5,14 +5,22 @@ from collections.abc import Generator
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.progress import Progress as Bar
 
-from .weights import Progress
+from magistral_mlx.convert.weights import Progress
 
 T = TypeVar("T")
 
-SPEED_SECONDS = 900.0  # of which the time left is estimated: GPTQ takes a while for each of its steps
+SPEED_SECONDS = (
+    900.0  # of which the time left is estimated: GPTQ takes a while for each of its steps
+)
 
 
 def shown(steps: Generator[Progress, None, T]) -> T:
@@ -34,4 +42,9 @@ def shown(steps: Generator[Progress, None, T]) -> T:
                 result: T = end.value
                 return result
             fetched = f"{step.bytes_fetched / 1e9:.2f} GB fetched  " if step.bytes_fetched else ""
-            bar.update(task, completed=step.bytes_done, total=step.bytes_total, description=fetched + step.name)
+            bar.update(
+                task,
+                completed=step.bytes_done,
+                total=step.bytes_total,
+                description=fetched + step.name,
+            )

@@ -13,11 +13,11 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from .embedding import column_weights
-from .products import product
-from .quantize import check_finite
-from .source import Source
-from .statistics import mean_squares
+from magistral_mlx.convert.embedding import column_weights
+from magistral_mlx.convert.products import product
+from magistral_mlx.convert.quantize import check_finite
+from magistral_mlx.convert.source import Source
+from magistral_mlx.convert.statistics import mean_squares
 
 EMBEDDING = "model.embed_tokens"
 BLOCK_BYTES = 16 * 2**20  # of a weight, as it is stored
@@ -63,7 +63,9 @@ class MeanSquares:
             yield row, block
 
 
-def visiting(source: Source, ids: mx.array, visitor: Visitor, stage: Stage | None = None) -> Generator[Stage]:
+def visiting(
+    source: Source, ids: mx.array, visitor: Visitor, stage: Stage | None = None
+) -> Generator[Stage]:
     """Take ``ids`` ``[B, T]`` through the model; yields after the embedding and after each layer.
 
     The last visit is that of lm_head's input, under the name of the embedding where this serves both ends.
@@ -78,7 +80,9 @@ def visiting(source: Source, ids: mx.array, visitor: Visitor, stage: Stage | Non
         stage = Stage(0, _embedded(ids, visitor, config.hidden_size))
         yield stage
     streams, first = [stage.stream], stage.layers
-    del stage  # only a layer at work holds its stream: each is 0.17 GB of 8,192 ids at the true width
+    del (
+        stage
+    )  # only a layer at work holds its stream: each is 0.17 GB of 8,192 ids at the true width
     for layer in range(first, config.num_layers):
         streams.append(_layer(source, visitor, layer, streams.pop()))
         yield Stage(layer + 1, streams[0])
@@ -108,7 +112,9 @@ def _layer(source: Source, visitor: Visitor, layer: int, x: mx.array) -> mx.arra
         return mx.unflatten(x, -1, (-1, config.head_dim)).swapaxes(1, 2)
 
     def rope(x: mx.array) -> mx.array:
-        return mx.fast.rope(x, config.head_dim, traditional=False, base=config.rope_theta, scale=1.0, offset=0)
+        return mx.fast.rope(
+            x, config.head_dim, traditional=False, base=config.rope_theta, scale=1.0, offset=0
+        )
 
     h = _normalized(source, f"{path}.input_layernorm", x)
     q, k, v = map(heads, linear([f"self_attn.{p}_proj" for p in "qkv"], h))
@@ -116,7 +122,9 @@ def _layer(source: Source, visitor: Visitor, layer: int, x: mx.array) -> mx.arra
     attended = []
     for i in range(len(x)):  # a sequence at a time: on a CPU its scores [H, T, T] are in memory
         one = slice(i, i + 1)
-        o = mx.fast.scaled_dot_product_attention(q[one], k[one], v[one], scale=config.head_dim**-0.5, mask="causal")
+        o = mx.fast.scaled_dot_product_attention(
+            q[one], k[one], v[one], scale=config.head_dim**-0.5, mask="causal"
+        )
         attended.append(o.swapaxes(1, 2).flatten(2))  # [1, T, H * d]
         mx.eval(attended)
     del q, k, v, h
@@ -143,7 +151,9 @@ def _gated(visitor: Visitor, path: str, x: mx.array) -> mx.array:  # [B, T, D] -
     visitor.see(modules, x)
     outputs = []
     for gate, up in _side_by_side(*map(visitor.rows, modules)):
-        outputs.append(nn.silu(product(x, gate.astype(mx.float32).T)) * product(x, up.astype(mx.float32).T))
+        outputs.append(
+            nn.silu(product(x, gate.astype(mx.float32).T)) * product(x, up.astype(mx.float32).T)
+        )
         mx.eval(outputs[-1])
     return _joined(outputs)
 
@@ -169,7 +179,9 @@ def _joined(outputs: list[mx.array]) -> mx.array:
     return whole
 
 
-def _product(visitor: Visitor, module: str, x: mx.array) -> mx.array:  # [B, T, columns] -> [B, T, rows]
+def _product(
+    visitor: Visitor, module: str, x: mx.array
+) -> mx.array:  # [B, T, columns] -> [B, T, rows]
     outputs = []
     for _, rows in visitor.rows(module):
         outputs.append(product(x, rows.astype(mx.float32).T))

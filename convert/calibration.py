@@ -10,15 +10,17 @@ import mlx.core as mx
 
 from magistral_mlx.checkpoint import open_checkpoint
 from magistral_mlx.config import ModelConfig
+from magistral_mlx.convert.corpus import built_in, digest, read_calibration
+from magistral_mlx.convert.recipes import Options
+from magistral_mlx.convert.traces import Traces, check_vocabulary
 from magistral_mlx.errors import OptionError
 from magistral_mlx.tokenizer import Tokenizer
 
-from .corpus import built_in, digest, read_calibration
-from .recipes import Options
-from .traces import Traces, check_vocabulary
-
 SELF = "self"
-WINDOWS = {"importance": 4, "gptq": 16}  # more than 2,048 ids change mean squares little; a Hessian has millions
+WINDOWS = {
+    "importance": 4,
+    "gptq": 16,
+}  # more than 2,048 ids change mean squares little; a Hessian has millions
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,12 @@ class Calibration:
         if self.facts is not None:
             return dict(self.facts)
         sequences, tokens = self.ids.shape
-        return {"origin": self.origin, "sequences": sequences, "tokens": tokens, "ids_sha256": digest(self.ids)}
+        return {
+            "origin": self.origin,
+            "sequences": sequences,
+            "tokens": tokens,
+            "ids_sha256": digest(self.ids),
+        }
 
 
 def make_calibration(

@@ -58,7 +58,10 @@ def model_card(
         weights += ", some modules otherwise)" if len(quantization) > 3 else ")"
     origin, title = "a Magistral Small checkpoint", "Magistral Small"
     if base_model is not None:
-        origin, title = f"[{base_model}](https://huggingface.co/{base_model})", base_model.split("/")[-1]
+        origin, title = (
+            f"[{base_model}](https://huggingface.co/{base_model})",
+            base_model.split("/")[-1],
+        )
     title += f", {bits or weights}, for MLX"
     return f"""---
 {_front_matter(base_model, bits)}
@@ -119,4 +122,6 @@ def _front_matter(base_model: str | None, bits: str) -> str:
     lines += ["base_model_relation: quantized"] if base_model and bits else []
     lines += ["language:", *(f"- {language}" for language in LANGUAGES)]
     lines += ["library_name: mlx", "license: apache-2.0", "pipeline_tag: text-generation"]
-    return "\n".join([*lines, "tags:", "- mlx", "- magistral", "- reasoning", *([f"- {bits}"] if bits else [])])
+    return "\n".join(
+        [*lines, "tags:", "- mlx", "- magistral", "- reasoning", *([f"- {bits}"] if bits else [])]
+    )

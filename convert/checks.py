@@ -12,21 +12,24 @@ import mlx.core as mx
 import numpy as np
 
 from magistral_mlx.checkpoint import INDEX, Checkpoint
+from magistral_mlx.convert.disk import sha256_of
+from magistral_mlx.convert.parallel import unordered
+from magistral_mlx.convert.provenance import PROVENANCE
+from magistral_mlx.convert.quantize import EXPONENTS, is_finite
+from magistral_mlx.convert.recipes import METHODS
+from magistral_mlx.convert.source import FLOAT_TYPES
+from magistral_mlx.convert.target import in_units
+from magistral_mlx.convert.writer import METADATA
 from magistral_mlx.errors import CheckpointError, shown
 from magistral_mlx.record import recorded_files
 from magistral_mlx.safetensors_header import parse_json, read_document
 
-from .disk import sha256_of
-from .parallel import unordered
-from .provenance import PROVENANCE
-from .quantize import EXPONENTS, is_finite
-from .recipes import METHODS
-from .source import FLOAT_TYPES
-from .target import in_units
-from .writer import METADATA
-
 BLOCK_BYTES = 16 * 2**20
-STATED = ("head_dim", "rope_theta", "tie_word_embeddings")  # where these are missing, other software guesses wrongly
+STATED = (
+    "head_dim",
+    "rope_theta",
+    "tie_word_embeddings",
+)  # where these are missing, other software guesses wrongly
 FLOATS = {dtype for dtype, _ in FLOAT_TYPES.values()}
 NAN_BYTES = {"E8M0": (0xFF,), "E4M3": (0x7F, 0xFF)}  # 8-bit floats
 SCALES = {"mxfp4": "E8M0", "mxfp8": "E8M0", "nvfp4": "E4M3"}
@@ -90,7 +93,9 @@ class Record:
         files = {name: (file.size, file.sha256) for name, file in recorded_files(raw, path).items()}
         method = options.get("q_method")
         if method not in METHODS:
-            raise CheckpointError(f"{path} is damaged: its q_method is {shown(method)}. Convert again")
+            raise CheckpointError(
+                f"{path} is damaged: its q_method is {shown(method)}. Convert again"
+            )
         return cls(files, source, options.get("tokenizer_json") is not False, method)
 
 
@@ -101,14 +106,18 @@ def check_files(folder: Path, record: Record) -> Steps:
     """
     faults: list[str] = []
     with closing(
-        unordered(partial(_file_fault, folder / name, *entry) for name, entry in record.files.items())
+        unordered(
+            partial(_file_fault, folder / name, *entry) for name, entry in record.files.items()
+        )
     ) as hashed:
         for name, fault in hashed:
             faults += [fault] if fault else []
             yield record.files[name][0], name
     there = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     strays = sorted(there - set(record.files) - {PROVENANCE})
-    faults = sorted(faults) + [f"{name} is not recorded in {PROVENANCE}: move it away" for name in strays]
+    faults = sorted(faults) + [
+        f"{name} is not recorded in {PROVENANCE}: move it away" for name in strays
+    ]
     holds = f"{len(record.files)} files, {in_units(record.nbytes)}, have the sha256 that {PROVENANCE} records"
     return verdict("files", faults, holds)
 
@@ -126,7 +135,9 @@ def check_config(checkpoint: Checkpoint) -> Check:
         for shard in checkpoint.shards
         if shard.metadata != METADATA
     ]
-    return verdict("config", faults, "config.json, index and metadata state what other MLX runtimes read")
+    return verdict(
+        "config", faults, "config.json, index and metadata state what other MLX runtimes read"
+    )
 
 
 def check_finite(checkpoint: Checkpoint) -> Steps:
@@ -138,13 +149,19 @@ def check_finite(checkpoint: Checkpoint) -> Steps:
             wrong |= set() if holds else {name}
             yield nbytes, name
     faults = [f"tensor {name!r} holds NaN or infinity" for name in sorted(wrong)]
-    return verdict("finite", faults, f"no NaN and no infinity in {len(kinds)} tensors of norms, scales and biases")
+    return verdict(
+        "finite",
+        faults,
+        f"no NaN and no infinity in {len(kinds)} tensors of norms, scales and biases",
+    )
 
 
 def float_tensors(checkpoint: Checkpoint) -> dict[str, str]:
     """The tensors whose values may be NaN, and the type of these values."""
     kinds = {}
-    for name, entry in ((name, entry) for shard in checkpoint.shards for name, entry in shard.header.items()):
+    for name, entry in (
+        (name, entry) for shard in checkpoint.shards for name, entry in shard.header.items()
+    ):
         module, _, part = name.rpartition(".")
         quant = checkpoint.formats.get(module)
         if entry.dtype in FLOATS:
@@ -168,12 +185,16 @@ def _file_fault(path: Path, size: int, sha256: str) -> tuple[str, str | None]:
             return path.name, f"{path.name} is missing"
         if (found := path.stat().st_size) != size:
             return path.name, f"{path.name} has {found} bytes, {size} are recorded"
-        return path.name, None if sha256_of(path) == sha256 else f"{path.name} was changed, its sha256 is another"
+        return path.name, None if sha256_of(
+            path
+        ) == sha256 else f"{path.name} was changed, its sha256 is another"
     except OSError as error:
         return path.name, f"{path.name} cannot be read ({error})"
 
 
-def _jobs(checkpoint: Checkpoint, kinds: dict[str, str]) -> Iterator[partial[tuple[str, int, bool]]]:
+def _jobs(
+    checkpoint: Checkpoint, kinds: dict[str, str]
+) -> Iterator[partial[tuple[str, int, bool]]]:
     for shard in checkpoint.shards:
         for name in (name for name in shard.header if name in kinds):
             entry = shard.header[name]

@@ -9,11 +9,10 @@ from typing import Any
 
 from magistral_mlx.checkpoint import Shard
 from magistral_mlx.config import ModelConfig, Shape
+from magistral_mlx.convert.names import VISION, native_name
 from magistral_mlx.errors import CheckpointError, shown
 from magistral_mlx.multimodal import language_config
 from magistral_mlx.safetensors_header import FP8, Entry, parse_json, read_document
-
-from .names import VISION, native_name
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +32,12 @@ NAMES = {  # config.json's name -> params.json's
     "attention_bias": "use_biases",
     "tie_word_embeddings": "tied_embeddings",
 }
-OPTIONAL = {"head_dim", "sliding_window", "use_biases", "tied_embeddings"}  # read off the tensors, or none
+OPTIONAL = {
+    "head_dim",
+    "sliding_window",
+    "use_biases",
+    "tied_embeddings",
+}  # read off the tensors, or none
 VISION_ENCODER = "vision_encoder"
 OTHER_MODELS = ("moe", "multimodal", "lora", "rope_scaling", "yarn")
 
@@ -53,13 +57,19 @@ def open_consolidated(
     """
     for name in (CONSOLIDATED, PARAMS):
         if not (folder / name).is_file() and (shard is None or name != CONSOLIDATED):
-            raise CheckpointError(f"{folder} has no {name}, which Mistral's own layout needs; fetch it as well")
+            raise CheckpointError(
+                f"{folder} has no {name}, which Mistral's own layout needs; fetch it as well"
+            )
     if shard is None:
         shard = Shard.open(folder / CONSOLIDATED)
     params = parse_json(read_document(folder / PARAMS), folder / PARAMS)
     config_path = folder / "config.json"
     has_config = os.path.lexists(config_path)  # a link whose target is gone stands for one, too
-    raw = language_config(parse_json(read_document(config_path), config_path), config_path) if has_config else {}
+    raw = (
+        language_config(parse_json(read_document(config_path), config_path), config_path)
+        if has_config
+        else {}
+    )
     if params.get(VISION_ENCODER):
         shard = _without_vision(shard)
     shapes = {  # what a config is checked against, under the names it is checked by
@@ -77,7 +87,11 @@ def open_consolidated(
 def _without_vision(shard: Shard) -> Shard:
     header = {name: entry for name, entry in shard.header.items() if not name.startswith(VISION)}
     if left_out := len(shard.header) - len(header):
-        log.warning("%s: the vision part, %d tensors, is left out; the model takes text only", shard.path, left_out)
+        log.warning(
+            "%s: the vision part, %d tensors, is left out; the model takes text only",
+            shard.path,
+            left_out,
+        )
     return replace(shard, header=header)
 
 
@@ -89,7 +103,9 @@ def _config(
             f"{path}: quantization is {shown(quantization)}. Such weights are {FP8}; start from the bf16 checkpoint"
         )
     if other := [key for key in OTHER_MODELS if params.get(key)]:
-        raise CheckpointError(f"{path} has {', '.join(other)}; name a checkpoint of Magistral's plain text model")
+        raise CheckpointError(
+            f"{path} has {', '.join(other)}; name a checkpoint of Magistral's plain text model"
+        )
     for native in NAMES.values():
         if native not in OPTIONAL and params.get(native) is None:
             raise CheckpointError(f"{path}: {native} is missing; download params.json again")

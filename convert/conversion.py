@@ -10,35 +10,37 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.convert import disk
+from magistral_mlx.convert.auto import deciding
+from magistral_mlx.convert.calibrate import EMBEDDING, MeanSquares
+from magistral_mlx.convert.calibration import WINDOWS, Calibration
+from magistral_mlx.convert.corpus import WINDOW
+from magistral_mlx.convert.export import exports, json_text, make_config
+from magistral_mlx.convert.layerwise import LayerwiseWork
+from magistral_mlx.convert.output import Output
+from magistral_mlx.convert.parallel import unordered
+from magistral_mlx.convert.planning import Plan, in_order, make_plan, read_in_order
+from magistral_mlx.convert.provenance import PROVENANCE, difference, entry_of, make_plan_record
+from magistral_mlx.convert.recipes import AUTO, Options
+from magistral_mlx.convert.report import Gain, gain_of, make_report
+from magistral_mlx.convert.source import Source
+from magistral_mlx.convert.stages import StagedPass
+from magistral_mlx.convert.staging import Staging, discard_replaced
+from magistral_mlx.convert.streaming import HubStream
+from magistral_mlx.convert.target import free_bytes, in_units
+from magistral_mlx.convert.traces import FILE as TRACES
+from magistral_mlx.convert.traces import ROUNDED, Traces
+from magistral_mlx.convert.weights import LAYERS_AHEAD, Progress, WeightsWork
 from magistral_mlx.errors import CheckpointError, ConversionError
 from magistral_mlx.release import STATED
 from magistral_mlx.safetensors_header import parse_json, read_document
 from magistral_mlx.tokenizer import Tokenizer
 
-from . import disk
-from .auto import deciding
-from .calibrate import EMBEDDING, MeanSquares
-from .calibration import WINDOWS, Calibration
-from .corpus import WINDOW
-from .export import exports, json_text, make_config
-from .layerwise import LayerwiseWork
-from .output import Output
-from .parallel import unordered
-from .planning import Plan, in_order, make_plan, read_in_order
-from .provenance import PROVENANCE, difference, entry_of, make_plan_record
-from .recipes import AUTO, Options
-from .report import Gain, gain_of, make_report
-from .source import Source
-from .stages import StagedPass
-from .staging import Staging, discard_replaced
-from .streaming import HubStream
-from .target import free_bytes, in_units
-from .traces import FILE as TRACES
-from .traces import ROUNDED, Traces
-from .weights import LAYERS_AHEAD, Progress, WeightsWork
-
 HASHES = ("size", "sha256")
-SURVEY, PASS = "survey", "pass"  # folders of stages: of the pass that the recipe auto takes first, and of the other
+SURVEY, PASS = (
+    "survey",
+    "pass",
+)  # folders of stages: of the pass that the recipe auto takes first, and of the other
 INDEX = "model.safetensors.index.json"
 
 
@@ -83,7 +85,14 @@ class Conversion:
         path, checkpoint = self.target / PROVENANCE, open_checkpoint(self.target)
         nbytes = checkpoint.nbytes
         gain = gain_of(parse_json(read_document(path), path))
-        return Summary(self.target, self.source.nbytes, nbytes, nbytes * 8 / self.plan.num_parameters, already, gain)
+        return Summary(
+            self.target,
+            self.source.nbytes,
+            nbytes,
+            nbytes * 8 / self.plan.num_parameters,
+            already,
+            gain,
+        )
 
     def run(self) -> Generator[Progress, None, Summary]:
         """Write the target, unless it is complete already; goes on where an earlier run of the same ended.
@@ -96,7 +105,9 @@ class Conversion:
             discard_replaced(self.target)
             return self._summary(already=True)
         try:
-            with Staging(self.target, self._record(), is_whole=self._is_whole, force=self.force) as staging:
+            with Staging(
+                self.target, self._record(), is_whole=self._is_whole, force=self.force
+            ) as staging:
                 if self._is_whole(self.target):  # another process was faster
                     disk.discard(staging.folder)
                     return self._summary(already=True)
@@ -105,7 +116,9 @@ class Conversion:
                     documents: dict[str, bytes] = {}
                     ready = yield from self._written(staging)
                     decided = yield from ready._decided(staging)
-                    yield from decided._work(staging, lambda: documents.update(decided._documents())).run()
+                    yield from decided._work(
+                        staging, lambda: documents.update(decided._documents())
+                    ).run()
                     if isinstance(self.calibration, Traces):
                         documents[TRACES] = (staging.traces / TRACES).read_bytes()
                     decided._write_documents(staging, documents)
@@ -121,21 +134,31 @@ class Conversion:
             return self
         assert isinstance(self.calibration, Calibration)
         folder = staging.calibration / SURVEY
-        plan, statistics = yield from deciding(self.source, self.plan, self.options, self.calibration, folder)
+        plan, statistics = yield from deciding(
+            self.source, self.plan, self.options, self.calibration, folder
+        )
         return replace(self, plan=plan, statistics=statistics)
 
     @property
     def most_tensor_bytes(self) -> int:
         """Of the tensors written: more than the plan's where bits are spent later."""
         target_bits = self.options.target_bits
-        return self.plan.tensor_bytes if target_bits is None else int(target_bits * self.plan.num_parameters / 8)
+        return (
+            self.plan.tensor_bytes
+            if target_bits is None
+            else int(target_bits * self.plan.num_parameters / 8)
+        )
 
     def needed_bytes(self) -> int:
         """Of the whole target, roughly: tokenizer.json is up to four times tekken.json. And of what is there for a
         while: what is streamed, a model that writes the calibration, and two stages of a pass."""
         documents = 5 * self.identity["files"]["tekken.json"]["size"] + 2**20
         writes = isinstance(self.calibration, Traces) and self.calibration.writer is None
-        rounded = make_plan(self.source.config, self.source.float_type, ROUNDED).file_bytes if writes else 0
+        rounded = (
+            make_plan(self.source.config, self.source.float_type, ROUNDED).file_bytes
+            if writes
+            else 0
+        )
         more = self.most_tensor_bytes - self.plan.tensor_bytes
         tokens = 0 if self.calibration is None else WINDOWS[self.options.method] * WINDOW
         stage = 4 * tokens * self.source.config.hidden_size
@@ -147,20 +170,31 @@ class Conversion:
             return 0
         steps = (in_order if self.calibration is None else read_in_order)(self.source.config)
         if self.options.method == "importance":  # the pass is so far ahead of the search
-            steps = [[name for near in steps[i : i + 1 + LAYERS_AHEAD] for name in near] for i in range(len(steps))]
-        return self.stream.peak_bytes([[stored for n in step for _, stored in self.source.places(n)] for step in steps])
+            steps = [
+                [name for near in steps[i : i + 1 + LAYERS_AHEAD] for name in near]
+                for i in range(len(steps))
+            ]
+        return self.stream.peak_bytes(
+            [[stored for n in step for _, stored in self.source.places(n)] for step in steps]
+        )
 
     def _written(self, staging: Staging) -> Generator[Progress, None, "Conversion"]:
         """With the ids to calibrate on, where the model is to write them first."""
         if not isinstance(self.calibration, Traces):
             return self
-        traces, path, rounded = self.calibration, staging.traces / TRACES, staging.traces / "rounded"
+        traces, path, rounded = (
+            self.calibration,
+            staging.traces / TRACES,
+            staging.traces / "rounded",
+        )
         if (ids := traces.ids(traces.read(path))) is None:
             staging.traces.mkdir(exist_ok=True)
             writer = traces.writer
             if writer is None:
                 plan = make_plan(self.source.config, self.source.float_type, ROUNDED)
-                yield from Conversion(self.source, self.tokenizer, rounded, ROUNDED, plan, self.identity, None).run()
+                yield from Conversion(
+                    self.source, self.tokenizer, rounded, ROUNDED, plan, self.identity, None
+                ).run()
                 writer = open_checkpoint(rounded)
             writing = traces.writing(writer, path)
             while ids is None:
@@ -175,7 +209,9 @@ class Conversion:
         source, stream = self.source, None
         if self.stream is not None:
             stream = self.stream.into(staging.fetched)
-            shards = tuple(replace(shard, path=staging.fetched / shard.path.name) for shard in source.shards)
+            shards = tuple(
+                replace(shard, path=staging.fetched / shard.path.name) for shard in source.shards
+            )
             source = replace(source, shards=shards)
         output = Output(self.plan, staging)
         if self.calibration is None:
@@ -209,7 +245,9 @@ class Conversion:
     def _sha256_of(self, path: Path) -> str:
         digest = disk.sha256_of(path)
         if self.identity["files"][path.name].setdefault("sha256", digest) != digest:
-            raise CheckpointError(f"{path} is damaged: its sha256 is not what the hub states; fetch it again")
+            raise CheckpointError(
+                f"{path} is damaged: its sha256 is not what the hub states; fetch it again"
+            )
         return path.name
 
     def _record(self) -> dict[str, Any]:
@@ -235,10 +273,17 @@ class Conversion:
         for name, content in documents.items():
             disk.write_file(staging.folder / name, content)
         headers = {shard.file: {"header_sha256": shard.header_sha256} for shard in self.plan.shards}
-        files = {file: {k: staging.finished[file][k] for k in HASHES} | headers[file] for file in headers}
+        files = {
+            file: {k: staging.finished[file][k] for k in HASHES} | headers[file] for file in headers
+        }
         files |= {name: entry_of(content) for name, content in documents.items()}
         release = {} if self.tokenizer is None else {STATED: self.tokenizer.reasoning_format}
-        provenance = self._record() | release | self._report(staging) | {"files": dict(sorted(files.items()))}
+        provenance = (
+            self._record()
+            | release
+            | self._report(staging)
+            | {"files": dict(sorted(files.items()))}
+        )
         disk.write_file(staging.folder / PROVENANCE, json_text(provenance).encode())
 
     def _report(self, staging: Staging) -> dict[str, Any]:
@@ -258,7 +303,9 @@ class Conversion:
                 f"the disk of {self.target} is full: {in_units(self.needed_bytes())} are needed in all, "
                 f"{in_units(free_bytes(self.target))} are free now; free some space, {again}"
             )
-        return ConversionError(f"{self.target} could not be written ({error}); check the folder and the disk, {again}")
+        return ConversionError(
+            f"{self.target} could not be written ({error}); check the folder and the disk, {again}"
+        )
 
 
 def stated_with(options: Options, calibration: Calibration | Traces | None) -> dict[str, Any]:

@@ -37,13 +37,19 @@ def built_in(tokenizer: Tokenizer, *, windows: int, seed: int = 0) -> mx.array:
             {"role": "user", "content": question},
             {"role": "assistant", "reasoning": reasoning, "content": answer},
         ]
-    texts = tokenizer.encode_chat(messages[:-1])[1:]  # a conversation ends in a question; bos comes with each window
+    texts = tokenizer.encode_chat(messages[:-1])[
+        1:
+    ]  # a conversation ends in a question; bos comes with each window
     control = [tokenizer.is_control(identity) for identity in range(tokenizer.vocab_size)]
     random = np.random.default_rng(seed).choice(np.flatnonzero(~np.array(control)), WINDOW - 1)
-    return windows_of(tokenizer, [int(identity) for identity in random] + texts, windows, spread=False)
+    return windows_of(
+        tokenizer, [int(identity) for identity in random] + texts, windows, spread=False
+    )
 
 
-def read_calibration(path: str | os.PathLike[str], tokenizer: Tokenizer, *, windows: int) -> mx.array:
+def read_calibration(
+    path: str | os.PathLike[str], tokenizer: Tokenizer, *, windows: int
+) -> mx.array:
     """Windows of a text file, evenly spread where it has more.
 
     Returns:
@@ -59,14 +65,20 @@ def read_calibration(path: str | os.PathLike[str], tokenizer: Tokenizer, *, wind
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE)
     except OSError as error:
-        raise OptionError(f"the calibration file {path} cannot be read ({error.strerror}); {again}") from None
+        raise OptionError(
+            f"the calibration file {path} cannot be read ({error.strerror}); {again}"
+        ) from None
     if not content.strip():
         raise OptionError(f"the calibration file {path} is empty; {again}")
     try:
         # A file cut off at LARGEST_FILE may end inside a character.
-        text = codecs.getincrementaldecoder("utf-8-sig")().decode(content, final=len(content) < LARGEST_FILE)
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(
+            content, final=len(content) < LARGEST_FILE
+        )
     except UnicodeDecodeError as error:
-        raise OptionError(f"the calibration file {path} is no text: byte {error.start} is not UTF-8; {again}") from None
+        raise OptionError(
+            f"the calibration file {path} is no text: byte {error.start} is not UTF-8; {again}"
+        ) from None
     if "\0" in text:
         raise OptionError(f"the calibration file {path} is no text: it holds zero bytes; {again}")
     ids = tokenizer.encode(text)
@@ -79,7 +91,9 @@ def read_calibration(path: str | os.PathLike[str], tokenizer: Tokenizer, *, wind
 
 def digest(ids: mx.array) -> str:
     """SHA-256 by which a calibration is known, in hex."""
-    return hashlib.sha256(f"{list(ids.shape)}".encode() + np.array(ids, dtype=np.int32).tobytes()).hexdigest()
+    return hashlib.sha256(
+        f"{list(ids.shape)}".encode() + np.array(ids, dtype=np.int32).tobytes()
+    ).hexdigest()
 
 
 def questions() -> list[str]:
@@ -89,8 +103,13 @@ def questions() -> list[str]:
 
 def _texts() -> list[tuple[str, str, str]]:
     """Question, reasoning and answer of each of our own texts."""
-    texts = (text.split(BETWEEN_PARTS) for text in TEXTS.read_text(encoding="utf-8").split(BETWEEN_TEXTS))
-    return [(question.strip(), reasoning.strip(), answer.strip()) for question, reasoning, answer in texts]
+    texts = (
+        text.split(BETWEEN_PARTS) for text in TEXTS.read_text(encoding="utf-8").split(BETWEEN_TEXTS)
+    )
+    return [
+        (question.strip(), reasoning.strip(), answer.strip())
+        for question, reasoning, answer in texts
+    ]
 
 
 def windows_of(tokenizer: Tokenizer, ids: Sequence[int], windows: int, *, spread: bool) -> mx.array:

@@ -13,20 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from magistral_mlx.config import ModelConfig
+from magistral_mlx.convert.card import model_card
 from magistral_mlx.errors import ConversionError
 from magistral_mlx.messages import prompt_around
 from magistral_mlx.reasoning import ReasoningFormat
 from magistral_mlx.release import SYSTEM_PROMPT_FILE
 from magistral_mlx.tokenizer import TEKKEN_FILE, Tokenizer
 
-from .card import model_card
-
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 MAX_NEW_TOKENS = 40_960  # the model card's, like the sampling below
 TRANSFORMERS = 5  # the major version whose TokenizersBackend tokenizer_config.json names
 
 # Text that every kind of piece of the tokenizer's pattern occurs in: tokenizer.json must agree with tekken.json on it.
-PROBE = "Don't panic: 3.14 × 10²  = x;\n\n\tfoo_bar(); <think>\n日本語 Größe 👩‍👩‍👧 ЯНДЕКС\r\n   end  "
+PROBE = (
+    "Don't panic: 3.14 × 10²  = x;\n\n\tfoo_bar(); <think>\n日本語 Größe 👩‍👩‍👧 ЯНДЕКС\r\n   end  "
+)
 
 
 def require_export_extra() -> None:
@@ -37,7 +38,9 @@ def require_export_extra() -> None:
     """
     try:
         found = importlib.metadata.version("transformers")
-        if int(found.partition(".")[0]) >= TRANSFORMERS and importlib.metadata.version("tokenizers"):
+        if int(found.partition(".")[0]) >= TRANSFORMERS and importlib.metadata.version(
+            "tokenizers"
+        ):
             return
         what = f"transformers is {found}, {TRANSFORMERS} or later is needed"
     except importlib.metadata.PackageNotFoundError as error:
@@ -86,7 +89,9 @@ def make_config(
     return raw
 
 
-def read_tokenizer(source: Path, vocab_size: int, stated: ReasoningFormat | None = None) -> Tokenizer:
+def read_tokenizer(
+    source: Path, vocab_size: int, stated: ReasoningFormat | None = None
+) -> Tokenizer:
     """The tokenizer of a source checkpoint, checked against its model before any work.
 
     Args:
@@ -126,12 +131,21 @@ def exports(
     if tokenizer_json:
         require_export_extra()
     tokenizer = tokenizer or read_tokenizer(source, config_out["vocab_size"])
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    ids = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+    }
     if wrong := {key for key, value in ids.items() if config_out[key] != value}:
         raise ConversionError(
             f"{source / TEKKEN_FILE}: {', '.join(sorted(wrong))} is not Magistral's; download it again"
         )
-    sampling = {"do_sample": True, "max_new_tokens": MAX_NEW_TOKENS, "temperature": 0.7, "top_p": 0.95}
+    sampling = {
+        "do_sample": True,
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "temperature": 0.7,
+        "top_p": 0.95,
+    }
     texts = {
         "config.json": json_text(config_out),
         "generation_config.json": json_text(ids | sampling),
@@ -146,9 +160,13 @@ def exports(
         ),
     }
     if tokenizer_json:
-        texts["tokenizer_config.json"] = json_text(_tokenizer_config(config_out["max_position_embeddings"]))
+        texts["tokenizer_config.json"] = json_text(
+            _tokenizer_config(config_out["max_position_embeddings"])
+        )
         vocab_size, probe_ids = tokenizer.vocab_size, tokenizer.encode(PROBE)
-        texts["tokenizer.json"] = _tokenizer_json(source / TEKKEN_FILE, vocab_size=vocab_size, probe_ids=probe_ids)
+        texts["tokenizer.json"] = _tokenizer_json(
+            source / TEKKEN_FILE, vocab_size=vocab_size, probe_ids=probe_ids
+        )
     files = {name: text.encode() for name, text in texts.items()}
     return dict(sorted((files | {TEKKEN_FILE: (source / TEKKEN_FILE).read_bytes()}).items()))
 
@@ -168,7 +186,9 @@ def chat_template(tokenizer: Tokenizer) -> str:
         TEMPLATE.read_text(encoding="utf-8"),
         flags=re.MULTILINE,
     )
-    return re.sub("@(" + "|".join(texts) + ")@", lambda found: _jinja_string(texts[found[1]]), template)
+    return re.sub(
+        "@(" + "|".join(texts) + ")@", lambda found: _jinja_string(texts[found[1]]), template
+    )
 
 
 def json_text(value: dict[str, Any]) -> str:
@@ -217,6 +237,12 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def _jinja_string(text: str) -> str:
-    for character, escape in (("\\", "\\\\"), ("'", "\\'"), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
+    for character, escape in (
+        ("\\", "\\\\"),
+        ("'", "\\'"),
+        ("\n", "\\n"),
+        ("\r", "\\r"),
+        ("\t", "\\t"),
+    ):
         text = text.replace(character, escape)
     return f"'{text}'"

@@ -11,15 +11,18 @@ import numpy as np
 
 from magistral_mlx.checkpoint import Checkpoint
 from magistral_mlx.config import QuantFormat
-
-from .parallel import unordered
-from .quantize import PARTS, dequantize
-from .source import Source
+from magistral_mlx.convert.parallel import unordered
+from magistral_mlx.convert.quantize import PARTS, dequantize
+from magistral_mlx.convert.source import Source
 
 BLOCK_BYTES = (
     2**20
 )  # of the source: what a thread holds of it in float32 stays in the cache, larger ones take twice as long
-ROUNDOFF = {"BF16": 2**-8, "F16": 2**-11, "F32": 2**-24}  # the most that a value moves, as part of it
+ROUNDOFF = {
+    "BF16": 2**-8,
+    "F16": 2**-11,
+    "F32": 2**-24,
+}  # the most that a value moves, as part of it
 SMALLEST = {"BF16": 2**-133, "F16": 2**-24, "F32": 2**-149}  # the least positive value
 FLOAT32_NOISE = 2**-21  # of the arithmetic here and in MLX
 LEAST_STEP = 1e-7  # MLX's, of affine formats
@@ -77,7 +80,10 @@ def measuring(
         for part in measured:
             parts[part.name].append(part)
             yield part.nbytes, part.name
-    found = [_together(name, _in_words(_format(checkpoint, name)), blocks) for name, blocks in parts.items()]
+    found = [
+        _together(name, _in_words(_format(checkpoint, name)), blocks)
+        for name, blocks in parts.items()
+    ]
     return sorted(found, key=lambda error: (error.is_explained, -error.relative, error.name))
 
 
@@ -118,7 +124,9 @@ def _jobs(checkpoint: Checkpoint, source: Source, method: str) -> Iterator[parti
     for name, (count, *_) in source.config.parameter_shapes().items():
         step = source.row_step(name, BLOCK_BYTES)
         for row in range(0, count, step):
-            yield partial(_measure, checkpoint, source, name, slice(row, min(row + step, count)), method)
+            yield partial(
+                _measure, checkpoint, source, name, slice(row, min(row + step, count)), method
+            )
 
 
 def _measure(checkpoint: Checkpoint, source: Source, name: str, rows: slice, method: str) -> _Part:
@@ -130,15 +138,25 @@ def _measure(checkpoint: Checkpoint, source: Source, name: str, rows: slice, met
         off = mx.abs(_restored(checkpoint, name, rows, quant).reshape(-1, size) - whole)
         bound = rounding_bound(whole, quant, _float_type(checkpoint, name))
         if quant is not None and quant.mode == "affine" and method != "round":
-            bound = bound + GPTQ_SPANS * (whole.max(axis=-1, keepdims=True) - whole.min(axis=-1, keepdims=True))
+            bound = bound + GPTQ_SPANS * (
+                whole.max(axis=-1, keepdims=True) - whole.min(axis=-1, keepdims=True)
+            )
             if method == "importance":
-                bound = mx.minimum(bound, _nearest_bound(whole, _grid(checkpoint, name, rows), quant))
+                bound = mx.minimum(
+                    bound, _nearest_bound(whole, _grid(checkpoint, name, rows), quant)
+                )
         of_bound = off / bound
-        squares, squares_off = (float(np.array(mx.square(x).sum(axis=-1)).sum(dtype=np.float64)) for x in (whole, off))
-        return _Part(name, wanted.nbytes, squares, squares_off, float(off.max()), float(of_bound.max()))
+        squares, squares_off = (
+            float(np.array(mx.square(x).sum(axis=-1)).sum(dtype=np.float64)) for x in (whole, off)
+        )
+        return _Part(
+            name, wanted.nbytes, squares, squares_off, float(off.max()), float(of_bound.max())
+        )
 
 
-def _nearest_bound(groups: mx.array, grid: tuple[mx.array, mx.array], quant: QuantFormat) -> mx.array:
+def _nearest_bound(
+    groups: mx.array, grid: tuple[mx.array, mx.array], quant: QuantFormat
+) -> mx.array:
     """How far the nearest codes of a stored grid are from values ``[n, group]``: a search ends with these codes, and
     where two are as near, float32 chooses."""
     scales, biases = grid
@@ -151,11 +169,15 @@ def _nearest_bound(groups: mx.array, grid: tuple[mx.array, mx.array], quant: Qua
 def _grid(checkpoint: Checkpoint, name: str, rows: slice) -> tuple[mx.array, mx.array]:
     """Scales and biases of rows, each ``[n, 1]`` in float32."""
     module = name.removesuffix(".weight")
-    scales, biases = (checkpoint.read(f"{module}.{kind}", rows).astype(mx.float32) for kind in PARTS[1:])
+    scales, biases = (
+        checkpoint.read(f"{module}.{kind}", rows).astype(mx.float32) for kind in PARTS[1:]
+    )
     return scales.reshape(-1, 1), biases.reshape(-1, 1)
 
 
-def _restored(checkpoint: Checkpoint, name: str, rows: slice, quant: QuantFormat | None) -> mx.array:
+def _restored(
+    checkpoint: Checkpoint, name: str, rows: slice, quant: QuantFormat | None
+) -> mx.array:
     """Rows of a tensor as a runtime sees them, in float32."""
     if quant is None:
         return checkpoint.read(name, rows).astype(mx.float32)
@@ -176,7 +198,11 @@ def _float_type(checkpoint: Checkpoint, name: str) -> str:
     """The type a tensor was rounded to: that of its scales, or of the last norm where these are no floats."""
     quant = _format(checkpoint, name)
     if quant is not None:
-        name = f"{name.removesuffix('.weight')}.scales" if quant.mode == "affine" else "model.norm.weight"
+        name = (
+            f"{name.removesuffix('.weight')}.scales"
+            if quant.mode == "affine"
+            else "model.norm.weight"
+        )
     return next(shard.header[name].dtype for shard in checkpoint.shards if name in shard.header)
 
 

@@ -11,7 +11,9 @@ def contexts(config: ModelConfig, weights_bytes: int) -> dict[int, int | None]:
     found: dict[int, int | None] = {}
     for memory_gb in MAC_GB:
         try:
-            found[memory_gb] = make_plan(config, weights_bytes, memory_gb=mac_budget_bytes(memory_gb) / 1e9).context
+            found[memory_gb] = make_plan(
+                config, weights_bytes, memory_gb=mac_budget_bytes(memory_gb) / 1e9
+            ).context
         except MemoryLimitError:
             found[memory_gb] = None
     return found
@@ -21,5 +23,6 @@ def in_words(config: ModelConfig, weights_bytes: int) -> str:
     """On one line."""
     found = contexts(config, weights_bytes).items()
     return "fits, by a forecast: " + ", ".join(
-        f"{memory_gb} GB Mac {'not' if context is None else f'{context:,} tokens'}" for memory_gb, context in found
+        f"{memory_gb} GB Mac {'not' if context is None else f'{context:,} tokens'}"
+        for memory_gb, context in found
     )

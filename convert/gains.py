@@ -8,9 +8,8 @@ import mlx.core as mx
 import numpy as np
 
 from magistral_mlx.config import QuantFormat
-
-from .products import product
-from .quantize import dequantize, quantize
+from magistral_mlx.convert.products import product
+from magistral_mlx.convert.quantize import dequantize, quantize
 
 
 class Errors(NamedTuple):
@@ -28,7 +27,11 @@ class Errors(NamedTuple):
 
     @classmethod
     def weighted(
-        cls, weight: mx.array, parts: Mapping[str, mx.array], quant: QuantFormat, importance: mx.array
+        cls,
+        weight: mx.array,
+        parts: Mapping[str, mx.array],
+        quant: QuantFormat,
+        importance: mx.array,
     ) -> "Errors":
         """As if inputs were independent, with mean squares ``importance`` ``[columns]``, of rows ``weight``."""
 
@@ -38,7 +41,9 @@ class Errors(NamedTuple):
         return cls(*map(squares, _off(weight, parts, quant)))
 
     @classmethod
-    def sampled(cls, weight: mx.array, parts: Mapping[str, mx.array], quant: QuantFormat, x: mx.array) -> "Errors":
+    def sampled(
+        cls, weight: mx.array, parts: Mapping[str, mx.array], quant: QuantFormat, x: mx.array
+    ) -> "Errors":
         """Of inputs ``x`` ``[tokens, columns]``, and rows ``weight``."""
 
         def squares(rows: mx.array) -> float:
@@ -53,7 +58,9 @@ class Errors(NamedTuple):
         return cls(*(math.fsum(values) for values in zip(*found, strict=True)))
 
 
-def _off(weight: mx.array, parts: Mapping[str, mx.array], quant: QuantFormat) -> tuple[mx.array, mx.array, mx.array]:
+def _off(
+    weight: mx.array, parts: Mapping[str, mx.array], quant: QuantFormat
+) -> tuple[mx.array, mx.array, mx.array]:
     w = weight.astype(mx.float32)
     return as_read(quantize(weight, quant), quant) - w, as_read(parts, quant) - w, w
 
@@ -61,7 +68,10 @@ def _off(weight: mx.array, parts: Mapping[str, mx.array], quant: QuantFormat) ->
 def as_read(parts: Mapping[str, mx.array], quant: QuantFormat) -> mx.array:
     """The values of packed rows, computed in float32 as far as the format has floats."""
     if quant.mode == "affine":
-        parts = {kind: part if kind == "weight" else part.astype(mx.float32) for kind, part in parts.items()}
+        parts = {
+            kind: part if kind == "weight" else part.astype(mx.float32)
+            for kind, part in parts.items()
+        }
     return dequantize(parts, quant, mx.float32)
 
 

@@ -12,10 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magistral_mlx.config import QuantFormat
-
-from .products import product
-from .quantize import check_divisible, check_finite
-from .search import Grid, as_groups, as_shares, assembled, best_grid, nearest_codes
+from magistral_mlx.convert.products import product
+from magistral_mlx.convert.quantize import check_divisible, check_finite
+from magistral_mlx.convert.search import (
+    Grid,
+    as_groups,
+    as_shares,
+    assembled,
+    best_grid,
+    nearest_codes,
+)
 
 DAMPING = 0.01  # of the mean of the diagonal, added to it: few inputs leave a Hessian without rank
 SLAB = 512  # columns whose errors reach the columns after them in one product
@@ -43,13 +49,19 @@ class Curvature:
         mean = float(diagonal.mean()) or 1.0
         np.fill_diagonal(h, np.where(diagonal > 0, diagonal, mean) + DAMPING * mean)
         # H = R R^T with R upper triangular: the lower factor of H with rows and columns in reverse. U is R^-1.
-        root: NDArray[np.float64] = np.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1].astype(np.float64, copy=False)
+        root: NDArray[np.float64] = np.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1].astype(
+            np.float64, copy=False
+        )
         upper = inverse_upper(root)
         return cls(mx.array(h.diagonal().astype(np.float32)), mx.array(upper.astype(np.float32)))
 
 
 def quantize_gptq(
-    weight: mx.array, curvatures: Sequence[Curvature], quant: QuantFormat, *, name: str = "the weight"
+    weight: mx.array,
+    curvatures: Sequence[Curvature],
+    quant: QuantFormat,
+    *,
+    name: str = "the weight",
 ) -> dict[str, mx.array]:
     """Quantize by GPTQ. Rows are independent of each other.
 
@@ -75,7 +87,9 @@ def quantize_gptq(
     return {part: mx.concatenate([group[part] for group in done], axis=1) for part in done[0]}
 
 
-def _sweep(weight: mx.array, curvature: Curvature, quant: QuantFormat, name: str) -> list[dict[str, mx.array]]:
+def _sweep(
+    weight: mx.array, curvature: Curvature, quant: QuantFormat, name: str
+) -> list[dict[str, mx.array]]:
     """The groups of some columns, in order. Weights lie as ``[columns, rows]`` here."""
     size, upper, dtype = quant.group_size, curvature.upper, weight.dtype
     shares = as_shares(curvature.importance, size)
@@ -92,7 +106,9 @@ def _sweep(weight: mx.array, curvature: Curvature, quant: QuantFormat, name: str
                 group = group - product(own[:first, here : here + size].T, mx.concatenate(errors))
             g = here // size
             grid = best_grid(group[None], shares[g : g + 1], quant, dtype, name=name)
-            codes, error = _round_columns(group, grid, own[first : first + size, here : here + size], quant.bits)
+            codes, error = _round_columns(
+                group, grid, own[first : first + size, here : here + size], quant.bits
+            )
             errors.append(error)
             done.append(assembled(codes[None], grid, quant.bits, dtype))
             mx.eval(done[-1], error)
@@ -105,7 +121,9 @@ def _sweep(weight: mx.array, curvature: Curvature, quant: QuantFormat, name: str
     return done
 
 
-def _round_columns(group: mx.array, grid: Grid, upper: mx.array, bits: int) -> tuple[mx.array, mx.array]:
+def _round_columns(
+    group: mx.array, grid: Grid, upper: mx.array, bits: int
+) -> tuple[mx.array, mx.array]:
     """Round the columns of one group ``[size, rows]`` in turn, each after the errors of those before it.
 
     Returns:

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from . import disk
-from .gains import Errors
-from .output import Output
-from .planning import Plan, in_order
-from .sequential import Parts, Sequential
-from .source import FLOAT_TYPES, Source
-from .stages import StagedPass
-from .statistics import outlier_ratio
-from .streaming import HubStream
-from .supply import Supply
-from .weights import Progress, cast, files_of_step, packed, rechecked
+from magistral_mlx.convert import disk
+from magistral_mlx.convert.gains import Errors
+from magistral_mlx.convert.output import Output
+from magistral_mlx.convert.planning import Plan, in_order
+from magistral_mlx.convert.sequential import Parts, Sequential
+from magistral_mlx.convert.source import FLOAT_TYPES, Source
+from magistral_mlx.convert.stages import StagedPass
+from magistral_mlx.convert.statistics import outlier_ratio
+from magistral_mlx.convert.streaming import HubStream
+from magistral_mlx.convert.supply import Supply
+from magistral_mlx.convert.weights import Progress, cast, files_of_step, packed, rechecked
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +44,15 @@ class LayerwiseWork:
         self._visitor = Sequential(self.source, self.plan.formats, self._emit)
         staged = StagedPass(self.stages, self.source, self.ids, self._visitor)
         if any(map(self._unfinished, steps[: staged.steps_done])):
-            log.warning("a file changed that later layers were quantized on; they are quantized again")
+            log.warning(
+                "a file changed that later layers were quantized on; they are quantized again"
+            )
             disk.discard(self.stages)
             self._visitor = Sequential(self.source, self.plan.formats, self._emit)
             staged = StagedPass(self.stages, self.source, self.ids, self._visitor)
-        last = max((step for step, names in enumerate(steps) if self._unfinished(names)), default=-1)
+        last = max(
+            (step for step, names in enumerate(steps) if self._unfinished(names)), default=-1
+        )
         ahead = range(staged.steps_done, last + 1)
         uses = Counter(file for step in ahead for file in sorted(files_of_step(self.source, step)))
         supply = None if self.stream is None else Supply(self.stream, uses)
@@ -70,7 +74,10 @@ class LayerwiseWork:
                         supply.done(file)
                 done += sum(map(self.source.nbytes_of, names))
                 yield Progress(
-                    done, total, (names or steps[step] or [""])[-1], 0 if supply is None else supply.received
+                    done,
+                    total,
+                    (names or steps[step] or [""])[-1],
+                    0 if supply is None else supply.received,
                 )
             self.at_last()
         finally:
@@ -92,4 +99,8 @@ class LayerwiseWork:
         if self.plan.formats.get(name.removesuffix(".weight")) is not None:
             return
         for row, rows in self.source.blocks(name):
-            self.output.write(name, row, packed(name, cast(name, rows, FLOAT_TYPES[self.plan.float_type][1]), None))
+            self.output.write(
+                name,
+                row,
+                packed(name, cast(name, rows, FLOAT_TYPES[self.plan.float_type][1]), None),
+            )

@@ -14,7 +14,12 @@ IN_LAYER = {
     "mlp.down_proj": "feed_forward.w2",
     "mlp.up_proj": "feed_forward.w3",
 }
-VISION = ("vision_encoder.", "vision_language_adapter.", "patch_merger.", "pre_mm_projector_norm.")  # 2509's
+VISION = (
+    "vision_encoder.",
+    "vision_language_adapter.",
+    "patch_merger.",
+    "pre_mm_projector_norm.",
+)  # 2509's
 ROTATED = ("self_attn.q_proj", "self_attn.k_proj")
 
 

@@ -7,11 +7,11 @@ from functools import partial
 
 import mlx.core as mx
 
-from . import disk
-from .gains import Errors
-from .planning import Plan, PlannedShard
-from .staging import Staging
-from .writer import ShardWriter
+from magistral_mlx.convert import disk
+from magistral_mlx.convert.gains import Errors
+from magistral_mlx.convert.planning import Plan, PlannedShard
+from magistral_mlx.convert.staging import Staging
+from magistral_mlx.convert.writer import ShardWriter
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,11 @@ class Output:
 
     def rechecks(self) -> Iterator[Callable[[], PlannedShard | None]]:
         """Jobs that give each finished file which is still what an earlier process wrote."""
-        return (partial(self._recheck, shard) for shard in self._plan.shards if shard.file in self._staging.finished)
+        return (
+            partial(self._recheck, shard)
+            for shard in self._plan.shards
+            if shard.file in self._staging.finished
+        )
 
     def _recheck(self, shard: PlannedShard) -> PlannedShard | None:
         path = self._staging.folder / shard.file
@@ -55,7 +59,9 @@ class Output:
         shard = self._shards[name]
         with self._opening:
             if shard.file not in self._writers:
-                self._writers[shard.file] = ShardWriter(self._staging.folder / shard.file, shard.entries)
+                self._writers[shard.file] = ShardWriter(
+                    self._staging.folder / shard.file, shard.entries
+                )
         writer = self._writers[shard.file]
         for tensor, rows in tensors.items():
             if writer.write(tensor, rows, row):

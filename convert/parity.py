@@ -33,9 +33,43 @@ PIECES = (
         "Ü",
         "ß",
     ),
-    *("e\u0301", "ǅ", "ʰ", "٣", "½", "²", "🙂", "👩‍👩‍👧", "\U0001f1eb\U0001f1f7", "𝔘", "\U0010ffff"),
-    *("3.14", "1234567", "1,000", "0x1F", "1e-9", "think", "INST", "</", "<s", "[/", "SYSTEM_PROMPT]"),
-    *("def f(x):\n", "\treturn ", "foo_bar()", "a->b;", "// ", '{"k": [1, null]}', "\\boxed{", "$x^2$", "https://"),
+    *(
+        "e\u0301",
+        "ǅ",
+        "ʰ",
+        "٣",
+        "½",
+        "²",
+        "🙂",
+        "👩‍👩‍👧",
+        "\U0001f1eb\U0001f1f7",
+        "𝔘",
+        "\U0010ffff",
+    ),
+    *(
+        "3.14",
+        "1234567",
+        "1,000",
+        "0x1F",
+        "1e-9",
+        "think",
+        "INST",
+        "</",
+        "<s",
+        "[/",
+        "SYSTEM_PROMPT]",
+    ),
+    *(
+        "def f(x):\n",
+        "\treturn ",
+        "foo_bar()",
+        "a->b;",
+        "// ",
+        '{"k": [1, null]}',
+        "\\boxed{",
+        "$x^2$",
+        "https://",
+    ),
 )
 CHATS: tuple[tuple[tuple[str, str], ...], ...] = (
     (("user", "What is 48 + 76?"),),
@@ -49,10 +83,20 @@ CHATS: tuple[tuple[tuple[str, str], ...], ...] = (
     (("system", "One."), ("system", "Two."), ("user", "Hi")),
     (("user", "Hi"), ("user", "there")),
     (("user", "Hi"), ("assistant", "Hello!"), ("user", "1 + 1?")),
-    (("user", "Hi"), ("assistant", " spaces "), ("user", "日本"), ("assistant", "\n3.14 × 10²"), ("user", "Why?")),
+    (
+        ("user", "Hi"),
+        ("assistant", " spaces "),
+        ("user", "日本"),
+        ("assistant", "\n3.14 × 10²"),
+        ("user", "Why?"),
+    ),
     (
         ("system", "Be brief."),
-        *(turn for i in range(6) for turn in (("user", f"{i} * {i}?"), ("assistant", f"It is {i * i}."))),
+        *(
+            turn
+            for i in range(6)
+            for turn in (("user", f"{i} * {i}?"), ("assistant", f"It is {i * i}."))
+        ),
         ("user", "And the sum?"),
     ),
 )
@@ -64,7 +108,9 @@ def require_parsers() -> None:
     Raises:
         ConversionError: it is not; the message has the command.
     """
-    if missing := [name for name in ("tokenizers", "jinja2") if importlib.util.find_spec(name) is None]:
+    if missing := [
+        name for name in ("tokenizers", "jinja2") if importlib.util.find_spec(name) is None
+    ]:
         raise ConversionError(
             f"{TOKENIZER_JSON} cannot be checked: {' and '.join(missing)} is not installed. "
             "Run: pip install 'magistral-mlx[export]'"
@@ -91,7 +137,11 @@ def tokenizer_fault(tokenizer: Tokenizer, backend: Any) -> str | None:
         return f"{TOKENIZER_JSON} has {backend.get_vocab_size()} ids, tekken.json {tokenizer.vocab_size}"
     controls = [token.content for token in backend.get_added_tokens_decoder().values()]
     entries = (tokenizer.decode([identity]) for identity in range(tokenizer.vocab_size))
-    texts = [text for text in [*entries, *islice(fuzzed(), NUM_TEXTS)] if not any(name in text for name in controls)]
+    texts = [
+        text
+        for text in [*entries, *islice(fuzzed(), NUM_TEXTS)]
+        if not any(name in text for name in controls)
+    ]
     theirs = [encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=False)]
     for text, ids, decoded in zip(texts, theirs, backend.decode_batch(theirs), strict=True):
         expected = tokenizer.encode(text)
@@ -114,14 +164,19 @@ def template_fault(folder: Path, tokenizer: Tokenizer, backend: Any) -> str | No
     path, config_path = folder / TEMPLATE, folder / "tokenizer_config.json"
     config = parse_json(read_document(config_path), config_path)
     names = {name: config.get(name) for name in ("bos_token", "eos_token")}
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)  # as transformers has it
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True
+    )  # as transformers has it
     environment.globals["raise_exception"] = _raise
     try:
         template = environment.from_string(read_document(path).decode())
         for chat in CHATS:
             messages = [{"role": role, "content": content} for role, content in chat]
             rendered = template.render(messages=messages, add_generation_prompt=True, **names)
-            ids, expected = backend.encode(rendered, add_special_tokens=False).ids, tokenizer.encode_chat(messages)
+            ids, expected = (
+                backend.encode(rendered, add_special_tokens=False).ids,
+                tokenizer.encode_chat(messages),
+            )
             if ids != expected:
                 return f"{TEMPLATE} makes other ids of {shown(messages)} than mistral-common"
     except (

@@ -7,21 +7,26 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from magistral_mlx.checkpoint import resolve
+from magistral_mlx.convert.auto import check_target
+from magistral_mlx.convert.calibration import make_calibration
+from magistral_mlx.convert.conversion import Conversion, Summary, stated_with
+from magistral_mlx.convert.export import read_tokenizer, require_export_extra
+from magistral_mlx.convert.planning import make_plan
+from magistral_mlx.convert.provenance import difference
+from magistral_mlx.convert.recipes import AUTO, Options
+from magistral_mlx.convert.source import checked_layout, open_source, warn_of_rounding_twice
+from magistral_mlx.convert.staging import begun_commit, partial_of
+from magistral_mlx.convert.streaming import HubStream
+from magistral_mlx.convert.target import (
+    check_apart,
+    check_place,
+    check_replaceable,
+    check_space,
+    in_units,
+)
+from magistral_mlx.convert.weights import Progress
 from magistral_mlx.errors import ConversionError, OptionError
 from magistral_mlx.reasoning import ReasoningFormat
-
-from .auto import check_target
-from .calibration import make_calibration
-from .conversion import Conversion, Summary, stated_with
-from .export import read_tokenizer, require_export_extra
-from .planning import make_plan
-from .provenance import difference
-from .recipes import AUTO, Options
-from .source import checked_layout, open_source, warn_of_rounding_twice
-from .staging import begun_commit, partial_of
-from .streaming import HubStream
-from .target import check_apart, check_place, check_replaceable, check_space, in_units
-from .weights import Progress
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +48,9 @@ def prepare(
     wanted_layout = checked_layout(layout)
     if options.tokenizer_json:
         require_export_extra()
-    target = Path(os.path.abspath(os.path.expanduser(target)))  # unlike resolve, it does not follow a link at the end
+    target = Path(
+        os.path.abspath(os.path.expanduser(target))
+    )  # unlike resolve, it does not follow a link at the end
     check_place(target)
     check_replaceable(target, force=force)
     base_model = None if os.path.isdir(os.path.expanduser(source)) else str(source)
@@ -57,9 +64,13 @@ def prepare(
                 "twice; leave one of the two out"
             )
         if base_model is None:
-            raise OptionError(f"{source} is a folder, all of which is there; --stream is for a hub id")
+            raise OptionError(
+                f"{source} is a folder, all of which is there; --stream is for a hub id"
+            )
         documents = TemporaryDirectory(prefix="magistral-")
-        hub = HubStream.open(base_model, Path(documents.name), revision=revision, layout=wanted_layout)
+        hub = HubStream.open(
+            base_model, Path(documents.name), revision=revision, layout=wanted_layout
+        )
         folder, commit = hub.folder, hub.commit
         opened = open_source(folder, hub.layout, hub.shards)
         identity = opened.identity(hub.files)
@@ -99,7 +110,9 @@ def prepare(
         is_complete=other is None,
     )
     if other and not force:
-        raise ConversionError(f"{target} exists, and {other}; name another folder, or replace it with --force")
+        raise ConversionError(
+            f"{target} exists, and {other}; name another folder, or replace it with --force"
+        )
     if not conversion.is_complete:
         _check_disk(conversion)
     return conversion
@@ -195,7 +208,15 @@ def convert_checkpoint(
         ConversionError: it cannot start, or could not be finished: then the same call goes on with it.
     """
     options = Options(
-        q_bits, q_group_size, q_mode, q_method, recipe, tokenizer_json, reasoning_format, calibration, target_bits
+        q_bits,
+        q_group_size,
+        q_mode,
+        q_method,
+        recipe,
+        tokenizer_json,
+        reasoning_format,
+        calibration,
+        target_bits,
     )
     steps = converting(
         source,

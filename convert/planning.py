@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from magistral_mlx.config import AFFINE_BITS, ModelConfig, QuantFormat, Shape
+from magistral_mlx.convert.quantize import check_divisible
+from magistral_mlx.convert.recipes import Options, make_formats, quantization_block
+from magistral_mlx.convert.source import FLOAT_TYPES, Source
+from magistral_mlx.convert.writer import MAX_DATA_BYTES, divide, header_bytes, lay_out
 from magistral_mlx.safetensors_header import Entry
-
-from .quantize import check_divisible
-from .recipes import Options, make_formats, quantization_block
-from .source import FLOAT_TYPES, Source
-from .writer import MAX_DATA_BYTES, divide, header_bytes, lay_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +19,17 @@ class PlannedShard:
     """One file of weights."""
 
     file: str
-    sources: tuple[str, ...]  # tensors of the unquantized checkpoint that it holds, in the order of ``in_order``
+    sources: tuple[
+        str, ...
+    ]  # tensors of the unquantized checkpoint that it holds, in the order of ``in_order``
     entries: Mapping[str, Entry]  # the tensors written, by name, in the order they lie in
 
     @property
     def nbytes(self) -> int:
         """Of the file."""
-        return len(header_bytes(self.entries)) + sum(entry.nbytes for entry in self.entries.values())
+        return len(header_bytes(self.entries)) + sum(
+            entry.nbytes for entry in self.entries.values()
+        )
 
     @property
     def header_sha256(self) -> str:
@@ -38,7 +41,9 @@ class PlannedShard:
 class Plan:
     """All files of weights, and how each matrix is packed in them."""
 
-    formats: Mapping[str, QuantFormat | None]  # of each matrix, by module path; None: it is not packed
+    formats: Mapping[
+        str, QuantFormat | None
+    ]  # of each matrix, by module path; None: it is not packed
     quantization: Mapping[str, Any] | None  # config.json's block
     float_type: str  # of what is not packed
     num_parameters: int
@@ -56,7 +61,9 @@ class Plan:
     def bits(self) -> dict[str, int]:
         """Of each matrix, by module path; not counting scales."""
         unpacked = FLOAT_TYPES[self.float_type][1].size * 8
-        return {path: unpacked if quant is None else quant.bits for path, quant in self.formats.items()}
+        return {
+            path: unpacked if quant is None else quant.bits for path, quant in self.formats.items()
+        }
 
     @property
     def bits_per_weight(self) -> float:
@@ -91,17 +98,35 @@ def make_plan(
     """
     formats = make_formats(config, options) if formats is None else formats
     shapes = config.parameter_shapes()
-    written = {name: written_tensors(name, shape, formats, float_type) for name, shape in shapes.items()}
-    sizes = {name: sum(e.nbytes for e in lay_out(tensors).values()) for name, tensors in written.items()}
+    written = {
+        name: written_tensors(name, shape, formats, float_type) for name, shape in shapes.items()
+    }
+    sizes = {
+        name: sum(e.nbytes for e in lay_out(tensors).values()) for name, tensors in written.items()
+    }
     units = [unit for unit in in_order(config) if unit]
     files = divide(((unit, sum(map(sizes.__getitem__, unit))) for unit in units), max_bytes)
     shards = []
-    for i, sources in enumerate(([name for unit in file for name in unit] for file in files), start=1):
-        file = "model.safetensors" if len(files) == 1 else f"model-{i:05}-of-{len(files):05}.safetensors"
-        entries = lay_out({name: tensor for source in sources for name, tensor in written[source].items()})
+    for i, sources in enumerate(
+        ([name for unit in file for name in unit] for file in files), start=1
+    ):
+        file = (
+            "model.safetensors"
+            if len(files) == 1
+            else f"model-{i:05}-of-{len(files):05}.safetensors"
+        )
+        entries = lay_out(
+            {name: tensor for source in sources for name, tensor in written[source].items()}
+        )
         shards.append(PlannedShard(file, tuple(sources), entries))
     num_parameters = sum(math.prod(shape) for shape in shapes.values())
-    return Plan(formats, quantization_block(formats, options.default), float_type, num_parameters, tuple(shards))
+    return Plan(
+        formats,
+        quantization_block(formats, options.default),
+        float_type,
+        num_parameters,
+        tuple(shards),
+    )
 
 
 def packed_sizes(source: Source, module: str, group_size: int) -> dict[int, int]:
@@ -112,7 +137,9 @@ def packed_sizes(source: Source, module: str, group_size: int) -> dict[int, int]
         bits: sum(
             entry.nbytes
             for entry in lay_out(
-                written_tensors(name, shape, {module: QuantFormat(bits, group_size)}, source.float_type)
+                written_tensors(
+                    name, shape, {module: QuantFormat(bits, group_size)}, source.float_type
+                )
             ).values()
         )
         for bits in AFFINE_BITS
@@ -124,7 +151,8 @@ def in_order(config: ModelConfig) -> list[list[str]]:
     layer's, and what follows the layers. A tied embedding is done with when it was lm_head."""
     names = list(config.parameter_shapes())
     layers = [
-        [name for name in names if name.startswith(f"model.layers.{layer}.")] for layer in range(config.num_layers)
+        [name for name in names if name.startswith(f"model.layers.{layer}.")]
+        for layer in range(config.num_layers)
     ]
     first, last = names[0], [name for name in names[1:] if not name.startswith("model.layers.")]
     return [[], *layers, [*last, first]] if config.tie_word_embeddings else [[first], *layers, last]
@@ -133,7 +161,10 @@ def in_order(config: ModelConfig) -> list[list[str]]:
 def read_in_order(config: ModelConfig) -> list[list[str]]:
     """What each step of such a pass reads. The first layer says what the columns of an embedding of its own weigh."""
     steps = in_order(config)
-    return [[next(iter(config.parameter_shapes())), *([] if config.tie_word_embeddings else steps[1])], *steps[1:]]
+    return [
+        [next(iter(config.parameter_shapes())), *([] if config.tie_word_embeddings else steps[1])],
+        *steps[1:],
+    ]
 
 
 def written_tensors(
@@ -146,5 +177,12 @@ def written_tensors(
     if quant is None:
         return {name: (floating, shape)}
     check_divisible(name, shape, quant)
-    types = {"weight": "U32", "scales": floating if quant.mode == "affine" else "U8", "biases": floating}
-    return {f"{module}.{part}": (types[part], packed) for part, packed in quant.packed_shapes(shape).items()}
+    types = {
+        "weight": "U32",
+        "scales": floating if quant.mode == "affine" else "U8",
+        "biases": floating,
+    }
+    return {
+        f"{module}.{part}": (types[part], packed)
+        for part, packed in quant.packed_shapes(shape).items()
+    }

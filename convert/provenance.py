@@ -32,7 +32,9 @@ def entry_of(content: bytes) -> dict[str, Any]:
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def difference(target: Path, *, source: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
+def difference(
+    target: Path, *, source: Mapping[str, Any], options: Mapping[str, Any]
+) -> str | None:
     """What makes ``target`` something else than the complete result of this source and these options, or None.
 
     Weights are known by their size and header, everything smaller by its hash.
@@ -50,7 +52,10 @@ def difference(target: Path, *, source: Mapping[str, Any], options: Mapping[str,
             file = target / name
             if not file.is_file() or file.stat().st_size != stated["size"]:
                 return f"its {name} is missing or has another size"
-            if not name.endswith(".safetensors") and hashlib.sha256(file.read_bytes()).hexdigest() != stated["sha256"]:
+            if (
+                not name.endswith(".safetensors")
+                and hashlib.sha256(file.read_bytes()).hexdigest() != stated["sha256"]
+            ):
                 return f"its {name} was changed"
         open_checkpoint(target, compares_record=False)
     except (CheckpointError, OSError, KeyError, TypeError, AttributeError) as error:
@@ -65,17 +70,34 @@ def first_difference(found: Any, wanted: Any, path: str = "") -> str | None:
     """
     if isinstance(found, dict) and isinstance(wanted, dict):
         # What says most to a person comes first: single values before tables, and hashes last of them.
-        nested = {key for each in (found, wanted) for key, value in each.items() if isinstance(value, dict | list)}
-        for key in sorted(found.keys() | wanted.keys(), key=lambda key: (key in nested, key.endswith("sha256"), key)):
+        nested = {
+            key
+            for each in (found, wanted)
+            for key, value in each.items()
+            if isinstance(value, dict | list)
+        }
+        for key in sorted(
+            found.keys() | wanted.keys(),
+            key=lambda key: (key in nested, key.endswith("sha256"), key),
+        ):
             if key in HASHES and (key not in found or key not in wanted):
                 continue
-            inner = first_difference(found.get(key), wanted.get(key), f"{path}.{key}" if path else key)
+            inner = first_difference(
+                found.get(key), wanted.get(key), f"{path}.{key}" if path else key
+            )
             if inner is not None:
                 return inner
         return None
     if isinstance(found, list) and isinstance(wanted, list):
         each = enumerate(zip_longest(found, wanted))
-        return next((inner for i, two in each if (inner := first_difference(*two, f"{path}[{i}]")) is not None), None)
+        return next(
+            (
+                inner
+                for i, two in each
+                if (inner := first_difference(*two, f"{path}[{i}]")) is not None
+            ),
+            None,
+        )
     if type(found) is type(wanted) and found == wanted:
         return None
     name = path.removeprefix("plan.").removeprefix("options.").removesuffix(".origin")

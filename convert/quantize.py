@@ -9,10 +9,16 @@ from magistral_mlx.config import AFFINE_GROUP_SIZES, QuantFormat
 from magistral_mlx.errors import ConversionError
 
 PARTS = ("weight", "scales", "biases")
-EXPONENTS = {mx.bfloat16: 0x7F80, mx.float16: 0x7C00, mx.float32: 0x7F80_0000}  # their bits, all of them set
+EXPONENTS = {
+    mx.bfloat16: 0x7F80,
+    mx.float16: 0x7C00,
+    mx.float32: 0x7F80_0000,
+}  # their bits, all of them set
 
 
-def quantize(weight: mx.array, quant: QuantFormat, *, name: str = "the weight") -> dict[str, mx.array]:
+def quantize(
+    weight: mx.array, quant: QuantFormat, *, name: str = "the weight"
+) -> dict[str, mx.array]:
     """Round a weight to its groups' scales; equal to ``mx.quantize`` bit for bit.
 
     Every row is rounded by itself: blocks of rows, quantized one by one, give the same as the whole.
@@ -32,11 +38,15 @@ def quantize(weight: mx.array, quant: QuantFormat, *, name: str = "the weight") 
     packed = mx.quantize(weight, quant.group_size, quant.bits, quant.mode)
     parts = dict(zip(PARTS, packed, strict=False))  # only affine formats have biases
     if quant.mode == "affine":
-        check_finite(name, *packed[1:], what="is so large that the scales of its groups hold NaN or infinity")
+        check_finite(
+            name, *packed[1:], what="is so large that the scales of its groups hold NaN or infinity"
+        )
     return parts
 
 
-def dequantize(parts: Mapping[str, mx.array], quant: QuantFormat, dtype: mx.Dtype | None = None) -> mx.array:
+def dequantize(
+    parts: Mapping[str, mx.array], quant: QuantFormat, dtype: mx.Dtype | None = None
+) -> mx.array:
     """The weight that ``parts`` stand for; ``dtype`` None: that of the scales, bfloat16 where these are uint8."""
     return mx.dequantize(
         parts["weight"],
@@ -53,7 +63,11 @@ def check_divisible(name: str, shape: tuple[int, ...], quant: QuantFormat) -> No
     """Raises ConversionError where the groups do not divide the columns of a matrix."""
     if shape[-1] % quant.group_size == 0:
         return
-    fitting = [size for size in AFFINE_GROUP_SIZES if shape[-1] % size == 0] if quant.mode == "affine" else []
+    fitting = (
+        [size for size in AFFINE_GROUP_SIZES if shape[-1] % size == 0]
+        if quant.mode == "affine"
+        else []
+    )
     module = name.removesuffix(".weight").split(".")[-1]
     way_out = (
         f"use a group size of {fitting[-1]}"
@@ -75,5 +89,9 @@ def is_finite(array: mx.array) -> bool:
     """Whether no value is NaN or infinite; by the bits, in NumPy: mx.isfinite takes longer than quantizing."""
     exponent = EXPONENTS[array.dtype]
     bits = np.array(array.view(mx.uint32 if array.dtype == mx.float32 else mx.uint16), copy=False)
-    signed = bits.view(f"i{bits.itemsize}")  # largest where a positive value is, as ``bits`` where a negative one is
-    return int(signed.max()) < exponent and int(bits.max()) < exponent + np.iinfo(signed.dtype).max + 1
+    signed = bits.view(
+        f"i{bits.itemsize}"
+    )  # largest where a positive value is, as ``bits`` where a negative one is
+    return (
+        int(signed.max()) < exponent and int(bits.max()) < exponent + np.iinfo(signed.dtype).max + 1
+    )

@@ -44,12 +44,20 @@ class RecipeFile:
         """Raises OptionError where the file is no recipe."""
         raw = _document(path)
         if unknown := sorted(raw.keys() - {"default", "rules"}):
-            raise _refusal(path, f"the key {shown(unknown[0])} is unknown", "it has default and rules")
+            raise _refusal(
+                path, f"the key {shown(unknown[0])} is unknown", "it has default and rules"
+            )
         blocks = raw.get("rules", [])
         if not isinstance(raw.get("default"), dict) or not isinstance(blocks, list):
-            raise _refusal(path, "default is no table, or rules no list", 'write {"default": {"bits": 4}, "rules": []}')
+            raise _refusal(
+                path,
+                "default is no table, or rules no list",
+                'write {"default": {"bits": 4}, "rules": []}',
+            )
         default = _format(path, "default", raw["default"], None)
-        rules = [_rule(path, f"rule {i}", block, default) for i, block in enumerate(blocks, start=1)]
+        rules = [
+            _rule(path, f"rule {i}", block, default) for i, block in enumerate(blocks, start=1)
+        ]
         return cls(path, default, tuple(rules))
 
     def formats(self, modules: Iterable[str]) -> dict[str, QuantFormat | None]:
@@ -91,14 +99,18 @@ def _document(path: Path) -> dict[str, Any]:
 
     try:
         if not path.is_file() or path.stat().st_size > MAX_BYTES:
-            raise _refusal(path, f"it is no plain file of at most {MAX_BYTES} bytes", "name a JSON file")
+            raise _refusal(
+                path, f"it is no plain file of at most {MAX_BYTES} bytes", "name a JSON file"
+            )
         raw = json.loads(path.read_bytes().decode(), object_pairs_hook=unique)
     except OSError as error:
         raise _refusal(path, f"it cannot be read ({error})", "check the file") from None
     except (ValueError, RecursionError) as error:
         raise _refusal(path, f"it is not JSON ({error})", "correct it") from None
     if not isinstance(raw, dict):
-        raise _refusal(path, f"it holds a JSON {type(raw).__name__}", "write a table with default and rules")
+        raise _refusal(
+            path, f"it holds a JSON {type(raw).__name__}", "write a table with default and rules"
+        )
     return raw
 
 
@@ -108,21 +120,33 @@ def _rule(path: Path, where: str, block: Any, default: QuantFormat | None) -> Ru
     where = f"{where} ({shown(match)})"
     if not block.keys() - {"match"}:
         raise _refusal(path, f"{where} changes nothing", "state its bits, group_size or mode")
-    return Rule(match, _format(path, where, {k: v for k, v in block.items() if k != "match"}, default))
+    return Rule(
+        match, _format(path, where, {k: v for k, v in block.items() if k != "match"}, default)
+    )
 
 
-def _format(path: Path, where: str, block: Mapping[str, Any], base: QuantFormat | None) -> QuantFormat | None:
+def _format(
+    path: Path, where: str, block: Mapping[str, Any], base: QuantFormat | None
+) -> QuantFormat | None:
     if unknown := sorted(block.keys() - set(FORMAT_KEYS)):
-        raise _refusal(path, f"{where}: the key {shown(unknown[0])} is unknown", f"known are {', '.join(FORMAT_KEYS)}")
+        raise _refusal(
+            path,
+            f"{where}: the key {shown(unknown[0])} is unknown",
+            f"known are {', '.join(FORMAT_KEYS)}",
+        )
     for key in ("bits", "group_size"):
         if key in block and type(block[key]) is not int:
             raise _refusal(path, f"{where}: {key} is {shown(block[key])}", "use a whole number")
     if block.get("bits") == UNPACKED_BITS:
         if len(block) > 1:
-            raise _refusal(path, f"{where}: with {UNPACKED_BITS} bits nothing is packed", "leave the rest out")
+            raise _refusal(
+                path, f"{where}: with {UNPACKED_BITS} bits nothing is packed", "leave the rest out"
+            )
         return None
     mode = block.get("mode", "affine" if base is None else base.mode)
-    bits, group_size = FP_FORMATS.get(mode, (None, DEFAULT_GROUP_SIZE)) if isinstance(mode, str) else (None, 0)
+    bits, group_size = (
+        FP_FORMATS.get(mode, (None, DEFAULT_GROUP_SIZE)) if isinstance(mode, str) else (None, 0)
+    )
     if base is not None and base.mode == mode:
         bits, group_size = base.bits, base.group_size
     bits, group_size = block.get("bits", bits), block.get("group_size", group_size)

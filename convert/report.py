@@ -26,7 +26,9 @@ class Gain:
     outliers_at: str
 
 
-def make_report(method: str, errors: Mapping[str, Sequence[float]], without_inputs: Collection[str]) -> dict[str, Any]:
+def make_report(
+    method: str, errors: Mapping[str, Sequence[float]], without_inputs: Collection[str]
+) -> dict[str, Any]:
     """In JSON's types.
 
     Args:
@@ -41,7 +43,11 @@ def make_report(method: str, errors: Mapping[str, Sequence[float]], without_inpu
         tensors[module] = {name: _short(value) for name, value in figures.items()}
     lost = sum(tensor["error_rounded"] for tensor in tensors.values())
     ratio = sum(tensor["error"] for tensor in tensors.values()) / lost if lost else 1.0
-    return {"error_is": MEASURES[method], "predicted_error_ratio": _short(ratio), "tensors": tensors}
+    return {
+        "error_is": MEASURES[method],
+        "predicted_error_ratio": _short(ratio),
+        "tensors": tensors,
+    }
 
 
 def gain_of(record: Mapping[str, Any]) -> Gain | None:
@@ -49,7 +55,9 @@ def gain_of(record: Mapping[str, Any]) -> Gain | None:
     report = record.get("report")
     if report is None:
         return None
-    ratios = {module: tensor.get("outlier_ratio", 0.0) for module, tensor in report["tensors"].items()}
+    ratios = {
+        module: tensor.get("outlier_ratio", 0.0) for module, tensor in report["tensors"].items()
+    }
     module = max(ratios, key=lambda module: ratios[module])
     return Gain(report["predicted_error_ratio"], ratios[module], module)
 

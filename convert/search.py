@@ -6,13 +6,19 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from magistral_mlx.config import QuantFormat
-
-from .quantize import check_divisible, check_finite, quantize
+from magistral_mlx.convert.quantize import check_divisible, check_finite, quantize
 
 BLOCK_WEIGHTS = 2**17  # searched at once: their float32 copies stay in a core's cache
-SPANS = (1.0, 0.85, 0.7, 0.55)  # of max - min, of the codes of each start: outliers are rarely worth their cost
+SPANS = (
+    1.0,
+    0.85,
+    0.7,
+    0.55,
+)  # of max - min, of the codes of each start: outliers are rarely worth their cost
 EACH, LAST = 2, 2  # times that least squares follow each start, and the best of them
-DEGENERATE = 1e-6  # variance of the codes over their mean square, under which no line is fitted through them
+DEGENERATE = (
+    1e-6  # variance of the codes over their mean square, under which no line is fitted through them
+)
 ROUNDER = 1.5 * 2**23  # float32 has no halves from here on
 PACK = 32  # codes of any width fill whole words
 
@@ -63,7 +69,9 @@ def quantize_weighted(
     step = max(1, BLOCK_WEIGHTS // (rows * size)) * size
     for start in range(0, columns, step):
         groups = as_groups(weight[:, start : start + step], size)
-        grid = best_grid(groups, shares[start // size : (start + step) // size], quant, weight.dtype, name=name)
+        grid = best_grid(
+            groups, shares[start // size : (start + step) // size], quant, weight.dtype, name=name
+        )
         codes = nearest_codes(groups, grid, quant.bits)
         done.append(assembled(codes, grid, quant.bits, weight.dtype))
         mx.eval(done[-1])
@@ -79,12 +87,16 @@ def as_groups(weight: mx.array, size: int) -> mx.array:
 def as_shares(importance: mx.array, size: int) -> mx.array:
     """Importances ``[columns]`` -> ``[groups, 1, size]`` float32, which sum to 1 in each group."""
     groups = importance.astype(mx.float32).reshape(-1, 1, size)
-    groups = groups / mx.maximum(groups.max(axis=-1, keepdims=True), 1e-37)  # so that no sum overflows
+    groups = groups / mx.maximum(
+        groups.max(axis=-1, keepdims=True), 1e-37
+    )  # so that no sum overflows
     groups = mx.where(groups.sum(axis=-1, keepdims=True) > 0, groups, 1.0)
     return groups / groups.sum(axis=-1, keepdims=True)
 
 
-def best_grid(w: mx.array, shares: mx.array, quant: QuantFormat, dtype: mx.Dtype, *, name: str = "the weight") -> Grid:
+def best_grid(
+    w: mx.array, shares: mx.array, quant: QuantFormat, dtype: mx.Dtype, *, name: str = "the weight"
+) -> Grid:
     """Search the grid of every group, from ``mx.quantize``'s on.
 
     Args:
@@ -121,7 +133,11 @@ def search(w: mx.array, shares: mx.array, known: Grid, bits: int, dtype: mx.Dtyp
     centre = best
     for scales in _neighbours(centre.grid.scales, dtype):
         # The bias that suits the other scale, by the codes there are.
-        biases = centre.grid.biases + centre.grid.scales * centre.d + (centre.grid.scales - scales) * centre.q
+        biases = (
+            centre.grid.biases
+            + centre.grid.scales * centre.d
+            + (centre.grid.scales - scales) * centre.q
+        )
         best = _better(best, fit(_stored(scales, biases, dtype)))
     return best.grid
 
@@ -139,7 +155,11 @@ def nearest_codes(w: mx.array, grid: Grid, bits: int) -> mx.array:
 def assembled(codes: mx.array, grid: Grid, bits: int, dtype: mx.Dtype) -> dict[str, mx.array]:
     """Codes ``[groups, size, rows]`` and their grid -> the tensors that are stored."""
     scales, biases = (part[:, 0].T.astype(dtype) for part in grid)
-    return {"weight": packed(codes.reshape(-1, codes.shape[-1]), bits), "scales": scales, "biases": biases}
+    return {
+        "weight": packed(codes.reshape(-1, codes.shape[-1]), bits),
+        "scales": scales,
+        "biases": biases,
+    }
 
 
 def packed(codes: mx.array, bits: int) -> mx.array:
@@ -157,7 +177,9 @@ def packed(codes: mx.array, bits: int) -> mx.array:
 
 
 def _fitter(w: mx.array, shares: mx.array, bits: int) -> Callable[[Grid], _Fit]:
-    shares = shares.swapaxes(1, 2)  # [groups, size, 1]: sums of products take less time than a matrix product
+    shares = shares.swapaxes(
+        1, 2
+    )  # [groups, size, 1]: sums of products take less time than a matrix product
 
     def total(x: mx.array) -> mx.array:
         return x.sum(axis=1, keepdims=True)
@@ -165,7 +187,9 @@ def _fitter(w: mx.array, shares: mx.array, bits: int) -> Callable[[Grid], _Fit]:
     def fit(grid: Grid) -> _Fit:
         steps = (w - grid.biases) * (1 / grid.scales)
         q = mx.clip(_rounded(steps), 0, 2**bits - 1)
-        d = steps - q  # of the order of 1 whatever the weights are: sums of its squares lose nothing
+        d = (
+            steps - q
+        )  # of the order of 1 whatever the weights are: sums of its squares lose nothing
         own_d, own_q = shares * d, shares * q
         error = mx.abs(grid.scales) * mx.sqrt(total(own_d * d))
         return _Fit(grid, error, total(own_q), total(own_q * q), total(own_d), total(own_d * q))

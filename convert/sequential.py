@@ -9,22 +9,25 @@ from functools import partial
 import mlx.core as mx
 
 from magistral_mlx.config import QuantFormat
+from magistral_mlx.convert import heap
+from magistral_mlx.convert.calibrate import EMBEDDING
+from magistral_mlx.convert.embedding import column_weights
+from magistral_mlx.convert.gains import Errors, as_read
+from magistral_mlx.convert.gptq import Curvature, quantize_gptq
+from magistral_mlx.convert.parallel import unordered
+from magistral_mlx.convert.quantize import check_finite, quantize
+from magistral_mlx.convert.search import quantize_weighted
+from magistral_mlx.convert.source import FLOAT_TYPES, Source
+from magistral_mlx.convert.statistics import hessian, mean_squares, runs
 
-from . import heap
-from .calibrate import EMBEDDING
-from .embedding import column_weights
-from .gains import Errors, as_read
-from .gptq import Curvature, quantize_gptq
-from .parallel import unordered
-from .quantize import check_finite, quantize
-from .search import quantize_weighted
-from .source import FLOAT_TYPES, Source
-from .statistics import hessian, mean_squares, runs
-
-BLOCK_BYTES = 32 * 2**20  # of a weight, as it is stored: all of a layer's columns for each of its rows
+BLOCK_BYTES = (
+    32 * 2**20
+)  # of a weight, as it is stored: all of a layer's columns for each of its rows
 SAMPLE = 256  # tokens by which errors are measured
 Parts = Mapping[str, mx.array]
-Emit = Callable[[str, int, Parts, Errors | None], None]  # module, first row, what is stored for its rows, its errors
+Emit = Callable[
+    [str, int, Parts, Errors | None], None
+]  # module, first row, what is stored for its rows, its errors
 
 
 @dataclass(slots=True)
@@ -39,13 +42,19 @@ class Sequential:
     source: Source
     formats: Mapping[str, QuantFormat | None]  # of each matrix, by module path
     emit: Emit
-    squares: dict[str, mx.array] = field(default_factory=dict)  # E[x_j^2], as ``calibrate.MeanSquares``
-    _waiting: dict[str, dict[int, Parts]] = field(default_factory=dict)  # quantized, not yet multiplied with
+    squares: dict[str, mx.array] = field(
+        default_factory=dict
+    )  # E[x_j^2], as ``calibrate.MeanSquares``
+    _waiting: dict[str, dict[int, Parts]] = field(
+        default_factory=dict
+    )  # quantized, not yet multiplied with
 
     def see(self, modules: Sequence[str], x: mx.array) -> None:
         self.squares |= dict.fromkeys(modules, mean_squares(modules, x))
         curvatures: list[Curvature] = []
-        if any(quant is not None and quant.mode == "affine" for quant in map(self.formats.get, modules)):
+        if any(
+            quant is not None and quant.mode == "affine" for quant in map(self.formats.get, modules)
+        ):
             curvatures = [Curvature.of(hessian(x, run)) for run in runs(x.shape[-1])]
         flat = x.reshape(-1, x.shape[-1])
         sample = flat[:: -(-len(flat) // SAMPLE)]
@@ -65,7 +74,9 @@ class Sequential:
         if module == EMBEDDING and quant is not None and not self.source.config.tie_word_embeddings:
             own = self.squares[module] = column_weights(self.source)
             way = partial(_by_search, own) if quant.mode == "affine" else _by_rounding
-            self._waiting[module] = self._quantized(module, way, partial(Errors.weighted, importance=own))
+            self._waiting[module] = self._quantized(
+                module, way, partial(Errors.weighted, importance=own)
+            )
         if module not in self._waiting:
             for row, block in self.source.blocks(f"{module}.weight", BLOCK_BYTES):
                 check_finite(f"{module}.weight", block)
@@ -85,13 +96,18 @@ class Sequential:
         on_cpu = mx.default_device().type == mx.DeviceType.cpu
         name, quant = f"{module}.weight", self.formats[module]
         assert quant is not None
-        count, step = self.source.config.parameter_shapes()[name][0], self.source.row_step(name, BLOCK_BYTES)
+        count, step = (
+            self.source.config.parameter_shapes()[name][0],
+            self.source.row_step(name, BLOCK_BYTES),
+        )
 
         def work(row: int) -> tuple[int, Parts]:
             rows = self.source.read(name, slice(row, min(row + step, count))).astype(self._dtype)
             parts = way(rows, quant, name)
             mx.eval(parts)
-            self.emit(module, row, parts, measure(rows, parts, quant) if quant.mode == "affine" else None)
+            self.emit(
+                module, row, parts, measure(rows, parts, quant) if quant.mode == "affine" else None
+            )
             return row, parts
 
         jobs = (partial(work, row) for row in range(0, count, step))
@@ -103,7 +119,9 @@ Way = Callable[[mx.array, QuantFormat, str], Parts]
 Measure = Callable[[mx.array, Parts, QuantFormat], Errors]
 
 
-def _by_gptq(curvatures: Sequence[Curvature], rows: mx.array, quant: QuantFormat, name: str) -> Parts:
+def _by_gptq(
+    curvatures: Sequence[Curvature], rows: mx.array, quant: QuantFormat, name: str
+) -> Parts:
     return quantize_gptq(rows, curvatures, quant, name=name)
 
 

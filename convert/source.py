@@ -12,17 +12,18 @@ import mlx.core as mx
 
 from magistral_mlx.checkpoint import Layout, Shard, open_checkpoint
 from magistral_mlx.config import ModelConfig, QuantFormat
+from magistral_mlx.convert.consolidated import CONSOLIDATED, PARAMS, open_consolidated
+from magistral_mlx.convert.names import halves_from_pairs, is_rotated, native_name
+from magistral_mlx.convert.quantize import PARTS, dequantize
 from magistral_mlx.errors import CheckpointError, ConversionError, OptionError, shown
 from magistral_mlx.remote import HubFile
 from magistral_mlx.safetensors_header import Entry
 
-from .consolidated import CONSOLIDATED, PARAMS, open_consolidated
-from .names import halves_from_pairs, is_rotated, native_name
-from .quantize import PARTS, dequantize
-
 log = logging.getLogger(__name__)
 
-FLOAT_TYPES: Mapping[str, tuple[str, mx.Dtype]] = {  # as config.json, safetensors and MLX spell them
+FLOAT_TYPES: Mapping[
+    str, tuple[str, mx.Dtype]
+] = {  # as config.json, safetensors and MLX spell them
     "bfloat16": ("BF16", mx.bfloat16),
     "float16": ("F16", mx.float16),
     "float32": ("F32", mx.float32),
@@ -40,7 +41,9 @@ class Source:
     config: ModelConfig
     float_type: str  # of the output's tensors that are not packed: a key of FLOAT_TYPES
     shards: tuple[Shard, ...]
-    formats: Mapping[str, QuantFormat | None]  # how a matrix is packed already, by module path; left out: it is not
+    formats: Mapping[
+        str, QuantFormat | None
+    ]  # how a matrix is packed already, by module path; left out: it is not
 
     @property
     def nbytes(self) -> int:
@@ -60,7 +63,11 @@ class Source:
         if quant is not None:
             row_bytes = row_bytes * 8 // quant.bits * FLOAT_TYPES[self.float_type][1].size
         step = max(1, block_bytes // row_bytes)
-        return max(1, step // self.config.head_dim) * self.config.head_dim if self._is_reordered(name) else step
+        return (
+            max(1, step // self.config.head_dim) * self.config.head_dim
+            if self._is_reordered(name)
+            else step
+        )
 
     def read(self, name: str, rows: slice) -> mx.array:
         """Rows of one tensor as Hugging Face orders them, read now; ``rows`` starts at a multiple of ``row_step``.
@@ -68,7 +75,10 @@ class Source:
         What is packed is dequantized, affine formats in ``float_type``. Safe from any thread.
         """
         if (quant := self._format(name)) is not None:
-            parts = {part: shard.read(stored, rows, once=True) for part, (shard, stored) in self._packed(name).items()}
+            parts = {
+                part: shard.read(stored, rows, once=True)
+                for part, (shard, stored) in self._packed(name).items()
+            }
             if quant.mode == "affine":
                 dtype = FLOAT_TYPES[self.float_type][1]
                 parts |= {part: parts[part].astype(dtype) for part in ("scales", "biases")}
@@ -85,7 +95,9 @@ class Source:
 
     def places(self, name: str) -> list[tuple[Shard, str]]:
         """The files that one tensor is read from, by its Hugging Face name, and the names of its parts there."""
-        return [self._place(name)] if self._format(name) is None else list(self._packed(name).values())
+        return (
+            [self._place(name)] if self._format(name) is None else list(self._packed(name).values())
+        )
 
     def _place(self, name: str) -> tuple[Shard, str]:
         """The file of a tensor, and its name there."""
@@ -116,7 +128,10 @@ class Source:
             file = shard.path.name
             files[file] = {"header_sha256": shard.header_sha256}
             if files_of_hub is None:
-                files[file] |= {"size": shard.path.stat().st_size, "sample_sha256": shard.sample_sha256()}
+                files[file] |= {
+                    "size": shard.path.stat().st_size,
+                    "sample_sha256": shard.sample_sha256(),
+                }
                 files[file] |= _hub_sha256(shard.path)
             else:
                 size, sha256 = files_of_hub[file].size, files_of_hub[file].sha256
@@ -124,7 +139,10 @@ class Source:
         for path in (self.folder / name for name in DOCUMENTS):
             if path.is_file():
                 content = path.read_bytes()
-                files[path.name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+                files[path.name] = {
+                    "size": len(content),
+                    "sha256": hashlib.sha256(content).hexdigest(),
+                }
         return {"layout": self.layout, "files": dict(sorted(files.items()))}
 
 
@@ -136,7 +154,9 @@ def checked_layout(layout: str | None) -> Layout | None:
     raise OptionError(f"layout is {layout!r}; known are {', '.join(get_args(Layout))}")
 
 
-def open_source(folder: Path, layout: Layout | None = None, shards: Sequence[Shard] | None = None) -> Source:
+def open_source(
+    folder: Path, layout: Layout | None = None, shards: Sequence[Shard] | None = None
+) -> Source:
     """Check a checkpoint in one of the published layouts; HF shards where it has both and ``layout`` is None.
 
     Args:
@@ -154,11 +174,15 @@ def open_source(folder: Path, layout: Layout | None = None, shards: Sequence[Sha
     checkpoint = open_checkpoint(folder, compares_record=shards is None, shards=shards)
     entries = {name: entry for shard in checkpoint.shards for name, entry in shard.header.items()}
     float_type = _float_type(folder, checkpoint.raw_config, entries)
-    return Source(folder, "hf", checkpoint.config, float_type, checkpoint.shards, checkpoint.formats)
+    return Source(
+        folder, "hf", checkpoint.config, float_type, checkpoint.shards, checkpoint.formats
+    )
 
 
 def _chosen_layout(folder: Path, layout: Layout | None) -> Layout:
-    has_hf = any(folder.glob("model*.safetensors")) or (folder / "model.safetensors.index.json").exists()
+    has_hf = (
+        any(folder.glob("model*.safetensors")) or (folder / "model.safetensors.index.json").exists()
+    )
     has_native = (folder / CONSOLIDATED).exists()
     if layout is None:
         layout = "consolidated" if has_native and not has_hf else "hf"
@@ -177,7 +201,11 @@ def _chosen_layout(folder: Path, layout: Layout | None) -> Layout:
 
 def warn_of_rounding_twice(source: Source, formats: Mapping[str, QuantFormat | None]) -> None:
     """Log, once, where matrices that are packed already are packed anew."""
-    if twice := [path for path, quant in formats.items() if quant is not None and source.formats.get(path) is not None]:
+    if twice := [
+        path
+        for path, quant in formats.items()
+        if quant is not None and source.formats.get(path) is not None
+    ]:
         bits = sorted({quant.bits for quant in map(source.formats.get, twice) if quant is not None})
         log.warning(
             "%s is quantized already, to %s bit: rounding again adds to the error it has; the bf16 checkpoint that it "
@@ -191,13 +219,19 @@ def _float_type(folder: Path, raw: Mapping[str, Any], entries: Mapping[str, Entr
     """The type config.json states, as mlx-lm takes it; without one, that of all tensors."""
     stated = [raw[key] for key in ("torch_dtype", "dtype") if raw.get(key) is not None]
     if stated:
-        if not isinstance(stated[0], str) or stated[0] not in FLOAT_TYPES or stated[0] != stated[-1]:
+        if (
+            not isinstance(stated[0], str)
+            or stated[0] not in FLOAT_TYPES
+            or stated[0] != stated[-1]
+        ):
             raise CheckpointError(
                 f"{folder / 'config.json'}: torch_dtype is {' and '.join(map(shown, stated))}, expected one of "
                 f"{', '.join(FLOAT_TYPES)}; download config.json again"
             )
         return str(stated[0])
-    found = {entry.dtype for entry in entries.values()} & {dtype for dtype, _ in FLOAT_TYPES.values()}
+    found = {entry.dtype for entry in entries.values()} & {
+        dtype for dtype, _ in FLOAT_TYPES.values()
+    }
     if len(found) > 1:
         raise ConversionError(
             f"{folder}: tensors are {' and '.join(sorted(found))}, and no torch_dtype says which the model has; "

@@ -8,10 +8,10 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from . import disk, heap
-from .calibrate import Stage, Visitor, visiting
-from .source import Source
-from .statistics import from_file, to_bytes
+from magistral_mlx.convert import disk, heap
+from magistral_mlx.convert.calibrate import Stage, Visitor, visiting
+from magistral_mlx.convert.source import Source
+from magistral_mlx.convert.statistics import from_file, to_bytes
 
 STREAM = "stream"
 NAME = "layers-{layers:05}-{sha256}.safetensors"  # content and name agree, or it is not whole
@@ -65,7 +65,9 @@ class StagedPass:
 def _newest(folder: Path) -> tuple[Stage | None, dict[str, mx.array]]:
     """The last stage there is whole."""
     found = {
-        path: match for path in folder.glob("*") if (match := NAMED.fullmatch(path.name)) and disk.is_own_file(path)
+        path: match
+        for path in folder.glob("*")
+        if (match := NAMED.fullmatch(path.name)) and disk.is_own_file(path)
     }
     for path in sorted(found, reverse=True):
         layers, sha256 = found[path].groups()

@@ -17,10 +17,9 @@ from types import TracebackType
 from typing import Any
 
 from magistral_mlx import durable
+from magistral_mlx.convert import disk
+from magistral_mlx.convert.provenance import first_difference
 from magistral_mlx.errors import ConversionError
-
-from . import disk
-from .provenance import first_difference
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,12 @@ class Staging:
     """
 
     def __init__(
-        self, target: Path, plan: Mapping[str, Any], *, is_whole: Callable[[Path], bool], force: bool = False
+        self,
+        target: Path,
+        plan: Mapping[str, Any],
+        *,
+        is_whole: Callable[[Path], bool],
+        force: bool = False,
     ) -> None:
         """
         Args:
@@ -74,8 +78,17 @@ class Staging:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        kept = [path for folder in (self.fetched, self.calibration, self.traces) for path in folder.glob("*")]
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        kept = [
+            path
+            for folder in (self.fetched, self.calibration, self.traces)
+            for path in folder.glob("*")
+        ]
         if kind is not None and not self.finished and not kept:
             with suppress(OSError):
                 disk.discard(self.folder)
@@ -131,13 +144,17 @@ class Staging:
             with suppress(FileExistsError):
                 os.mkdir(self.folder)
             try:
-                descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                descriptor = os.open(
+                    self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                )
             except FileNotFoundError:  # another process has just finished with it
                 continue
             except OSError as error:
                 if error.errno not in (errno.ELOOP, errno.ENOTDIR):
                     raise
-                raise ConversionError(f"{self.folder} is no folder; move it away, the target is made there") from None
+                raise ConversionError(
+                    f"{self.folder} is no folder; move it away, the target is made there"
+                ) from None
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -149,7 +166,10 @@ class Staging:
                 if error.errno not in NO_LOCKS:
                     os.close(descriptor)
                     raise
-                log.warning("%s cannot be locked on this drive; start no second conversion to it", self.folder)
+                log.warning(
+                    "%s cannot be locked on this drive; start no second conversion to it",
+                    self.folder,
+                )
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.lstat(self.folder), os.fstat(descriptor)):
                     return descriptor
@@ -177,11 +197,19 @@ class Staging:
         names = set(os.listdir(self.folder))
         for line in lines[1:]:
             file, size = line["file"], line["size"]
-            if file in names and disk.is_own_file(self.folder / file) and (self.folder / file).stat().st_size == size:
+            if (
+                file in names
+                and disk.is_own_file(self.folder / file)
+                and (self.folder / file).stat().st_size == size
+            ):
                 self.finished[file] = {key: value for key, value in line.items() if key != "file"}
         kept = {JOURNAL} if disk.is_own_file(self._journal) else set()
         kept |= {FETCHED} if _is_own_folder(self.fetched) else set()
-        kept |= {folder.name for folder in (self.calibration, self.traces) if lines and _is_own_folder(folder)}
+        kept |= {
+            folder.name
+            for folder in (self.calibration, self.traces)
+            if lines and _is_own_folder(folder)
+        }
         for name in names - kept - set(self.finished):
             disk.discard(self.folder / name)
         self._rewrite()
@@ -210,7 +238,9 @@ def discard_replaced(target: Path) -> None:
         with suppress(OSError):
             disk.discard(aside)
         if os.path.lexists(aside):
-            log.warning("%s is what was replaced, and could not be deleted; delete it by hand", aside)
+            log.warning(
+                "%s is what was replaced, and could not be deleted; delete it by hand", aside
+            )
         raise
 
 
@@ -220,7 +250,12 @@ def begun_commit(target: Path, repo_id: str) -> str | None:
     hub = lines[0]["plan"]["source"].get("hub") if lines else None
     if hub is None or hub["id"] != repo_id:
         return None
-    log.info("going on with commit %s of %s, which %s was begun with", hub["commit"], repo_id, partial_of(target))
+    log.info(
+        "going on with commit %s of %s, which %s was begun with",
+        hub["commit"],
+        repo_id,
+        partial_of(target),
+    )
     return str(hub["commit"])
 
 
@@ -235,7 +270,11 @@ def _read_journal(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
         keys = {"file", "size", "sha256"} if records else {"plan"}
-        if not line.endswith(b"\n") or not isinstance(record, dict) or set(record) - {"errors"} != keys:
+        if (
+            not line.endswith(b"\n")
+            or not isinstance(record, dict)
+            or set(record) - {"errors"} != keys
+        ):
             break
         records.append(record)
     return records

@@ -6,11 +6,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from magistral_mlx.convert.products import product
+from magistral_mlx.convert.writer import MLX_TYPES, header_bytes, lay_out
 from magistral_mlx.errors import NumericsError
 from magistral_mlx.safetensors_header import Shard
-
-from .products import product
-from .writer import MLX_TYPES, header_bytes, lay_out
 
 WIDEST = 6144  # columns that share one Hessian: float64 factors of 8 blocks of 4096 are 1/8 of those of 32768
 RUN = 4096  # columns of each Hessian of a wider input: a multiple of every group size
@@ -61,7 +60,9 @@ def outlier_ratio(squares: mx.array) -> float:
 
 def to_bytes(arrays: Mapping[str, mx.array]) -> bytes:
     """A safetensors file; the same arrays give the same bytes."""
-    entries = lay_out({name: (SAFETENSORS_TYPES[array.dtype], array.shape) for name, array in arrays.items()})
+    entries = lay_out(
+        {name: (SAFETENSORS_TYPES[array.dtype], array.shape) for name, array in arrays.items()}
+    )
     raw = (np.array(mx.contiguous(arrays[name]).view(mx.uint8)).tobytes() for name in entries)
     return b"".join([header_bytes(entries), *raw])
 

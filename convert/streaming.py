@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from magistral_mlx import durable
+from magistral_mlx.convert import disk
 from magistral_mlx.errors import ConversionError, HubError, shown
 from magistral_mlx.remote import Cancelled, HubFile, Layout, Listing, list_files, read
 from magistral_mlx.safetensors_header import MAX_JSON_BYTES, Shard, parse_json
-
-from . import disk
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +41,9 @@ class HubStream:
     shards: tuple[Shard, ...]
 
     @classmethod
-    def open(cls, repo_id: str, folder: Path, *, revision: str | None, layout: Layout | None) -> "HubStream":
+    def open(
+        cls, repo_id: str, folder: Path, *, revision: str | None, layout: Layout | None
+    ) -> "HubStream":
         """Fetch every document and every weight file's header, so that all can be planned before any weight moves.
 
         Args:
@@ -57,9 +58,14 @@ class HubStream:
             ConversionError: ``folder`` cannot be written.
         """
         listing = list_files(repo_id, revision, layout)
-        documents = {name: file for name, file in listing.documents.items() if name not in NOT_NEEDED}
+        documents = {
+            name: file for name, file in listing.documents.items() if name not in NOT_NEEDED
+        }
         try:
-            _make_own(folder, {*documents, *listing.weights, *(name + INCOMPLETE for name in listing.weights)})
+            _make_own(
+                folder,
+                {*documents, *listing.weights, *(name + INCOMPLETE for name in listing.weights)},
+            )
             for file in documents.values():
                 _fetch_document(repo_id, listing.commit, file, folder)
         except OSError as error:
@@ -67,7 +73,10 @@ class HubStream:
                 f"{folder} could not be written ({error}); check the folder and the disk, then run the command again"
             ) from None
         _check_index(repo_id, listing, folder)
-        shards = tuple(_fetch_header(repo_id, listing.commit, file, folder) for file in listing.weights.values())
+        shards = tuple(
+            _fetch_header(repo_id, listing.commit, file, folder)
+            for file in listing.weights.values()
+        )
         return cls(repo_id, listing.commit, listing.layout, folder, listing.weights, shards)
 
     def into(self, folder: Path) -> "HubStream":
@@ -76,7 +85,9 @@ class HubStream:
         shards = tuple(replace(shard, path=folder / shard.path.name) for shard in self.shards)
         return replace(self, folder=folder, shards=shards)
 
-    def fetch(self, name: str, *, report: Callable[[int], None], cancelled: Callable[[], bool]) -> Path:
+    def fetch(
+        self, name: str, *, report: Callable[[int], None], cancelled: Callable[[], bool]
+    ) -> Path:
         """Fetch a weight file into the folder, going on with what is there of it, and check its hash and header.
 
         Safe from any thread, for another file each.
@@ -107,9 +118,13 @@ class HubStream:
                     f"{self.repo_id}: {name} arrived damaged (hash {found[:12]}, expected {file.checksum[:12]}) and "
                     "was deleted; run the same command again, the other files are kept"
                 )
-            log.warning("%s: what an earlier run left there is damaged; it is fetched anew", partial)
+            log.warning(
+                "%s: what an earlier run left there is damaged; it is fetched anew", partial
+            )
         if Shard.open(partial).header_sha256 != planned.header_sha256:
-            raise HubError(f"{self.repo_id}: the header of {name} came otherwise before; run the same command again")
+            raise HubError(
+                f"{self.repo_id}: the header of {name} came otherwise before; run the same command again"
+            )
         disk.rename(partial, path)
         return path
 
@@ -169,7 +184,9 @@ class HubStream:
 def _make_own(folder: Path, names: set[str]) -> None:
     """Make a folder, or clear one of all other names."""
     if folder.is_symlink():
-        raise ConversionError(f"{folder} is a link, and what is fetched would go where it points; delete it")
+        raise ConversionError(
+            f"{folder} is a link, and what is fetched would go where it points; delete it"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for name in set(os.listdir(folder)) - names:
         disk.discard(folder / name)
@@ -181,7 +198,11 @@ def _fetch_document(repo_id: str, commit: str, file: HubFile, folder: Path) -> N
         raise HubError(
             f"{repo_id}: {file.name} has {file.size} bytes, far too many for what it is; name another repository"
         )
-    if disk.is_own_file(path) and path.stat().st_size == file.size and _hash(file, path.read_bytes()) == file.checksum:
+    if (
+        disk.is_own_file(path)
+        and path.stat().st_size == file.size
+        and _hash(file, path.read_bytes()) == file.checksum
+    ):
         return
     content = b"".join(read(repo_id, commit, file, 0, file.size))
     if _hash(file, content) != file.checksum:
@@ -202,7 +223,9 @@ def _check_index(repo_id: str, listing: Listing, folder: Path) -> None:
         return
     weight_map = parse_json((folder / INDEX).read_bytes(), folder / INDEX).get("weight_map")
     named = weight_map.values() if isinstance(weight_map, dict) else ()
-    if missing := [name for name in named if not isinstance(name, str) or name not in listing.weights]:
+    if missing := [
+        name for name in named if not isinstance(name, str) or name not in listing.weights
+    ]:
         raise HubError(
             f"{repo_id}: {INDEX} names {shown(missing[0])}, which commit {listing.commit} does not hold; "
             "the repository is incomplete, name another commit with --revision"
@@ -222,7 +245,10 @@ def _reopen(partial: Path, file: HubFile, planned: Shard) -> tuple[int, int]:
     if disk.is_own_file(partial):
         descriptor = os.open(partial, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         kept, head = os.fstat(descriptor).st_size, os.pread(descriptor, planned.data_start, 0)
-        is_other = len(head) == planned.data_start and hashlib.sha256(head).hexdigest() != planned.header_sha256
+        is_other = (
+            len(head) == planned.data_start
+            and hashlib.sha256(head).hexdigest() != planned.header_sha256
+        )
         if kept <= file.size and not is_other:
             return descriptor, kept
         os.close(descriptor)

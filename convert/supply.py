@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from .streaming import HubStream
+from magistral_mlx.convert.streaming import HubStream
 
 PATIENCE_SECONDS = 0.5
 
@@ -36,7 +36,9 @@ class Supply:
         for name in self._order[at : at + 2]:
             if name not in self._fetched:
                 fetch = self._stream.fetch
-                self._fetched[name] = self._pool.submit(fetch, name, report=self._count, cancelled=self._closed.is_set)
+                self._fetched[name] = self._pool.submit(
+                    fetch, name, report=self._count, cancelled=self._closed.is_set
+                )
         return self._fetched[file].done() and bool(self._fetched[file].result())
 
     def wait(self, file: str) -> None:

@@ -4,10 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
+from magistral_mlx.convert.provenance import PROVENANCE
+from magistral_mlx.convert.staging import JOURNAL, aside_of, partial_of
 from magistral_mlx.errors import ConversionError
-
-from .provenance import PROVENANCE
-from .staging import JOURNAL, aside_of, partial_of
 
 
 def check_place(target: Path) -> None:
@@ -21,20 +20,26 @@ def check_place(target: Path) -> None:
     try:
         str(target).encode()
     except UnicodeEncodeError:
-        raise ConversionError(f"{str(target)!r} is not UTF-8, and not every runtime opens it; name another") from None
+        raise ConversionError(
+            f"{str(target)!r} is not UTF-8, and not every runtime opens it; name another"
+        ) from None
     for path in (target, partial_of(target), aside_of(target)):
         try:
             path.lstat()
         except FileNotFoundError:
             continue
         except OSError as error:  # too long, a loop of links, or under a file
-            raise ConversionError(f"{target} cannot be made ({error.strerror}); name another folder") from None
+            raise ConversionError(
+                f"{target} cannot be made ({error.strerror}); name another folder"
+            ) from None
     for folder in target.parents:
         if any(map(os.path.isfile, (folder / PROVENANCE, folder / JOURNAL))):
             raise ConversionError(f"{target} lies in the checkpoint {folder}; name another folder")
     there = _nearest(target)
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ConversionError(f"{target} cannot be made: {there} cannot be written to; name another folder")
+        raise ConversionError(
+            f"{target} cannot be made: {there} cannot be written to; name another folder"
+        )
 
 
 def check_replaceable(target: Path, *, force: bool) -> None:
@@ -47,18 +52,26 @@ def check_replaceable(target: Path, *, force: bool) -> None:
         return
     if not force:
         if target.is_dir() and not any(target.iterdir()):
-            raise ConversionError(f"{target} exists, empty; remove it: it is made when it is complete")
-        raise ConversionError(f"{target} exists and is not what would be made here; name another folder")
+            raise ConversionError(
+                f"{target} exists, empty; remove it: it is made when it is complete"
+            )
+        raise ConversionError(
+            f"{target} exists and is not what would be made here; name another folder"
+        )
     is_checkpoint = (target / "config.json").is_file() and any(target.glob("model*.safetensors"))
     if not target.is_dir() or (any(target.iterdir()) and not is_checkpoint):
-        raise ConversionError(f"{target} holds no checkpoint, so it is not replaced; name another folder")
+        raise ConversionError(
+            f"{target} holds no checkpoint, so it is not replaced; name another folder"
+        )
 
 
 def check_apart(source: Path, target: Path) -> None:
     """Raises ConversionError where one folder is the other or lies in it."""
     here, there = source.resolve(), target.resolve()
     if here == there or here in there.parents or there in here.parents:
-        raise ConversionError(f"{target} and the source {source} lie in one another; name another folder")
+        raise ConversionError(
+            f"{target} and the source {source} lie in one another; name another folder"
+        )
 
 
 def check_space(target: Path, needed_bytes: int) -> None:

@@ -13,6 +13,9 @@ import mlx.core as mx
 from magistral_mlx.cache import KVCache
 from magistral_mlx.checkpoint import Checkpoint
 from magistral_mlx.config import ModelConfig
+from magistral_mlx.convert import disk
+from magistral_mlx.convert.corpus import WINDOW, questions, windows_of
+from magistral_mlx.convert.recipes import Options
 from magistral_mlx.decoding import Stepper, decode, prefill
 from magistral_mlx.device import on_gpu
 from magistral_mlx.errors import CheckpointError
@@ -23,15 +26,13 @@ from magistral_mlx.reply import ReplyBuilder
 from magistral_mlx.sampling import Sampler, SamplingParams
 from magistral_mlx.tokenizer import Tokenizer
 
-from . import disk
-from .corpus import WINDOW, questions, windows_of
-from .recipes import Options
-
 FILE = "calibration.jsonl"  # in the target
 SAMPLING = SamplingParams(
     think_budget=256, max_tokens=384
 )  # of each reply: the card's, but short, so that all languages come
-ROUNDED = Options(q_bits=4, q_method="round", tokenizer_json=False)  # what writes where no model is named
+ROUNDED = Options(
+    q_bits=4, q_method="round", tokenizer_json=False
+)  # what writes where no model is named
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,11 @@ class Traces:
         quant = ROUNDED.default
         assert quant is not None
         return make_plan(
-            config, packed_bytes(config, quant), context=context, itemsize=2 if on_gpu() else 4, on_gpu=on_gpu()
+            config,
+            packed_bytes(config, quant),
+            context=context,
+            itemsize=2 if on_gpu() else 4,
+            on_gpu=on_gpu(),
         )
 
     def read(self, path: Path) -> list[list[int]]:
@@ -92,7 +97,9 @@ class Traces:
         conversation: list[int] = []
         for number, reply in enumerate(replies):
             prompt = self._prompt(number)
-            controls = [i for i, identity in enumerate(prompt) if self.tokenizer.is_control(identity)]
+            controls = [
+                i for i, identity in enumerate(prompt) if self.tokenizer.is_control(identity)
+            ]
             conversation += prompt[controls[-2] if number else 1 :] + reply
         if len(conversation) < self.windows * (WINDOW - 1):
             return None
@@ -129,7 +136,9 @@ class Traces:
         asked = questions()
         return self.tokenizer.encode_chat(asked[number % len(asked)])
 
-    def _write(self, model: Transformer, config: ModelConfig, plan: MemoryPlan, number: int) -> dict[str, Any]:
+    def _write(
+        self, model: Transformer, config: ModelConfig, plan: MemoryPlan, number: int
+    ) -> dict[str, Any]:
         """One reply, as its line."""
         prompt, most = self._prompt(number), SAMPLING.max_tokens
         assert most is not None
@@ -145,7 +154,14 @@ class Traces:
         sampler = Sampler(SAMPLING, number)
         ids: list[int] = []
         text: defaultdict[str, str] = defaultdict(str, reasoning="", answer="")
-        steps = decode(step, logits, sampler, stop=self.tokenizer.stop_ids, max_tokens=most, steer=builder.forced)
+        steps = decode(
+            step,
+            logits,
+            sampler,
+            stop=self.tokenizer.stop_ids,
+            max_tokens=most,
+            steer=builder.forced,
+        )
         for identity, drawn_from in steps:
             ids.append(identity)
             for segment in builder.push(identity, drawn_from):

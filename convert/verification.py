@@ -8,13 +8,19 @@ from typing import TypeVar
 
 from magistral_mlx.checkpoint import Checkpoint, Layout, open_checkpoint, resolve
 from magistral_mlx.config import ModelConfig
-from magistral_mlx.errors import CheckpointError, TokenizerError
-from magistral_mlx.tokenizer import TEKKEN_FILE, Tokenizer
-
-from .checks import Check, Record, check_config, check_files, check_finite, float_tensors, nbytes_of, verdict
-from .consolidated import CONSOLIDATED
-from .fidelity import TensorError, measuring
-from .parity import (
+from magistral_mlx.convert.checks import (
+    Check,
+    Record,
+    check_config,
+    check_files,
+    check_finite,
+    float_tensors,
+    nbytes_of,
+    verdict,
+)
+from magistral_mlx.convert.consolidated import CONSOLIDATED
+from magistral_mlx.convert.fidelity import TensorError, measuring
+from magistral_mlx.convert.parity import (
     CHATS,
     NUM_TEXTS,
     TEMPLATE,
@@ -24,10 +30,12 @@ from .parity import (
     template_fault,
     tokenizer_fault,
 )
-from .provenance import first_difference
-from .recipes import METHODS
-from .source import Source, open_source
-from .weights import Progress
+from magistral_mlx.convert.provenance import first_difference
+from magistral_mlx.convert.recipes import METHODS
+from magistral_mlx.convert.source import Source, open_source
+from magistral_mlx.convert.weights import Progress
+from magistral_mlx.errors import CheckpointError, TokenizerError
+from magistral_mlx.tokenizer import TEKKEN_FILE, Tokenizer
 
 T = TypeVar("T")
 
@@ -65,7 +73,9 @@ def verify_checkpoint(target: str | Path, source: str | Path | None = None) -> R
             return report
 
 
-def verifying(target: str | Path, source: str | Path | None = None) -> Generator[Progress, None, Report]:
+def verifying(
+    target: str | Path, source: str | Path | None = None
+) -> Generator[Progress, None, Report]:
     """As ``verify_checkpoint``, but a generator: yields its progress and returns the report."""
     folder = Path(os.path.expanduser(target))
     if not os.path.isdir(folder):
@@ -79,7 +89,9 @@ def verifying(target: str | Path, source: str | Path | None = None) -> Generator
     tensors: list[TensorError] = []
     done, total = 0, 0 if record is None else record.nbytes
     if checkpoint is not None:
-        total += nbytes_of(checkpoint, float_tensors(checkpoint)) + (0 if original is None else original.nbytes)
+        total += nbytes_of(checkpoint, float_tensors(checkpoint)) + (
+            0 if original is None else original.nbytes
+        )
 
     def counted(steps: Generator[tuple[int, str], None, T]) -> Generator[Progress, None, T]:
         nonlocal done
@@ -100,11 +112,17 @@ def verifying(target: str | Path, source: str | Path | None = None) -> Generator
         checks.append(Check("tensors", False, not_opened))
     else:
         count = sum(len(shard.header) for shard in checkpoint.shards)
-        checks.append(Check("tensors", True, f"{count} have the name, shape and type that config.json implies"))
+        checks.append(
+            Check(
+                "tensors", True, f"{count} have the name, shape and type that config.json implies"
+            )
+        )
         checks.append(check_config(checkpoint))
         checks.append((yield from counted(check_finite(checkpoint))))
     yield Progress(done, total, TOKENIZER_JSON)
-    checks += _check_texts(folder, record, None if checkpoint is None else checkpoint.config.vocab_size)
+    checks += _check_texts(
+        folder, record, None if checkpoint is None else checkpoint.config.vocab_size
+    )
     if original is not None and checkpoint is not None:
         checks.append(_check_source(checkpoint, original, record))
         if checkpoint.config.parameter_shapes() == original.config.parameter_shapes():
@@ -128,7 +146,11 @@ def _open_source(source: str | Path, record: Record | None) -> Source:
     layout: Layout | None = "consolidated" if recorded.get("layout") == "consolidated" else None
     hub = recorded.get("hub")
     revision = None
-    if isinstance(hub, dict) and hub.get("id") == str(source) and not os.path.isdir(os.path.expanduser(source)):
+    if (
+        isinstance(hub, dict)
+        and hub.get("id") == str(source)
+        and not os.path.isdir(os.path.expanduser(source))
+    ):
         revision = hub.get("commit")
     folder = resolve(source, revision=revision, layout=layout)
     return open_source(folder, layout if (folder / CONSOLIDATED).is_file() else None)
@@ -136,7 +158,11 @@ def _open_source(source: str | Path, record: Record | None) -> Source:
 
 def _check_texts(folder: Path, record: Record | None, vocab_size: int | None) -> list[Check]:
     """Both tokenizers, and both ways from a chat to ids."""
-    if record is not None and not record.has_tokenizer_json and not (folder / TOKENIZER_JSON).exists():
+    if (
+        record is not None
+        and not record.has_tokenizer_json
+        and not (folder / TOKENIZER_JSON).exists()
+    ):
         left_out = f"{TOKENIZER_JSON} was left out on purpose, so that there is nothing to compare"
         return [Check(name, None, left_out) for name in ("tokenizer", "template")]
     try:
@@ -160,13 +186,16 @@ def _check_source(checkpoint: Checkpoint, source: Source, record: Record | None)
     """The source is what is recorded, and of the same model."""
     faults = []
     if record is not None:
-        recorded = {key: value for key, value in record.source.items() if key != "hub"}  # a folder has none
+        recorded = {
+            key: value for key, value in record.source.items() if key != "hub"
+        }  # a folder has none
         if (key := first_difference(recorded, source.identity())) is not None:
             faults.append(f"it was made from another source: {key}")
     faults += [
         f"{field.name} is {getattr(checkpoint.config, field.name)}, the source's {getattr(source.config, field.name)}"
         for field in fields(ModelConfig)
-        if field.name != "quantization" and getattr(checkpoint.config, field.name) != getattr(source.config, field.name)
+        if field.name != "quantization"
+        and getattr(checkpoint.config, field.name) != getattr(source.config, field.name)
     ]
     ours, theirs = checkpoint.folder / TEKKEN_FILE, source.folder / TEKKEN_FILE
     if ours.is_file() and theirs.is_file() and ours.read_bytes() != theirs.read_bytes():
@@ -184,4 +213,6 @@ def _check_rounding(tensors: list[TensorError], method: str) -> Check:
     ]
     worst = max(tensors, key=lambda tensor: tensor.relative)
     holds = f"no value of {len(tensors)} tensors is further off than {cause} explains"
-    return verdict("rounding", faults, f"{holds}; the largest relative error is {worst.relative:.4f}")
+    return verdict(
+        "rounding", faults, f"{holds}; the largest relative error is {worst.relative:.4f}"
+    )

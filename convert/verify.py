@@ -11,9 +11,8 @@ from typing import Any
 import click
 
 from magistral_mlx import command_line
-
-from .bar import shown
-from .verification import Report, verifying
+from magistral_mlx.convert.bar import shown
+from magistral_mlx.convert.verification import Report, verifying
 
 STATES = {True: "ok", False: "FAILED", None: "skipped"}
 WORST = 10
@@ -42,7 +41,11 @@ Exit codes: 0 all hold, 2 one does not, or something else to change, 130 interru
 
 @click.command("verify", cls=command_line.Command, epilog=EPILOG)
 @click.argument("target", metavar="OUT")
-@click.option("--hf-path", metavar="SRC", help="What OUT was made from: a folder, or a hub id, which is fetched.")
+@click.option(
+    "--hf-path",
+    metavar="SRC",
+    help="What OUT was made from: a folder, or a hub id, which is fetched.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(*, target: str, hf_path: str | None, as_json: bool) -> int:
     """Check a converted checkpoint: every file, number and id of it."""
@@ -53,11 +56,16 @@ def command(*, target: str, hf_path: str | None, as_json: bool) -> int:
 
 
 def in_words(report: Report) -> str:
-    lines = [f"{STATES[check.passed]:<8} {check.name:<10} {check.detail}" for check in report.checks]
+    lines = [
+        f"{STATES[check.passed]:<8} {check.name:<10} {check.detail}" for check in report.checks
+    ]
     if report.tensors:
         worst = report.tensors[:WORST]
         width = max(len(tensor.name) for tensor in worst)
-        lines += ["", f"{'worst tensors':<{width}}  {'stored as':<22}relative error   largest   of the explained"]
+        lines += [
+            "",
+            f"{'worst tensors':<{width}}  {'stored as':<22}relative error   largest   of the explained",
+        ]
         lines += [
             f"{t.name:<{width}}  {t.stored_as:<22}{t.relative:>14.5f}{t.largest:>10.3g}{t.of_bound:>21.2f}"
             for t in worst
@@ -78,7 +86,9 @@ def in_json(report: Report, seconds: float) -> str:
 
 def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
     """JSON has no NaN and no infinity: null stands for them."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,19 +10,18 @@ from functools import partial
 import mlx.core as mx
 
 from magistral_mlx.config import QuantFormat
-
-from .calibrate import MeanSquares
-from .gains import Errors
-from .output import Output
-from .parallel import WORKERS, unordered
-from .planning import Plan, in_order, read_in_order
-from .quantize import check_finite, quantize
-from .search import quantize_weighted
-from .source import FLOAT_TYPES, Source
-from .stages import StagedPass
-from .statistics import outlier_ratio
-from .streaming import HubStream
-from .supply import Supply
+from magistral_mlx.convert.calibrate import MeanSquares
+from magistral_mlx.convert.gains import Errors
+from magistral_mlx.convert.output import Output
+from magistral_mlx.convert.parallel import WORKERS, unordered
+from magistral_mlx.convert.planning import Plan, in_order, read_in_order
+from magistral_mlx.convert.quantize import check_finite, quantize
+from magistral_mlx.convert.search import quantize_weighted
+from magistral_mlx.convert.source import FLOAT_TYPES, Source
+from magistral_mlx.convert.stages import StagedPass
+from magistral_mlx.convert.statistics import outlier_ratio
+from magistral_mlx.convert.streaming import HubStream
+from magistral_mlx.convert.supply import Supply
 
 BLOCK_BYTES = 4 * 2**20  # of the source: larger ones cost page faults, smaller ones calls
 AHEAD = 512  # blocks that wait for their search while the pass goes on
@@ -75,12 +74,16 @@ class WeightsWork:
             if self.stream is not None:
                 self._supply = Supply(self.stream, self._uses())
             name = ""
-            workers, ahead = (WORKERS, None) if self.statistics is None else (os.cpu_count() or 1, AHEAD)
+            workers, ahead = (
+                (WORKERS, None) if self.statistics is None else (os.cpu_count() or 1, AHEAD)
+            )
             with closing(unordered(self._jobs(), workers, ahead)) as converted:
                 for block in converted:
                     if block is not None:
                         done, name = done + block.nbytes, block.name
-                    yield Progress(done, total, name, 0 if self._supply is None else self._supply.received)
+                    yield Progress(
+                        done, total, name, 0 if self._supply is None else self._supply.received
+                    )
         finally:
             if self._supply is not None:
                 self._supply.close()
@@ -89,7 +92,10 @@ class WeightsWork:
     def _steps(self) -> Iterator[tuple[int, bool, list[str]]]:
         """(step of the pass, whether the pass has yet to take it, tensors to write after it), up to the last one
         that leaves something to write."""
-        steps = [[n for n in names if not self.output.is_finished(n)] for names in in_order(self.source.config)]
+        steps = [
+            [n for n in names if not self.output.is_finished(n)]
+            for names in in_order(self.source.config)
+        ]
         last = max((step for step, names in enumerate(steps) if names), default=-1)
         first = len(steps) if self.staged is None else self.staged.steps_done
         for step, names in enumerate(steps[: last + 1]):
@@ -100,15 +106,22 @@ class WeightsWork:
         uses: Counter[str] = Counter()
         for step, is_passed, names in self._steps():
             uses.update(files_of_step(self.source, step) if is_passed else ())
-            uses.update(file for name in names for block in self._blocks(name) for file in block.files)
+            uses.update(
+                file for name in names for block in self._blocks(name) for file in block.files
+            )
         return uses
 
     def _blocks(self, name: str) -> Iterator[_Block]:
         files = files_of(self.source, [name])
-        count, step = self.source.config.parameter_shapes()[name][0], self.source.row_step(name, BLOCK_BYTES)
+        count, step = (
+            self.source.config.parameter_shapes()[name][0],
+            self.source.row_step(name, BLOCK_BYTES),
+        )
         for row in range(0, count, step):
             rows = slice(row, min(row + step, count))
-            yield _Block(name, rows, self.source.nbytes_of(name) * (rows.stop - row) // count, files)
+            yield _Block(
+                name, rows, self.source.nbytes_of(name) * (rows.stop - row) // count, files
+            )
 
     def _jobs(self) -> Iterator[Callable[[], _Block | None]]:
         steps = list(self._steps())
@@ -152,7 +165,9 @@ class WeightsWork:
                 parts = quantize_weighted(rows, importance, quant, name=block.name)
                 errors = Errors.weighted(rows, parts, quant, importance)
                 self.output.measure(block.name, row, errors, outlier_ratio(importance))
-                self.output.write(block.name, row, {f"{module}.{part}": array for part, array in parts.items()})
+                self.output.write(
+                    block.name, row, {f"{module}.{part}": array for part, array in parts.items()}
+                )
         self._done(block.files)
         return block
 
@@ -182,7 +197,9 @@ def cast(name: str, rows: mx.array, dtype: mx.Dtype) -> mx.array:
     found = rows.astype(dtype)
     if found.dtype != rows.dtype:
         check_finite(name, rows)
-        check_finite(name, found, what=f"holds values too large for {dtype}, which config.json states")
+        check_finite(
+            name, found, what=f"holds values too large for {dtype}, which config.json states"
+        )
     return found
 
 

@@ -12,16 +12,23 @@ import mlx.core as mx
 
 from magistral_mlx import durable
 from magistral_mlx.config import Shape
+from magistral_mlx.convert import disk
 from magistral_mlx.safetensors_header import DTYPES, Entry, Shard
-
-from . import disk
 
 T = TypeVar("T")
 
-MLX_TYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32, "U32": mx.uint32, "U8": mx.uint8}
+MLX_TYPES = {
+    "BF16": mx.bfloat16,
+    "F16": mx.float16,
+    "F32": mx.float32,
+    "U32": mx.uint32,
+    "U8": mx.uint8,
+}
 METADATA = {"format": "mlx"}
 FLUSH_BYTES = 128 * 2**20  # one thread waits for these while others go on; at the end nobody could
-MAX_DATA_BYTES = 300_000_000  # of a file of several layers: an interruption loses a file, or a layer, at most
+MAX_DATA_BYTES = (
+    300_000_000  # of a file of several layers: an interruption loses a file, or a layer, at most
+)
 
 
 def lay_out(tensors: Mapping[str, tuple[str, Shape]]) -> dict[str, Entry]:
@@ -42,7 +49,10 @@ def lay_out(tensors: Mapping[str, tuple[str, Shape]]) -> dict[str, Entry]:
 
 def header_bytes(entries: Mapping[str, Entry]) -> bytes:
     """What stands before the data: the header's length in 8 bytes, the header, padding to a multiple of 8."""
-    table = {n: {"dtype": e.dtype, "shape": e.shape, "data_offsets": [e.begin, e.end]} for n, e in entries.items()}
+    table = {
+        n: {"dtype": e.dtype, "shape": e.shape, "data_offsets": [e.begin, e.end]}
+        for n, e in entries.items()
+    }
     text = json.dumps({"__metadata__": METADATA} | table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

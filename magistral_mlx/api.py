@@ -90,18 +90,31 @@ def loading(
         )
     small = None if draft is None else open_draft(_folder(draft, None), tokenizer)
     plan = plan_for(
-        checkpoint, context=context, kv_bits=kv_bits, prefill_chunk=prefill_step_size, memory_gb=memory_gb, draft=small
+        checkpoint,
+        context=context,
+        kv_bits=kv_bits,
+        prefill_chunk=prefill_step_size,
+        memory_gb=memory_gb,
+        draft=small,
     )
-    limit_memory(plan.budget_bytes, freed=plan.workspace_bytes, wired=plan.held_bytes if wired else None)
+    limit_memory(
+        plan.budget_bytes, freed=plan.workspace_bytes, wired=plan.held_bytes if wired else None
+    )
     transformer = yield from load_model(checkpoint)
-    speculation = yield from Speculation.of(transformer, checkpoint, plan, limit=num_draft_tokens, draft=small)
+    speculation = yield from Speculation.of(
+        transformer, checkpoint, plan, limit=num_draft_tokens, draft=small
+    )
     return Magistral(transformer, checkpoint, tokenizer, plan, speculation)
 
 
 def _folder(model: str | Path, revision: str | None) -> Path:
     if not isinstance(revision, str | None):
-        raise OptionError(f"revision is {shown(revision)}; name a branch, tag or commit of a hub id")
+        raise OptionError(
+            f"revision is {shown(revision)}; name a branch, tag or commit of a hub id"
+        )
     if model == "demo" and revision is not None:
-        raise OptionError(f"demo is the embedded model, which has no revision {revision!r}; leave the revision out")
+        raise OptionError(
+            f"demo is the embedded model, which has no revision {revision!r}; leave the revision out"
+        )
     as_path(model, "model")
     return demo_checkpoint() if model == "demo" else resolve(model, revision=revision, layout="hf")

@@ -45,7 +45,9 @@ class BatchStepper:
 class _Active:
     """The rows under way, and the ids that some of them are to take instead of drawing."""
 
-    def __init__(self, rows: Sequence[Row], params: SamplingParams, *, stop: frozenset[int], max_tokens: int) -> None:
+    def __init__(
+        self, rows: Sequence[Row], params: SamplingParams, *, stop: frozenset[int], max_tokens: int
+    ) -> None:
         self.rows, self.stop, self.max_tokens = rows, stop, max_tokens
         self.indices = list(range(len(rows)))
         self.forced: list[list[int]] = [[] for _ in rows]
@@ -71,10 +73,14 @@ class _Active:
         for place, i in enumerate(self.indices):
             if ids[place] == SPILLED:
                 row = logits[place : place + 1]
-                exact[place] = np.array(self.sampler.draw_each(row, count, [self.rows[i].seed], exact=True)).item()
+                exact[place] = np.array(
+                    self.sampler.draw_each(row, count, [self.rows[i].seed], exact=True)
+                ).item()
         return exact
 
-    def hand_out(self, ids: list[int], logits: mx.array, count: int) -> tuple[list[int], list[tuple[int, Ending]]]:
+    def hand_out(
+        self, ids: list[int], logits: mx.array, count: int
+    ) -> tuple[list[int], list[tuple[int, Ending]]]:
         """Give each row its id, number ``count``: the places of those that go on, and which ended and how."""
         places: list[int] = []
         ended: list[tuple[int, Ending]] = []
@@ -94,7 +100,9 @@ class _Active:
         for place, i in enumerate(self.indices):
             forced = self.forced[i]
             row = slice(place, place + 1)
-            self.forced[i] = forced[1:] if forced else list(self.rows[i].forced(logits[row], tokens[row]))
+            self.forced[i] = (
+                forced[1:] if forced else list(self.rows[i].forced(logits[row], tokens[row]))
+            )
 
 
 def decode_rows(

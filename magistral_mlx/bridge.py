@@ -88,7 +88,9 @@ def load(
     ``magistral_mlx.load``.
     """
     if reasoning_format not in (None, *get_args(ReasoningFormat)):
-        raise OptionError(f"reasoning_format is {reasoning_format!r}; use {' or '.join(get_args(ReasoningFormat))}")
+        raise OptionError(
+            f"reasoning_format is {reasoning_format!r}; use {' or '.join(get_args(ReasoningFormat))}"
+        )
     handle, stream = _desk.load(
         Loading(
             model=path,
@@ -150,7 +152,9 @@ def next_event(stream: int, timeout_seconds: float = 0.05) -> dict[str, Any]:
     wait are joined, of progress the newest stays. After done, ready or error the stream has ended and is no more.
     """
     if not 0 <= timeout_seconds <= LONGEST_SECONDS:
-        raise OptionError(f"timeout_seconds is {timeout_seconds}; use 0 to {LONGEST_SECONDS:g}, and call again")
+        raise OptionError(
+            f"timeout_seconds is {timeout_seconds}; use 0 to {LONGEST_SECONDS:g}, and call again"
+        )
     return {"event": _desk.pull(stream, timeout_seconds)}
 
 

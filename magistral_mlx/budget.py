@@ -30,7 +30,9 @@ class ThinkBudget:
         closing = tokenizer.closing("a", sampling.think_budget_message)
         reserved = min(RESERVED, max_tokens // 4)
         self._latest = max_tokens - reserved - len(closing)
-        self._limit: int | None = min(sampling.think_budget, self._latest) if sampling.think_budget else None
+        self._limit: int | None = (
+            min(sampling.think_budget, self._latest) if sampling.think_budget else None
+        )
         if self._limit is not None and sampling.think_budget_message and self._latest < 1:
             raise OptionError(
                 f"max_tokens is {max_tokens}, of which think_budget_message and the closing tag take {len(closing)} "
@@ -66,4 +68,8 @@ class ThinkBudget:
         if self._tokenizer.close_id is None:
             return False
         identity = drawn.item()
-        return isinstance(identity, int) and identity >= 0 and self._tokenizer.decode([identity]).startswith("\n")
+        return (
+            isinstance(identity, int)
+            and identity >= 0
+            and self._tokenizer.decode([identity]).startswith("\n")
+        )

@@ -121,17 +121,25 @@ class QuantizedLayer(FloatLayer):
     def over(self, q: mx.array, length: int, scale: float) -> mx.array:
         codes, scales, biases = arrays = self.buffer.read(length)
         if q.shape[2] > 1:
-            return _attention(q, mx.dequantize(codes, scales, biases, self.owner.group_size, self.owner.bits), scale)
+            return _attention(
+                q,
+                mx.dequantize(codes, scales, biases, self.owner.group_size, self.owner.bits),
+                scale,
+            )
         B, H, _, d = q.shape
         K = codes.shape[1] // 2
         keys, values = [a[:, :K] for a in arrays], [a[:, K:] for a in arrays]
         rows = (q * scale).reshape(B, K, H // K, d)  # [B, K, H/K, d]
-        weights = mx.softmax(self._matmul(rows, keys, transpose=True), axis=-1, precise=True)  # [B, K, H/K, S]
+        weights = mx.softmax(
+            self._matmul(rows, keys, transpose=True), axis=-1, precise=True
+        )  # [B, K, H/K, S]
         return self._matmul(weights, values, transpose=False).reshape(B, H, 1, d)
 
     def _matmul(self, x: mx.array, packed: list[mx.array], *, transpose: bool) -> mx.array:
         codes, scales, biases = packed
-        return mx.quantized_matmul(x, codes, scales, biases, transpose, self.owner.group_size, self.owner.bits)
+        return mx.quantized_matmul(
+            x, codes, scales, biases, transpose, self.owner.group_size, self.owner.bits
+        )
 
 
 class KVCache:
@@ -144,14 +152,20 @@ class KVCache:
     def __init__(self, config: ModelConfig, *, limit: int, bits: int | None = None) -> None:
         """``bits``: None for the activations' type, or 8 or 4. Raises OptionError for anything else."""
         if bits not in (None, 4, 8):
-            raise OptionError(f"kv_bits is {bits}; use 8 or 4, or leave it out for an unquantized cache")
+            raise OptionError(
+                f"kv_bits is {bits}; use 8 or 4, or leave it out for an unquantized cache"
+            )
         if bits is not None and config.head_dim % 32:
-            raise OptionError(f"kv_bits needs a head size that is a multiple of 32; this model's is {config.head_dim}")
+            raise OptionError(
+                f"kv_bits needs a head size that is a multiple of 32; this model's is {config.head_dim}"
+            )
         self.limit = limit
         self.bits = bits or 0
         self.group_size = 64 if config.head_dim % 64 == 0 else 32
         self.reserved = 0
-        self.layers = [(QuantizedLayer if bits else FloatLayer)(self) for _ in range(config.num_layers)]
+        self.layers = [
+            (QuantizedLayer if bits else FloatLayer)(self) for _ in range(config.num_layers)
+        ]
 
     @property
     def length(self) -> int:
@@ -188,7 +202,9 @@ class KVCache:
         if positions <= capacity:
             return capacity
         if positions > self.limit:
-            raise ContextError(f"the context is full: {self.limit} positions are planned and {positions} are needed")
+            raise ContextError(
+                f"the context is full: {self.limit} positions are planned and {positions} are needed"
+            )
         wanted = self.reserved if positions <= self.reserved else max(positions, 2 * capacity)
         return min(self.limit, -(-wanted // STEP) * STEP)
 
@@ -202,7 +218,9 @@ class KVCache:
 
     def state(self, length: int | None = None) -> list[list[mx.array]]:
         """Each layer's arrays up to ``length``, by default all of it, for a file."""
-        return [layer.buffer.read(self.length if length is None else length) for layer in self.layers]
+        return [
+            layer.buffer.read(self.length if length is None else length) for layer in self.layers
+        ]
 
     def restore(self, state: Iterable[Sequence[mx.array]], length: int) -> None:
         """Copy what ``state`` returned, a layer at a time; raises ValueError where it does not fit this cache."""

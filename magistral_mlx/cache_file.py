@@ -20,15 +20,33 @@ from magistral_mlx.errors import CheckpointError, OptionError, shown
 from magistral_mlx.safetensors_header import AGAIN, Shard
 
 FORMAT = "magistral-mlx prompt cache 3"
-TYPES = {mx.float32: "F32", mx.bfloat16: "BF16", mx.float16: "F16", mx.uint32: "U32", mx.int32: "I32", mx.uint8: "U8"}
-HASH, HASH_BYTES = "sha256", 32  # the last tensor: SHA-256 over those of all pieces before it, header first
-PIECE_BYTES = 32 * 2**20  # of a tensor, hashed by themselves: one core alone is slower than a Mac's drive
+TYPES = {
+    mx.float32: "F32",
+    mx.bfloat16: "BF16",
+    mx.float16: "F16",
+    mx.uint32: "U32",
+    mx.int32: "I32",
+    mx.uint8: "U8",
+}
+HASH, HASH_BYTES = (
+    "sha256",
+    32,
+)  # the last tensor: SHA-256 over those of all pieces before it, header first
+PIECE_BYTES = (
+    32 * 2**20
+)  # of a tensor, hashed by themselves: one core alone is slower than a Mac's drive
 HASHERS = 4
 FLOAT_KV = "16"  # what --kv-bits calls a cache that is not packed
 
 
 def save_cache(
-    path: Path, cache: KVCache, ids: Sequence[int], *, fingerprint: str, dtype: mx.Dtype, chat: str = ""
+    path: Path,
+    cache: KVCache,
+    ids: Sequence[int],
+    *,
+    fingerprint: str,
+    dtype: mx.Dtype,
+    chat: str = "",
 ) -> None:
     """Write the cache of ``ids`` atomically: the file is the old one or the new one, never half of one.
 
@@ -42,14 +60,19 @@ def save_cache(
     ids = list(ids[: cache.length])
     state = cache.state(len(ids)) if ids else []
     arrays = dict(zip(_names(cache), (array for parts in state for array in parts), strict=False))
-    arrays |= {"ids": mx.array(ids, dtype=mx.int32), "chat": mx.array(np.frombuffer(chat.encode(), np.uint8))}
+    arrays |= {
+        "ids": mx.array(ids, dtype=mx.int32),
+        "chat": mx.array(np.frombuffer(chat.encode(), np.uint8)),
+    }
     kind = {"fingerprint": fingerprint, "kv_bits": str(cache.bits), "type": TYPES[dtype]}
     head = _head(arrays, {"format": FORMAT} | kind)
     try:
         with replacing(path) as descriptor, ThreadPoolExecutor(HASHERS) as beside:
             write_all(descriptor, memoryview(head))
             digests = [_digest(head)]
-            for array in arrays.values():  # one copy at a time; mx.save_safetensors holds one of the whole cache
+            for array in (
+                arrays.values()
+            ):  # one copy at a time; mx.save_safetensors holds one of the whole cache
                 data = _bytes(array)
                 pieces = _hash(data, beside)
                 write_all(descriptor, data)
@@ -59,7 +82,11 @@ def save_cache(
     except (OSError, RuntimeError) as error:
         is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         size = sum(a.nbytes for a in arrays.values())
-        why = f"the disk is full, it takes {size / 1e6:,.0f} MB; free some space, or" if is_full else f"{error};"
+        why = (
+            f"the disk is full, it takes {size / 1e6:,.0f} MB; free some space, or"
+            if is_full
+            else f"{error};"
+        )
         raise OptionError(
             f"{path}: the prompt cache could not be written: {why} name a file elsewhere. What was there is unchanged"
         ) from None
@@ -71,11 +98,19 @@ def check_cache_file(path: Path) -> None:
         check_writable(path)
     except OSError as error:
         why = error.strerror or error
-        raise OptionError(f"{path}: no prompt cache can be written there ({why}); name another file") from None
+        raise OptionError(
+            f"{path}: no prompt cache can be written there ({why}); name another file"
+        ) from None
 
 
 def load_cache(
-    path: Path, config: ModelConfig, *, limit: int, fingerprint: str, bits: int | None, dtype: mx.Dtype
+    path: Path,
+    config: ModelConfig,
+    *,
+    limit: int,
+    fingerprint: str,
+    bits: int | None,
+    dtype: mx.Dtype,
 ) -> tuple[KVCache, list[int], str]:
     """Read a cache back: the cache, its ids, the conversation's state.
 
@@ -86,22 +121,31 @@ def load_cache(
         CheckpointError: it is damaged.
     """
     if not os.path.lexists(path):
-        raise OptionError(f"{path}: no such prompt cache; check the path, or leave it out to start anew")
+        raise OptionError(
+            f"{path}: no such prompt cache; check the path, or leave it out to start anew"
+        )
     if not os.path.isfile(path):
         raise OptionError(f"{path} is no plain file, and so no prompt cache; name another")
     try:
         shard = Shard.open(path)
     except CheckpointError as error:
-        raise CheckpointError(f"{str(error).removesuffix(AGAIN)}. Delete it, or name another file") from None
+        raise CheckpointError(
+            f"{str(error).removesuffix(AGAIN)}. Delete it, or name another file"
+        ) from None
     if shard.metadata.get("format") != FORMAT:
-        raise OptionError(f"{path} is not a prompt cache of this version of this software; name another file")
+        raise OptionError(
+            f"{path} is not a prompt cache of this version of this software; name another file"
+        )
     cache = KVCache(config, limit=limit, bits=bits)
     length = math.prod(shard.header["ids"].shape) if "ids" in shard.header else 0
     names = _names(cache) if length else []
     kind = {"fingerprint": fingerprint, "kv_bits": str(cache.bits), "type": TYPES[dtype]}
     for key, wanted in kind.items():
         if shard.metadata.get(key) != wanted:
-            found, own = (FLOAT_KV if value == "0" else shown(value) for value in (shard.metadata.get(key), wanted))
+            found, own = (
+                FLOAT_KV if value == "0" else shown(value)
+                for value in (shard.metadata.get(key), wanted)
+            )
             raise OptionError(
                 f"{path} was made with {key} {found}, this model has {own}; "
                 "load the checkpoint and kind of cache it was made with, or name another file"
@@ -109,7 +153,9 @@ def load_cache(
     if set(shard.header) != {*names, "ids", "chat", HASH}:
         raise _damaged(path, "its tensors are not those of such a cache")
     if length > limit:
-        raise OptionError(f"{path} holds {length} positions, but the context is {limit}; load with a larger context")
+        raise OptionError(
+            f"{path} holds {length} positions, but the context is {limit}; load with a larger context"
+        )
     try:
         ids, chat = _read(shard, cache, names, length)
     except (ValueError, OSError) as error:
@@ -154,7 +200,9 @@ def _bytes(array: mx.array) -> memoryview:
 
 def _hash(data: memoryview, beside: ThreadPoolExecutor) -> list[Future[bytes]]:
     """SHA-256 of each piece."""
-    return [beside.submit(_digest, data[i : i + PIECE_BYTES]) for i in range(0, len(data), PIECE_BYTES)]
+    return [
+        beside.submit(_digest, data[i : i + PIECE_BYTES]) for i in range(0, len(data), PIECE_BYTES)
+    ]
 
 
 def _digest(data: bytes | memoryview) -> bytes:

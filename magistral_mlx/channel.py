@@ -64,7 +64,9 @@ class Channel:
                 if not self._waiting:
                     self._settle(event)
             elif self._has_ended:
-                event = {**failed(BrokenError("the owner thread could not say why the stream ended"))}
+                event = {
+                    **failed(BrokenError("the owner thread could not say why the stream ended"))
+                }
                 self._is_broken = False
             self._is_pulled = self._has_ended and not self._waiting and not self._is_broken
             return event, self._is_pulled

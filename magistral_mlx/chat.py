@@ -39,7 +39,9 @@ Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug of ours."""
 )
 @console.sampling_options
 @console.hide_reasoning_option
-@console.cache_file_option("Resume the conversation in F if it exists, and save it there at the end.")
+@console.cache_file_option(
+    "Resume the conversation in F if it exists, and save it there at the end."
+)
 def command(
     *,
     loading: console.Loading,
@@ -53,7 +55,9 @@ def command(
     file = prompt_cache_file
     is_resumed = file is not None and file.exists()
     if is_resumed and system_prompt is not None:
-        raise OptionError(f"{file} has a conversation with its own system prompt; leave --system-prompt out")
+        raise OptionError(
+            f"{file} has a conversation with its own system prompt; leave --system-prompt out"
+        )
     magistral = loading.visibly()
     if file is not None and is_resumed:
         chat = magistral.resume(file)
@@ -68,7 +72,9 @@ def command(
             else:
                 work_through(session)
         finally:
-            if file is not None and any(message["role"] == "assistant" for message in chat.messages):
+            if file is not None and any(
+                message["role"] == "assistant" for message in chat.messages
+            ):
                 chat.save(file)
     return command_line.DONE
 

@@ -26,7 +26,9 @@ FLOATS = frozenset({"BF16", "F16", "F32"})
 FP8_SCALES = ("_scale", "_scale_inv")
 
 
-def resolve(model: str | Path, *, revision: str | None = None, layout: Layout | None = None) -> Path:
+def resolve(
+    model: str | Path, *, revision: str | None = None, layout: Layout | None = None
+) -> Path:
     """The folder of a checkpoint: an existing one as it is, a hub id's files fetched into the hub's cache.
 
     Args:
@@ -38,14 +40,22 @@ def resolve(model: str | Path, *, revision: str | None = None, layout: Layout | 
         HubError: the id cannot be fetched.
         OptionError: a revision of a folder.
     """
-    folder = Path(os.path.expanduser(model))  # unlike Path's, it leaves an unknown ~user for the error below
+    folder = Path(
+        os.path.expanduser(model)
+    )  # unlike Path's, it leaves an unknown ~user for the error below
     if os.path.isdir(folder):  # unlike Path's, false for a name too long
         if revision is not None:
-            raise OptionError(f"{folder} is a folder, which has no revision {revision!r}; leave the revision out")
+            raise OptionError(
+                f"{folder} is a folder, which has no revision {revision!r}; leave the revision out"
+            )
         return folder
     if os.path.exists(folder):
-        raise CheckpointError(f"{folder} is a file; name the folder that holds config.json and the weights")
-    if isinstance(model, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model, re.ASCII):
+        raise CheckpointError(
+            f"{folder} is a file; name the folder that holds config.json and the weights"
+        )
+    if isinstance(model, str) and re.fullmatch(
+        r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model, re.ASCII
+    ):
         return fetch(model, revision=revision, layout=layout)
     raise CheckpointError(
         f"{model}: no such folder, and not a hub id either. Name a folder that holds a checkpoint; or a ready-made "
@@ -64,7 +74,9 @@ class Checkpoint:
     config: ModelConfig
     raw_config: dict[str, Any]  # config.json
     shards: tuple[Shard, ...]
-    formats: Mapping[str, QuantFormat | None]  # how each linear and the embedding is stored, by module path
+    formats: Mapping[
+        str, QuantFormat | None
+    ]  # how each linear and the embedding is stored, by module path
     nbytes: int  # of all tensors
     documents_sha256: str  # config.json and the index
 
@@ -95,7 +107,9 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def open_checkpoint(folder: Path, *, compares_record: bool = True, shards: Sequence[Shard] | None = None) -> Checkpoint:
+def open_checkpoint(
+    folder: Path, *, compares_record: bool = True, shards: Sequence[Shard] | None = None
+) -> Checkpoint:
     """Check a folder in HF layout, bf16 to float32 or packed by MLX, and read none of its weights.
 
     Also without an index, where every ``model*.safetensors`` belongs to it; and a multimodal one, whose vision
@@ -117,8 +131,14 @@ def open_checkpoint(folder: Path, *, compares_record: bool = True, shards: Seque
     index_path = folder / INDEX
     has_index = os.path.lexists(index_path)  # a link whose target is gone stands for an index, too
     index_text = read_document(index_path) if has_index else b""
-    there = [path.name for path in folder.glob("*.safetensors")] if shards is None else [s.path.name for s in shards]
-    whole = {name for name in there if shards is not None or (folder / name).is_file()}  # no pipe, no link to nothing
+    there = (
+        [path.name for path in folder.glob("*.safetensors")]
+        if shards is None
+        else [s.path.name for s in shards]
+    )
+    whole = {
+        name for name in there if shards is not None or (folder / name).is_file()
+    }  # no pipe, no link to nothing
     weight_map = _weight_map(index_path, index_text, whole) if has_index else None
     names = _shard_names(folder, weight_map, there)
     if shards is None:
@@ -127,11 +147,15 @@ def open_checkpoint(folder: Path, *, compares_record: bool = True, shards: Seque
     if published.get("model_type") == MODEL_TYPE:
         shards = text_shards(shards, folder)
         entries = {name: entry for shard in shards for name, entry in shard.header.items()}
-    config = ModelConfig.from_dict(raw, config_path, {name: entry.shape for name, entry in entries.items()})
+    config = ModelConfig.from_dict(
+        raw, config_path, {name: entry.shape for name, entry in entries.items()}
+    )
     formats = _check_tensors(folder, config, entries)
     if compares_record:
         compare_record(folder, shards)
-    documents = hashlib.sha256(hashlib.sha256(config_text).digest() + hashlib.sha256(index_text).digest())
+    documents = hashlib.sha256(
+        hashlib.sha256(config_text).digest() + hashlib.sha256(index_text).digest()
+    )
     nbytes = sum(entry.nbytes for entry in entries.values())
     return Checkpoint(folder, config, raw, tuple(shards), formats, nbytes, documents.hexdigest())
 
@@ -155,9 +179,15 @@ def _weight_map(index_path: Path, text: bytes, there: Container[str]) -> dict[st
     """The index: the shard of every tensor. Its file names must be plain names, not ways out of the folder."""
     weight_map = parse_json(text, index_path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index_path}: weight_map is not a table of tensors and files; fetch the index again")
+        raise CheckpointError(
+            f"{index_path}: weight_map is not a table of tensors and files; fetch the index again"
+        )
     for name, file in weight_map.items():
-        if not isinstance(file, str) or not re.fullmatch(PLAIN_NAME, file, re.ASCII) or ".." in file:
+        if (
+            not isinstance(file, str)
+            or not re.fullmatch(PLAIN_NAME, file, re.ASCII)
+            or ".." in file
+        ):
             raise CheckpointError(
                 f"{index_path}: tensor {shown(name)} is said to be in {shown(file)}, which is no plain .safetensors "
                 "file name; do not trust this checkpoint, fetch it again from its publisher"
@@ -170,11 +200,15 @@ def _weight_map(index_path: Path, text: bytes, there: Container[str]) -> dict[st
     return weight_map
 
 
-def _shard_names(folder: Path, weight_map: Mapping[str, str] | None, there: Iterable[str]) -> list[str]:
+def _shard_names(
+    folder: Path, weight_map: Mapping[str, str] | None, there: Iterable[str]
+) -> list[str]:
     found = sorted(name for name in there if name.startswith("model"))
     if weight_map is None:
         if not found:
-            raise CheckpointError(f"{folder} has a config.json but no model*.safetensors; fetch the weights as well")
+            raise CheckpointError(
+                f"{folder} has a config.json but no model*.safetensors; fetch the weights as well"
+            )
         return found
     named = set(weight_map.values())
     if strays := [name for name in found if name not in named]:
@@ -185,7 +219,9 @@ def _shard_names(folder: Path, weight_map: Mapping[str, str] | None, there: Iter
     return sorted(named)
 
 
-def _merge(shards: Sequence[Shard], weight_map: Mapping[str, str] | None, index_path: Path) -> dict[str, Entry]:
+def _merge(
+    shards: Sequence[Shard], weight_map: Mapping[str, str] | None, index_path: Path
+) -> dict[str, Entry]:
     """All tensors by name; each must be in one shard, the one that the index names."""
     entries: dict[str, Entry] = {}
     places: dict[str, str] = {}
@@ -206,7 +242,9 @@ def _merge(shards: Sequence[Shard], weight_map: Mapping[str, str] | None, index_
     return entries
 
 
-def _check_tensors(folder: Path, config: ModelConfig, entries: Mapping[str, Entry]) -> dict[str, QuantFormat | None]:
+def _check_tensors(
+    folder: Path, config: ModelConfig, entries: Mapping[str, Entry]
+) -> dict[str, QuantFormat | None]:
     """Compare every tensor with what config.json implies; returns how each matrix is stored."""
     config_path = folder / "config.json"
     if config.num_layers > len(entries):  # before a table of that many layers is made
@@ -220,7 +258,9 @@ def _check_tensors(folder: Path, config: ModelConfig, entries: Mapping[str, Entr
         module = name.removesuffix(".weight")
         quant = None
         if len(shape) == 2:
-            quant = formats[module] = _stored_format(config_path, config, module, f"{module}.scales" in entries)
+            quant = formats[module] = _stored_format(
+                config_path, config, module, f"{module}.scales" in entries
+            )
         if quant is None:
             expected[name] = shape, FLOATS
             continue
@@ -231,7 +271,10 @@ def _check_tensors(folder: Path, config: ModelConfig, entries: Mapping[str, Entr
             )
         beside = FLOATS if quant.mode == "affine" else frozenset({"U8"})
         for kind, packed in quant.packed_shapes(shape).items():
-            expected[f"{module}.{kind}"] = packed, frozenset({"U32"}) if kind == "weight" else beside
+            expected[f"{module}.{kind}"] = (
+                packed,
+                frozenset({"U32"}) if kind == "weight" else beside,
+            )
     if missing := sorted(set(expected) - set(entries)):
         raise CheckpointError(
             f"{folder}: {len(missing)} tensors are missing, first {shown(missing[0])}; the checkpoint is incomplete, "
@@ -257,7 +300,9 @@ def _check_tensors(folder: Path, config: ModelConfig, entries: Mapping[str, Entr
     return formats
 
 
-def _stored_format(config_path: Path, config: ModelConfig, module: str, is_packed: bool) -> QuantFormat | None:
+def _stored_format(
+    config_path: Path, config: ModelConfig, module: str, is_packed: bool
+) -> QuantFormat | None:
     """How a matrix is stored. Whether it is packed shows in its scales, how it is packed only config.json says."""
     quantization = config.quantization
     stated = None if quantization is None else quantization.for_module(module)
@@ -266,7 +311,11 @@ def _stored_format(config_path: Path, config: ModelConfig, module: str, is_packe
             f"{config_path}: {module!r} has scales, but the quantization block does not say how it is packed; "
             "fetch config.json again"
         )
-    if not is_packed and quantization is not None and quantization.overrides.get(module) is not None:
+    if (
+        not is_packed
+        and quantization is not None
+        and quantization.overrides.get(module) is not None
+    ):
         raise CheckpointError(
             f"{config_path}: quantization names {module!r}, but the tensor '{module}.scales' is missing; "
             "fetch the weights again"

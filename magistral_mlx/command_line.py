@@ -13,7 +13,12 @@ import click
 
 from magistral_mlx.errors import MagistralError
 
-DONE, BUG, WRONG, INTERRUPTED = 0, 1, 2, 130  # exit codes; BUG is Python's own for an exception that escapes
+DONE, BUG, WRONG, INTERRUPTED = (
+    0,
+    1,
+    2,
+    130,
+)  # exit codes; BUG is Python's own for an exception that escapes
 
 
 class Command(click.Command):
@@ -88,7 +93,9 @@ def run(
     for log in levels:
         log.addHandler(handler)
         log.setLevel(logging.INFO)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # where it cannot encode a letter, an escape is better than nothing
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # where it cannot encode a letter, an escape is better than nothing
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         result = command.main(None if argv is None else list(argv), name, standalone_mode=False)
@@ -98,7 +105,10 @@ def run(
     except click.ClickException as error:
         error.show()
         return WRONG
-    except (MagistralError, OSError) as error:  # an OSError: a full disk behind stdout, a folder not to be read
+    except (
+        MagistralError,
+        OSError,
+    ) as error:  # an OSError: a full disk behind stdout, a folder not to be read
         try:
             sys.stdout.flush()
         except OSError:

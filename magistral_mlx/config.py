@@ -20,7 +20,11 @@ LARGEST = sys.float_info.max  # JSON may hold infinity, and whole numbers that n
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
 AFFINE_GROUP_SIZES = (32, 64, 128)
 AFFINE_DEFAULT = (4, 64)  # bits, group
-FP_FORMATS: Mapping[str, tuple[int, int]] = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}  # bits, group
+FP_FORMATS: Mapping[str, tuple[int, int]] = {
+    "mxfp4": (4, 32),
+    "nvfp4": (4, 16),
+    "mxfp8": (8, 32),
+}  # bits, group
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,9 @@ class QuantFormat:
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
-            raise CheckpointError(f"quantization mode is {shown(self.mode)}; known are {', '.join(get_args(Mode))}")
+            raise CheckpointError(
+                f"quantization mode is {shown(self.mode)}; known are {', '.join(get_args(Mode))}"
+            )
         if self.mode == "affine":
             if self.bits not in AFFINE_BITS or self.group_size not in AFFINE_GROUP_SIZES:
                 raise CheckpointError(
@@ -51,7 +57,10 @@ class QuantFormat:
         """Shapes of ``weight``, ``scales`` and (affine) ``biases`` for a weight of ``shape`` [rows, columns]."""
         rows, columns = shape
         groups = columns // self.group_size
-        shapes: dict[str, Shape] = {"weight": (rows, columns * self.bits // 32), "scales": (rows, groups)}
+        shapes: dict[str, Shape] = {
+            "weight": (rows, columns * self.bits // 32),
+            "scales": (rows, groups),
+        }
         return shapes | ({"biases": (rows, groups)} if self.mode == "affine" else {})
 
 
@@ -95,13 +104,17 @@ class QuantizationConfig:
 
 
 def _refusal(source: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{source}: {what}; download the file again, or name a checkpoint of Magistral")
+    return CheckpointError(
+        f"{source}: {what}; download the file again, or name a checkpoint of Magistral"
+    )
 
 
 def _quant_format(block: Mapping[str, Any], source: Path, where: str) -> QuantFormat:
     """One format. What is left out, or null as mlx-lm writes it, is MLX's default for the mode, not another block's."""
     mode: Any = "affine" if block.get("mode") is None else block["mode"]
-    bits, group_size = FP_FORMATS.get(mode, AFFINE_DEFAULT) if isinstance(mode, str) else AFFINE_DEFAULT
+    bits, group_size = (
+        FP_FORMATS.get(mode, AFFINE_DEFAULT) if isinstance(mode, str) else AFFINE_DEFAULT
+    )
     bits = bits if block.get("bits") is None else block["bits"]
     group_size = group_size if block.get("group_size") is None else block["group_size"]
     if type(bits) is not int or type(group_size) is not int:
@@ -155,7 +168,9 @@ class ModelConfig:
         return shapes
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], source: Path, tensors: Mapping[str, Shape]) -> "ModelConfig":
+    def from_dict(
+        cls, raw: Mapping[str, Any], source: Path, tensors: Mapping[str, Shape]
+    ) -> "ModelConfig":
         """Check a config.json against itself and against the shapes of the checkpoint's tensors.
 
         Args:
@@ -174,7 +189,11 @@ class ModelConfig:
             value = raw.get(key)
             if value is None:
                 raise fail(f"{key} is missing; this is not a complete Mistral config")
-            if isinstance(value, bool) or not isinstance(value, int | kind) or not 0 < value <= LARGEST:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | kind)
+                or not 0 < value <= LARGEST
+            ):
                 raise fail(f"{key} is {shown(value)}, expected a positive number")
             return kind(value)
 
@@ -184,7 +203,9 @@ class ModelConfig:
                 "model_type 'mistral'"
             )
         if raw.get("sliding_window") is not None:
-            raise fail(f"sliding_window is {shown(raw['sliding_window'])}; Magistral attends to its whole context")
+            raise fail(
+                f"sliding_window is {shown(raw['sliding_window'])}; Magistral attends to its whole context"
+            )
         if raw.get("hidden_act", "silu") != "silu":
             raise fail(f"hidden_act is {shown(raw['hidden_act'])}, expected 'silu'")
         for key in ("attention_bias", "mlp_bias"):
@@ -195,7 +216,9 @@ class ModelConfig:
             number, ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
         )
         if num_heads % num_kv_heads:
-            raise fail(f"{num_heads} query heads do not share {num_kv_heads} key/value heads evenly")
+            raise fail(
+                f"{num_heads} query heads do not share {num_kv_heads} key/value heads evenly"
+            )
         blocks = (raw.get("quantization"), raw.get("quantization_config"))
         quantization = next((block for block in blocks if block is not None), None)
         return cls(
@@ -210,20 +233,28 @@ class ModelConfig:
             rope_theta=_rope_theta(raw, source),
             max_positions=number("max_position_embeddings"),
             tie_word_embeddings=_tied(raw, source, tensors),
-            quantization=None if quantization is None else QuantizationConfig.from_dict(quantization, source),
+            quantization=None
+            if quantization is None
+            else QuantizationConfig.from_dict(quantization, source),
         )
 
 
-def _head_dim(raw: Mapping[str, Any], source: Path, tensors: Mapping[str, Shape], num_heads: int) -> int:
+def _head_dim(
+    raw: Mapping[str, Any], source: Path, tensors: Mapping[str, Shape], num_heads: int
+) -> int:
     """The stated head size, or q's rows over the heads; both must agree."""
     name = "model.layers.0.self_attn.q_proj.weight"
     if name not in tensors or len(tensors[name]) != 2:
-        raise _refusal(source, f"the checkpoint has no matrix {name!r}; it is not a Mistral checkpoint")
+        raise _refusal(
+            source, f"the checkpoint has no matrix {name!r}; it is not a Mistral checkpoint"
+        )
     rows = tensors[name][0]
     stated = raw.get("head_dim")
     if stated is None:
         if rows % num_heads:
-            raise _refusal(source, f"{name!r} has {rows} rows, which {num_heads} heads do not divide")
+            raise _refusal(
+                source, f"{name!r} has {rows} rows, which {num_heads} heads do not divide"
+            )
         log.info("%s has no head_dim: %d, read off %s", source, rows // num_heads, name)
         stated = rows // num_heads
     if type(stated) is not int or stated * num_heads != rows:
@@ -245,7 +276,8 @@ def _tied(raw: Mapping[str, Any], source: Path, tensors: Mapping[str, Shape]) ->
         log.info("%s has no tie_word_embeddings: %s, by lm_head.weight", source, tied)
     elif stated is not tied:
         raise _refusal(
-            source, f"tie_word_embeddings is {shown(stated)}, but lm_head.weight is {'missing' if tied else 'present'}"
+            source,
+            f"tie_word_embeddings is {shown(stated)}, but lm_head.weight is {'missing' if tied else 'present'}",
         )
     return tied
 
@@ -254,13 +286,20 @@ def _rope_theta(raw: Mapping[str, Any], source: Path) -> float:
     """``rope_theta`` from the top level or transformers 5's ``rope_parameters``. It has no default:
     10,000 where the truth is 1e9 gives fluent nonsense."""
     if raw.get("rope_scaling") is not None:
-        raise _refusal(source, f"rope_scaling is {shown(raw['rope_scaling'])}; Magistral uses plain RoPE")
+        raise _refusal(
+            source, f"rope_scaling is {shown(raw['rope_scaling'])}; Magistral uses plain RoPE"
+        )
     parameters = raw.get("rope_parameters") or {}
     if not isinstance(parameters, dict) or any(
-        key != "rope_theta" and value is not None and value != PLAIN_ROPE.get(key) for key, value in parameters.items()
+        key != "rope_theta" and value is not None and value != PLAIN_ROPE.get(key)
+        for key, value in parameters.items()
     ):
         raise _refusal(source, f"rope_parameters is {shown(parameters)}; Magistral uses plain RoPE")
-    stated = [value for value in (raw.get("rope_theta"), parameters.get("rope_theta")) if value is not None]
+    stated = [
+        value
+        for value in (raw.get("rope_theta"), parameters.get("rope_theta"))
+        if value is not None
+    ]
     if not stated:
         raise CheckpointError(
             f"{source}: rope_theta is missing, and no value may be assumed; download config.json again"

@@ -111,10 +111,19 @@ def make_sampling(
     if no_think and think_budget is not None:
         raise click.UsageError("--no-think is --think-budget 0; keep one of the two")
     if think_budget_message and not think_budget:
-        raise click.UsageError("--think-budget-message is written where --think-budget cuts a trace off; give both")
+        raise click.UsageError(
+            "--think-budget-message is written where --think-budget cuts a trace off; give both"
+        )
     budget = 0 if no_think else think_budget
     return SamplingParams(
-        temp, top_p, max_tokens, seed, stop, budget, on_loop=on_loop, think_budget_message=think_budget_message
+        temp,
+        top_p,
+        max_tokens,
+        seed,
+        stop,
+        budget,
+        on_loop=on_loop,
+        think_budget_message=think_budget_message,
     )
 
 
@@ -169,10 +178,20 @@ loading_options = options(
         help="Context to plan for, prompt and reply together; by default what fits, at most 40,960. "
         "A prompt that does not fit is refused, never cut.",
     ),
-    click.option("--kv-bits", type=int, metavar="16|8|4", help="Quantize the KV cache; 16 does not."),
-    click.option("--prefill-step-size", type=int, metavar="N", help="Prompt tokens a pass; by default what fits."),
     click.option(
-        "--memory-gb", type=float, metavar="G", help="Memory to plan for, in 10^9 bytes; by default the device's."
+        "--kv-bits", type=int, metavar="16|8|4", help="Quantize the KV cache; 16 does not."
+    ),
+    click.option(
+        "--prefill-step-size",
+        type=int,
+        metavar="N",
+        help="Prompt tokens a pass; by default what fits.",
+    ),
+    click.option(
+        "--memory-gb",
+        type=float,
+        metavar="G",
+        help="Memory to plan for, in 10^9 bytes; by default the device's.",
     ),
     click.option(
         "--wired",
@@ -199,12 +218,31 @@ loading_options = options(
 sampling_options = options(
     "sampling",
     make_sampling,
-    click.option("--max-tokens", "-m", type=int, metavar="N", help="Default: 40,960, or what the context leaves."),
-    click.option("--temp", type=float, default=0.7, show_default=True, help="Temperature; 0 is greedy."),
-    click.option("--top-p", type=float, default=0.95, show_default=True, help="Probability mass kept."),
-    click.option("--seed", type=int, help="The same seed gives the same reply on the same machine."),
-    click.option("--stop", multiple=True, metavar="S", help="Text that ends the answer; may be repeated."),
-    click.option("--think-budget", type=int, metavar="N", help="Reasoning tokens at most; then the trace is closed."),
+    click.option(
+        "--max-tokens",
+        "-m",
+        type=int,
+        metavar="N",
+        help="Default: 40,960, or what the context leaves.",
+    ),
+    click.option(
+        "--temp", type=float, default=0.7, show_default=True, help="Temperature; 0 is greedy."
+    ),
+    click.option(
+        "--top-p", type=float, default=0.95, show_default=True, help="Probability mass kept."
+    ),
+    click.option(
+        "--seed", type=int, help="The same seed gives the same reply on the same machine."
+    ),
+    click.option(
+        "--stop", multiple=True, metavar="S", help="Text that ends the answer; may be repeated."
+    ),
+    click.option(
+        "--think-budget",
+        type=int,
+        metavar="N",
+        help="Reasoning tokens at most; then the trace is closed.",
+    ),
     click.option(
         "--think-budget-message",
         default="",
@@ -221,10 +259,14 @@ sampling_options = options(
     ),
     click.option("--no-think", is_flag=True, help="Answer without a trace, as --think-budget 0."),
 )
-hide_reasoning_option = click.option("--hide-reasoning", is_flag=True, help="Do not show the trace.")
+hide_reasoning_option = click.option(
+    "--hide-reasoning", is_flag=True, help="Do not show the trace."
+)
 
 
 def cache_file_option(what: str) -> Callable[[Function], Function]:
     """``--prompt-cache-file``; ``what`` is its help text."""
     path = click.Path(dir_okay=False, path_type=Path)
-    return click.option("--prompt-cache-file", type=path, metavar="F", callback=check_cache_file, help=what)
+    return click.option(
+        "--prompt-cache-file", type=path, metavar="F", callback=check_cache_file, help=what
+    )

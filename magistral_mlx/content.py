@@ -20,7 +20,9 @@ def checked(text: str, what: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise OptionError(f"{what} is not valid Unicode; was it read as something other than UTF-8?") from None
+        raise OptionError(
+            f"{what} is not valid Unicode; was it read as something other than UTF-8?"
+        ) from None
     return text
 
 
@@ -51,7 +53,9 @@ def parts_of(content: Any, what: str, *, takes_thinking: bool) -> list[Part]:
         return [Part("text", checked(content, what))] if content else []
     if not isinstance(content, Sequence) or isinstance(content, bytes | bytearray):
         raise OptionError(f"{what} is {type(content).__name__}, expected text or a list of parts")
-    found = [_part(raw, f"{what}, part {i}", takes_thinking) for i, raw in enumerate(content, start=1)]
+    found = [
+        _part(raw, f"{what}, part {i}", takes_thinking) for i, raw in enumerate(content, start=1)
+    ]
     return [part for part in found if part.text]
 
 
@@ -75,7 +79,9 @@ def _part(raw: Any, what: str, takes_thinking: bool) -> Part:
     kind = part.get("type")
     if kind == "thinking" and takes_thinking:
         if part.get("closed") is False:
-            raise OptionError(f"{what}: this thinking is not closed; only a whole reply can be part of a conversation")
+            raise OptionError(
+                f"{what}: this thinking is not closed; only a whole reply can be part of a conversation"
+            )
         return Part("thinking", _thinking(part.get("thinking"), what))
     if kind != "text":
         allowed = "text and thinking" if takes_thinking else "text"
@@ -89,8 +95,12 @@ def _part(raw: Any, what: str, takes_thinking: bool) -> Part:
 
 def _thinking(thinking: Any, what: str) -> str:
     if thinking is None:
-        raise OptionError(f"{what} has no thinking; expected {{'type': 'thinking', 'thinking': ...}}")
+        raise OptionError(
+            f"{what} has no thinking; expected {{'type': 'thinking', 'thinking': ...}}"
+        )
     if isinstance(thinking, str):
         return checked(thinking, what)
     # Mistral's API cuts one trace into pieces; nothing stands between them.
-    return "".join(part.text for part in parts_of(thinking, f"{what}: thinking", takes_thinking=False))
+    return "".join(
+        part.text for part in parts_of(thinking, f"{what}: thinking", takes_thinking=False)
+    )

@@ -103,7 +103,9 @@ class Chat:
             chat = cls(magistral, found["keep_reasoning"], found["messages"], found["tools"])
             chat.forgotten = max(0, min(found["forgotten"], len(_turns(chat.messages))))
         except (ValueError, KeyError, TypeError, RecursionError, OptionError) as error:
-            raise CheckpointError(f"{path} holds no conversation that can be read ({error!r}); delete it") from None
+            raise CheckpointError(
+                f"{path} holds no conversation that can be read ({error!r}); delete it"
+            ) from None
         return chat
 
     @property
@@ -126,7 +128,9 @@ class Chat:
         """
         return result_of(self.stream(question, sampling))
 
-    def stream(self, question: Question, sampling: SamplingParams | None = None) -> Generator[Segment, None, Reply]:
+    def stream(
+        self, question: Question, sampling: SamplingParams | None = None
+    ) -> Generator[Segment, None, Reply]:
         """As ``ask``, in pieces: a generator of Segments that returns the Reply."""
         asked = self._asked(question)
         history = self._history(is_answered=isinstance(question, str))
@@ -162,7 +166,9 @@ class Chat:
         Raises:
             OptionError: it cannot be written; what was there is unchanged.
         """
-        state = {key: getattr(self, key) for key in ("keep_reasoning", "messages", "tools", "forgotten")}
+        state = {
+            key: getattr(self, key) for key in ("keep_reasoning", "messages", "tools", "forgotten")
+        }
         self.magistral.past.save(as_path(path, "path"), json.dumps(state))
 
     def _asked(self, question: Question) -> list[Message]:
@@ -172,34 +178,52 @@ class Chat:
                 "by their ids"
             )
         if not isinstance(question, str):
-            return [{"role": "tool", "tool_call_id": call, "content": result} for call, result in question.items()]
-        if waiting := [call["id"] for call in self.messages[-1].get("tool_calls", ())] if self.messages else []:
+            return [
+                {"role": "tool", "tool_call_id": call, "content": result}
+                for call, result in question.items()
+            ]
+        if (
+            waiting := [call["id"] for call in self.messages[-1].get("tool_calls", ())]
+            if self.messages
+            else []
+        ):
             raise OptionError(
                 f"the tool call {waiting[0]!r} waits for its result; ask with {{{waiting[0]!r}: result}} before any "
                 "other question"
             )
         return [{"role": "user", "content": question}]
 
-    def _turn(self, asked: list[Message], stream: Generator[Segment, None, Reply]) -> Generator[Segment, None, Reply]:
+    def _turn(
+        self, asked: list[Message], stream: Generator[Segment, None, Reply]
+    ) -> Generator[Segment, None, Reply]:
         forgotten = self.forgotten
         reply = yield from stream
         reply = replace(reply, usage=replace(reply.usage, forgotten_turns=forgotten))
         calls = reply.tool_calls if self.tools else ()  # what was not offered cannot have a result
         if reply.reasoning or reply.answer or calls:
             answer = {"role": "assistant", "content": reply.answer, "reasoning": reply.reasoning}
-            self.messages += [*asked, answer | ({"tool_calls": [stated(call) for call in calls]} if calls else {})]
+            self.messages += [
+                *asked,
+                answer | ({"tool_calls": [stated(call) for call in calls]} if calls else {}),
+            ]
         return reply
 
-    def _forgotten(self, history: list[Message], asked: list[Message], sampling: SamplingParams | None) -> int:
+    def _forgotten(
+        self, history: list[Message], asked: list[Message], sampling: SamplingParams | None
+    ) -> int:
         """How many of the oldest turns to leave out, so that the reply has room."""
         context = self.magistral.plan.context
         asked_for = None if sampling is None else sampling.max_tokens
         least = max(REPLY_ROOM, context // SHARE) if asked_for is None else asked_for
-        may_go = len(_turns(history)) - any(message["role"] == "tool" for message in asked)  # the last question stays
+        may_go = len(_turns(history)) - any(
+            message["role"] == "tool" for message in asked
+        )  # the last question stays
         counts = range(self.forgotten, may_go + 1)
 
         def room(count: int) -> int:
-            return self.magistral.room([*_without_oldest(history, count), *asked], sampling, tools=self.tools)
+            return self.magistral.room(
+                [*_without_oldest(history, count), *asked], sampling, tools=self.tools
+            )
 
         if len(counts) < 2 or room(self.forgotten) >= least:
             return self.forgotten
@@ -212,9 +236,16 @@ class Chat:
             is_answered: False while the newest question waits for results.
         """
         messages = self.messages
-        asked = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=0)
-        begun = range(len(messages) if is_answered else asked, len(messages))  # of the newest question, all is kept
-        newest = max((i for i, message in enumerate(messages[: begun.start]) if message.get("reasoning")), default=-1)
+        asked = max(
+            (i for i, message in enumerate(messages) if message["role"] == "user"), default=0
+        )
+        begun = range(
+            len(messages) if is_answered else asked, len(messages)
+        )  # of the newest question, all is kept
+        newest = max(
+            (i for i, message in enumerate(messages[: begun.start]) if message.get("reasoning")),
+            default=-1,
+        )
         kept = {"all": range(len(messages)), "last": [newest], "none": ()}[self.keep_reasoning]
         return [
             message

@@ -80,7 +80,9 @@ def decode(
         NumericsError: the logits hold NaN.
     """
 
-    def queue(ids: mx.array, first: int, guesses: Sequence[int] = ()) -> tuple[mx.array, mx.array, Sequence[int]]:
+    def queue(
+        ids: mx.array, first: int, guesses: Sequence[int] = ()
+    ) -> tuple[mx.array, mx.array, Sequence[int]]:
         """Feed ids [1, T] that end in guesses; logits [M, V] and draws [M], the first of them number ``first``."""
         logits = step(ids, 1 + len(guesses))
         tokens = sampler.draw_run(logits, first)
@@ -101,7 +103,9 @@ def decode(
         current = _read(token)
         if current == SPILLED:  # rare: the nucleus is wider than the sampler's candidates
             step.cache.trim(int(ahead is not None))
-            tokens = mx.concatenate([tokens[:row], sampler.draw_exact(logits[row : row + 1], count), tokens[row + 1 :]])
+            tokens = mx.concatenate(
+                [tokens[:row], sampler.draw_exact(logits[row : row + 1], count), tokens[row + 1 :]]
+            )
             continue
         if current in stop:
             return "stop"
@@ -136,5 +140,7 @@ def _read(token: mx.array) -> int:
     value = token.item()
     assert isinstance(value, int)
     if value == INVALID:
-        raise NumericsError("the model's logits are not numbers: its weights are damaged; verify or convert it again")
+        raise NumericsError(
+            "the model's logits are not numbers: its weights are damaged; verify or convert it again"
+        )
     return value

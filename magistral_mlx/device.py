@@ -26,7 +26,9 @@ def budget_bytes(memory_gb: float | None = None) -> int:
     """
     if memory_gb is not None:
         if type(memory_gb) not in (int, float) or not 0 < memory_gb < MOST_GB:
-            raise OptionError(f"memory_gb is {shown(memory_gb)}; use a number of gigabytes over 0, below {MOST_GB:,}")
+            raise OptionError(
+                f"memory_gb is {shown(memory_gb)}; use a number of gigabytes over 0, below {MOST_GB:,}"
+            )
         return int(memory_gb * 1e9)
     if on_gpu():
         info = mx.device_info()
@@ -34,7 +36,9 @@ def budget_bytes(memory_gb: float | None = None) -> int:
         for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
             if key in info:
                 return int(info[key])
-        raise MemoryLimitError("this device does not tell how much memory it has; say it with --memory-gb (memory_gb)")
+        raise MemoryLimitError(
+            "this device does not tell how much memory it has; say it with --memory-gb (memory_gb)"
+        )
     return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * CPU_SHARE)
 
 
@@ -53,7 +57,9 @@ def limit_memory(budget: int, *, freed: int, wired: int | None) -> None:
     """
     if wired is not None:
         if not mx.metal.is_available():
-            raise OptionError("memory can be wired on a Mac's GPU only; leave --wired (wired=True) out")
+            raise OptionError(
+                "memory can be wired on a Mac's GPU only; leave --wired (wired=True) out"
+            )
         log.warning(
             "wiring %.1f GB; if this Mac restarts by itself, leave --wired out: "
             "setting that limit is implicated in kernel panics of macOS (mlx issue 3186)",

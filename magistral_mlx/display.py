@@ -138,7 +138,9 @@ def write(stream: TextIO, text: str, *, is_dim: bool = False) -> None:
 def tell(text: str, *, is_dim: bool = False) -> None:
     """Say something on stderr, on a terminal without a word cut at its edge."""
     if sys.stderr.isatty():
-        lines = [line for long in text.split("\n") for line in WRAPPER(width=width()).wrap(long) or [""]]
+        lines = [
+            line for long in text.split("\n") for line in WRAPPER(width=width()).wrap(long) or [""]
+        ]
         text = "\n".join(lines)
     write(sys.stderr, text, is_dim=is_dim)
     write(sys.stderr, "\n")

@@ -11,7 +11,10 @@ from magistral_mlx.decoding import Stepper, prefill
 from magistral_mlx.model import Transformer
 from magistral_mlx.sampling import Sampler
 
-PRIOR_RATE, PRIOR_WEIGHT = 0.7, 8.0  # how often a guess is right, and the guesses this counts as at first
+PRIOR_RATE, PRIOR_WEIGHT = (
+    0.7,
+    8.0,
+)  # how often a guess is right, and the guesses this counts as at first
 FORGOTTEN = 0.02  # of what was counted, a token: one that fell silent tries again
 
 
@@ -30,9 +33,13 @@ class DraftModel:
     def forget(self) -> None:
         """Drop its cache."""
         self._step = Stepper(self._model, KVCache(self._config, limit=self._limit))
-        self._fed: list[int] = []  # ids in the cache; up to the newest id they are those of the reply
+        self._fed: list[
+            int
+        ] = []  # ids in the cache; up to the newest id they are those of the reply
 
-    def begin(self, prompt: Sequence[int], sampler: Sampler, *, chunk: int) -> Generator[int, None, None]:
+    def begin(
+        self, prompt: Sequence[int], sampler: Sampler, *, chunk: int
+    ) -> Generator[int, None, None]:
         """Read a prompt but for its last id, in chunks; yields after each what is done of it."""
         self._ids, self._prompt_tokens, self._sampler = list(prompt), len(prompt), sampler
         self._waiting: list[int] = []  # guesses that the model has not drawn from yet
@@ -74,7 +81,10 @@ class DraftModel:
         if count == 0:
             return []
         self._keep(min(len(self._fed), len(self._ids) - 1))
-        logits, first = self._step(mx.array([self._ids[len(self._fed) :]])), len(self._ids) - self._prompt_tokens
+        logits, first = (
+            self._step(mx.array([self._ids[len(self._fed) :]])),
+            len(self._ids) - self._prompt_tokens,
+        )
         draws = [self._sampler.draw_run(logits, first)]
         for number in range(first + 1, first + count):
             logits = self._step(mx.maximum(draws[-1], 0)[None])  # what is no id is cut off below

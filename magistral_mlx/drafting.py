@@ -14,7 +14,16 @@ FADING = 0.05  # weight of the newest gain among those of late
 
 # The ids that a context is made of, as distances back from the id to guess. Those with a gap see through a
 # number or a name that differs from line to line; the empty one holds the last id.
-CONTEXTS: tuple[tuple[int, ...], ...] = ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4, 5), (2,), (2, 3), (1, 3))
+CONTEXTS: tuple[tuple[int, ...], ...] = (
+    (),
+    (1,),
+    (1, 2),
+    (1, 2, 3),
+    (1, 2, 3, 4, 5),
+    (2,),
+    (2, 3),
+    (1, 3),
+)
 REACH = max(max(context, default=0) for context in CONTEXTS)
 STREAK = 2  # times a context has been right in a row, counted up to this
 PRIOR_WEIGHT = 6  # guesses that the first estimate of how often a context is right counts as
@@ -46,7 +55,9 @@ class Ngrams:
 
     def __init__(self, prompt: Sequence[int]) -> None:
         self.ids: list[int] = []
-        self._next: dict[int, tuple[int, int]] = {}  # hash of a context -> the id that followed, times right in a row
+        self._next: dict[
+            int, tuple[int, int]
+        ] = {}  # hash of a context -> the id that followed, times right in a row
         self._rates = {(c, s): _prior(c, s) for c in CONTEXTS for s in range(STREAK + 1)}
         self._guesses: list[int] = []
         for identity in prompt:
@@ -68,10 +79,14 @@ class Ngrams:
         recent, chances = self.ids[-REACH:], list[float]()
         self._guesses = []
         while len(chances) < limit:
-            known = [(context, self._next[key]) for context, key in _keys(recent) if key in self._next]
+            known = [
+                (context, self._next[key]) for context, key in _keys(recent) if key in self._next
+            ]
             if not known:
                 break
-            rated = [(self._rate(context, streak), identity) for context, (identity, streak) in known]
+            rated = [
+                (self._rate(context, streak), identity) for context, (identity, streak) in known
+            ]
             chance, identity = max(rated, key=lambda pair: pair[0])
             chances.append(chance)
             self._guesses.append(identity)
@@ -192,7 +207,9 @@ class Drafter(Silent):
     def _cost(self, rows: int) -> float:
         """Of a pass that is waited for, in plain passes; each row attends for itself."""
         attending = self._kv_share * (self._prompt_tokens + self.tokens)
-        return (self._costs[rows - 1] + rows * attending) / (1 + attending) + (rows - 1) * self.source.cost
+        return (self._costs[rows - 1] + rows * attending) / (1 + attending) + (
+            rows - 1
+        ) * self.source.cost
 
 
 def pays(costs: Sequence[float], source_cost: float = 0.0) -> bool:

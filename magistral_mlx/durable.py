@@ -25,7 +25,9 @@ def replacing(path: Path) -> Iterator[int]:
     """
     target, partial, mode = _begun(path)
     _discard_abandoned(target)
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(
+        partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666
+    )
     try:
         _lock(descriptor)
         if mode is not None:
@@ -103,7 +105,11 @@ def _discard_abandoned(target: Path) -> None:
     """Delete what was to become ``target`` and that no living process has locked."""
     before = f".{target.name}."
     for name in os.listdir(target.parent):
-        if name.startswith(before) and name.endswith(PARTIAL) and name[len(before) : -len(PARTIAL)].isdigit():
+        if (
+            name.startswith(before)
+            and name.endswith(PARTIAL)
+            and name[len(before) : -len(PARTIAL)].isdigit()
+        ):
             _discard_unlocked(target.with_name(name))
 
 

@@ -49,7 +49,9 @@ def piped() -> Iterator[str]:
         try:
             begun.append(line.decode().rstrip("\r\n"))
         except UnicodeDecodeError as error:
-            raise OptionError(f"line {number} of stdin is not UTF-8 ({error}); convert it, e.g. with iconv") from None
+            raise OptionError(
+                f"line {number} of stdin is not UTF-8 ({error}); convert it, e.g. with iconv"
+            ) from None
         if goes_on(begun[-1]):
             begun[-1] = begun[-1][:-1]
             continue
@@ -137,6 +139,9 @@ def _is_kept(history: Path) -> bool:
         history.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(history, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
     except OSError as error:
-        print(f"what is typed is not remembered: {history} cannot be written ({error})", file=sys.stderr)
+        print(
+            f"what is typed is not remembered: {history} cannot be written ({error})",
+            file=sys.stderr,
+        )
         return False
     return True

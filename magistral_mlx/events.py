@@ -147,7 +147,12 @@ def event_of(segment: Segment) -> Event:
             return Progress(kind="progress", phase="prompt", done=done, total=total)
         case "tool_call":
             call = json.loads(segment.text)
-            return Called(kind="tool_call", id=call["id"], name=call["name"], arguments=json_text(call["arguments"]))
+            return Called(
+                kind="tool_call",
+                id=call["id"],
+                name=call["name"],
+                arguments=json_text(call["arguments"]),
+            )
         case "reasoning":
             return Reasoning(kind="reasoning", text=segment.text)
         case "answer":
@@ -165,7 +170,9 @@ def done(reply: Reply) -> Done:
 
 def never_begun() -> Done:
     """The end of a reply that was cancelled while it waited."""
-    return Done(kind="done", finish_reason="cancelled", reasoning_closed_by=None, usage=NOTHING_USED)
+    return Done(
+        kind="done", finish_reason="cancelled", reasoning_closed_by=None, usage=NOTHING_USED
+    )
 
 
 def failed(error: BaseException) -> Failed:

@@ -75,10 +75,14 @@ WHAT_TO_DO = {
     "option": "Correct the argument that the message names, and call again.",
     "tokenizer": "Correct the text that the message names, or download tekken.json again.",
 }
-LAST_RESORT: dict[str, Any] = {  # made beforehand: for when there is no memory or stack left to make one
+LAST_RESORT: dict[
+    str, Any
+] = {  # made beforehand: for when there is no memory or stack left to make one
     "ok": False,
     "error": Failure(
-        code="internal", message="an error could not be described", what_to_do="Close the model and load it again."
+        code="internal",
+        message="an error could not be described",
+        what_to_do="Close the model and load it again.",
     ),
 }
 
@@ -109,5 +113,9 @@ def _described(error: BaseException) -> str:
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
-    where = "" if place is None else f" ({place.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{place.tb_lineno})"
+    where = (
+        ""
+        if place is None
+        else f" ({place.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{place.tb_lineno})"
+    )
     return f"{type(error).__name__}: {text}{where}"

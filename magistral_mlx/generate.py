@@ -41,12 +41,23 @@ Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug of ours."""
 
 @click.command("generate", cls=console.Command, epilog=EPILOG)
 @console.loading_options
-@click.option("--prompt", "-p", required=True, metavar="P", help="The question; - reads it from a pipe.")
+@click.option(
+    "--prompt", "-p", required=True, metavar="P", help="The question; - reads it from a pipe."
+)
 @click.option("--system-prompt", metavar="S", help="Joins the checkpoint's own system prompt.")
-@click.option("--system-prompt-only", is_flag=True, help="--system-prompt replaces it; reasoning may then stop.")
+@click.option(
+    "--system-prompt-only",
+    is_flag=True,
+    help="--system-prompt replaces it; reasoning may then stop.",
+)
 @console.sampling_options
 @console.hide_reasoning_option
-@click.option("--samples", type=click.IntRange(min=1), metavar="N", help="N replies, and the answer most agree on.")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="N replies, and the answer most agree on.",
+)
 @console.cache_file_option("Reuse the KV cache in F if it exists, and write it there afterwards.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
@@ -67,7 +78,9 @@ def command(
         messages.insert(0, {"role": "system", "content": system_prompt})
     if system_prompt_only:
         if system_prompt is None:
-            raise click.UsageError("--system-prompt-only needs a --system-prompt to use instead of the default")
+            raise click.UsageError(
+                "--system-prompt-only needs a --system-prompt to use instead of the default"
+            )
         print("warning: without its own system prompt the model may not reason", file=sys.stderr)
     magistral = loading.visibly()
     if samples is not None:
@@ -82,14 +95,19 @@ def command(
         show_samples(several, loading.model, as_json=as_json, is_whole=is_whole)
         return command_line.DONE if is_whole else command_line.INTERRUPTED
     stream = magistral.stream(
-        messages, sampling, system_prompt_only=system_prompt_only, prompt_cache_file=prompt_cache_file
+        messages,
+        sampling,
+        system_prompt_only=system_prompt_only,
+        prompt_cache_file=prompt_cache_file,
     )
     display = Display(hides_reasoning=hide_reasoning or as_json, hides_answer=as_json)
     reply = display.show_all(stream)
     if as_json:
         print(
             json.dumps(
-                cancelled(display, loading.model) if reply is None else as_object(reply, loading.model),
+                cancelled(display, loading.model)
+                if reply is None
+                else as_object(reply, loading.model),
                 ensure_ascii=False,
             )
         )
@@ -109,7 +127,9 @@ def read_prompt(prompt: str) -> str:
                 f"the prompt on stdin is not UTF-8 ({error}); convert it, for example with iconv"
             ) from None
     if not prompt.strip():
-        raise OptionError("the prompt is empty; give one with --prompt, or pipe it in with --prompt -")
+        raise OptionError(
+            "the prompt is empty; give one with --prompt, or pipe it in with --prompt -"
+        )
     return prompt.removesuffix("\n")
 
 

@@ -148,7 +148,9 @@ class Desk:
         with self._owner.lock:
             hosted = self.model(handle)
             del self._models[handle]
-            self._streams = {number: entry for number, entry in self._streams.items() if entry[0] != handle}
+            self._streams = {
+                number: entry for number, entry in self._streams.items() if entry[0] != handle
+            }
         return hosted.close()
 
     def close_all(self) -> None:

@@ -10,7 +10,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from magistral_mlx.errors import HubError
-from magistral_mlx.remote import BESIDE_THE_WEIGHTS, WEIGHTS, HubFile, Layout, Unreachable, explain, list_files
+from magistral_mlx.remote import (
+    BESIDE_THE_WEIGHTS,
+    WEIGHTS,
+    HubFile,
+    Layout,
+    Unreachable,
+    explain,
+    list_files,
+)
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +50,9 @@ def fetch(repo_id: str, *, revision: str | None = None, layout: Layout | None = 
     except Unreachable as error:
         return _offline(repo_id, revision, layout, error)
     unchecked, files = _cache_of(repo_id) / UNCHECKED, listing.files
-    cached = {name: try_to_load_from_cache(repo_id, name, revision=listing.commit) for name in files}
+    cached = {
+        name: try_to_load_from_cache(repo_id, name, revision=listing.commit) for name in files
+    }
     missing = [file for name, file in files.items() if not isinstance(cached[name], str)]
     folder = _cache_of(repo_id) / "snapshots" / listing.commit
     if missing or unchecked.exists():
@@ -51,7 +61,9 @@ def fetch(repo_id: str, *, revision: str | None = None, layout: Layout | None = 
         try:
             unchecked.parent.mkdir(parents=True, exist_ok=True)
             unchecked.touch()
-            folder = Path(snapshot_download(repo_id, revision=listing.commit, allow_patterns=list(files)))
+            folder = Path(
+                snapshot_download(repo_id, revision=listing.commit, allow_patterns=list(files))
+            )
         except (HTTPError, OSError, RuntimeError) as error:  # hf_xet raises plain RuntimeErrors
             raise _explain(repo_id, listing.commit, error) from None
         _check(folder, to_check)
@@ -67,7 +79,10 @@ def is_commit(revision: str | None) -> bool:
 def _cache_of(repo_id: str) -> Path:
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE).expanduser().resolve() / f"models--{repo_id.replace('/', '--')}"
+    return (
+        Path(constants.HF_HUB_CACHE).expanduser().resolve()
+        / f"models--{repo_id.replace('/', '--')}"
+    )
 
 
 def _check_space(repo_id: str, missing: Iterable[HubFile]) -> None:
@@ -108,7 +123,9 @@ def _note(repo_id: str, revision: str | None, commit: str) -> None:
     if is_commit(revision):
         return
     ref = _cache_of(repo_id) / "refs" / (revision or constants.DEFAULT_REVISION)
-    with suppress(OSError):  # a cache that others share may be read-only; nothing depends on this while online
+    with suppress(
+        OSError
+    ):  # a cache that others share may be read-only; nothing depends on this while online
         if not ref.is_file() or ref.read_text() != commit:
             ref.parent.mkdir(parents=True, exist_ok=True)
             fresh = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
@@ -119,7 +136,9 @@ def _note(repo_id: str, revision: str | None, commit: str) -> None:
 def _pinned(repo_id: str, commit: str, layout: Layout | None) -> Path | None:
     """The folder of a commit that the cache knows to hold whole, checked; found without a request."""
     cache = _cache_of(repo_id)
-    if (cache / UNCHECKED).exists() or not (cache / "trees" / f"{commit}.json").is_file():  # what the commit holds
+    if (cache / UNCHECKED).exists() or not (
+        cache / "trees" / f"{commit}.json"
+    ).is_file():  # what the commit holds
         return None
     for choice in WEIGHTS if layout is None else (layout,):
         try:
@@ -153,7 +172,11 @@ def _complete(repo_id: str, revision: str | None, layout: Layout) -> Path | None
     patterns = [*BESIDE_THE_WEIGHTS, *WEIGHTS[layout]]
     folder = Path(
         snapshot_download(
-            repo_id, revision=revision, local_files_only=True, allow_patterns=patterns, ignore_patterns="*/*"
+            repo_id,
+            revision=revision,
+            local_files_only=True,
+            allow_patterns=patterns,
+            ignore_patterns="*/*",
         )
     )
     return folder if any(folder.glob(WEIGHTS[layout][0])) else None

@@ -48,7 +48,9 @@ def load_model(checkpoint: Checkpoint) -> Generator[tuple[int, int], None, Trans
     return (yield from _load(checkpoint, {}))
 
 
-def _load(checkpoint: Checkpoint, dtypes: Mapping[mx.Dtype, mx.Dtype]) -> Generator[tuple[int, int], None, Transformer]:
+def _load(
+    checkpoint: Checkpoint, dtypes: Mapping[mx.Dtype, mx.Dtype]
+) -> Generator[tuple[int, int], None, Transformer]:
     """``dtypes``: the types that are converted while loading, to which."""
     weights = _Weights(checkpoint, dtypes)
     model = Transformer(checkpoint.config)
@@ -59,7 +61,9 @@ def _load(checkpoint: Checkpoint, dtypes: Mapping[mx.Dtype, mx.Dtype]) -> Genera
         layer.input_layernorm.weight = weights.take(f"{path}.input_layernorm.weight")
         layer.self_attn.qkv_proj = weights.joint([f"{path}.self_attn.{x}_proj" for x in "qkv"])
         layer.self_attn.o_proj = weights.linear([f"{path}.self_attn.o_proj"])
-        layer.post_attention_layernorm.weight = weights.take(f"{path}.post_attention_layernorm.weight")
+        layer.post_attention_layernorm.weight = weights.take(
+            f"{path}.post_attention_layernorm.weight"
+        )
         layer.mlp.gate_up_proj = weights.joint([f"{path}.mlp.{x}_proj" for x in ("gate", "up")])
         layer.mlp.down_proj = weights.linear([f"{path}.mlp.down_proj"])
         yield weights.settle(layer)
@@ -91,7 +95,8 @@ class _Weights:
         self.checkpoint = checkpoint
         self.is_half = mx.float16 in dtypes.values()
         self.tensors = {
-            name: array.astype(dtypes.get(array.dtype, array.dtype)) for name, array in checkpoint.tensors().items()
+            name: array.astype(dtypes.get(array.dtype, array.dtype))
+            for name, array in checkpoint.tensors().items()
         }
         self.total = sum(array.nbytes for array in self.tensors.values())
         self.done = 0
@@ -129,7 +134,9 @@ class _Weights:
         if quant is None:
             layer: nn.Module = nn.Linear(1, 1, bias=False)
         else:
-            layer = nn.QuantizedLinear(quant.group_size, 32, False, quant.group_size, quant.bits, quant.mode)
+            layer = nn.QuantizedLinear(
+                quant.group_size, 32, False, quant.group_size, quant.bits, quant.mode
+            )
         return self.fill(layer, modules, quant)
 
     def embedding(self, module: str) -> nn.Module:
@@ -137,15 +144,21 @@ class _Weights:
         if quant is None:
             layer: nn.Module = nn.Embedding(1, 1)
         else:
-            layer = nn.QuantizedEmbedding(32, quant.group_size, quant.group_size, quant.bits, quant.mode)
+            layer = nn.QuantizedEmbedding(
+                32, quant.group_size, quant.group_size, quant.bits, quant.mode
+            )
         return self.fill(layer, [module], quant)
 
-    def fill(self, layer: nn.Module, modules: Sequence[str], quant: QuantFormat | None) -> nn.Module:
+    def fill(
+        self, layer: nn.Module, modules: Sequence[str], quant: QuantFormat | None
+    ) -> nn.Module:
         """Replace a layer's placeholder arrays; packed rows of several modules lie one below the other."""
         for kind in ("weight",) if quant is None else quant.packed_shapes((0, 0)):
             parts = [self.take(f"{module}.{kind}") for module in modules]
             layer[kind] = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=0)
-        self.settle(layer)  # at once: the parts of a whole layer beside it could be more than the plan has room for
+        self.settle(
+            layer
+        )  # at once: the parts of a whole layer beside it could be more than the plan has room for
         return layer
 
     def joint(self, modules: Sequence[str]) -> Joint:

@@ -12,7 +12,9 @@ LONGEST = 1024  # tokens of a block at most
 NUMBER = "0"  # stands for every number where only numbers change
 
 EXACT_REPETITIONS = 3
-EXACT_TOKENS = 60  # that the repetitions take together at least: a block of 20 tokens is found at its third
+EXACT_TOKENS = (
+    60  # that the repetitions take together at least: a block of 20 tokens is found at its third
+)
 EXACT_WORDS = 3  # different ones in a block; with fewer it must take DULL_TOKENS
 DULL_TOKENS = 400
 NEAR_REPETITIONS = 8
@@ -38,7 +40,9 @@ class LoopDetector:
         """Take the text of one token; whether a loop is certain by now."""
         has_digit = piece.strip().isdigit()
         is_found = self._is_exact(self._exact.push(piece))
-        if has_digit and self._ends_in_number:  # digits of one number are one: 99 and 100 differ in nothing else
+        if (
+            has_digit and self._ends_in_number
+        ):  # digits of one number are one: 99 and 100 differ in nothing else
             self._near.lengthen()
         else:
             is_found |= self._is_near(self._near.push(NUMBER if has_digit else piece))
@@ -56,7 +60,11 @@ class LoopDetector:
             return False
         block = self._near.last(period)
         written = [piece for piece in block if piece.strip()]
-        return NUMBER in block and _words(block) >= NEAR_WORDS and 2 * sum(map(_is_word, written)) >= len(written)
+        return (
+            NUMBER in block
+            and _words(block) >= NEAR_WORDS
+            and 2 * sum(map(_is_word, written)) >= len(written)
+        )
 
 
 class _Periods:
@@ -64,7 +72,9 @@ class _Periods:
 
     def __init__(self, repetitions: int) -> None:
         self._wanted = np.arange(1, LONGEST + 1) * (repetitions - 1)
-        self._equal = np.zeros(LONGEST, np.int64)  # at p - 1: how many of the last symbols equal the one p before
+        self._equal = np.zeros(
+            LONGEST, np.int64
+        )  # at p - 1: how many of the last symbols equal the one p before
         self._symbols: dict[str, int] = {}
         self._names: list[str] = []
         self._history = np.full(4 * LONGEST, -1, np.int64)

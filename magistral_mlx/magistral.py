@@ -100,7 +100,9 @@ class Magistral:
         model stays usable. A progress segment's text is "prompt ids read/prompt ids in all".
         """
         sampling = _checked(sampling)
-        prompt = self._prompt(messages, sampling, tools=tools, system_prompt_only=system_prompt_only)
+        prompt = self._prompt(
+            messages, sampling, tools=tools, system_prompt_only=system_prompt_only
+        )
         max_tokens = self.plan.reply_tokens(len(prompt), sampling.max_tokens)
         file = self._opened(prompt_cache_file)
         return self._saved(self._single(prompt, sampling, max_tokens).stream(), file)
@@ -151,7 +153,9 @@ class Magistral:
         if type(n) is not int or n < 1:
             raise OptionError(f"n is {n!r}; ask for at least one sample")
         sampling = _checked(sampling)
-        prompt = self._prompt(messages, sampling, tools=tools, system_prompt_only=system_prompt_only)
+        prompt = self._prompt(
+            messages, sampling, tools=tools, system_prompt_only=system_prompt_only
+        )
         share = share_of(self.plan, self.config, len(prompt), n, sampling.max_tokens)
         file = self._opened(prompt_cache_file)
         if n == 1:
@@ -193,7 +197,9 @@ class Magistral:
         path = as_path(path, "path")
         state = self.past.open(path)
         if not state:
-            raise OptionError(f"{path} holds a prompt cache but no conversation; it was not written by Chat.save")
+            raise OptionError(
+                f"{path} holds a prompt cache but no conversation; it was not written by Chat.save"
+            )
         return Chat.restored(self, state, path)
 
     def room(
@@ -224,11 +230,15 @@ class Magistral:
         system_prompt_only: bool,
     ) -> list[int]:
         think = sampling.think_budget != 0
-        return self.tokenizer.encode_chat(messages, system_prompt_only=system_prompt_only, tools=tools, think=think)
+        return self.tokenizer.encode_chat(
+            messages, system_prompt_only=system_prompt_only, tools=tools, think=think
+        )
 
     def _opened(self, prompt_cache_file: str | Path | None) -> Path | None:
         """Make the live cache ready for a reply: what the file holds, if there is one, and not recalled."""
-        file = None if prompt_cache_file is None else as_path(prompt_cache_file, "prompt_cache_file")
+        file = (
+            None if prompt_cache_file is None else as_path(prompt_cache_file, "prompt_cache_file")
+        )
         if file is not None:
             check_cache_file(file)
             if file.exists() and self.past.open(file):
@@ -252,7 +262,9 @@ class Magistral:
             max_tokens=max_tokens,
         )
 
-    def _saved(self, work: Generator[Item, None, Result], file: Path | None) -> Generator[Item, None, Result]:
+    def _saved(
+        self, work: Generator[Item, None, Result], file: Path | None
+    ) -> Generator[Item, None, Result]:
         """Do the work; then write the live cache to the file, if there is one."""
         result = yield from work
         if file is not None:
@@ -262,7 +274,9 @@ class Magistral:
 
 def _checked(sampling: SamplingParams | None) -> SamplingParams:
     if not isinstance(sampling, SamplingParams | None):
-        raise OptionError(f"sampling is {shown(sampling)}; use SamplingParams(...), or leave it out")
+        raise OptionError(
+            f"sampling is {shown(sampling)}; use SamplingParams(...), or leave it out"
+        )
     return SamplingParams() if sampling is None else sampling
 
 

@@ -22,7 +22,9 @@ from magistral_mlx.window import Window, width
 LITERAL = ["html_block", "html_inline", "reference", "escape", "entity", "image"]
 SGR = re.compile(r"\x1b\[[\d;]*m")
 NO_EMPHASIS = re.compile(r"(?<=[0-9A-Za-z)])\*+(?=[0-9A-Za-z(])|__+")
-THEME = Theme({"markdown.code": "cyan", "markdown.code_block": "none"})  # rich's have a black background
+THEME = Theme(
+    {"markdown.code": "cyan", "markdown.code_block": "none"}
+)  # rich's have a black background
 PADDING = re.compile(r"(?: |\x1b\[[\d;]*m)+$")
 
 
@@ -118,11 +120,15 @@ class MarkdownWriter:
 
     def _lines(self, *, is_last: bool = False) -> tuple[Sequence[str], Sequence[str]]:
         """Lines that will not change, and those that may."""
-        whole = self._text if is_last else self._text[: self._text.rfind("\n") + 1]  # a line begun may become anything
+        whole = (
+            self._text if is_last else self._text[: self._text.rfind("\n") + 1]
+        )  # a line begun may become anything
         done = [*blocks(whole)] if is_last else [*blocks(whole)][:-1]
         self._text = self._text[sum(map(len, done)) :]
         for_good = [line for block in done for line in self._spaced(rendered(block, width()))]
-        return for_good, [] if is_last else self._spaced(rendered(self._text, width()), is_drawn_over=True)
+        return for_good, [] if is_last else self._spaced(
+            rendered(self._text, width()), is_drawn_over=True
+        )
 
     def _spaced(self, lines: list[str], *, is_drawn_over: bool = False) -> list[str]:
         """With a blank line before, if there are any and they are not the first."""

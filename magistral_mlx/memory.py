@@ -10,13 +10,30 @@ from magistral_mlx.device import budget_bytes, on_gpu
 from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError, shown
 
 DEFAULT_CONTEXT = 40_960  # the model card advises no more
-CHUNKS = (2048, 1024, 512, 256, 128, 64)  # prompt ids a prefill pass; beyond 2048 nothing gets faster
-CPU_CHUNKS = (256, 128, 64)  # there a row costs the same in any pass, and a longer one has larger scores
-REPLY_ROOM = 256  # positions that a prompt leaves for its reply, unless the reply's length was asked for
+CHUNKS = (
+    2048,
+    1024,
+    512,
+    256,
+    128,
+    64,
+)  # prompt ids a prefill pass; beyond 2048 nothing gets faster
+CPU_CHUNKS = (
+    256,
+    128,
+    64,
+)  # there a row costs the same in any pass, and a longer one has larger scores
+REPLY_ROOM = (
+    256  # positions that a prompt leaves for its reply, unless the reply's length was asked for
+)
 STEP = 256  # a context that we choose is a multiple of this
 FLOAT_KV_BITS = 16  # stands for a cache in the activations' type, whatever that is
 FLOAT_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
-FUSED_HEAD_DIMS = (64, 80, 128)  # those MLX's Metal attention kernel takes; others build a score matrix
+FUSED_HEAD_DIMS = (
+    64,
+    80,
+    128,
+)  # those MLX's Metal attention kernel takes; others build a score matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +85,9 @@ class MemoryPlan:
         return min(DEFAULT_CONTEXT, room) if asked is None else asked
 
 
-def kv_bytes(config: ModelConfig, tokens: int, *, kv_bits: int | None = None, itemsize: int = 2) -> int:
+def kv_bytes(
+    config: ModelConfig, tokens: int, *, kv_bits: int | None = None, itemsize: int = 2
+) -> int:
     """Bytes the KV cache holds for ``tokens`` positions.
 
     Keys and values of ``[L, K, tokens, d]``: 160 KiB a token for Magistral Small in bf16. Packed ones
@@ -94,7 +113,13 @@ def kv_bytes(config: ModelConfig, tokens: int, *, kv_bits: int | None = None, it
 
 
 def workspace_bytes(
-    config: ModelConfig, chunk: int, context: int, *, itemsize: int, on_gpu: bool, kv_bits: int | None = None
+    config: ModelConfig,
+    chunk: int,
+    context: int,
+    *,
+    itemsize: int,
+    on_gpu: bool,
+    kv_bits: int | None = None,
 ) -> int:
     """Bytes beside weights and cache while a chunk of ``chunk`` ids is read at the end of ``context`` positions.
 
@@ -123,7 +148,9 @@ def workspace_bytes(
 def resident_bytes(checkpoint: Checkpoint, *, on_gpu: bool) -> int:
     """Bytes the weights take once loaded: as stored on a GPU; on a CPU what is not packed becomes float32."""
     return sum(
-        entry.nbytes if on_gpu or entry.dtype not in FLOAT_BYTES else entry.nbytes // FLOAT_BYTES[entry.dtype] * 4
+        entry.nbytes
+        if on_gpu or entry.dtype not in FLOAT_BYTES
+        else entry.nbytes // FLOAT_BYTES[entry.dtype] * 4
         for shard in checkpoint.shards
         for entry in shard.header.values()
     )
@@ -209,16 +236,22 @@ def make_plan(
         OptionError: an argument is out of range.
     """
     if context is not None and not (type(context) is int and 1 <= context <= config.max_positions):
-        raise OptionError(f"the context is {shown(context)}; this model has from 1 to {config.max_positions} positions")
+        raise OptionError(
+            f"the context is {shown(context)}; this model has from 1 to {config.max_positions} positions"
+        )
     if prefill_chunk is not None and not (type(prefill_chunk) is int and prefill_chunk >= 1):
-        raise OptionError(f"prefill_step_size is {shown(prefill_chunk)}; use a whole number from 1 on")
+        raise OptionError(
+            f"prefill_step_size is {shown(prefill_chunk)}; use a whole number from 1 on"
+        )
     kv_bits = None if kv_bits == FLOAT_KV_BITS else kv_bits
     budget = budget_bytes(memory_gb)
     chunks = (CHUNKS if on_gpu else CPU_CHUNKS) if prefill_chunk is None else (prefill_chunk,)
 
     def plan(tokens: int, chunk: int, bits: int | None) -> MemoryPlan:
         rows = min(chunk, tokens)
-        workspace = workspace_bytes(config, rows, tokens, itemsize=itemsize, on_gpu=on_gpu, kv_bits=bits)
+        workspace = workspace_bytes(
+            config, rows, tokens, itemsize=itemsize, on_gpu=on_gpu, kv_bits=bits
+        )
         cache = kv_bytes(config, tokens, kv_bits=bits, itemsize=itemsize)
         beside = 0 if draft_bytes is None else draft_bytes(tokens)
         return MemoryPlan(weights_bytes, cache, workspace, budget, tokens, bits, chunk, beside)
@@ -230,10 +263,22 @@ def make_plan(
         low, high = 0, len(lengths)
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if plan(lengths[middle], chunks[-1], bits).fits else (middle + 1, high)
-        return None if low == len(lengths) else _first_that_fits(plan(lengths[low], chunk, bits) for chunk in chunks)
+            low, high = (
+                (low, middle)
+                if plan(lengths[middle], chunks[-1], bits).fits
+                else (middle + 1, high)
+            )
+        return (
+            None
+            if low == len(lengths)
+            else _first_that_fits(plan(lengths[low], chunk, bits) for chunk in chunks)
+        )
 
-    found = largest(kv_bits) if context is None else _first_that_fits(plan(context, c, kv_bits) for c in chunks)
+    found = (
+        largest(kv_bits)
+        if context is None
+        else _first_that_fits(plan(context, c, kv_bits) for c in chunks)
+    )
     if found is not None:
         return found
     wanted = plan(context or min(STEP, config.max_positions), chunks[-1], kv_bits)
@@ -251,11 +296,16 @@ def _recipe_that_fits(config: ModelConfig, wanted: MemoryPlan) -> int | None:
     """The most bits a weight, below those it has, with which everything else would fit as it is."""
     room = wanted.budget_bytes - (wanted.total_bytes - wanted.weights_bytes)
     sizes = {bits: packed_bytes(config, QuantFormat(bits, 64)) for bits in (8, 6, 5, 4, 3, 2)}
-    return next((bits for bits, size in sizes.items() if size <= room and size < wanted.weights_bytes), None)
+    return next(
+        (bits for bits, size in sizes.items() if size <= room and size < wanted.weights_bytes), None
+    )
 
 
 def _refusal(
-    wanted: MemoryPlan, ways: list[tuple[int | None, MemoryPlan | None]], recipe: int | None, context_flag: str
+    wanted: MemoryPlan,
+    ways: list[tuple[int | None, MemoryPlan | None]],
+    recipe: int | None,
+    context_flag: str,
 ) -> str:
     """What does not fit, and what would."""
     draft = f", draft model {_size(wanted.draft_bytes)}" if wanted.draft_bytes else ""
@@ -266,17 +316,29 @@ def _refusal(
     )
     fitting = [
         f"a context of {plan.context:,} ({context_flag} {plan.context})"
-        + (f" with {'an' if bits == 8 else 'a'} {bits}-bit cache (--kv-bits {bits})" if bits else "")
+        + (
+            f" with {'an' if bits == 8 else 'a'} {bits}-bit cache (--kv-bits {bits})"
+            if bits
+            else ""
+        )
         for bits, plan in ways
         if plan is not None
     ]
     if recipe is not None:
-        fitting.append(f"this context with weights of {recipe} bits (magistral convert --q-bits {recipe})")
+        fitting.append(
+            f"this context with weights of {recipe} bits (magistral convert --q-bits {recipe})"
+        )
     if fitting:
         return message + "what fits: " + ", or ".join(fitting)
     if wanted.draft_bytes:
-        return message + "no context fits beside these weights and a draft model: leave --draft-model out"
-    return message + "no context fits beside these weights, nor beside 2-bit ones: it takes a larger machine"
+        return (
+            message
+            + "no context fits beside these weights and a draft model: leave --draft-model out"
+        )
+    return (
+        message
+        + "no context fits beside these weights, nor beside 2-bit ones: it takes a larger machine"
+    )
 
 
 def _size(nbytes: int) -> str:

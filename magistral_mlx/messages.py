@@ -9,7 +9,10 @@ from magistral_mlx.errors import OptionError, shown
 from magistral_mlx.reasoning import CLOSE, OPEN, ReasoningFormat
 from magistral_mlx.tool_calls import CallIds
 
-CONTROL_TAGS = ("[THINK]", "[/THINK]")  # control tokens of 2507 and 2509; their system prompt spells them
+CONTROL_TAGS = (
+    "[THINK]",
+    "[/THINK]",
+)  # control tokens of 2507 and 2509; their system prompt spells them
 CONTROL_TRACE = re.compile(r"\[THINK\](.*?)\[/THINK\]", re.DOTALL)
 
 # The model cards', for checkpoints that come without SYSTEM_PROMPT.txt: of 2506, and of 2507 and 2509.
@@ -44,7 +47,12 @@ KEYS = {
     "assistant": {"content", "reasoning", "reasoning_content", "tool_calls"},
     "tool": {"content", "tool_call_id", "name"},
 }
-AFTER = {"": "user", "user": "user, assistant", "assistant": "user, tool", "tool": "user, assistant, tool"}
+AFTER = {
+    "": "user",
+    "user": "user, assistant",
+    "assistant": "user, tool",
+    "tool": "user, assistant, tool",
+}
 
 Messages = str | Sequence[Mapping[str, Any]]
 Content = str | list[dict[str, str]]  # of mistral-common's messages
@@ -75,7 +83,11 @@ def prompt_parts(prompt: str, form: ReasoningFormat) -> list[Part]:
 
 
 def conversation(
-    messages: Messages, default: str, *, system_prompt_only: bool = False, form: ReasoningFormat = "text"
+    messages: Messages,
+    default: str,
+    *,
+    system_prompt_only: bool = False,
+    form: ReasoningFormat = "text",
 ) -> list[dict[str, Any]]:
     """The conversation in mistral-common's form: one system message, then turns that end in a question.
 
@@ -90,7 +102,9 @@ def conversation(
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
     if not isinstance(messages, Sequence):
-        raise OptionError(f"the messages are {shown(messages)}; give a question's text, or a list of messages")
+        raise OptionError(
+            f"the messages are {shown(messages)}; give a question's text, or a list of messages"
+        )
     turns: list[dict[str, Any]] = []
     system: list[list[Part]] = []
     calls = CallIds()
@@ -98,7 +112,11 @@ def conversation(
     for i, raw in enumerate(messages, start=1):
         where = f"message {i}"
         role, message = _read(raw, where)
-        parts = parts_of(message.get("content"), f"{where}: content", takes_thinking=role in ("system", "assistant"))
+        parts = parts_of(
+            message.get("content"),
+            f"{where}: content",
+            takes_thinking=role in ("system", "assistant"),
+        )
         if role in ("system", "user") and not any(part.text.strip() for part in parts):
             raise OptionError(f"{where}: content is empty")
         if role == "system":
@@ -106,21 +124,34 @@ def conversation(
             continue
         if role not in AFTER[previous].split(", "):
             place = f"follow one of role {previous}" if previous else "open a conversation"
-            raise OptionError(f"{where}: a message of role {role} cannot {place}; expected role {AFTER[previous]}")
+            raise OptionError(
+                f"{where}: a message of role {role} cannot {place}; expected role {AFTER[previous]}"
+            )
         if role == "tool":
             answered = {"tool_call_id": calls.answer(_text(message, "tool_call_id", where), where)}
             turns.append({"role": role, "content": joined(parts)} | answered)
         else:
             calls.require_answered(where)
             its = calls.read(message.get("tool_calls"), where)
-            turns.append(_assistant(message, parts, its, where, form) if role == "assistant" else _user(parts))
+            turns.append(
+                _assistant(message, parts, its, where, form)
+                if role == "assistant"
+                else _user(parts)
+            )
         previous = role
     calls.require_answered("the end of the messages")
     if previous not in ("user", "tool"):
-        raise OptionError("the messages end without a question; the last must be of role user or tool")
+        raise OptionError(
+            "the messages end without a question; the last must be of role user or tool"
+        )
     if system_prompt_only and not system:
-        raise OptionError("there is no system message to replace the default system prompt; give one")
-    return [{"role": "system", "content": _system(system, default, system_prompt_only, form)}, *turns]
+        raise OptionError(
+            "there is no system message to replace the default system prompt; give one"
+        )
+    return [
+        {"role": "system", "content": _system(system, default, system_prompt_only, form)},
+        *turns,
+    ]
 
 
 def _read(raw: Any, where: str) -> tuple[str, Mapping[str, Any]]:
@@ -137,9 +168,16 @@ def _read(raw: Any, where: str) -> tuple[str, Mapping[str, Any]]:
 
 def _system(own: list[list[Part]], default: str, own_only: bool, form: ReasoningFormat) -> Content:
     """The content of the system message: the ``own`` ones of the user's, if any, joined to the default prompt."""
-    own = [prompt_parts(default, form) if _spelled(parts, form).strip() == default.strip() else parts for parts in own]
+    own = [
+        prompt_parts(default, form) if _spelled(parts, form).strip() == default.strip() else parts
+        for parts in own
+    ]
     own = own if own_only else [parts for parts in own if parts != prompt_parts(default, form)]
-    inside = [part for i, parts in enumerate(own) for part in [Part("text", BETWEEN)] * (i > 0) + separated(parts)]
+    inside = [
+        part
+        for i, parts in enumerate(own)
+        for part in [Part("text", BETWEEN)] * (i > 0) + separated(parts)
+    ]
     if not own_only:
         before, after = prompt_around(default) if own else (default, "")
         inside = [*prompt_parts(before, form), *inside, Part("text", after)]
@@ -151,7 +189,11 @@ def _user(parts: list[Part]) -> dict[str, Any]:
 
 
 def _assistant(
-    message: Mapping[str, Any], parts: list[Part], calls: list[dict[str, Any]], where: str, form: ReasoningFormat
+    message: Mapping[str, Any],
+    parts: list[Part],
+    calls: list[dict[str, Any]],
+    where: str,
+    form: ReasoningFormat,
 ) -> dict[str, Any]:
     """An assistant's message. Its trace is the text the model writes, mistral-common having no other form before v13,
     or chunks, which mistral-common puts between control ids. What its text spells stays text."""
@@ -170,19 +212,27 @@ def _traces(message: Mapping[str, Any], parts: list[Part], where: str) -> list[s
     """The traces of an assistant's message, which it states in one of three ways."""
     kinds = [part.kind for part in parts]
     if kinds != sorted(kinds, reverse=True):  # thinking, then text
-        raise OptionError(f"{where}: content has thinking after text; the trace comes before the answer")
+        raise OptionError(
+            f"{where}: content has thinking after text; the trace comes before the answer"
+        )
     traces = [part.text for part in parts if part.kind == "thinking"]
-    stated = {_text(message, key, where, is_optional=True) for key in ("reasoning", "reasoning_content")}
+    stated = {
+        _text(message, key, where, is_optional=True) for key in ("reasoning", "reasoning_content")
+    }
     stated = (stated | {"\n".join(traces)}) - {""}
     if len(stated) > 1:
-        raise OptionError(f"{where}: its reasoning, reasoning_content and thinking differ; keep one")
+        raise OptionError(
+            f"{where}: its reasoning, reasoning_content and thinking differ; keep one"
+        )
     return traces or list(stated)
 
 
 def _spelled(parts: list[Part], form: ReasoningFormat) -> str:
     """Parts as text, thinking between the tags of the release."""
     before, after = (f"{OPEN}\n", f"\n{CLOSE}\n") if form == "text" else CONTROL_TAGS
-    return "".join(before + part.text + after if part.kind == "thinking" else part.text for part in parts)
+    return "".join(
+        before + part.text + after if part.kind == "thinking" else part.text for part in parts
+    )
 
 
 def _chunks(parts: list[Part]) -> list[dict[str, str]]:

@@ -24,9 +24,13 @@ def normalized(x: mx.array, weight: mx.array, eps: float) -> mx.array:
 
 
 @mx.compile
-def turned(x: mx.array, positions: mx.array, d: int, theta: float) -> mx.array:  # [B, 1, n * d] -> [B, n, 1, d]
+def turned(
+    x: mx.array, positions: mx.array, d: int, theta: float
+) -> mx.array:  # [B, 1, n * d] -> [B, n, 1, d]
     """Rotate heads of one position, each by its own of ``positions`` [B * n]."""
-    rows = mx.fast.rope(x.reshape(-1, 1, 1, d), d, traditional=False, base=theta, scale=1.0, offset=positions)
+    rows = mx.fast.rope(
+        x.reshape(-1, 1, 1, d), d, traditional=False, base=theta, scale=1.0, offset=positions
+    )
     return rows.reshape(len(x), -1, 1, d)
 
 
@@ -97,7 +101,9 @@ class Attention(nn.Module):
         self._theta = config.rope_theta
         self._scale = d**-0.5
 
-    def __call__(self, x: mx.array, cache: LayerCache, wanted: int) -> mx.array:  # [B, T, D] -> [B, wanted, D]
+    def __call__(
+        self, x: mx.array, cache: LayerCache, wanted: int
+    ) -> mx.array:  # [B, T, D] -> [B, wanted, D]
         H, K, T = self._H, self._K, x.shape[1]
         if T == 1:
             heads = self.rotated(self.qkv_proj(x), cache.length)  # [B, H + 2K, 1, d]
@@ -107,7 +113,10 @@ class Attention(nn.Module):
             qk = self.rope(heads[:, : H + K], cache.length)
             q, kv = qk[:, :H], mx.concatenate([qk[:, H:], heads[:, H + K :]], axis=1)
         else:
-            q, k, v = (self.heads(self.qkv_proj.project(i, x[:, -wanted:] if i == 0 else x)) for i in range(3))
+            q, k, v = (
+                self.heads(self.qkv_proj.project(i, x[:, -wanted:] if i == 0 else x))
+                for i in range(3)
+            )
             q, k = self.rope(q, cache.length + T - wanted), self.rope(k, cache.length)
             kv = mx.concatenate([k, v], axis=1)
         o = cache.attend(q, kv, self._scale)  # kv [B, 2K, T, d] -> [B, H, wanted, d]
@@ -125,7 +134,9 @@ class Attention(nn.Module):
         return turned(x, mx.array(len(x) * positions), self._d, self._theta)
 
     def rope(self, x: mx.array, offset: int) -> mx.array:
-        return mx.fast.rope(x, self._d, traditional=False, base=self._theta, scale=1.0, offset=offset)
+        return mx.fast.rope(
+            x, self._d, traditional=False, base=self._theta, scale=1.0, offset=offset
+        )
 
 
 class MLP(nn.Module):
@@ -134,7 +145,9 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.gate_up_proj = Joint.of(config.hidden_size, 2 * [config.intermediate_size])
-        self.down_proj: nn.Module = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.down_proj: nn.Module = nn.Linear(
+            config.intermediate_size, config.hidden_size, bias=False
+        )
 
     def __call__(self, x: mx.array) -> mx.array:  # [B, T, D]
         gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)  # [B, T, F] each
@@ -151,7 +164,9 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def __call__(self, x: mx.array, cache: LayerCache, wanted: int) -> mx.array:  # [B, T, D] -> [B, wanted, D]
+    def __call__(
+        self, x: mx.array, cache: LayerCache, wanted: int
+    ) -> mx.array:  # [B, T, D] -> [B, wanted, D]
         x = x[:, -wanted:] + self.self_attn(self.input_layernorm(x), cache, wanted)
         return x + self.mlp(self.post_attention_layernorm(x))
 

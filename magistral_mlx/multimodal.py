@@ -12,12 +12,26 @@ from magistral_mlx.safetensors_header import Shard
 log = logging.getLogger(__name__)
 
 MODEL_TYPE = "mistral3"
-PREFIXES = {"model.language_model.": "model.", "language_model.": ""}  # as transformers 5 writes them, and 4 and MLX
-VISION = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+PREFIXES = {
+    "model.language_model.": "model.",
+    "language_model.": "",
+}  # as transformers 5 writes them, and 4 and MLX
+VISION = (
+    "vision_tower.",
+    "multi_modal_projector.",
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+)
 EITHER_LEVEL = ("quantization", "quantization_config", "torch_dtype", "dtype")
 # tie_word_embeddings is not one: transformers 5 writes its default, true, beside an untied text_config.
 TEXT_ONLY = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *(
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+    ),
     *("head_dim", "vocab_size", "rms_norm_eps", "rope_theta", "rope_parameters", "rope_scaling"),
     *("max_position_embeddings", "sliding_window", "hidden_act", "attention_bias", "mlp_bias"),
 )
@@ -78,7 +92,11 @@ def text_shards(shards: Iterable[Shard], folder: Path) -> tuple[Shard, ...]:
         left_out += len(shard.header) - len(header)
         found += [replace(shard, header=header)] if header else []
     if left_out:
-        log.warning("%s: the vision part, %d tensors, is left out; the model takes text only", folder, left_out)
+        log.warning(
+            "%s: the vision part, %d tensors, is left out; the model takes text only",
+            folder,
+            left_out,
+        )
     return tuple(found)
 
 
@@ -87,11 +105,15 @@ def _by_text_names(table: Mapping[str, Any], what: str) -> dict[str, Any]:
     for stored, value in table.items():
         name = text_name(stored)
         if name in found:
-            raise CheckpointError(f"{what} {shown(name)} is there under two names; fetch the checkpoint again")
+            raise CheckpointError(
+                f"{what} {shown(name)} is there under two names; fetch the checkpoint again"
+            )
         if name is not None:
             found[name] = value
     return found
 
 
 def _refusal(source: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{source}: {what}; fetch the checkpoint again, or name a checkpoint of Magistral")
+    return CheckpointError(
+        f"{source}: {what}; fetch the checkpoint again, or name a checkpoint of Magistral"
+    )

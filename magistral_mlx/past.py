@@ -15,10 +15,24 @@ from magistral_mlx.errors import MemoryLimitError, OptionError
 class Past:
     """One cache, lent to one reply at a time; the newest reply has it."""
 
-    def __init__(self, config: ModelConfig, *, limit: int, bits: int | None, fingerprint: str, dtype: mx.Dtype) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        limit: int,
+        bits: int | None,
+        fingerprint: str,
+        dtype: mx.Dtype,
+    ) -> None:
         """``limit``: positions at most. ``fingerprint``: the checkpoint's, which a file's must equal, as must
         ``dtype``, the activations'."""
-        self.config, self.limit, self.bits, self.fingerprint, self.dtype = config, limit, bits, fingerprint, dtype
+        self.config, self.limit, self.bits, self.fingerprint, self.dtype = (
+            config,
+            limit,
+            bits,
+            fingerprint,
+            dtype,
+        )
         self.is_recalled = False  # the borrower is to end; the one thing another thread may set
         self.forget()
 
@@ -45,7 +59,9 @@ class Past:
     def require(self, borrower: object) -> bool:
         """Whether ``borrower`` is to go on. Raises OptionError if a newer reply has the cache by now."""
         if self.borrower is not borrower:
-            raise OptionError("a newer reply has begun on this model; finish or close a stream before the next one")
+            raise OptionError(
+                "a newer reply has begun on this model; finish or close a stream before the next one"
+            )
         return not self.is_recalled
 
     @contextmanager
@@ -57,7 +73,9 @@ class Past:
         """
         try:
             yield
-        except RuntimeError as error:  # MLX: out of memory, or a device that failed; what the arrays hold is unknown
+        except (
+            RuntimeError
+        ) as error:  # MLX: out of memory, or a device that failed; what the arrays hold is unknown
             self.forget()
             if "memory" not in str(error).lower():
                 raise
@@ -78,10 +96,17 @@ class Past:
         """Make a cache file the live cache; returns the conversation's state in it. Errors as ``load_cache``."""
         self.forget()  # there is room planned for one
         self.cache, self.ids, chat = load_cache(
-            path, self.config, limit=self.limit, fingerprint=self.fingerprint, bits=self.bits, dtype=self.dtype
+            path,
+            self.config,
+            limit=self.limit,
+            fingerprint=self.fingerprint,
+            bits=self.bits,
+            dtype=self.dtype,
         )
         return chat
 
     def save(self, path: Path, chat: str = "") -> None:
         """Write the cache to a file. Errors as ``save_cache``."""
-        save_cache(path, self.cache, self.ids, fingerprint=self.fingerprint, dtype=self.dtype, chat=chat)
+        save_cache(
+            path, self.cache, self.ids, fingerprint=self.fingerprint, dtype=self.dtype, chat=chat
+        )

@@ -13,7 +13,14 @@ from magistral_mlx.failures import refusal
 
 DEEPEST = 64  # levels of lists and dictionaries; also what ends one that contains itself
 INT64 = range(-(2**63), 2**63)  # a host's integers
-NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "a dict"}
+NAMES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "a dict",
+}
 
 Parameters = ParamSpec("Parameters")
 Call = Callable[Parameters, dict[str, Any]]
@@ -31,7 +38,9 @@ def guarded(function: Call[Parameters]) -> Call[Parameters]:
         try:
             bound = _bound(signature, function.__name__, args, kwargs)
             return {"ok": True, **function(*bound.args, **bound.kwargs)}
-        except BaseException as error:  # to a host any exception is a crash, Ctrl-C's and exit's as well
+        except (
+            BaseException
+        ) as error:  # to a host any exception is a crash, Ctrl-C's and exit's as well
             return refusal(error)
 
     return call
@@ -45,7 +54,9 @@ def _bound(
     except TypeError as error:
         raise OptionError(f"{name}: {error}; it takes {', '.join(signature.parameters)}") from None
     for parameter, value in bound.arguments.items():
-        bound.arguments[parameter] = argument(value, parameter, signature.parameters[parameter].annotation)
+        bound.arguments[parameter] = argument(
+            value, parameter, signature.parameters[parameter].annotation
+        )
     return bound
 
 
@@ -72,7 +83,9 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
 def plain(value: Any, name: str, depth: int = DEEPEST) -> Any:
     """A copy of a value that holds plain values only; OptionError where it does not."""
     if depth == 0:
-        raise OptionError(f"{name} has more than {DEEPEST} levels, or contains itself; make it flatter")
+        raise OptionError(
+            f"{name} has more than {DEEPEST} levels, or contains itself; make it flatter"
+        )
     kind = type(value)
     if value is None or kind is bool:
         return value
@@ -88,12 +101,16 @@ def plain(value: Any, name: str, depth: int = DEEPEST) -> Any:
         return [plain(item, name, depth - 1) for item in value]
     if kind is dict:
         return {_key(key, name): plain(item, name, depth - 1) for key, item in value.items()}
-    raise OptionError(f"{name} holds a value of type {kind.__name__}; use text, numbers, lists and dictionaries only")
+    raise OptionError(
+        f"{name} holds a value of type {kind.__name__}; use text, numbers, lists and dictionaries only"
+    )
 
 
 def _key(key: Any, name: str) -> str:
     if type(key) is not str:
-        raise OptionError(f"{name} holds a dictionary with a key of type {type(key).__name__}; use text")
+        raise OptionError(
+            f"{name} holds a dictionary with a key of type {type(key).__name__}; use text"
+        )
     return _checked_text(key, name)
 
 
@@ -107,5 +124,7 @@ def _checked_text(text: str, name: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise OptionError(f"{name} is not valid Unicode; was it read as something other than UTF-8?") from None
+        raise OptionError(
+            f"{name} is not valid Unicode; was it read as something other than UTF-8?"
+        ) from None
     return text

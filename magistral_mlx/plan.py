@@ -24,12 +24,25 @@ Exit codes: 0 it fits, 2 it does not, or something else to change."""
 
 
 @click.command("plan", cls=console.Command, epilog=EPILOG)
-@click.option("--model", metavar="M", help="A folder, a hub id such as org/name (which is fetched), or demo.")
+@click.option(
+    "--model", metavar="M", help="A folder, a hub id such as org/name (which is fetched), or demo."
+)
 @click.option("--revision", metavar="R", help="Branch, tag or commit of a hub id.")
-@click.option("--context", type=int, metavar="N", help="Positions wanted; by default the most that fit.")
-@click.option("--kv-bits", type=int, metavar="16|8|4", help="Plan for a quantized KV cache; 16 for none.")
-@click.option("--memory-gb", type=float, metavar="G", help="Memory to use, in 10^9 bytes; by default the device's.")
-@click.option("--draft-model", metavar="M", help="Plan for this small model beside it, which guesses ahead.")
+@click.option(
+    "--context", type=int, metavar="N", help="Positions wanted; by default the most that fit."
+)
+@click.option(
+    "--kv-bits", type=int, metavar="16|8|4", help="Plan for a quantized KV cache; 16 for none."
+)
+@click.option(
+    "--memory-gb",
+    type=float,
+    metavar="G",
+    help="Memory to use, in 10^9 bytes; by default the device's.",
+)
+@click.option(
+    "--draft-model", metavar="M", help="Plan for this small model beside it, which guesses ahead."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
     *,
@@ -43,7 +56,9 @@ def command(
 ) -> int:
     """Say what a model needs in memory and which context fits, before it is loaded."""
     if model is None:
-        if as_json or any(option is not None for option in (revision, context, kv_bits, memory_gb, draft_model)):
+        if as_json or any(
+            option is not None for option in (revision, context, kv_bits, memory_gb, draft_model)
+        ):
             raise click.UsageError("these options need a --model to plan for")
         print(mac_table())
         return command_line.DONE
@@ -56,14 +71,21 @@ def command(
         draft=None if draft_model is None else _open(draft_model, None),
     )
     if as_json:
-        print(json.dumps({**asdict(plan), "total_bytes": plan.total_bytes, "model": model}, ensure_ascii=False))
+        print(
+            json.dumps(
+                {**asdict(plan), "total_bytes": plan.total_bytes, "model": model},
+                ensure_ascii=False,
+            )
+        )
     else:
         print(in_words(plan))
     return command_line.DONE
 
 
 def _open(model: str, revision: str | None) -> Checkpoint:
-    return open_checkpoint(demo_checkpoint() if model == "demo" else resolve(model, revision=revision, layout="hf"))
+    return open_checkpoint(
+        demo_checkpoint() if model == "demo" else resolve(model, revision=revision, layout="hf")
+    )
 
 
 def in_words(plan: MemoryPlan) -> str:

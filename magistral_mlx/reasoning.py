@@ -160,7 +160,9 @@ class StopStrings:
     def push(self, text: str) -> tuple[str, bool]:
         """Take the next piece of the answer; gives what is certain by now, and whether a stop string was reached."""
         text, self._held = self._held + text, ""
-        found = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
+        found = [
+            (start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0
+        ]
         if found:
             return text[: min(found)[1]], True
         certain = len(text) - _held_length(text, self._stop)
@@ -182,7 +184,9 @@ def _held_length(text: str, tags: Sequence[str]) -> int:
 
 # Controls but newline and tab, and the characters that reorder the text after them: a terminal, or the eye, obeys them.
 _HARMFUL = [*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
-_VISIBLE = {c: f"\\x{c:02x}" if c < 0x100 else f"\\u{c:04x}" for c in _HARMFUL if c not in (0x09, 0x0A)}
+_VISIBLE = {
+    c: f"\\x{c:02x}" if c < 0x100 else f"\\u{c:04x}" for c in _HARMFUL if c not in (0x09, 0x0A)
+}
 
 
 def visible(text: str) -> str:

@@ -40,14 +40,18 @@ def recorded_files(raw: Mapping[str, Any], path: Path) -> dict[str, RecordedFile
         raise CheckpointError(f"{path} is damaged: it has no table of files. Convert again")
     files: dict[str, RecordedFile] = {}
     for name, entry in stated.items():
-        size, sha256, header = map(entry.get, RecordedFile._fields) if isinstance(entry, dict) else (None, None, None)
+        size, sha256, header = (
+            map(entry.get, RecordedFile._fields) if isinstance(entry, dict) else (None, None, None)
+        )
         if (
             not re.fullmatch(r"\w[\w.-]{,200}", name, re.ASCII)
             or type(size) is not int
             or not isinstance(sha256, str)
             or not all(found is None or _is_sha256(found) for found in (sha256, header))
         ):
-            raise CheckpointError(f"{path} is damaged: no name, size and sha256 is {shown(name)}. Convert again")
+            raise CheckpointError(
+                f"{path} is damaged: no name, size and sha256 is {shown(name)}. Convert again"
+            )
         files[name] = RecordedFile(size, sha256, header)
     return files
 
@@ -66,10 +70,17 @@ def compare_record(folder: Path, shards: Iterable[Shard]) -> None:
     headers = {shard.path.name: shard.header_sha256 for shard in shards}
     for name in (*READ, *headers):
         if name not in files and os.path.lexists(folder / name):
-            raise CheckpointError(f"{folder / name} is not recorded in {RECORD}; convert again. {ON_PURPOSE}")
+            raise CheckpointError(
+                f"{folder / name} is not recorded in {RECORD}; convert again. {ON_PURPOSE}"
+            )
     for name, recorded in files.items():
-        if name not in NOT_COMPARED and (fault := _fault(folder / name, recorded, headers.get(name))) is not None:
-            raise CheckpointError(f"{folder / name} {fault}; fetch or convert it again. {ON_PURPOSE}")
+        if (
+            name not in NOT_COMPARED
+            and (fault := _fault(folder / name, recorded, headers.get(name))) is not None
+        ):
+            raise CheckpointError(
+                f"{folder / name} {fault}; fetch or convert it again. {ON_PURPOSE}"
+            )
 
 
 def _fault(path: Path, recorded: RecordedFile, header_sha256: str | None) -> str | None:

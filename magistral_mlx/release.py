@@ -5,7 +5,12 @@ from pathlib import Path
 from typing import cast, get_args
 
 from magistral_mlx.errors import CheckpointError, TokenizerError, shown
-from magistral_mlx.messages import CARD_SYSTEM_PROMPT, CONTROL_CARD_SYSTEM_PROMPT, CONTROL_TAGS, CONTROL_TRACE
+from magistral_mlx.messages import (
+    CARD_SYSTEM_PROMPT,
+    CONTROL_CARD_SYSTEM_PROMPT,
+    CONTROL_TAGS,
+    CONTROL_TRACE,
+)
 from magistral_mlx.reasoning import OPEN, ReasoningFormat
 from magistral_mlx.record import RECORD
 from magistral_mlx.safetensors_header import parse_json, read_document
@@ -14,7 +19,11 @@ SYSTEM_PROMPT_FILE = "SYSTEM_PROMPT.txt"
 MAX_PROMPT_BYTES = 1_000_000
 OVERRIDE = ". If it does reason, and writes <think> as text, say so: --reasoning-format text"
 
-FORMATS: dict[str, ReasoningFormat] = {"v7": "text", "v11": "text", "v13": "control"}  # by tekken.json's version
+FORMATS: dict[str, ReasoningFormat] = {
+    "v7": "text",
+    "v11": "text",
+    "v13": "control",
+}  # by tekken.json's version
 STATED = "reasoning_format"  # where a conversion records it, and what overrides the evidence
 
 
@@ -42,7 +51,9 @@ def reasoning_format(
     stated = stated or recorded_format(folder)
     can_be_control = FORMATS[version] == "control" and has_control_tags
     if stated == "control" and not can_be_control:
-        raise TokenizerError(f"{path} has version {version} without control tokens for a trace; use the format text")
+        raise TokenizerError(
+            f"{path} has version {version} without control tokens for a trace; use the format text"
+        )
     if stated is not None:
         return stated
     spells_text = OPEN in _text_of(folder / SYSTEM_PROMPT_FILE)
@@ -88,21 +99,30 @@ def read_system_prompt(folder: Path, form: ReasoningFormat) -> str:
         )
     prompt = _text_of(path)
     if not prompt.strip():
-        raise TokenizerError(f"{path} is empty or not UTF-8; download it again, or delete it to use the model card's")
+        raise TokenizerError(
+            f"{path} is empty or not UTF-8; download it again, or delete it to use the model card's"
+        )
     spells_control = any(tag in prompt for tag in CONTROL_TAGS)
     if spells_control if form == "text" else OPEN in prompt and not spells_control:
         raise TokenizerError(
             f"{path} writes its tags as {CONTROL_TAGS[0] if spells_control else OPEN}, unlike tekken.json beside it; "
-            "they are of different releases: download both again" + (OVERRIDE if form == "control" else "")
+            "they are of different releases: download both again"
+            + (OVERRIDE if form == "control" else "")
         )
     if any(tag in CONTROL_TRACE.sub(r"\1", prompt) for tag in CONTROL_TAGS):
-        raise TokenizerError(f"{path} has a {' or a '.join(CONTROL_TAGS)} without the other; download it again")
+        raise TokenizerError(
+            f"{path} has a {' or a '.join(CONTROL_TAGS)} without the other; download it again"
+        )
     return prompt
 
 
 def _text_of(path: Path) -> str:
     """A file's text; none where it is missing, large, no text, or a pipe, whose opening would wait for ever."""
     try:
-        return path.read_bytes().decode() if path.is_file() and path.stat().st_size <= MAX_PROMPT_BYTES else ""
+        return (
+            path.read_bytes().decode()
+            if path.is_file() and path.stat().st_size <= MAX_PROMPT_BYTES
+            else ""
+        )
     except (OSError, UnicodeDecodeError):
         return ""

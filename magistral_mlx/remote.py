@@ -55,7 +55,9 @@ class HubFile(NamedTuple):
 
     name: str
     size: int  # bytes
-    sha256: str | None  # of the content, stated where the hub keeps it apart from git, as it does weights
+    sha256: (
+        str | None
+    )  # of the content, stated where the hub keeps it apart from git, as it does weights
     git_sha1: str  # of the content as a git blob; says nothing where ``sha256`` is stated
 
     @property
@@ -97,9 +99,13 @@ def list_files(repo_id: str, revision: str | None, layout: Layout | None) -> Lis
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError  # type: ignore[attr-defined]
 
     try:
-        info = HfApi().model_info(repo_id, revision=revision, files_metadata=True, timeout=TIMEOUT_SECONDS)
+        info = HfApi().model_info(
+            repo_id, revision=revision, files_metadata=True, timeout=TIMEOUT_SECONDS
+        )
     except HFValidationError as error:
-        raise HubError(f"{repo_id!r} cannot be a hub id ({error}); use org/name, or name a folder") from None
+        raise HubError(
+            f"{repo_id!r} cannot be a hub id ({error}); use org/name, or name a folder"
+        ) from None
     except HfHubHTTPError as error:
         if error.response.status_code < 500:
             raise explain(repo_id, revision, error) from None
@@ -107,16 +113,24 @@ def list_files(repo_id: str, revision: str | None, layout: Layout | None) -> Lis
     except (HTTPError, OSError) as error:  # the HTTP library's own; offline mode is an OSError
         raise _unreachable(repo_id, error) from None
     if not info.sha:
-        raise HubError(f"{repo_id}: the hub does not say which commit it lists; run the same command again")
+        raise HubError(
+            f"{repo_id}: the hub does not say which commit it lists; run the same command again"
+        )
     return _choose(repo_id, info.sha, info.siblings or [], layout)
 
 
-def _choose(repo_id: str, commit: str, siblings: Sequence["RepoSibling"], layout: Layout | None) -> Listing:
+def _choose(
+    repo_id: str, commit: str, siblings: Sequence["RepoSibling"], layout: Layout | None
+) -> Listing:
     """The files of one layout; all lie at the top of the repository."""
 
     def matching(patterns: Sequence[str]) -> dict[str, HubFile]:
         top = [file for file in siblings if PLAIN_NAME.fullmatch(file.rfilename)]
-        wanted = [file for file in top if any(fnmatchcase(file.rfilename, pattern) for pattern in patterns)]
+        wanted = [
+            file
+            for file in top
+            if any(fnmatchcase(file.rfilename, pattern) for pattern in patterns)
+        ]
         return {file.rfilename: _hub_file(repo_id, file) for file in wanted}
 
     for choice in WEIGHTS if layout is None else (layout,):
@@ -128,7 +142,9 @@ def _choose(repo_id: str, commit: str, siblings: Sequence["RepoSibling"], layout
             f"{repo_id} holds only Mistral's own layout; convert it first: "
             f"python -m magistral_mlx.convert --hf-path {repo_id} --mlx-path OUT"
         )
-    wanted = " or ".join(WEIGHTS[choice][0] for choice in (WEIGHTS if layout is None else (layout,)))
+    wanted = " or ".join(
+        WEIGHTS[choice][0] for choice in (WEIGHTS if layout is None else (layout,))
+    )
     raise HubError(
         f"{repo_id} holds no {wanted}; it is not a checkpoint this software can use: name one in safetensors, "
         "such as the published Magistral or a conversion of it to MLX"
@@ -186,7 +202,9 @@ class _BrokenOff(Exception):
     pause_seconds = 0.0  # that the hub asks for
 
 
-def _request(repo_id: str, commit: str, file: HubFile, begin: int, end: int) -> Generator[bytes, None, None]:
+def _request(
+    repo_id: str, commit: str, file: HubFile, begin: int, end: int
+) -> Generator[bytes, None, None]:
     """As ``read``, in one request; raises _BrokenOff at the latest where fewer bytes come than were asked for."""
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
@@ -197,14 +215,23 @@ def _request(repo_id: str, commit: str, file: HubFile, begin: int, end: int) -> 
     )
 
     # The token is for the hub alone: the session drops it where the hub sends us on to another host.
-    headers = build_hf_headers() | {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
+    headers = build_hf_headers() | {
+        "Range": f"bytes={begin}-{end - 1}",
+        "Accept-Encoding": "identity",
+    }
     url = hf_hub_url(repo_id, file.name, revision=commit)
     remaining = end - begin
-    options: Any = {"headers": headers, "timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT, "follow_redirects": True}
+    options: Any = {
+        "headers": headers,
+        "timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT,
+        "follow_redirects": True,
+    }
     try:
         with get_session().stream("GET", url, **options) as response:
             hf_raise_for_status(response)
-            superfluous = begin if response.status_code == 200 else 0  # 200: the whole file, from its first byte
+            superfluous = (
+                begin if response.status_code == 200 else 0
+            )  # 200: the whole file, from its first byte
             for received in response.iter_bytes():
                 piece = received[superfluous : superfluous + remaining]
                 superfluous -= min(superfluous, len(received))
@@ -218,7 +245,9 @@ def _request(repo_id: str, commit: str, file: HubFile, begin: int, end: int) -> 
             raise explain(repo_id, commit, error, name=file.name) from None
         broken = _BrokenOff(reason(error))
         asked = error.response.headers.get("Retry-After", "")
-        broken.pause_seconds = min(float(asked), LONGEST_PAUSE_SECONDS) if asked.isdecimal() else 0.0
+        broken.pause_seconds = (
+            min(float(asked), LONGEST_PAUSE_SECONDS) if asked.isdecimal() else 0.0
+        )
         raise broken from None
     except HTTPError as error:
         raise _BrokenOff(reason(error)) from None
@@ -242,7 +271,9 @@ def _unreachable(repo_id: str, error: Exception) -> Unreachable:
     )
 
 
-def explain(repo_id: str, revision: str | None, error: Exception, *, name: str | None = None) -> HubError:
+def explain(
+    repo_id: str, revision: str | None, error: Exception, *, name: str | None = None
+) -> HubError:
     """What the hub's refusal, of the repository or of a file ``name`` that it listed, means for the user."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
@@ -275,4 +306,6 @@ def reason(error: Exception) -> str:
 
     if isinstance(error, HfHubHTTPError):
         return f"{error.response.status_code} {error.response.reason_phrase}".strip()
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
+    return next(
+        (line for line in str(error).splitlines() if line.strip()), type(error).__name__
+    ).strip()

@@ -29,13 +29,17 @@ class Usage:
     completion_tokens: int
     reasoning_tokens: int  # of these, until the trace closed, tags included
     cached_tokens: int  # of the prompt, found in the cache
-    forward_passes: int  # over all the weights, prefill included; of several replies, also those it shared
+    forward_passes: (
+        int  # over all the weights, prefill included; of several replies, also those it shared
+    )
     prefill_seconds: float  # to the first id
     decode_seconds: float  # from the first id on
     peak_memory_bytes: int  # MLX's, weights included
     max_tokens: int  # what the reply was allowed
     seed: int  # asks for this very reply again, on this machine
-    forgotten_turns: int = 0  # of a conversation, the oldest, left out of the prompt because the context is full
+    forgotten_turns: int = (
+        0  # of a conversation, the oldest, left out of the prompt because the context is full
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +71,18 @@ class Samples:
     def of(cls, replies: Iterable[Reply]) -> "Samples":
         """Those that were taken together."""
         ordered = tuple(sorted(replies, key=lambda reply: reply.usage.seed))
-        keys = ["" if reply.finish_reason == "cancelled" else vote(reply.answer) for reply in ordered]
+        keys = [
+            "" if reply.finish_reason == "cancelled" else vote(reply.answer) for reply in ordered
+        ]
         votes = Counter(key for key in keys if key).most_common()
         majority = ordered[keys.index(votes[0][0])].answer if votes else ""
         # The last to end took part in every pass.
-        return cls(ordered, majority, dict(votes), max((r.usage.forward_passes for r in ordered), default=0))
+        return cls(
+            ordered,
+            majority,
+            dict(votes),
+            max((r.usage.forward_passes for r in ordered), default=0),
+        )
 
 
 def vote(answer: str) -> str:
@@ -126,9 +137,13 @@ class ReplyBuilder:
         self.tokens += 1
         self._tokens_before_answer += self._splitter.state != "answer"
         if self.sampling.logprobs:
-            self._logprobs.append({} if self._forced_ahead else best_of(logits, self.sampling.logprobs))
+            self._logprobs.append(
+                {} if self._forced_ahead else best_of(logits, self.sampling.logprobs)
+            )
         self._forced_ahead = max(0, self._forced_ahead - 1)
-        if self._call_ids or (identity == self.tokenizer.tool_calls_id and self._splitter.state != "reasoning"):
+        if self._call_ids or (
+            identity == self.tokenizer.tool_calls_id and self._splitter.state != "reasoning"
+        ):
             self._call_ids.append(identity)
             return []
         text = self._text.push(identity)
@@ -145,10 +160,15 @@ class ReplyBuilder:
     def flush(self) -> list[Segment]:
         """What was held back, once no more ids come, and the tool calls."""
         self._calls, rest = self.tokenizer.tool_calls(self._call_ids)
-        segments = self._emit(self._splitter.push(self._text.flush() + rest)) + self._emit(self._splitter.flush())
+        segments = self._emit(self._splitter.push(self._text.flush() + rest)) + self._emit(
+            self._splitter.flush()
+        )
         held = "" if self.is_stopped else self._stop.flush()
         last = [Segment("answer", held)] if held else []
-        last += [Segment("tool_call", json.dumps(asdict(call), ensure_ascii=False)) for call in self._calls]
+        last += [
+            Segment("tool_call", json.dumps(asdict(call), ensure_ascii=False))
+            for call in self._calls
+        ]
         return segments + self._keep(last)
 
     def forced(self, logits: mx.array, drawn: mx.array) -> list[int]:
@@ -162,7 +182,9 @@ class ReplyBuilder:
         line = ""
         if self._is_looping:
             self._closed_by = "loop"
-        elif self._budget.is_used_up(self.tokens, is_inside_character=self._text.is_inside_character):
+        elif self._budget.is_used_up(
+            self.tokens, is_inside_character=self._text.is_inside_character
+        ):
             self._closed_by, line = "budget", self.sampling.think_budget_message
         elif self._budget.is_line_enough(self.tokens, self._tail, logits, drawn):
             self._closed_by = "budget"
@@ -178,7 +200,9 @@ class ReplyBuilder:
         if self.sampling.on_loop == "ignore" or self.is_stopped:
             return
         self._is_looping = self._loops.push(self.tokenizer.decode([identity]))
-        self.is_stopped = self._is_looping and (self._splitter.state != "reasoning" or self.sampling.on_loop == "stop")
+        self.is_stopped = self._is_looping and (
+            self._splitter.state != "reasoning" or self.sampling.on_loop == "stop"
+        )
 
     def reply(self, finish_reason: FinishReason, usage: Usage) -> Reply:
         def text(kind: str) -> str:
@@ -194,7 +218,9 @@ class ReplyBuilder:
             finish_reason = "loop"
         elif self._calls and finish_reason == "stop":
             finish_reason = "tool_calls"
-        return Reply(text("reasoning"), text("answer"), tuple(self._calls), finish_reason, closed_by, usage)
+        return Reply(
+            text("reasoning"), text("answer"), tuple(self._calls), finish_reason, closed_by, usage
+        )
 
     def _emit(self, segments: list[Segment]) -> list[Segment]:
         """Pass answers through the stop strings and attach the log-probabilities waiting for a segment."""

@@ -156,7 +156,11 @@ class Resident:
         chat = self._magistral.resume(path)
         self._conversation = chat.messages, chat.tools
         self._measure()
-        value = {"messages": chat.messages, "tools": chat.tools, "cached_tokens": self.figures.cached_tokens}
+        value = {
+            "messages": chat.messages,
+            "tools": chat.tools,
+            "cached_tokens": self.figures.cached_tokens,
+        }
         channel.end({"kind": "result", **plain(value, path)})
 
     def release(self, channel: Channel) -> Steps:
@@ -216,9 +220,16 @@ class Resident:
         calls = [stated(call) for call in reply.tool_calls] if request.tools else []
         if reply.reasoning or reply.answer or calls:
             asked = request.messages
-            answer: dict[str, Any] = {"role": "assistant", "content": reply.answer, "reasoning": reply.reasoning}
+            answer: dict[str, Any] = {
+                "role": "assistant",
+                "content": reply.answer,
+                "reasoning": reply.reasoning,
+            }
             messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
-            self._conversation = [*messages, answer | ({"tool_calls": calls} if calls else {})], request.tools
+            self._conversation = (
+                [*messages, answer | ({"tool_calls": calls} if calls else {})],
+                request.tools,
+            )
 
     def _let_go(self) -> None:
         self._magistral = self.plan = self._conversation = None
@@ -267,7 +278,9 @@ def existing(model: str) -> Path:
     if is_folder:
         return folder
     if model == "demo":
-        raise CheckpointError("the demo is made when it is first loaded, and has not been yet; load it once")
+        raise CheckpointError(
+            "the demo is made when it is first loaded, and has not been yet; load it once"
+        )
     raise CheckpointError(
         f"{shown(model)}: no such folder. A host loads folders and 'demo', and fetches nothing: download the model "
         "in your app, or once with `magistral generate --model org/name`"

@@ -40,7 +40,11 @@ class RowCosts:
         found = json.loads(text)
         costs = cls(float(found["plain_seconds"]), tuple(float(cost) for cost in found["passes"]))
         numbers = (costs.plain_seconds, *costs.passes)
-        if len(costs.passes) != MAX_ROWS or not all(math.isfinite(x) for x in numbers) or min(numbers) <= 0:
+        if (
+            len(costs.passes) != MAX_ROWS
+            or not all(math.isfinite(x) for x in numbers)
+            or min(numbers) <= 0
+        ):
             raise ValueError(f"{text} is no table of row costs")
         return costs
 
@@ -74,7 +78,9 @@ def remembered(key: list[str], make: Callable[[], RowCosts]) -> RowCosts:
     return costs
 
 
-def measure(model: Transformer, config: ModelConfig, *, clock: Callable[[], float] = time.perf_counter) -> RowCosts:
+def measure(
+    model: Transformer, config: ModelConfig, *, clock: Callable[[], float] = time.perf_counter
+) -> RowCosts:
     """Time a few passes of every kind, sampling included; the fastest of each counts.
 
     About 25 passes a round, and one round to compile kernels: on a Mac 2 to 4 seconds for 24B in 4 bit.
@@ -110,5 +116,9 @@ def measure(model: Transformer, config: ModelConfig, *, clock: Callable[[], floa
         if rounds and clock() - begun > SECONDS:
             break
     fastest = np.array(times[1:]).min(axis=0)
-    costs = np.maximum.accumulate(np.maximum(fastest[1:] / fastest[0], 1.0))  # another row cannot cost less than none
-    return RowCosts(float(fastest[0]), tuple(float(x) for x in np.interp(range(1, MAX_ROWS + 1), ROWS, costs)))
+    costs = np.maximum.accumulate(
+        np.maximum(fastest[1:] / fastest[0], 1.0)
+    )  # another row cannot cost less than none
+    return RowCosts(
+        float(fastest[0]), tuple(float(x) for x in np.interp(range(1, MAX_ROWS + 1), ROWS, costs))
+    )

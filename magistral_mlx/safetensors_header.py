@@ -84,7 +84,9 @@ class Shard:
         except OSError as error:
             raise _unreadable(path, error) from None
         except SafetensorError as error:
-            raise _damaged(path, f"the safetensors library refuses it ({shown(str(error))})") from None
+            raise _damaged(
+                path, f"the safetensors library refuses it ({shown(str(error))})"
+            ) from None
         return shard
 
     @classmethod
@@ -101,7 +103,12 @@ class Shard:
         return _parse(path, io.BytesIO(head), file_bytes)
 
     def read(
-        self, name: str, rows: slice | None = None, *, once: bool = False, buffer: bytearray | None = None
+        self,
+        name: str,
+        rows: slice | None = None,
+        *,
+        once: bool = False,
+        buffer: bytearray | None = None,
     ) -> mx.array:
         """One tensor, or a block of its rows, read from disk now; bit for bit what ``mx.load`` gives.
 
@@ -132,12 +139,17 @@ class Shard:
                 while unread:
                     count = file.readinto(unread[:READ_BYTES])
                     if not count:
-                        raise _damaged(self.path, f"it ends inside tensor {name!r}, and did not when it was opened")
+                        raise _damaged(
+                            self.path,
+                            f"it ends inside tensor {name!r}, and did not when it was opened",
+                        )
                     unread = unread[count:]
                 if once:
                     leave_file_cache(file.fileno(), offset, values.nbytes)
         except OSError as error:
-            raise CheckpointError(f"{self.path}: tensor {name!r} cannot be read ({error}); check the disk") from None
+            raise CheckpointError(
+                f"{self.path}: tensor {name!r} cannot be read ({error}); check the disk"
+            ) from None
         array = mx.array(values)
         return array if mx_dtype is None else array.view(mx_dtype)
 
@@ -175,7 +187,9 @@ def read_document(path: Path) -> bytes:
     try:
         with _open_plain(path) as file:
             if (size := os.fstat(file.fileno()).st_size) > MAX_JSON_BYTES:
-                raise CheckpointError(f"{path} has {size} bytes, far too many for what it is; fetch it again")
+                raise CheckpointError(
+                    f"{path} has {size} bytes, far too many for what it is; fetch it again"
+                )
             return file.read(MAX_JSON_BYTES)
     except OSError as error:
         raise _unreadable(path, error) from None
@@ -226,7 +240,9 @@ def _parse(path: Path, file: BinaryIO, file_bytes: int) -> Shard:
     prefix = file.read(8)
     header_bytes = int.from_bytes(prefix, "little")
     if len(prefix) < 8 or 8 + header_bytes > file_bytes:
-        raise _damaged(path, f"its header should take {header_bytes} bytes, the whole file has {file_bytes}")
+        raise _damaged(
+            path, f"its header should take {header_bytes} bytes, the whole file has {file_bytes}"
+        )
     if header_bytes > MAX_JSON_BYTES:
         raise _damaged(path, f"its header takes {header_bytes} bytes, {MAX_JSON_BYTES} are allowed")
     text = file.read(header_bytes)
@@ -234,7 +250,9 @@ def _parse(path: Path, file: BinaryIO, file_bytes: int) -> Shard:
         raise _damaged(path, "its header does not start with '{'")
     raw = parse_json(text, path)
     metadata = raw.pop("__metadata__", None) or {}  # MLX writes null where it was given none
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) for value in metadata.values()
+    ):
         raise _damaged(path, "__metadata__ is not a table of strings")
     header = {name: _entry(path, name, value) for name, value in raw.items()}
     data_start = 8 + header_bytes
@@ -245,7 +263,9 @@ def _parse(path: Path, file: BinaryIO, file_bytes: int) -> Shard:
 def _entry(path: Path, name: str, raw: Any) -> Entry:
     """One tensor's line, alone: its bytes must be what its shape and type need."""
     if not isinstance(raw, dict) or set(raw) != {"dtype", "shape", "data_offsets"}:
-        raise _damaged(path, f"tensor {shown(name)} is not described by dtype, shape and data_offsets")
+        raise _damaged(
+            path, f"tensor {shown(name)} is not described by dtype, shape and data_offsets"
+        )
     dtype, shape, offsets = raw["dtype"], raw["shape"], raw["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         is_fp8 = isinstance(dtype, str) and dtype.startswith("F8_")
@@ -256,13 +276,21 @@ def _entry(path: Path, name: str, raw: Any) -> Entry:
     is_shape = isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS
     if not is_shape or not all(type(size) is int and 0 <= size <= MAX_DIMENSION for size in shape):
         raise _damaged(path, f"tensor {shown(name)} has the impossible shape {shown(shape)}")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(offset) is int for offset in offsets):
-        raise _damaged(path, f"tensor {shown(name)} has data_offsets {shown(offsets)}, expected two whole numbers")
+    if (
+        not isinstance(offsets, list)
+        or len(offsets) != 2
+        or not all(type(offset) is int for offset in offsets)
+    ):
+        raise _damaged(
+            path,
+            f"tensor {shown(name)} has data_offsets {shown(offsets)}, expected two whole numbers",
+        )
     entry = Entry(dtype, tuple(shape), *offsets)
     needed = math.prod(shape) * DTYPES[dtype][0].itemsize  # Python's integers do not overflow
     if entry.begin < 0 or entry.nbytes != needed:
         raise _damaged(
-            path, f"tensor {shown(name)} ({dtype}, {shape}) needs {needed} bytes, its data_offsets are {shown(offsets)}"
+            path,
+            f"tensor {shown(name)} ({dtype}, {shape}) needs {needed} bytes, its data_offsets are {shown(offsets)}",
         )
     return entry
 
@@ -271,7 +299,9 @@ def _check_layout(path: Path, header: Mapping[str, Entry], data_bytes: int) -> N
     """The tensors must fill the data exactly, one after the other."""
     expected = max((entry.end for entry in header.values()), default=0)
     if expected > data_bytes:
-        raise _damaged(path, f"it is cut short: its tensors take {expected} bytes, {data_bytes} are there")
+        raise _damaged(
+            path, f"it is cut short: its tensors take {expected} bytes, {data_bytes} are there"
+        )
     if expected < data_bytes:
         raise _damaged(path, f"{data_bytes - expected} bytes follow the last tensor")
     position, previous = 0, "the header"

@@ -16,7 +16,9 @@ from magistral_mlx.errors import OptionError, shown
 OnLoop = Literal["close", "stop", "ignore"]
 
 INVALID = -1  # instead of an id: the row holds NaN or +infinity, or nothing finite
-SPILLED = -2  # instead of an id: the nucleus is wider than the candidates; draw_exact sorts everything
+SPILLED = (
+    -2
+)  # instead of an id: the nucleus is wider than the candidates; draw_exact sorts everything
 MAX_LOGPROBS = 20  # as OpenAI's interface
 MAX_MESSAGE = 200  # characters
 
@@ -48,27 +50,39 @@ class SamplingParams:
     stop: tuple[str, ...] = ()  # texts that end the reply
     think_budget: int | None = None  # reasoning tokens at most; 0: no reasoning
     logprobs: int = 0  # the k best ids reported for every token
-    on_loop: OnLoop = "close"  # when the model repeats itself: close its trace, stop the reply, or ignore it
+    on_loop: OnLoop = (
+        "close"  # when the model repeats itself: close its trace, stop the reply, or ignore it
+    )
     think_budget_message: str = ""  # the last line of a trace that is cut off at its budget
 
     def __post_init__(self) -> None:
         if not _is_number(self.temperature) or not 0 <= self.temperature < math.inf:
-            raise OptionError(f"temperature is {self.temperature!r}; use 0 (greedy) or a number over 0")
+            raise OptionError(
+                f"temperature is {self.temperature!r}; use 0 (greedy) or a number over 0"
+            )
         if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
-            raise OptionError(f"top_p is {self.top_p!r}; use a number in (0, 1], 1 to turn the filter off")
+            raise OptionError(
+                f"top_p is {self.top_p!r}; use a number in (0, 1], 1 to turn the filter off"
+            )
         _check_count("max_tokens", self.max_tokens, 1)
         _check_count("seed", self.seed, 0)
         _check_count("think_budget", self.think_budget, 0)
         if type(self.logprobs) is not int or not 0 <= self.logprobs <= MAX_LOGPROBS:
-            raise OptionError(f"logprobs is {self.logprobs!r}; use a whole number from 0 to {MAX_LOGPROBS}")
+            raise OptionError(
+                f"logprobs is {self.logprobs!r}; use a whole number from 0 to {MAX_LOGPROBS}"
+            )
         if self.on_loop not in get_args(OnLoop):
-            raise OptionError(f"on_loop is {self.on_loop!r}; use one of {', '.join(get_args(OnLoop))}")
+            raise OptionError(
+                f"on_loop is {self.on_loop!r}; use one of {', '.join(get_args(OnLoop))}"
+            )
         if not _is_line(self.think_budget_message):
             raise OptionError(
                 f"think_budget_message is {shown(self.think_budget_message)}; use one line of at most "
                 f"{MAX_MESSAGE} characters, without tags"
             )
-        if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
+        if not isinstance(self.stop, tuple) or not all(
+            isinstance(text, str) and text for text in self.stop
+        ):
             raise OptionError(f"stop is {self.stop!r}; use a tuple of texts, none of them empty")
 
 
@@ -77,12 +91,19 @@ def _is_number(value: object) -> bool:
 
 
 def _is_line(text: object) -> bool:
-    return isinstance(text, str) and len(text) <= MAX_MESSAGE and text.isprintable() and "think>" not in text
+    return (
+        isinstance(text, str)
+        and len(text) <= MAX_MESSAGE
+        and text.isprintable()
+        and "think>" not in text
+    )
 
 
 def _check_count(name: str, value: int | None, least: int) -> None:
     if value is not None and (type(value) is not int or value < least):
-        raise OptionError(f"{name} is {value!r}; use a whole number of at least {least}, or leave it out")
+        raise OptionError(
+            f"{name} is {value!r}; use a whole number of at least {least}, or leave it out"
+        )
 
 
 class Nucleus(NamedTuple):
@@ -107,21 +128,31 @@ class Sampler:
         mass before it, most probable first and equals by lower id, is under top_p. At temperature 0 it is
         the most probable id, the lowest among equals.
         """
-        return self._draw(logits, [(self.seed, step, row) for row in range(len(logits))], exact=False)
+        return self._draw(
+            logits, [(self.seed, step, row) for row in range(len(logits))], exact=False
+        )
 
     def draw_run(self, logits: mx.array, step: int) -> mx.array:
         """Ids [M] of M steps in a row from logits [M, V], each as ``draw`` would draw it alone."""
-        return self._draw(logits, [(self.seed, step + i, 0) for i in range(len(logits))], exact=False)
+        return self._draw(
+            logits, [(self.seed, step + i, 0) for i in range(len(logits))], exact=False
+        )
 
-    def draw_each(self, logits: mx.array, step: int, seeds: Sequence[int], *, exact: bool = False) -> mx.array:
+    def draw_each(
+        self, logits: mx.array, step: int, seeds: Sequence[int], *, exact: bool = False
+    ) -> mx.array:
         """As ``draw`` or ``draw_exact``, every row as if it were alone and its own of ``seeds`` the sampler's."""
         return self._draw(logits, [(seed, step, 0) for seed in seeds], exact=exact)
 
     def draw_exact(self, logits: mx.array, step: int) -> mx.array:
         """As ``draw``, by sorting all ids: never SPILLED, and the same id wherever ``draw`` has one."""
-        return self._draw(logits, [(self.seed, step, row) for row in range(len(logits))], exact=True)
+        return self._draw(
+            logits, [(self.seed, step, row) for row in range(len(logits))], exact=True
+        )
 
-    def _draw(self, logits: mx.array, places: list[tuple[int, int, int]], *, exact: bool) -> mx.array:
+    def _draw(
+        self, logits: mx.array, places: list[tuple[int, int, int]], *, exact: bool
+    ) -> mx.array:
         x = logits.astype(mx.float32)
         best = mx.max(x, axis=-1, keepdims=True)  # [B, 1]; NaN if any is
         if self.params.temperature == 0:
@@ -137,11 +168,16 @@ class Sampler:
 
     def _fractions(self, places: list[tuple[int, int, int]]) -> mx.array:
         """[B, 1] int64, uniform below 2**31, one a (seed, step, row). A hash, not mx.random: rows are independent."""
-        words = [hashlib.blake2b(f"{seed} {step} {row}".encode(), digest_size=4) for seed, step, row in places]
+        words = [
+            hashlib.blake2b(f"{seed} {step} {row}".encode(), digest_size=4)
+            for seed, step, row in places
+        ]
         return mx.array([[int.from_bytes(word.digest()) >> 1] for word in words], dtype=mx.int64)
 
 
-def nucleus(x: mx.array, best: mx.array, temperature: float, top_p: float, *, exact: bool) -> Nucleus:
+def nucleus(
+    x: mx.array, best: mx.array, temperature: float, top_p: float, *, exact: bool
+) -> Nucleus:
     """What top-p keeps of logits x [B, V] float32, whose maxima are best [B, 1].
 
     Temperature over 0, top_p under 1; ``exact`` sorts all ids instead of the candidates.
@@ -221,10 +257,14 @@ def _leaders(x: mx.array, blocks: int, count: int) -> tuple[mx.array, mx.array]:
     if 2 * blocks >= C:  # so small that blocks gain nothing
         return _sorted(x)
     maxima = mx.max(x[:, : C * BLOCK].reshape(B, C, BLOCK), axis=-1)  # [B, C]
-    order = mx.partition(_keys(maxima, mx.arange(0, C * BLOCK, BLOCK, dtype=mx.int64)), blocks, axis=-1)
+    order = mx.partition(
+        _keys(maxima, mx.arange(0, C * BLOCK, BLOCK, dtype=mx.int64)), blocks, axis=-1
+    )
     first_ids = order[:, :blocks, None] & LOW_32
     ids = (first_ids + mx.arange(BLOCK, dtype=mx.int64)).reshape(B, -1)  # [B, 32 blocks]
     rest = mx.broadcast_to(mx.arange(C * BLOCK, V, dtype=mx.int64), (B, V - C * BLOCK))
     ids = mx.concatenate([ids, rest], axis=-1)  # what fills no block is always a candidate
     keys = _keys(mx.take_along_axis(x, ids, axis=-1), ids)
-    return mx.sort(mx.partition(keys, count - 1, axis=-1)[:, :count], axis=-1), order[:, blocks : blocks + 1]
+    return mx.sort(mx.partition(keys, count - 1, axis=-1)[:, :count], axis=-1), order[
+        :, blocks : blocks + 1
+    ]

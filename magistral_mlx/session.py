@@ -105,14 +105,22 @@ class Session:
             self.sampling = replace(self.sampling, think_budget=self._budget)
         budget = self.sampling.think_budget
         tell(
-            "traces are as long as the model makes them" if budget is None else f"traces have {budget:,} tokens at most"
+            "traces are as long as the model makes them"
+            if budget is None
+            else f"traces have {budget:,} tokens at most"
         )
 
     def think(self, text: str) -> None:
         if text:
             self._budget = self.sampling.think_budget or self._budget  # which /think on gives back
-            self.sampling = replace(self.sampling, think_budget=self._budget if on_or_off("/think", text) else 0)
-        tell("the model answers at once" if self.sampling.think_budget == 0 else "the model thinks before it answers")
+            self.sampling = replace(
+                self.sampling, think_budget=self._budget if on_or_off("/think", text) else 0
+            )
+        tell(
+            "the model answers at once"
+            if self.sampling.think_budget == 0
+            else "the model thinks before it answers"
+        )
 
     def save(self, text: str) -> None:
         if not text:
@@ -125,7 +133,11 @@ class Session:
         if text:
             self.chat.system_prompt = None if text == "off" else text
         own = self.chat.system_prompt
-        tell("there is only the model's own system prompt" if own is None else f"joins the model's own: {own}")
+        tell(
+            "there is only the model's own system prompt"
+            if own is None
+            else f"joins the model's own: {own}"
+        )
 
     def show_trace(self, _: str) -> None:
         if not self.trace:
@@ -138,7 +150,9 @@ class Session:
 
     def markdown(self, text: str) -> None:
         self.renders = on_or_off("/markdown", text) if text else self.renders
-        tell("answers are laid out" if self.renders else "answers are shown as the model wrote them")
+        tell(
+            "answers are laid out" if self.renders else "answers are shown as the model wrote them"
+        )
 
     def stats(self, _: str) -> None:
         past, plan = self.magistral.past, self.magistral.plan
@@ -146,10 +160,16 @@ class Session:
         def total(name: str) -> float:
             return sum(getattr(usage, name) for usage in self.usages)
 
-        prompt, cached, replied = (int(total(f"{kind}_tokens")) for kind in ("prompt", "cached", "completion"))
+        prompt, cached, replied = (
+            int(total(f"{kind}_tokens")) for kind in ("prompt", "cached", "completion")
+        )
         turns = sum(message["role"] == "user" for message in self.chat.messages)
         left_out = f", the oldest {self.chat.forgotten} left out" if self.chat.forgotten else ""
-        budget = "none" if self.sampling.think_budget is None else f"{self.sampling.think_budget:,} tokens"
+        budget = (
+            "none"
+            if self.sampling.think_budget is None
+            else f"{self.sampling.think_budget:,} tokens"
+        )
         tell(f"conversation  {turns} turns{left_out}; traces kept: {self.chat.keep_reasoning}")
         tell(
             f"context       {len(past.ids):,} of {plan.context:,} positions in the cache, {in_units(past.cache.nbytes)}"
@@ -162,7 +182,9 @@ class Session:
             f"written       {replied:,} tokens in {len(self.usages)} replies, of which "
             f"{int(total('reasoning_tokens')):,} reasoning; {rate(replied - len(self.usages), total('decode_seconds'))}"
         )
-        tell(f"sampling      temperature {self.sampling.temperature}, top-p {self.sampling.top_p}, budget {budget}")
+        tell(
+            f"sampling      temperature {self.sampling.temperature}, top-p {self.sampling.top_p}, budget {budget}"
+        )
 
     def reset(self, _: str) -> None:
         self.chat.reset()
@@ -183,10 +205,14 @@ COMMANDS = {
     "/retry": Command("", "ask the last question again", Session.retry),
     "/budget": Command("N|off", "reasoning tokens at most", Session.budget),
     "/think": Command("on|off", "whether the model thinks before it answers", Session.think),
-    "/system": Command("TEXT|off", "your own system prompt, which joins the model's", Session.system),
+    "/system": Command(
+        "TEXT|off", "your own system prompt, which joins the model's", Session.system
+    ),
     "/trace": Command("", "show the last trace", Session.show_trace),
     "/fold": Command("on|off", "whether one line is left of a closed trace", Session.fold),
-    "/markdown": Command("on|off", "whether answers are laid out, or shown as they were written", Session.markdown),
+    "/markdown": Command(
+        "on|off", "whether answers are laid out, or shown as they were written", Session.markdown
+    ),
     "/stats": Command("", "what the conversation has cost", Session.stats),
     "/save": Command("F", "write conversation and cache to a file", Session.save),
     "/reset": Command("", "begin a new conversation", Session.reset),

@@ -29,7 +29,9 @@ class Share:
     prompt_bytes: int  # of the cache that holds their prompt
 
 
-def share_of(plan: MemoryPlan, config: ModelConfig, prompt_tokens: int, n: int, asked: int | None) -> Share:
+def share_of(
+    plan: MemoryPlan, config: ModelConfig, prompt_tokens: int, n: int, asked: int | None
+) -> Share:
     """Tokens for each of ``n`` replies: as asked, or as many as fit side by side of what one may take.
 
     The prompt is held once, and n continuations beside it; while these grow, one layer's are held twice.
@@ -44,12 +46,18 @@ def share_of(plan: MemoryPlan, config: ModelConfig, prompt_tokens: int, n: int, 
     position_bytes = plan.kv_bytes / plan.context
     prompt_bytes = -(-prompt_tokens // STEP) * STEP * position_bytes
     token_bytes = position_bytes * (1 + 2 / config.num_layers)
-    row_bytes = 48 * config.vocab_size + 16 * config.num_heads * plan.context  # sampling; scores and their softmax
+    row_bytes = (
+        48 * config.vocab_size + 16 * config.num_heads * plan.context
+    )  # sampling; scores and their softmax
 
     def left(count: int) -> float:
         """Bytes for the caches of ``count`` replies."""
         workspace = max(plan.workspace_bytes, count * row_bytes)
-        return plan.budget_bytes - (plan.total_bytes - plan.kv_bytes - plan.workspace_bytes) - workspace
+        return (
+            plan.budget_bytes
+            - (plan.total_bytes - plan.kv_bytes - plan.workspace_bytes)
+            - workspace
+        )
 
     def fitting(count: int) -> int:
         return max(0, int((left(count) - prompt_bytes) / (count * token_bytes)))
@@ -58,9 +66,15 @@ def share_of(plan: MemoryPlan, config: ModelConfig, prompt_tokens: int, n: int, 
     if fitting(n) >= wanted:
         tokens = min(single, fitting(n))
         return Share(tokens, int(left(n) - n * tokens * token_bytes))
-    fewer = 1 + bisect_left(range(2, min(n, 2**31)), True, key=lambda count: fitting(count) < wanted)
+    fewer = 1 + bisect_left(
+        range(2, min(n, 2**31)), True, key=lambda count: fitting(count) < wanted
+    )
     ways = [f"{fewer} of them (--samples {fewer})"]
-    ways += [] if asked is None or not fitting(n) else [f"{n} of {fitting(n)} tokens (--max-tokens {fitting(n)})"]
+    ways += (
+        []
+        if asked is None or not fitting(n)
+        else [f"{n} of {fitting(n)} tokens (--max-tokens {fitting(n)})"]
+    )
     ways += [] if plan.kv_bits == 4 else ["a cache of fewer bits (--kv-bits)"]
     raise MemoryLimitError(
         f"{n} replies of {wanted} tokens need {(n * wanted * token_bytes + left(1) - left(n)) / 1e9:.2f} GB beside a "
@@ -108,7 +122,9 @@ class Several:
     candidates: list[Candidate] = field(init=False)
 
     def __post_init__(self) -> None:
-        builders = [ReplyBuilder(self.tokenizer, self.sampling, self.share.max_tokens) for _ in self.seeds]
+        builders = [
+            ReplyBuilder(self.tokenizer, self.sampling, self.share.max_tokens) for _ in self.seeds
+        ]
         self.candidates = [Candidate(*pair) for pair in zip(self.seeds, builders, strict=True)]
 
     def replies(self) -> Generator[Reply, None, None]:
@@ -134,7 +150,9 @@ class Several:
         if interruption is not None:
             raise interruption
 
-    def _ended(self, candidates: list[Candidate]) -> Generator[tuple[int, FinishReason], None, None]:
+    def _ended(
+        self, candidates: list[Candidate]
+    ) -> Generator[tuple[int, FinishReason], None, None]:
         """Read the prompt, then draw: which candidate has ended and why, until all have or are cancelled."""
         cache = self.past.cache
         cache.reserve(len(self.prompt))

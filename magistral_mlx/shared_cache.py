@@ -47,14 +47,22 @@ class SharedLayer:
         shared = [a[0] for a in self.prefix.buffer.read(P)]  # [2K, P, *]
         own = [a[:, :, : self.steps] for a in self.arrays]  # [2K, N, T, *]
         if self._index is None:
-            self._index = mx.array([[k * self.num_slots + slot for slot in self.slots] for k in range(K)])
+            self._index = mx.array(
+                [[k * self.num_slots + slot for slot in self.slots] for k in range(K)]
+            )
         rows = (q * scale).reshape(n, K, H // K, d).swapaxes(0, 1)  # [K, n, G, d]
         scores = [
-            self._matmul(rows.flatten(1, 2), [a[:K] for a in shared], transpose=True).reshape(K, n, H // K, P),
+            self._matmul(rows.flatten(1, 2), [a[:K] for a in shared], transpose=True).reshape(
+                K, n, H // K, P
+            ),
             self._gather(rows, [a[:K] for a in own], transpose=True),
         ]
-        weights = mx.softmax(mx.concatenate(scores, axis=-1), axis=-1, precise=True)  # [K, n, G, P + T]
-        common = self._matmul(weights[..., :P].flatten(1, 2), [a[K:] for a in shared], transpose=False)
+        weights = mx.softmax(
+            mx.concatenate(scores, axis=-1), axis=-1, precise=True
+        )  # [K, n, G, P + T]
+        common = self._matmul(
+            weights[..., :P].flatten(1, 2), [a[K:] for a in shared], transpose=False
+        )
         private = self._gather(weights[..., P:], [a[K:] for a in own], transpose=False)
         o = common.reshape(private.shape) + private  # [K, n, G, d]
         return o.swapaxes(0, 1).reshape(n, H, 1, d)
@@ -67,7 +75,9 @@ class SharedLayer:
         parts = self.prefix.packed(kv)
         if self.steps == self.capacity:
             self._grow(parts)
-        if len(self.slots) < self.num_slots:  # one write for all slots; what the left ones get is never read
+        if (
+            len(self.slots) < self.num_slots
+        ):  # one write for all slots; what the left ones get is never read
             rows = {slot: row for row, slot in enumerate(self.slots)}
             spread = mx.array([rows.get(slot, 0) for slot in range(self.num_slots)])
             parts = [p[:, spread] for p in parts]
@@ -78,13 +88,17 @@ class SharedLayer:
     def _grow(self, parts: Sequence[mx.array]) -> None:
         """By 256 positions, never by doubling: N of these are held. Slots left are dropped, as all is copied anyway."""
         capacity = min(self.owner.limit, self.capacity + STEP)
-        room = [mx.zeros((*p.shape[:2], capacity - self.capacity, p.shape[3]), p.dtype) for p in parts]
+        room = [
+            mx.zeros((*p.shape[:2], capacity - self.capacity, p.shape[3]), p.dtype) for p in parts
+        ]
         if not self.arrays:
             self.arrays = room
         else:
             if len(self.slots) < self.num_slots:
                 self.arrays = [a[:, mx.array(self.slots)] for a in self.arrays]
-            self.arrays = [mx.concatenate([a, more], axis=2) for a, more in zip(self.arrays, room, strict=True)]
+            self.arrays = [
+                mx.concatenate([a, more], axis=2) for a, more in zip(self.arrays, room, strict=True)
+            ]
         self.capacity = capacity
         self.num_slots = len(self.slots)
         self.slots, self._index = list(range(self.num_slots)), None
@@ -92,7 +106,9 @@ class SharedLayer:
     def _matmul(self, x: mx.array, y: list[mx.array], *, transpose: bool) -> mx.array:
         if self.owner.bits:
             codes, scales, biases = y
-            return mx.quantized_matmul(x, codes, scales, biases, transpose, self.owner.group_size, self.owner.bits)
+            return mx.quantized_matmul(
+                x, codes, scales, biases, transpose, self.owner.group_size, self.owner.bits
+            )
         return x @ (y[0].swapaxes(-1, -2) if transpose else y[0])
 
     def _gather(self, x: mx.array, y: list[mx.array], *, transpose: bool) -> mx.array:
@@ -100,8 +116,12 @@ class SharedLayer:
         if self.owner.bits:
             codes, scales, biases = y
             bits, group_size = self.owner.bits, self.owner.group_size
-            return mx.gather_qmm(x, codes, scales, biases, None, self._index, transpose, group_size, bits)
-        return mx.gather_mm(x, y[0].swapaxes(-1, -2) if transpose else y[0], rhs_indices=self._index)
+            return mx.gather_qmm(
+                x, codes, scales, biases, None, self._index, transpose, group_size, bits
+            )
+        return mx.gather_mm(
+            x, y[0].swapaxes(-1, -2) if transpose else y[0], rhs_indices=self._index
+        )
 
 
 class SharedCache:

@@ -67,7 +67,9 @@ class Single:
         )
         return builder.reply(finish_reason, usage)
 
-    def _segments(self, step: Stepper, cached: int, builder: ReplyBuilder) -> Generator[Segment, None, FinishReason]:
+    def _segments(
+        self, step: Stepper, cached: int, builder: ReplyBuilder
+    ) -> Generator[Segment, None, FinishReason]:
         """Read, then draw until the reply ends or is cancelled; returns how it did."""
         finish_reason: FinishReason = "stop"
         reading = self._reading(step, cached, builder)
@@ -100,6 +102,10 @@ class Single:
         """Read what is new in the prompt; yields the ids done after each chunk but the last, returns what decodes."""
         new, sampler = self.prompt[cached:], Sampler(self.sampling, self.seed)
         logits = yield from prefill(step, new, chunk=self.chunk)
-        drafter = yield from self.speculation.begin(self.prompt, sampler, chunk=self.chunk, done=len(new))
+        drafter = yield from self.speculation.begin(
+            self.prompt, sampler, chunk=self.chunk, done=len(new)
+        )
         stop, most = self.tokenizer.stop_ids, self.max_tokens
-        return decode(step, logits, sampler, stop=stop, max_tokens=most, steer=builder.forced, drafter=drafter)
+        return decode(
+            step, logits, sampler, stop=stop, max_tokens=most, steer=builder.forced, drafter=drafter
+        )

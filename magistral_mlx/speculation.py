@@ -34,9 +34,13 @@ def open_draft(folder: Path, tokenizer: Tokenizer) -> Checkpoint:
 def check_draft_tokens(count: int | None, *, has_draft: bool) -> None:
     """Raises OptionError for a number of guesses that no pass can check, or none for a draft model to make."""
     if count is not None and (type(count) is not int or not 0 <= count < MAX_ROWS):
-        raise OptionError(f"num_draft_tokens is {count!r}; use 0 (no drafting) to {MAX_ROWS - 1}, or leave it out")
+        raise OptionError(
+            f"num_draft_tokens is {count!r}; use 0 (no drafting) to {MAX_ROWS - 1}, or leave it out"
+        )
     if count == 0 and has_draft:
-        raise OptionError("num_draft_tokens is 0, so a draft model would have nothing to guess; leave one of them out")
+        raise OptionError(
+            "num_draft_tokens is 0, so a draft model would have nothing to guess; leave one of them out"
+        )
 
 
 class Speculation:
@@ -63,12 +67,22 @@ class Speculation:
         draft: Checkpoint | None = None,
     ) -> Generator[tuple[int, int], None, "Speculation"]:
         """Measure what rows cost, unless that is known, and load the draft model; yields (bytes loaded, in all)."""
-        costs = LINEAR if limit == 0 else row_costs(model, checkpoint.config, checkpoint.fingerprint())
-        speculation = cls(costs, kv_bytes(checkpoint.config, 1, kv_bits=plan.kv_bits) / plan.weights_bytes, limit=limit)
+        costs = (
+            LINEAR if limit == 0 else row_costs(model, checkpoint.config, checkpoint.fingerprint())
+        )
+        speculation = cls(
+            costs,
+            kv_bytes(checkpoint.config, 1, kv_bits=plan.kv_bits) / plan.weights_bytes,
+            limit=limit,
+        )
         if draft is not None:
             small = yield from load_model(draft)
             own = row_costs(small, draft.config, draft.fingerprint())
-            share = own.plain_seconds / costs.plain_seconds if costs.plain_seconds else draft.nbytes / checkpoint.nbytes
+            share = (
+                own.plain_seconds / costs.plain_seconds
+                if costs.plain_seconds
+                else draft.nbytes / checkpoint.nbytes
+            )
             speculation.draft = DraftModel(small, draft.config, limit=plan.context, cost=share)
         return speculation
 
@@ -77,7 +91,9 @@ class Speculation:
         if self.draft is not None:
             self.draft.forget()
 
-    def begin(self, prompt: Sequence[int], sampler: Sampler, *, chunk: int, done: int) -> Generator[int, None, Silent]:
+    def begin(
+        self, prompt: Sequence[int], sampler: Sampler, *, chunk: int, done: int
+    ) -> Generator[int, None, Silent]:
         """The drafter of one reply; yields ``done`` between the chunks in which a draft model reads the prompt."""
         costs = self.costs.passes[: self.limit + 1]
         if not pays(costs, 0.0 if self.draft is None else self.draft.cost):

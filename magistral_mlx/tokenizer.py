@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 from magistral_mlx.content import checked, fields
 from magistral_mlx.errors import OptionError, TokenizerError
 from magistral_mlx.messages import CONTROL_TAGS, Messages, conversation
-from magistral_mlx.reasoning import EMPTY_TRACE, ReasoningFormat, Splitter, TagSplitter, ToolCall, closing, last_line
+from magistral_mlx.reasoning import (
+    EMPTY_TRACE,
+    ReasoningFormat,
+    Splitter,
+    TagSplitter,
+    ToolCall,
+    closing,
+    last_line,
+)
 from magistral_mlx.release import read_system_prompt, reasoning_format
 from magistral_mlx.tool_calls import parse_call, parse_call_list
 
@@ -22,7 +30,15 @@ TEKKEN_FILE = "tekken.json"
 BYTES = 256  # without an id for each, tiktoken panics on text that needs it
 MAX_TEKKEN_BYTES = 50_000_000  # Magistral's has 19 million
 # What mistral-common raises depends on where the file is damaged.
-DAMAGE = (ValueError, TypeError, LookupError, AssertionError, AttributeError, OverflowError, RecursionError)
+DAMAGE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AssertionError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 
 
 class Tokenizer:
@@ -55,7 +71,9 @@ class Tokenizer:
         self.tool_calls_id = tekken.get_special_token("[TOOL_CALLS]")
         self.system_prompt = system_prompt
         self.reasoning_format = form
-        names = () if self.version == "v7" else ("[CALL_ID]", "[ARGS]")  # v7 writes calls as one JSON list
+        names = (
+            () if self.version == "v7" else ("[CALL_ID]", "[ARGS]")
+        )  # v7 writes calls as one JSON list
         self._call_tags = [tekken.get_special_token(name) for name in names]
         self._tekken = tekken
         self.open_id: int | None = None
@@ -65,7 +83,11 @@ class Tokenizer:
             self.empty_trace = [self.open_id, self.close_id]
         else:
             self.empty_trace = self.encode(EMPTY_TRACE)
-        instruct = {"v7": InstructTokenizerV7, "v11": InstructTokenizerV11, "v13": InstructTokenizerV13}[self.version]
+        instruct = {
+            "v7": InstructTokenizerV7,
+            "v11": InstructTokenizerV11,
+            "v13": InstructTokenizerV13,
+        }[self.version]
         # Not MistralTokenizer.from_file: it would build the image encoder that tekken.json may describe.
         self._mistral: MistralTokenizer[Any, Any, Any, Any, Any] = MistralTokenizer(
             instruct(tekken),
@@ -85,7 +107,9 @@ class Tokenizer:
         tekken, path = _open_tekken(folder)
         try:
             has_control_tags = all(map(tekken.is_special, CONTROL_TAGS))
-            form = reasoning_format(folder, tekken.version.value, has_control_tags=has_control_tags, stated=stated)
+            form = reasoning_format(
+                folder, tekken.version.value, has_control_tags=has_control_tags, stated=stated
+            )
             return cls(tekken, form, read_system_prompt(folder, form))
         except DAMAGE as error:
             raise _damaged(path, error) from None
@@ -125,14 +149,19 @@ class Tokenizer:
             OptionError: a message or tool is malformed, or a message is out of turn.
         """
         turns = conversation(
-            messages, self.system_prompt, system_prompt_only=system_prompt_only, form=self.reasoning_format
+            messages,
+            self.system_prompt,
+            system_prompt_only=system_prompt_only,
+            form=self.reasoning_format,
         )
         from mistral_common.exceptions import MistralCommonException
         from mistral_common.protocol.instruct.request import ChatCompletionRequest
         from mistral_common.protocol.instruct.tool_calls import Tool
 
         try:
-            defined = [dict(fields(tool, "a tool", "OpenAI's definition of one")) for tool in tools or ()]
+            defined = [
+                dict(fields(tool, "a tool", "OpenAI's definition of one")) for tool in tools or ()
+            ]
             checked(json.dumps(defined, ensure_ascii=False), "a tool's definition")
             request: ChatCompletionRequest[Any] = ChatCompletionRequest.model_validate(
                 {"messages": turns, "tools": [Tool.from_openai(tool) for tool in defined] or None}
@@ -158,7 +187,9 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; control ids give none, and bytes that form no character give U+FFFD."""
         runs = groupby(ids, self.is_control)
-        return "".join(self._bytes(run).decode(errors="replace") for is_control, run in runs if not is_control)
+        return "".join(
+            self._bytes(run).decode(errors="replace") for is_control, run in runs if not is_control
+        )
 
     def stream(self) -> "TextStream":
         """A decoder that takes ids one at a time and gives the same text as ``decode``."""
@@ -181,7 +212,9 @@ class Tokenizer:
             TokenizerError: it is no id of this vocabulary.
         """
         if not 0 <= identity < self.vocab_size:
-            raise TokenizerError(f"{identity} is no id of this vocabulary, which has {self.vocab_size}")
+            raise TokenizerError(
+                f"{identity} is no id of this vocabulary, which has {self.vocab_size}"
+            )
         return identity < self._tekken.num_special_tokens
 
     def tool_calls(self, ids: Sequence[int]) -> tuple[list[ToolCall], str]:
@@ -193,7 +226,10 @@ class Tokenizer:
         """
         calls: dict[str, ToolCall] = {}
         rest, start = [], 0
-        for end in [*(i for i, identity in enumerate(ids) if identity == self.tool_calls_id), len(ids)]:
+        for end in [
+            *(i for i, identity in enumerate(ids) if identity == self.tool_calls_id),
+            len(ids),
+        ]:
             block = [i for i in ids[start:end] if i not in self.stop_ids]
             found = self._calls(block[1:], calls) if block[:1] == [self.tool_calls_id] else []
             calls |= {call.id: call for call in found}
@@ -203,12 +239,21 @@ class Tokenizer:
 
     def _calls(self, block: list[int], taken: Mapping[str, ToolCall]) -> list[ToolCall]:
         controls = [identity for identity in block if self.is_control(identity)]
-        texts = [self.decode(list(run)) for is_control, run in groupby(block, self.is_control) if not is_control]
+        texts = [
+            self.decode(list(run))
+            for is_control, run in groupby(block, self.is_control)
+            if not is_control
+        ]
         if self.version == "v7":
             return parse_call_list("".join(texts), taken=taken) if not controls else []
-        if controls not in (self._call_tags, self._call_tags[1:]) or len(texts) != len(controls) + 1:
+        if (
+            controls not in (self._call_tags, self._call_tags[1:])
+            or len(texts) != len(controls) + 1
+        ):
             return []
-        call = parse_call(texts[0], texts[1] if len(controls) == 2 else None, texts[-1], taken=taken)
+        call = parse_call(
+            texts[0], texts[1] if len(controls) == 2 else None, texts[-1], taken=taken
+        )
         return [] if call is None else [call]
 
     def _bytes(self, ids: Iterable[int]) -> bytes:
@@ -223,7 +268,9 @@ def _open_tekken(folder: Path) -> tuple["Tekkenizer", Path]:
             "copy it into this folder from where the model was published"
         )
     if (size := path.stat().st_size) > MAX_TEKKEN_BYTES:
-        raise TokenizerError(f"{path} has {size} bytes, far too many for what it is; download it again")
+        raise TokenizerError(
+            f"{path} has {size} bytes, far too many for what it is; download it again"
+        )
     from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
     try:

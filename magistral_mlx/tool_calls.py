@@ -21,7 +21,9 @@ def call_id(identity: str, attempt: int = 0) -> str:
     return hashlib.sha256((identity + f" {attempt}" * (attempt > 0)).encode()).hexdigest()[:9]
 
 
-def parse_call(name: str, identity: str | None, arguments: str, *, taken: Mapping[str, Any]) -> ToolCall | None:
+def parse_call(
+    name: str, identity: str | None, arguments: str, *, taken: Mapping[str, Any]
+) -> ToolCall | None:
     """A call that the model wrote, under an id that is not ``taken``; None where it is none that could be made.
 
     Args:
@@ -34,7 +36,9 @@ def parse_call(name: str, identity: str | None, arguments: str, *, taken: Mappin
         return None
     if not NAME.fullmatch(name):
         return None
-    return ToolCall(name, found, free_id(f"{name} {arguments}" if identity is None else identity, taken))
+    return ToolCall(
+        name, found, free_id(f"{name} {arguments}" if identity is None else identity, taken)
+    )
 
 
 def parse_call_list(text: str, *, taken: Mapping[str, Any]) -> list[ToolCall]:
@@ -100,14 +104,23 @@ class CallIds:
         """
         if isinstance(raw_calls, str | Mapping):
             raise OptionError(f"{where}: tool_calls is {type(raw_calls).__name__}, expected a list")
-        calls = [_read_call(raw, f"{where}: tool call {i}") for i, raw in enumerate(raw_calls or (), start=1)]
+        calls = [
+            _read_call(raw, f"{where}: tool call {i}")
+            for i, raw in enumerate(raw_calls or (), start=1)
+        ]
         self._unanswered = [identity for identity, _ in calls]
-        if twice := {identity for identity in self._unanswered if self._unanswered.count(identity) > 1}:
-            raise OptionError(f"{where}: two tool calls have the id {min(twice)!r}; each needs its own")
+        if twice := {
+            identity for identity in self._unanswered if self._unanswered.count(identity) > 1
+        }:
+            raise OptionError(
+                f"{where}: two tool calls have the id {min(twice)!r}; each needs its own"
+            )
         native = {identity: identity for identity in self._unanswered if ID.fullmatch(identity)}
         made: dict[str, str] = {}
         for identity in self._unanswered:
-            made[identity] = native.get(identity) or free_id(identity, native | {v: k for k, v in made.items()})
+            made[identity] = native.get(identity) or free_id(
+                identity, native | {v: k for k, v in made.items()}
+            )
         self._ids = made
         return [{"id": made[identity], "function": function} for identity, function in calls]
 
@@ -117,10 +130,14 @@ class CallIds:
         Raises:
             OptionError: there is no such call, or it has a result.
         """
-        theirs = {ours: theirs for theirs, ours in self._ids.items()} | {theirs: theirs for theirs in self._ids}
+        theirs = {ours: theirs for theirs, ours in self._ids.items()} | {
+            theirs: theirs for theirs in self._ids
+        }
         if identity not in theirs:
             known = f"its ids are {', '.join(map(repr, self._ids))}" if self._ids else "it has none"
-            raise OptionError(f"{where}: {identity!r} is no call of the assistant's message before it; {known}")
+            raise OptionError(
+                f"{where}: {identity!r} is no call of the assistant's message before it; {known}"
+            )
         if theirs[identity] not in self._unanswered:
             raise OptionError(f"{where}: the call {identity!r} has a result already; keep one")
         self._unanswered.remove(theirs[identity])
@@ -142,14 +159,20 @@ def _read_call(raw: Any, what: str) -> tuple[str, dict[str, Any]]:
     function = fields(call.get("function"), f"{what}: function", "{'name': ..., 'arguments': ...}")
     identity, name, arguments = call.get("id"), function.get("name"), function.get("arguments")
     if not isinstance(identity, str) or not identity or identity == "null":
-        raise OptionError(f"{what}: id is {shown(identity)}, expected the text that its result will name")
+        raise OptionError(
+            f"{what}: id is {shown(identity)}, expected the text that its result will name"
+        )
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise OptionError(f"{what}: name is {shown(name)}; use up to 64 letters, digits, - and _")
     try:
         found = json_object(arguments or "{}") if isinstance(arguments, str | None) else arguments
         if not isinstance(found, Mapping):
-            raise OptionError(f"{what}: arguments are {type(found).__name__}, expected a JSON object")
+            raise OptionError(
+                f"{what}: arguments are {type(found).__name__}, expected a JSON object"
+            )
         written = json_text(dict(found))
     except (ValueError, TypeError, RecursionError) as error:
-        raise OptionError(f"{what}: arguments are no JSON object ({type(error).__name__}: {error})") from None
+        raise OptionError(
+            f"{what}: arguments are no JSON object ({type(error).__name__}: {error})"
+        ) from None
     return checked(identity, f"{what}: id"), {"name": name, "arguments": written}

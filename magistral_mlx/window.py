@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import TextIO
 
 DIM = "\x1b[2m{}\x1b[22m"
-BETWEEN_DRAWS = 0.05  # seconds; and ten times what a draw took, so that drawing never slows the reply down
+BETWEEN_DRAWS = (
+    0.05  # seconds; and ten times what a draw took, so that drawing never slows the reply down
+)
 
 
 def can_draw(stream: TextIO) -> bool:

@@ -24,8 +24,12 @@ def tiny_config() -> ModelConfig:
 def checkpoint_folder(tmp_path: Path) -> Callable[..., Path]:
     """``checkpoint_folder(config, weights=None, name="model")`` writes an HF folder and returns it."""
 
-    def write(config: ModelConfig, weights: dict[str, mx.array] | None = None, name: str = "model") -> Path:
-        return write_checkpoint(tmp_path / name, config, weights or make_weights(config, mx.bfloat16))
+    def write(
+        config: ModelConfig, weights: dict[str, mx.array] | None = None, name: str = "model"
+    ) -> Path:
+        return write_checkpoint(
+            tmp_path / name, config, weights or make_weights(config, mx.bfloat16)
+        )
 
     return write
 

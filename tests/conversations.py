@@ -24,10 +24,18 @@ TEXTS += [
     "ends in spaces \n  ",
 ]
 TOOLS = [
-    {"type": "function", "function": {"parameters": {"type": "object", "properties": {"é": {}}}, "name": "add"}},
     {
         "type": "function",
-        "function": {"name": "now", "description": 'the "time" <&>', "parameters": {}, "strict": True},
+        "function": {"parameters": {"type": "object", "properties": {"é": {}}}, "name": "add"},
+    },
+    {
+        "type": "function",
+        "function": {
+            "name": "now",
+            "description": 'the "time" <&>',
+            "parameters": {},
+            "strict": True,
+        },
     },
 ]
 
@@ -51,11 +59,17 @@ def conversations(n: int) -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:
                 reply[rng.choice(["reasoning", "reasoning_content"])] = rng.choice(TEXTS)
             if rng.random() < 0.3:
                 calls = [
-                    {"id": f"call{turn}abc{k}", "function": {"name": "add", "arguments": {"é": text(), "n": [1, None]}}}
+                    {
+                        "id": f"call{turn}abc{k}",
+                        "function": {"name": "add", "arguments": {"é": text(), "n": [1, None]}},
+                    }
                     for k in range(rng.randrange(1, 3))
                 ]
                 reply |= {"tool_calls": calls} | ({"content": None} if rng.random() < 0.5 else {})
-                results = [{"role": "tool", "content": rng.choice(TEXTS), "tool_call_id": c["id"]} for c in calls]
+                results = [
+                    {"role": "tool", "content": rng.choice(TEXTS), "tool_call_id": c["id"]}
+                    for c in calls
+                ]
                 rng.shuffle(results)  # they are put in the order of their calls
                 messages += [reply, *results, {"role": "assistant", "content": text()}]
             else:

@@ -13,11 +13,11 @@ from typing import Literal
 
 import mlx.core as mx
 
-from convert.export import read_tokenizer
-from convert.source import open_source
 from magistral_mlx.checkpoint import open_checkpoint
 from magistral_mlx.config import QuantFormat
 from magistral_mlx.conversation import result_of
+from magistral_mlx.convert.export import read_tokenizer
+from magistral_mlx.convert.source import open_source
 from magistral_mlx.errors import CheckpointError, ConversionError, TokenizerError
 from magistral_mlx.loader import load_model
 from magistral_mlx.tokenizer import Tokenizer
@@ -33,7 +33,9 @@ SOUND: tuple[tuple[str, Step], ...] = (  # what is opened how
     ("community", "run"),
     ("native", "convert"),
 )
-CONFIG = make_config(hidden_size=128, intermediate_size=192, head_dim=64, num_layers=2, vocab_size=1300)
+CONFIG = make_config(
+    hidden_size=128, intermediate_size=192, head_dim=64, num_layers=2, vocab_size=1300
+)
 NATIVE = PARAMS | {"hidden_dim": 192, "vocab_size": 1300}
 INDEX, OWN = "model.safetensors.index.json", "magistral_mlx.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -80,7 +82,8 @@ def faults_of(error: BaseException, folder: Path) -> list[str]:
     """What keeps an error from being one that a user can act on; nothing, if all is well."""
     message = str(error)
     claims: Mapping[str, bool] = {
-        "is not of a kind meant for a checkpoint": type(error) in (CheckpointError, ConversionError, TokenizerError),
+        "is not of a kind meant for a checkpoint": type(error)
+        in (CheckpointError, ConversionError, TokenizerError),
         "does not name the file": str(folder) in message,
         "names no remedy": REMEDY.search(message.replace(str(folder), "")) is not None,
         "is over one line": "\n" not in message and message.isprintable(),
@@ -107,7 +110,10 @@ class Watch:
             self.slowest_seconds = max(self.slowest_seconds, time.perf_counter() - started)
 
     def figures(self) -> dict[str, float]:
-        return {"slowest_seconds": self.slowest_seconds, "growth_bytes": _peak_bytes() - self._before}
+        return {
+            "slowest_seconds": self.slowest_seconds,
+            "growth_bytes": _peak_bytes() - self._before,
+        }
 
 
 def _peak_bytes() -> int:

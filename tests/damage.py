@@ -11,7 +11,9 @@ from tests.corpus import FIRST, INDEX, SECOND
 from tests.sources import change_json
 
 Damage = Callable[[Path], object]
-NESTED: Any = json.loads("[" * 900 + "]" * 900)  # as deep as json reads; repr gives up at half of it
+NESTED: Any = json.loads(
+    "[" * 900 + "]" * 900
+)  # as deep as json reads; repr gives up at half of it
 LONG = "x" * 1_000_000
 DIGITS = 10**4000
 NORM, HEAD = "model.norm.weight", "lm_head.weight"
@@ -45,7 +47,9 @@ def loop(path: Path) -> None:
 
 
 def text(name: str, content: str | bytes) -> Damage:
-    return lambda folder: (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return lambda folder: (folder / name).write_bytes(
+        content.encode() if isinstance(content, str) else content
+    )
 
 
 def values(name: str, **changes: object) -> Damage:
@@ -110,7 +114,9 @@ def heads_of(size: int) -> Damage:
 
     def damage(folder: Path) -> None:
         for name in (FIRST, SECOND):
-            tensors(name, lambda found: found.update({n: _cut(n, a, size) for n, a in found.items()}))(folder)
+            tensors(
+                name, lambda found: found.update({n: _cut(n, a, size) for n, a in found.items()})
+            )(folder)
         change_json(folder / "config.json", head_dim=size)
 
     return damage

@@ -36,16 +36,22 @@ class Hub:
 
     files: dict[str, bytes]
     commit: str = COMMIT
-    other_commits: dict[str, dict[str, bytes]] = field(default_factory=dict)  # that can still be fetched by their name
+    other_commits: dict[str, dict[str, bytes]] = field(
+        default_factory=dict
+    )  # that can still be fetched by their name
     refusal: tuple[int, str] | None = None  # status and X-Error-Code of every answer
-    file_refusal: tuple[int, str] | None = None  # of the files alone: a gated repository shows its listing
+    file_refusal: tuple[int, str] | None = (
+        None  # of the files alone: a gated repository shows its listing
+    )
     damaged: frozenset[str] = frozenset()  # files sent with other bytes than the listing's hash
     dropped: frozenset[str] = frozenset()  # files that are listed, and gone
     passing: list[int] = field(default_factory=list)  # statuses of the next answers about files
     has_ranges: bool = True
     elsewhere: str | None = None  # the host that files are fetched from, by a redirect
     bytes_an_answer: int | None = None  # after which the connection breaks off
-    bytes_until_down: int | None = None  # of files' contents, after which no request is answered any more
+    bytes_until_down: int | None = (
+        None  # of files' contents, after which no request is answered any more
+    )
     requests: list[Request] = field(default_factory=list)
     sent: Counter[str] = field(default_factory=Counter)  # bytes of contents, by file
     lock: Lock = field(default_factory=Lock)
@@ -65,7 +71,9 @@ class Hub:
     def allowance(self, wanted: int) -> int:
         """How many bytes of a file one answer carries."""
         with self.lock:
-            allowed = min(wanted, self.bytes_an_answer if self.bytes_an_answer is not None else wanted)
+            allowed = min(
+                wanted, self.bytes_an_answer if self.bytes_an_answer is not None else wanted
+            )
             if self.bytes_until_down is not None:
                 allowed = min(allowed, self.bytes_until_down)
                 self.bytes_until_down -= allowed
@@ -86,7 +94,12 @@ def is_large(name: str) -> bool:
 def listing(files: dict[str, bytes], name: str) -> dict[str, object]:
     content = files[name]
     sha256, blob = hashlib.sha256(content).hexdigest(), git_sha1(content)
-    entry: dict[str, object] = {"type": "file", "path": name, "rfilename": name, "size": len(content)}
+    entry: dict[str, object] = {
+        "type": "file",
+        "path": name,
+        "rfilename": name,
+        "size": len(content),
+    }
     if is_large(name):
         entry["lfs"] = {"oid": sha256, "sha256": sha256, "size": len(content), "pointerSize": 130}
         blob = git_sha1(b"pointer to " + sha256.encode())
@@ -99,12 +112,17 @@ def serving(state: Hub) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        wbufsize, disable_nagle_algorithm = -1, True  # or every answer waits 40 ms for an acknowledgement
+        wbufsize, disable_nagle_algorithm = (
+            -1,
+            True,
+        )  # or every answer waits 40 ms for an acknowledgement
 
         def log_message(self, *_: object) -> None:
             pass
 
-        def send(self, status: int, content: bytes = b"", *, cut: int | None = None, **headers: str) -> None:
+        def send(
+            self, status: int, content: bytes = b"", *, cut: int | None = None, **headers: str
+        ) -> None:
             self.send_response(status)
             for key, value in headers.items():
                 self.send_header(key.replace("_", "-"), value)
@@ -159,7 +177,9 @@ def serving(state: Hub) -> Iterator[str]:
                 self.send_content(commit, name, files[name])
 
         def send_content(self, commit: str, name: str, content: bytes) -> None:
-            etag = f'"{hashlib.sha256(content).hexdigest() if is_large(name) else git_sha1(content)}"'
+            etag = (
+                f'"{hashlib.sha256(content).hexdigest() if is_large(name) else git_sha1(content)}"'
+            )
             if state.elsewhere is not None:
                 target = f"{state.elsewhere}/{REPO}/resolve/{commit}/{quote(name)}?Signature=secret"
                 return self.send(302, Location=target, X_Linked_Etag=etag, X_Repo_Commit=commit)
@@ -193,10 +213,22 @@ def use(monkeypatch: pytest.MonkeyPatch, endpoint: str, cache: Path) -> None:
     """Point huggingface_hub at a hub and an empty cache; its own variables are read only once, at its import."""
     from huggingface_hub import constants
 
-    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "HF_TOKEN"):
+    for variable in (
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+        "HF_TOKEN",
+    ):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "cache" / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "no-token"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)

@@ -16,25 +16,38 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import convert.corpus
-import convert.pipeline
-import convert.weights
-from convert.planning import make_plan
+import magistral_mlx.convert.corpus
+import magistral_mlx.convert.pipeline
+import magistral_mlx.convert.weights
+from magistral_mlx.convert.planning import make_plan
 from magistral_mlx.errors import MagistralError
 from magistral_mlx.tokenizer import Tokenizer
 
-CALLS = ("pwrite", "fsync", "rename", "unlink", "rmdir", "mkdir", "open")  # what changes a disk, by boundary
-FILE_BYTES, BLOCK_BYTES = 150_000, 60_000  # the tiny source then becomes several files, of several blocks each
+CALLS = (
+    "pwrite",
+    "fsync",
+    "rename",
+    "unlink",
+    "rmdir",
+    "mkdir",
+    "open",
+)  # what changes a disk, by boundary
+FILE_BYTES, BLOCK_BYTES = (
+    150_000,
+    60_000,
+)  # the tiny source then becomes several files, of several blocks each
 AHEAD = 3  # blocks whose search a pass does not wait for
 WINDOW = 48  # ids of a sequence that calibrates
 
 
 def in_small_pieces(set_attribute: Callable[[object, str, object], None] = setattr) -> None:
     """Let conversions here write many files, and calibrate on little."""
-    set_attribute(convert.pipeline, "make_plan", partial(make_plan, max_bytes=FILE_BYTES))
-    set_attribute(convert.weights, "BLOCK_BYTES", BLOCK_BYTES)
-    set_attribute(convert.weights, "AHEAD", AHEAD)
-    set_attribute(convert.corpus, "WINDOW", WINDOW)
+    set_attribute(
+        magistral_mlx.convert.pipeline, "make_plan", partial(make_plan, max_bytes=FILE_BYTES)
+    )
+    set_attribute(magistral_mlx.convert.weights, "BLOCK_BYTES", BLOCK_BYTES)
+    set_attribute(magistral_mlx.convert.weights, "AHEAD", AHEAD)
+    set_attribute(magistral_mlx.convert.corpus, "WINDOW", WINDOW)
 
 
 def count_calls(at: int, then: Callable[[], None], names: Sequence[str] = CALLS) -> list[int]:
@@ -100,7 +113,7 @@ def main() -> None:
     rng = random.Random(0)
 
     def convert_it() -> None:
-        convert.pipeline.convert_checkpoint(
+        magistral_mlx.convert.pipeline.convert_checkpoint(
             options.source, target, q_method=options.method, tokenizer_json=False, force=force
         )
 
@@ -142,7 +155,11 @@ def main() -> None:
             set_up()
             killed += run_in_child(partial(dying, at))
             check()
-    print(json.dumps({"boundaries": boundaries, "killed": killed, "milliseconds": round(1000 * seconds)}))
+    print(
+        json.dumps(
+            {"boundaries": boundaries, "killed": killed, "milliseconds": round(1000 * seconds)}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -44,7 +44,9 @@ def die(path: Path, at: int) -> None:
 
 
 def check(path: Path) -> None:
-    cache, ids, which = load_cache(path, CONFIG, limit=256, fingerprint="f", bits=None, dtype=mx.float32)
+    cache, ids, which = load_cache(
+        path, CONFIG, limit=256, fingerprint="f", bits=None, dtype=mx.float32
+    )
     assert cache.length == len(ids) == LENGTHS[which]
     assert all(mx.all(a == len(ids)).item() for parts in cache.state() for a in parts)
 
@@ -66,7 +68,9 @@ def main() -> None:
             reset(path, contents.get(before or ""))
             assert run_in_child(partial(die, path, at))
             now = path.read_bytes() if path.exists() else None
-            found[str(before)].append({contents["old"]: "old", contents["new"]: "new", None: None}[now])
+            found[str(before)].append(
+                {contents["old"]: "old", contents["new"]: "new", None: None}[now]
+            )
     assert len(os.listdir(path.parent)) == 1  # the last one had its name already
     reset(path, None)
     run_in_child(partial(die, path, 5))

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from convert.source import open_source
 from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.convert.source import open_source
 from magistral_mlx.tokenizer import Tokenizer
 from tests.corpus import SOUND, Step, Watch, faults_of
 from tests.damage import PARAMS
@@ -39,13 +39,21 @@ def describe(step: Step, folder: Path) -> dict[str, Any]:
         found = {"formats": opened.formats, "prompt": Tokenizer.from_folder(folder).system_prompt}
     found["config"] = opened.config
     found["tensors"] = {
-        name: (shard.path.name, entry.dtype, entry.shape, shard.data_start + entry.begin, shard.data_start + entry.end)
+        name: (
+            shard.path.name,
+            entry.dtype,
+            entry.shape,
+            shard.data_start + entry.begin,
+            shard.data_start + entry.end,
+        )
         for shard in opened.shards
         for name, entry in shard.header.items()
     }
     if folder.name == "own":
         documents = (folder / name for name in FILES["own"][2:-1])
-        found["documents"] = {path.name: path.read_bytes() if path.is_file() else None for path in documents}
+        found["documents"] = {
+            path.name: path.read_bytes() if path.is_file() else None for path in documents
+        }
     return found
 
 
@@ -69,14 +77,20 @@ def differences(found: dict[str, Any], folder: Path) -> list[str]:
     return wrong
 
 
-def judge(error: BaseException | None, found: dict[str, Any], sound: dict[str, Any], folder: Path) -> tuple[str, Any]:
+def judge(
+    error: BaseException | None, found: dict[str, Any], sound: dict[str, Any], folder: Path
+) -> tuple[str, Any]:
     """How opening a damaged folder ended, and what is wrong with that."""
     if error is not None:
-        return "refused", [f"{type(error).__name__} {fault}: {error}"[:400] for fault in faults_of(error, folder)]
+        return "refused", [
+            f"{type(error).__name__} {fault}: {error}"[:400] for fault in faults_of(error, folder)
+        ]
     if found == sound:
         return "harmless", []
     if folder.name == "own":
-        return "changed", [f"differs silently in {', '.join(key for key in found if found[key] != sound[key])}"]
+        return "changed", [
+            f"differs silently in {', '.join(key for key in found if found[key] != sound[key])}"
+        ]
     return "changed", [f"{what} is not as the file says" for what in differences(found, folder)]
 
 
@@ -94,7 +108,9 @@ def main(kinds: Path, count: int, seed: int, chosen: Sequence[str]) -> dict[str,
     """Damage and open checkpoints of the chosen kinds: how that ended, what was wrong, the slowest, the memory."""
     chance = random.Random(seed)
     sound = {(kind, step): describe(step, kinds / kind) for kind, step in SOUND if kind in chosen}
-    contents = {kind: {path.name: path.read_bytes() for path in (kinds / kind).iterdir()} for kind in chosen}
+    contents = {
+        kind: {path.name: path.read_bytes() for path in (kinds / kind).iterdir()} for kind in chosen
+    }
     watch, tally, faults = Watch(), Counter[str](), []
     for i in range(count):
         kind, step = chance.choice(list(sound))

@@ -10,12 +10,42 @@ from typing import Any
 from tests.corpus import FIRST, INDEX, OWN
 from tests.damage import PARAMS
 
-NUMBERS = (0, 1, -1, 2, 3, 64, 0.5, -0.0, 1e-45, 1e308, 2**31 - 1, 2**31, 2**32, 2**53, 2**63, 2**64, 10**30, 10**4000)
+NUMBERS = (
+    0,
+    1,
+    -1,
+    2,
+    3,
+    64,
+    0.5,
+    -0.0,
+    1e-45,
+    1e308,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**53,
+    2**63,
+    2**64,
+    10**30,
+    10**4000,
+)
 ODD: tuple[Any, ...] = (
     *NUMBERS, None, True, False, "", "x", "\0", "\ud800", "../x", "é" * 5000, [], {}, [0], [1, 2, 3], {"a": 1},
     float("nan"), float("inf"), -float("inf"), "F8_E4M3", "BF16", "model.norm.weight", FIRST,
 )  # fmt: skip
-RAW = ("9" * 5000, "[" * 3000, '{"a":' * 3000, "1e999", "01", "'x'", "NaN", "\ufeff1", "//", "[" + "0," * 9999 + "0]")
+RAW = (
+    "9" * 5000,
+    "[" * 3000,
+    '{"a":' * 3000,
+    "1e999",
+    "01",
+    "'x'",
+    "NaN",
+    "\ufeff1",
+    "//",
+    "[" + "0," * 9999 + "0]",
+)
 BYTES = b'0123456789-+.eE{}[]",: \\aUntrfF\x00\x7f\x80\xff\xc0'
 
 
@@ -47,7 +77,9 @@ def places(value: Any) -> list[tuple[Any, int]]:
     if not isinstance(value, list):
         return []
     inner = [item[1] for item in value] if isinstance(value, Pairs) else value
-    return [(value, i) for i in range(len(value))] + [place for item in inner for place in places(item)]
+    return [(value, i) for i in range(len(value))] + [
+        place for item in inner for place in places(item)
+    ]
 
 
 def change_tree(chance: random.Random, text: bytes) -> bytes:
@@ -72,9 +104,18 @@ def change_tree(chance: random.Random, text: bytes) -> bytes:
         case 3:
             put(Raw(chance.choice(RAW)))
         case 4 if isinstance(value, int | float):
-            put(chance.choice((value + 1, value - 1, -value, value * 2, float(value), str(value), [value])))
+            put(
+                chance.choice(
+                    (value + 1, value - 1, -value, value * 2, float(value), str(value), [value])
+                )
+            )
         case 5 if is_object:
-            holder[i] = chance.choice(("", "x", "__metadata__", holder[i][0] + "x", holder[j % len(holder)][0])), value
+            holder[i] = (
+                chance.choice(
+                    ("", "x", "__metadata__", holder[i][0] + "x", holder[j % len(holder)][0])
+                ),
+                value,
+            )
         case 6 if is_object and isinstance(other, Pairs):  # names change places
             holder[i], other[j] = (other[j][0], holder[i][1]), (holder[i][0], other[j][1])
         case 7 if is_object and isinstance(other, Pairs):  # so do values
@@ -117,12 +158,21 @@ def change_shard(chance: random.Random, content: bytes) -> bytes:
     text, data = content[8 : 8 + size], content[8 + size :]
     kind = chance.randrange(10)
     if kind == 0:
-        size = chance.choice((*[n for n in NUMBERS if type(n) is int and 0 <= n < 2**64], size - 1, size + 1, size + 8))
+        size = chance.choice(
+            (
+                *[n for n in NUMBERS if type(n) is int and 0 <= n < 2**64],
+                size - 1,
+                size + 1,
+                size + 8,
+            )
+        )
         return (size % 2**64).to_bytes(8, "little") + text + data
     if kind == 1:
         return change_bytes(chance, content[:8]) + text + data
     if kind == 2:
-        return content[: chance.choice((chance.randrange(len(content)), chance.randrange(8 + size)))]
+        return content[
+            : chance.choice((chance.randrange(len(content)), chance.randrange(8 + size)))
+        ]
     if kind == 3:
         return content + bytes(chance.choice((1, 7, 4096)))
     text = change_document(chance, text)
@@ -133,7 +183,9 @@ def change_shard(chance: random.Random, content: bytes) -> bytes:
 def replace_file(chance: random.Random, path: Path) -> str:
     """Put something else than a file, or nothing, in a file's place."""
     path.unlink()
-    kind = chance.choice(("nothing", "empty", "folder", "pipe", "device", "loop", "dangling", "sparse"))
+    kind = chance.choice(
+        ("nothing", "empty", "folder", "pipe", "device", "loop", "dangling", "sparse")
+    )
     match kind:
         case "empty":
             path.touch()
@@ -155,7 +207,15 @@ def replace_file(chance: random.Random, path: Path) -> str:
 
 FILES: dict[str, tuple[str, ...]] = {  # by how much there is to damage
     "hf": ("*.safetensors", "*.safetensors", "config.json", INDEX, INDEX),
-    "own": ("*.safetensors", "*.safetensors", "config.json", INDEX, "tekken.json", "SYSTEM_PROMPT.txt", OWN),
+    "own": (
+        "*.safetensors",
+        "*.safetensors",
+        "config.json",
+        INDEX,
+        "tekken.json",
+        "SYSTEM_PROMPT.txt",
+        OWN,
+    ),
     "community": ("*.safetensors", "*.safetensors", "config.json", "tekken.json"),
     "native": ("*.safetensors", "*.safetensors", "params.json", "params.json", "config.json"),
 }
@@ -167,7 +227,9 @@ def mutate(chance: random.Random, folder: Path, kind: str) -> str:
     if not chance.randrange(25):
         return f"{path.name}: {replace_file(chance, path)}"
     if not chance.randrange(40):
-        stray = path.with_name(chance.choice(("model-x.safetensors", "model.gguf", PARAMS, INDEX, f"x{path.name}")))
+        stray = path.with_name(
+            chance.choice(("model-x.safetensors", "model.gguf", PARAMS, INDEX, f"x{path.name}"))
+        )
         stray.write_bytes(path.read_bytes())
         return f"{stray.name}: {path.name}"
     change: Callable[[random.Random, bytes], bytes] = change_document

@@ -4,7 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from mistral_common.protocol.instruct.chunk import TextChunk, ThinkChunk
-from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, ToolMessage, UserMessage
+from mistral_common.protocol.instruct.messages import (
+    AssistantMessage,
+    SystemMessage,
+    ToolMessage,
+    UserMessage,
+)
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.protocol.instruct.tool_calls import FunctionCall, Tool, ToolCall
 from mistral_common.protocol.instruct.validator import ValidationMode
@@ -21,11 +26,18 @@ class Oracle:
 
     def __init__(self, folder: Path, version: str) -> None:
         self.version = version
-        self.tokenizer = MistralTokenizer.from_file(str(folder / "tekken.json"), mode=ValidationMode.test)
+        self.tokenizer = MistralTokenizer.from_file(
+            str(folder / "tekken.json"), mode=ValidationMode.test
+        )
 
-    def ids(self, messages: list[dict[str, Any]], *, tools: Any = None, own_only: bool = False) -> list[int]:
+    def ids(
+        self, messages: list[dict[str, Any]], *, tools: Any = None, own_only: bool = False
+    ) -> list[int]:
         own = [m["content"] for m in messages if m["role"] == "system"]
-        made = [self.system(own, own_only), *(self.turn(m) for m in messages if m["role"] != "system")]
+        made = [
+            self.system(own, own_only),
+            *(self.turn(m) for m in messages if m["role"] != "system"),
+        ]
         defined = [Tool.model_validate(tool) for tool in tools] if tools else None
         ids: list[int] = self.tokenizer.encode_chat_completion(
             ChatCompletionRequest(messages=made, tools=defined)
@@ -38,7 +50,9 @@ class Oracle:
             return SystemMessage(content=joined)
         if self.version != "v13":
             head = CARD_SYSTEM_PROMPT.removesuffix("Problem:\n\n")
-            return SystemMessage(content=f"{head}{joined}\n\nProblem:\n\n" if own else CARD_SYSTEM_PROMPT)
+            return SystemMessage(
+                content=f"{head}{joined}\n\nProblem:\n\n" if own else CARD_SYSTEM_PROMPT
+            )
         last = TextChunk(text=f"{AFTER}\n\n{joined}" if own else AFTER)
         return SystemMessage(content=[TextChunk(text=BEFORE), ThinkChunk(thinking=INSIDE), last])
 
@@ -49,12 +63,15 @@ class Oracle:
         if message["role"] == "tool":
             return ToolMessage(content=content, tool_call_id=message["tool_call_id"])
         calls = [
-            ToolCall(id=c["id"], function=FunctionCall(**c["function"])) for c in message.get("tool_calls") or ()
+            ToolCall(id=c["id"], function=FunctionCall(**c["function"]))
+            for c in message.get("tool_calls") or ()
         ] or None
         trace = message.get("reasoning") or message.get("reasoning_content")
         if not trace:
             return AssistantMessage(content=content, tool_calls=calls)
         if self.version != "v13":  # the model card's wire form
-            return AssistantMessage(content=f"<think>\n{trace}\n</think>\n{content}", tool_calls=calls)
+            return AssistantMessage(
+                content=f"<think>\n{trace}\n</think>\n{content}", tool_calls=calls
+            )
         chunks = [ThinkChunk(thinking=trace), *([TextChunk(text=content)] if content else [])]
         return AssistantMessage(content=chunks, tool_calls=calls)

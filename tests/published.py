@@ -17,7 +17,9 @@ CALLS = [
     {"input": "[1, 2, 3]\n2", "output": "[2, 4, 6]", "testtype": "functional"},
     {"input": "[]\n5", "output": "[]", "testtype": "functional"},
 ]
-STARTER = "class Solution:\n    def scale(self, values: List[int], factor: int) -> List[int]:\n        "
+STARTER = (
+    "class Solution:\n    def scale(self, values: List[int], factor: int) -> List[int]:\n        "
+)
 
 
 def aime24_rows() -> list[dict[str, Any]]:
@@ -40,7 +42,11 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 def write_gpqa(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = ["Pre-Revision Question", "Question", "Correct Answer"]
-    columns += [f"Incorrect Answer {i}" for i in (1, 2, 3)] + ["Explanation", "Subdomain", "Record ID"]
+    columns += [f"Incorrect Answer {i}" for i in (1, 2, 3)] + [
+        "Explanation",
+        "Subdomain",
+        "Record ID",
+    ]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
@@ -61,7 +67,12 @@ def packed(cases: list[dict[str, str]]) -> str:
 
 
 def livecodebench_rows() -> list[dict[str, Any]]:
-    shared = {"platform": "atcoder", "contest_id": "abc1", "contest_date": "2024-09-01T00:00:00", "difficulty": "easy"}
+    shared = {
+        "platform": "atcoder",
+        "contest_id": "abc1",
+        "contest_date": "2024-09-01T00:00:00",
+        "difficulty": "easy",
+    }
     return [
         {
             "question_title": "Sum",

@@ -38,7 +38,10 @@ def attention(q: Array, k: Array, v: Array) -> Array:
 
 
 def forward(
-    weights: dict[str, Array], config: ModelConfig, ids: list[int], inputs: dict[str, Array] | None = None
+    weights: dict[str, Array],
+    config: ModelConfig,
+    ids: list[int],
+    inputs: dict[str, Array] | None = None,
 ) -> Array:
     """Logits [S, V] of one sequence; ``weights`` under their Hugging Face names.
 
@@ -61,8 +64,12 @@ def forward(
     for i in range(config.num_layers):
         layer = f"model.layers.{i}"
         h = rms_norm(x, w(f"{layer}.input_layernorm"), config.rms_norm_eps)
-        q = rotate(heads(linear(f"{layer}.self_attn.q_proj", h), config.num_heads), config.rope_theta)
-        k = rotate(heads(linear(f"{layer}.self_attn.k_proj", h), config.num_kv_heads), config.rope_theta)
+        q = rotate(
+            heads(linear(f"{layer}.self_attn.q_proj", h), config.num_heads), config.rope_theta
+        )
+        k = rotate(
+            heads(linear(f"{layer}.self_attn.k_proj", h), config.num_kv_heads), config.rope_theta
+        )
         v = heads(linear(f"{layer}.self_attn.v_proj", h), config.num_kv_heads)
         x = x + linear(f"{layer}.self_attn.o_proj", attention(q, k, v))
         h = rms_norm(x, w(f"{layer}.post_attention_layernorm"), config.rms_norm_eps)

@@ -4,7 +4,9 @@ import re
 
 from rich.cells import cell_len
 
-ALLOWED = re.compile(r"\x1b\[(\d*)(A|K|J)|\x1b\[[\d;]*m|(\r)|(\n)|([^\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+)")
+ALLOWED = re.compile(
+    r"\x1b\[(\d*)(A|K|J)|\x1b\[[\d;]*m|(\r)|(\n)|([^\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+)"
+)
 
 
 class Screen:
@@ -12,7 +14,9 @@ class Screen:
 
     def __init__(self, columns: int = 80, lines: int = 24) -> None:
         self.columns, self.lines = columns, lines
-        self.cells: list[list[str]] = [[]]  # of each row; a wide character takes two, the second empty
+        self.cells: list[list[str]] = [
+            []
+        ]  # of each row; a wide character takes two, the second empty
         self.row = self.column = 0
         self.text = ""
 
@@ -37,11 +41,18 @@ class Screen:
         return len(text)
 
     def _obey(
-        self, count: str | None, control: str | None, back: str | None, down: str | None, text: str | None
+        self,
+        count: str | None,
+        control: str | None,
+        back: str | None,
+        down: str | None,
+        text: str | None,
     ) -> None:
         if control == "A":
             self.row -= int(count or 1)
-            assert self.row >= max(0, len(self.cells) - self.lines), "what has left the screen cannot be drawn over"
+            assert self.row >= max(0, len(self.cells) - self.lines), (
+                "what has left the screen cannot be drawn over"
+            )
         elif control == "K":
             del self.cells[self.row][self.column :]
         elif control == "J":

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from convert import Summary, convert_checkpoint
-from convert.names import is_rotated, native_name
+from magistral_mlx.convert import Summary, convert_checkpoint
+from magistral_mlx.convert.names import is_rotated, native_name
 from tests.tekken import write_tekken
 from tests.tiny import make_config, make_weights, raw_config, write_checkpoint
 
-CONFIG = make_config(hidden_size=128, intermediate_size=384, head_dim=64, num_layers=2, vocab_size=1500)
+CONFIG = make_config(
+    hidden_size=128, intermediate_size=384, head_dim=64, num_layers=2, vocab_size=1500
+)
 PARAMS = {
     "dim": 128,
     "n_layers": 2,
@@ -42,8 +44,16 @@ HF_VISION = (  # and by transformers 4's, in the same order
     "multi_modal_projector.patch_merger.merging_layer.weight",
     "multi_modal_projector.norm.weight",
 )
-NAMING = {4: ("language_model.model", "language_model.", ""), 5: ("model.language_model", "", "model.")}
-VISION_ENCODER = {"hidden_size": 8, "patch_size": 2, "num_hidden_layers": 1, "num_attention_heads": 1}  # of params.json
+NAMING = {
+    4: ("language_model.model", "language_model.", ""),
+    5: ("model.language_model", "", "model."),
+}
+VISION_ENCODER = {
+    "hidden_size": 8,
+    "patch_size": 2,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+}  # of params.json
 
 
 def write_hf(folder: Path, weights: Mapping[str, mx.array] | None = None, *, seed: int = 0) -> Path:
@@ -53,7 +63,11 @@ def write_hf(folder: Path, weights: Mapping[str, mx.array] | None = None, *, see
 
 
 def write_consolidated(
-    folder: Path, weights: Mapping[str, mx.array] | None = None, *, beside: Iterable[str] = (), **params: object
+    folder: Path,
+    weights: Mapping[str, mx.array] | None = None,
+    *,
+    beside: Iterable[str] = (),
+    **params: object,
 ) -> Path:
     """Mistral's own layout, the tensors in an order of their own; ``params`` change params.json, None removes.
 
@@ -62,7 +76,9 @@ def write_consolidated(
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = weights if weights is not None else make_weights(CONFIG, mx.bfloat16)
-    native = {native_name(n): pairs_from_halves(w, 64) if is_rotated(n) else w for n, w in tensors.items()}
+    native = {
+        native_name(n): pairs_from_halves(w, 64) if is_rotated(n) else w for n, w in tensors.items()
+    }
     native |= vision_tensors(beside) if beside else {}
     shuffled = dict(sorted(native.items(), key=lambda item: item[0][::-1]))
     mx.save_safetensors(str(folder / "consolidated.safetensors"), shuffled, {"format": "pt"})
@@ -72,19 +88,32 @@ def write_consolidated(
 
 
 def vision_tensors(names: Iterable[str]) -> dict[str, mx.array]:
-    return {name: mx.ones(shape, mx.bfloat16) for name, shape in zip(names, VISION.values(), strict=True)}
+    return {
+        name: mx.ones(shape, mx.bfloat16)
+        for name, shape in zip(names, VISION.values(), strict=True)
+    }
 
 
 def write_multimodal(
-    folder: Path, weights: Mapping[str, mx.array] | None = None, *, transformers: int = 4, **config: object
+    folder: Path,
+    weights: Mapping[str, mx.array] | None = None,
+    *,
+    transformers: int = 4,
+    **config: object,
 ) -> Path:
     """2509's layout, as transformers 4 or 5 names its tensors; ``config`` changes config.json, None removes."""
     tensors = dict(weights) if weights is not None else make_weights(CONFIG, mx.bfloat16)
     inner, head, before = NAMING[transformers]
-    stored = {n.replace("model", inner, 1) if n.startswith("model.") else head + n: w for n, w in tensors.items()}
+    stored = {
+        n.replace("model", inner, 1) if n.startswith("model.") else head + n: w
+        for n, w in tensors.items()
+    }
     write_checkpoint(folder, CONFIG, stored | vision_tensors(before + name for name in HF_VISION))
     text = raw_config(CONFIG)
-    outer = {"architectures": ["Mistral3ForConditionalGeneration"], "torch_dtype": text.pop("torch_dtype")}
+    outer = {
+        "architectures": ["Mistral3ForConditionalGeneration"],
+        "torch_dtype": text.pop("torch_dtype"),
+    }
     outer |= {"text_config": text, "vision_config": {"model_type": "pixtral", "hidden_size": 8}}
     (folder / "config.json").write_text(json.dumps({"model_type": "mistral3"} | outer))
     change_json(folder / "config.json", **config)

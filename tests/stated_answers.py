@@ -247,7 +247,10 @@ INTEGERS: list[tuple[str, int | None]] = [
         "The area is $\\frac{a\\sqrt{b}}{c}$ with $a+b+c = 62$.\n\n**Answer:** $62$",
         62,
     ),
-    ("The total number of good sequences is $2^{8} - 2 = 254$, and modulo 1000 this is **254**.", 254),
+    (
+        "The total number of good sequences is $2^{8} - 2 = 254$, and modulo 1000 this is **254**.",
+        254,
+    ),
     ("Hence $k = 12$ works, and it is the smallest.\n\nAnswer: $12$.", 12),
     ("Answer: $\\frac{145}{2}$, so $m+n = 147$", 147),
     ("Answer: m + n = 145 + 2 = 147", 147),

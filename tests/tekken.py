@@ -18,11 +18,21 @@ def write_tekken(folder: Path, vocab_size: int = 2048, version: str = "v11") -> 
     raw = json.loads(BUNDLED.read_text())
     texts = vocab_size - raw["config"]["default_num_special_tokens"]
     names = [str(t["token_str"]) for t in Tekkenizer.DEPRECATED_SPECIAL_TOKENS]
-    names += [f"<SPECIAL_{i}>" for i in range(20, 32)] + ["[ARGS]", "[CALL_ID]"] if version != "v7" else []
+    names += (
+        [f"<SPECIAL_{i}>" for i in range(20, 32)] + ["[ARGS]", "[CALL_ID]"]
+        if version != "v7"
+        else []
+    )
     names += ["[THINK]", "[/THINK]"] if version == "v13" else []
     raw["vocab"] = raw["vocab"][:texts]
-    raw["special_tokens"] = [{"rank": i, "token_str": name, "is_control": True} for i, name in enumerate(names)]
-    raw["config"] |= {"default_vocab_size": vocab_size, "num_vocab_tokens": texts, "version": version}
+    raw["special_tokens"] = [
+        {"rank": i, "token_str": name, "is_control": True} for i, name in enumerate(names)
+    ]
+    raw["config"] |= {
+        "default_vocab_size": vocab_size,
+        "num_vocab_tokens": texts,
+        "version": version,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tekken.json").write_text(json.dumps(raw))
     return folder

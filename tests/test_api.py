@@ -48,7 +48,11 @@ def test_it_reasons_and_answers(magistral: mm.Magistral) -> None:
     assert "124" in reply.answer
     assert "8+6=14" in reply.reasoning
     assert "think>" not in reply.reasoning + reply.answer
-    assert (reply.finish_reason, reply.reasoning_closed_by, reply.tool_calls) == ("stop", "model", ())
+    assert (reply.finish_reason, reply.reasoning_closed_by, reply.tool_calls) == (
+        "stop",
+        "model",
+        (),
+    )
 
 
 def test_a_stream_is_the_reply_in_pieces(magistral: mm.Magistral) -> None:
@@ -64,7 +68,9 @@ def test_usage_counts(magistral: mm.Magistral) -> None:
     prompt = magistral.tokenizer.encode_chat(QUESTION)
     usage = magistral.ask(QUESTION, GREEDY).usage
     assert (usage.prompt_tokens, usage.cached_tokens) == (len(prompt), 0)
-    assert usage.forward_passes == 1 + usage.completion_tokens + 1  # the prompt, each id, the stop id looked past
+    assert (
+        usage.forward_passes == 1 + usage.completion_tokens + 1
+    )  # the prompt, each id, the stop id looked past
     assert 0 < usage.reasoning_tokens < usage.completion_tokens
     assert usage.max_tokens == magistral.plan.context - len(prompt)
     assert usage.peak_memory_bytes > 0
@@ -82,7 +88,9 @@ def test_a_second_request_prefills_only_what_differs(magistral: mm.Magistral) ->
 
 
 @pytest.mark.parametrize("read", [0, 1, 2, 9, pytest.param(30, marks=pytest.mark.slow)])
-def test_a_stream_closed_anywhere_leaves_the_model_usable(magistral: mm.Magistral, read: int) -> None:
+def test_a_stream_closed_anywhere_leaves_the_model_usable(
+    magistral: mm.Magistral, read: int
+) -> None:
     expected = magistral.ask(QUESTION, GREEDY)
     magistral.past.forget()
     stream = magistral.stream("How many r's are in strawberry?", GREEDY)
@@ -125,7 +133,9 @@ def test_a_device_error_drops_the_cache_and_leaves_the_model_usable(
     assert (again.answer, again.usage.cached_tokens) == (expected.answer, 0)
 
 
-def test_what_does_not_fit_is_refused_before_any_pass(magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_refused_before_any_pass(
+    magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_pass(*_: object) -> None:
         raise AssertionError("the model ran")
 
@@ -150,7 +160,9 @@ def test_a_reply_never_grows_past_the_context() -> None:
 
 
 @pytest.mark.parametrize("budget", [3, 10, 20])
-def test_a_thinking_budget_always_yields_a_closed_trace_and_an_answer(magistral: mm.Magistral, budget: int) -> None:
+def test_a_thinking_budget_always_yields_a_closed_trace_and_an_answer(
+    magistral: mm.Magistral, budget: int
+) -> None:
     free = magistral.ask(QUESTION, GREEDY)
     reply = magistral.ask(QUESTION, replace(GREEDY, think_budget=budget))
     assert reply.reasoning_closed_by == "budget"
@@ -188,14 +200,22 @@ def test_samples_are_the_single_replies_with_those_seeds(magistral: mm.Magistral
 
 @pytest.mark.parametrize(
     ("answer", "key"),
-    [("It is **1,234**.", "1,234"), ("From 3 to -7", "-7"), ("3.50", "3.50"), ("Yes,  it IS.", "yes it is"), ("", "")],
+    [
+        ("It is **1,234**.", "1,234"),
+        ("From 3 to -7", "-7"),
+        ("3.50", "3.50"),
+        ("Yes,  it IS.", "yes it is"),
+        ("", ""),
+    ],
 )
 def test_votes(answer: str, key: str) -> None:
     assert vote(answer) == key
 
 
 @pytest.mark.parametrize("think_budget", [None, 12])
-def test_logprobs_are_the_best_of_every_distribution(magistral: mm.Magistral, think_budget: int | None) -> None:
+def test_logprobs_are_the_best_of_every_distribution(
+    magistral: mm.Magistral, think_budget: int | None
+) -> None:
     """The whole reply through one pass without a cache, log-probabilities in float64."""
     sampling = mm.SamplingParams(seed=5, logprobs=4, max_tokens=40, think_budget=think_budget)
     segments, reply = collect(magistral.stream(QUESTION, sampling))
@@ -206,14 +226,18 @@ def test_logprobs_are_the_best_of_every_distribution(magistral: mm.Magistral, th
     expected = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     drawn = [i for i, best in enumerate(found[: len(expected)]) if best]
     closing = len(found[: len(expected)]) - len(drawn)
-    assert closing == (0 if think_budget is None else len(magistral.tokenizer.closing(reply.reasoning)))
+    assert closing == (
+        0 if think_budget is None else len(magistral.tokenizer.closing(reply.reasoning))
+    )
     for i in drawn:
         ordered = np.argsort(-expected[i], kind="stable")[:4]
         assert list(found[i]) == ordered.tolist()
         np.testing.assert_allclose(list(found[i].values()), expected[i][ordered], atol=2e-5)
 
 
-def test_no_logprobs_are_taken_unless_asked(magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_logprobs_are_taken_unless_asked(
+    magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def not_asked(*_: object) -> None:
         raise AssertionError("log-probabilities were taken")
 
@@ -226,7 +250,9 @@ def test_progress_while_a_long_prompt_is_read() -> None:
     slow = mm.load("demo", prefill_step_size=16)
     segments, reply = collect(slow.stream(QUESTION, GREEDY))
     tokens = reply.usage.prompt_tokens
-    assert [s.text for s in segments if s.kind == "progress"] == [f"{n}/{tokens}" for n in range(16, tokens, 16)]
+    assert [s.text for s in segments if s.kind == "progress"] == [
+        f"{n}/{tokens}" for n in range(16, tokens, 16)
+    ]
     assert reply.usage.forward_passes == -(-tokens // 16) + reply.usage.completion_tokens + 1
 
 
@@ -238,7 +264,9 @@ def test_a_chat_keeps_or_drops_traces(magistral: mm.Magistral, keep: KeepReasoni
     third = chat.ask("What is 90 - 13?", GREEDY)
     kept = {"all": (True, True), "last": (False, True), "none": (False, False)}[keep]
     messages: list[dict[str, str]] = [{"role": "system", "content": "Be brief."}]
-    for reply, question, is_kept in zip((first, second), (QUESTION, "What is 7 * 8?"), kept, strict=True):
+    for reply, question, is_kept in zip(
+        (first, second), (QUESTION, "What is 7 * 8?"), kept, strict=True
+    ):
         answer = {"role": "assistant", "content": reply.answer}
         messages += [
             {"role": "user", "content": question},
@@ -267,7 +295,9 @@ def test_a_turn_closed_early_leaves_no_trace(magistral: mm.Magistral) -> None:
     assert chat.messages == []
 
 
-def test_a_chat_is_saved_and_resumed_with_its_cache(magistral: mm.Magistral, tmp_path: Path) -> None:
+def test_a_chat_is_saved_and_resumed_with_its_cache(
+    magistral: mm.Magistral, tmp_path: Path
+) -> None:
     chat = magistral.chat(keep_reasoning="all")
     chat.ask(QUESTION, GREEDY)
     chat.save(tmp_path / "chat.cache")
@@ -278,7 +308,9 @@ def test_a_chat_is_saved_and_resumed_with_its_cache(magistral: mm.Magistral, tmp
     assert resumed.usage.cached_tokens == expected.usage.cached_tokens > 0
 
 
-def test_a_prompt_cache_file_is_reused_and_belongs_to_its_checkpoint(magistral: mm.Magistral, tmp_path: Path) -> None:
+def test_a_prompt_cache_file_is_reused_and_belongs_to_its_checkpoint(
+    magistral: mm.Magistral, tmp_path: Path
+) -> None:
     file = tmp_path / "prompt.cache"
     first = magistral.ask(QUESTION, GREEDY, prompt_cache_file=file)
     magistral.past.forget()
@@ -298,19 +330,25 @@ def test_a_prompt_cache_file_is_reused_and_belongs_to_its_checkpoint(magistral: 
         magistral.ask(QUESTION, prompt_cache_file=file)
 
 
-def test_a_single_reply_never_overwrites_a_conversation(magistral: mm.Magistral, tmp_path: Path) -> None:
+def test_a_single_reply_never_overwrites_a_conversation(
+    magistral: mm.Magistral, tmp_path: Path
+) -> None:
     chat = magistral.chat()
     chat.ask(QUESTION, GREEDY)
     chat.save(tmp_path / "talk")
     before = (tmp_path / "talk").read_bytes()
     for ask in (magistral.ask, magistral.stream, partial(magistral.sample, n=2)):
-        with pytest.raises(mm.OptionError, match="talk holds a conversation, which a single reply would overwrite"):
+        with pytest.raises(
+            mm.OptionError, match="talk holds a conversation, which a single reply would overwrite"
+        ):
             ask(QUESTION, GREEDY, prompt_cache_file=tmp_path / "talk")
     assert (tmp_path / "talk").read_bytes() == before
     assert magistral.resume(tmp_path / "talk").messages == chat.messages
 
 
-def test_a_cache_that_could_not_be_written_is_refused_before_the_reply(magistral: mm.Magistral, tmp_path: Path) -> None:
+def test_a_cache_that_could_not_be_written_is_refused_before_the_reply(
+    magistral: mm.Magistral, tmp_path: Path
+) -> None:
     with pytest.raises(mm.OptionError, match="no prompt cache can be written there"):
         magistral.stream(QUESTION, prompt_cache_file=tmp_path / "none" / "c")
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convert import Options, converting, prepare
-from convert.__main__ import main
-from convert.auto import allocated
-from convert.staging import CALIBRATION
 from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.convert import Options, converting, prepare
+from magistral_mlx.convert.__main__ import main
+from magistral_mlx.convert.auto import allocated
+from magistral_mlx.convert.staging import CALIBRATION
 from magistral_mlx.errors import MagistralError, OptionError
 from tests.killing import in_small_pieces
 from tests.sources import content, convert_quickly, write_hf
@@ -49,7 +49,9 @@ def test_no_other_bits_of_the_same_size_leave_less_error(seed: int) -> None:
     left = sum(errors[m][b] for m, b in bits.items())
     for choice in product(BITS, repeat=5):
         if sum(sizes[m][b] for m, b in zip(units, choice, strict=True)) <= spent:
-            assert sum(errors[m][b] for m, b in zip(units, choice, strict=True)) >= left * (1 - 1e-12)
+            assert sum(errors[m][b] for m, b in zip(units, choice, strict=True)) >= left * (
+                1 - 1e-12
+            )
 
 
 def test_what_gains_nothing_is_not_raised() -> None:
@@ -72,12 +74,16 @@ def test_so_many_bits_are_spent_and_on_v_and_k_first(
     assert min(bits.values()) == least
     raised = {module.rpartition(".")[2] for module, b in bits.items() if b > least}
     assert {"k_proj", "v_proj"} <= raised
-    assert convert_quickly(source, tmp_path / "out", **AUTO, target_bits=target_bits).already_complete
+    assert convert_quickly(
+        source, tmp_path / "out", **AUTO, target_bits=target_bits
+    ).already_complete
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["importance", "gptq"])
-def test_let_go_anywhere_it_goes_on_to_the_same_bytes(tmp_path: Path, source: Path, method: str) -> None:
+def test_let_go_anywhere_it_goes_on_to_the_same_bytes(
+    tmp_path: Path, source: Path, method: str
+) -> None:
     options = Options(q_method=method, recipe="auto", target_bits=4.8, tokenizer_json=False)
     convert_quickly(source, tmp_path / "whole", recipe="auto", target_bits=4.8, q_method=method)
     count = 0
@@ -86,7 +92,9 @@ def test_let_go_anywhere_it_goes_on_to_the_same_bytes(tmp_path: Path, source: Pa
             if taken == 2 + 14 * count:
                 break
         steps.close()
-        assert (tmp_path / "out").exists() or any((tmp_path / "out.partial" / CALIBRATION).iterdir())
+        assert (tmp_path / "out").exists() or any(
+            (tmp_path / "out.partial" / CALIBRATION).iterdir()
+        )
         count += 1
     assert count >= 2
     assert content(tmp_path / "out") == content(tmp_path / "whole")
@@ -95,9 +103,18 @@ def test_let_go_anywhere_it_goes_on_to_the_same_bytes(tmp_path: Path, source: Pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target_bits": 2.2}, r"target_bits 2.2 is out of reach: 2 bit everywhere takes 2\.5\d\d .* at least 2\.5"),
-        ({"target_bits": 2.501}, r"target_bits 2.501 is out of reach: 2 bit everywhere takes 2\.5\d\d"),
-        ({"target_bits": 9.0}, r"target_bits 9 is out of reach: 8 bit everywhere takes 8\.5\d\d .* 8bit instead"),
+        (
+            {"target_bits": 2.2},
+            r"target_bits 2.2 is out of reach: 2 bit everywhere takes 2\.5\d\d .* at least 2\.5",
+        ),
+        (
+            {"target_bits": 2.501},
+            r"target_bits 2.501 is out of reach: 2 bit everywhere takes 2\.5\d\d",
+        ),
+        (
+            {"target_bits": 9.0},
+            r"target_bits 9 is out of reach: 8 bit everywhere takes 8\.5\d\d .* 8bit instead",
+        ),
         ({"target_bits": float("nan")}, "target_bits nan is out of reach"),
         ({}, "need each other"),
         ({"target_bits": 4.6, "recipe": "4bit"}, "need each other"),
@@ -116,11 +133,15 @@ def test_what_cannot_be_done_is_refused_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("target_bits", "least"), [(4.5, 3), (4.519, 3), (4.53, 4), (8.5, 6), (2.53, 2)])
+@pytest.mark.parametrize(
+    ("target_bits", "least"), [(4.5, 3), (4.519, 3), (4.53, 4), (8.5, 6), (2.53, 2)]
+)
 def test_what_scales_and_norms_take_leaves_no_gap_between_the_least_bits(
     tmp_path: Path, source: Path, target_bits: float, least: int
 ) -> None:
-    plan = prepare(source, tmp_path / "out", Options(**AUTO, target_bits=target_bits, tokenizer_json=False)).plan
+    plan = prepare(
+        source, tmp_path / "out", Options(**AUTO, target_bits=target_bits, tokenizer_json=False)
+    ).plan
     assert set(plan.bits.values()) == {least}
     assert plan.bits_per_weight <= target_bits
 
@@ -129,10 +150,14 @@ def test_what_scales_and_norms_take_leaves_no_gap_between_the_least_bits(
 def test_another_target_is_another_conversion(tmp_path: Path, source: Path) -> None:
     convert_quickly(source, tmp_path / "out", **AUTO, target_bits=4.8)
     with pytest.raises(MagistralError, match=r"another target_bits: 4\.8, now 4\.9"):
-        prepare(source, tmp_path / "out", Options(recipe="auto", target_bits=4.9, tokenizer_json=False))
+        prepare(
+            source, tmp_path / "out", Options(recipe="auto", target_bits=4.9, tokenizer_json=False)
+        )
 
 
-def test_the_forecast_says_what_fits_which_mac(tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_forecast_says_what_fits_which_mac(
+    tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     flags = ["--hf-path", str(source), "--mlx-path", str(tmp_path / "out"), "--no-tokenizer-json"]
     flags += ["--recipe", "auto", "--target-bits", "4.8"]
     assert main([*flags, "--dry-run"]) == 0
@@ -146,5 +171,7 @@ def test_the_forecast_says_what_fits_which_mac(tmp_path: Path, source: Path, cap
     assert main(flags) == 0
     text = capfd.readouterr().out
     assert "24 GB Mac 4,096 tokens" in text
-    assert re.search(r"\n  [kv]_proj +4 bit in \d of \d layers, \d bit in|\n  [kv]_proj +[568] bit\n", text)
+    assert re.search(
+        r"\n  [kv]_proj +4 bit in \d of \d layers, \d bit in|\n  [kv]_proj +[568] bit\n", text
+    )
     assert open_checkpoint(tmp_path / "out").nbytes <= forecast["most_bytes_out"]

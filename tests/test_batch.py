@@ -39,7 +39,9 @@ def columns(count: int, steps: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("growth", [3, 256])
-@pytest.mark.parametrize("leaving", [{}, {1: [0, 2, 4]}, {0: [4, 3], 4: [1]}, {2: [0, 1, 2, 3], 5: [2, 0]}])
+@pytest.mark.parametrize(
+    "leaving", [{}, {1: [0, 2, 4]}, {0: [4, 3], 4: [1]}, {2: [0, 1, 2, 3], 5: [2, 0]}]
+)
 def test_each_sequence_sees_the_past_and_itself(
     model: Transformer, monkeypatch: pytest.MonkeyPatch, growth: int, leaving: dict[int, list[int]]
 ) -> None:
@@ -65,7 +67,9 @@ def test_packed_pasts_are_those_of_single_sequences(model: Transformer, bits: in
     singles = [prompted(model, bits)[0] for _ in range(4)]
     for t in range(6):
         found = step(mx.array(ids[:, t]))
-        expected = mx.concatenate([single(mx.array([[int(ids[i, t])]])) for i, single in enumerate(singles)])
+        expected = mx.concatenate(
+            [single(mx.array([[int(ids[i, t])]])) for i, single in enumerate(singles)]
+        )
         assert mx.allclose(found, expected, atol=1e-2)
         assert mx.median(mx.abs(found - expected)).item() < 1e-5
 
@@ -92,7 +96,9 @@ def test_nothing_is_copied_when_a_sequence_leaves(model: Transformer) -> None:
     mx.eval(step(mx.arange(16)))
 
     def places() -> list[int]:
-        return [address(a) for layer in step.cache.layers for a in layer.arrays] + list(map(address, prefix.arrays))
+        return [address(a) for layer in step.cache.layers for a in layer.arrays] + list(
+            map(address, prefix.arrays)
+        )
 
     before, held = places(), step.cache.nbytes
     step.cache.keep([0, *range(2, 16)])
@@ -110,7 +116,9 @@ def test_the_past_is_read_once_a_step_however_many_go_on_from_it(
     step, reads = BatchStepper(model, SharedCache(prefix, count, limit=8)), []
     for layer in prefix.layers:
         read = layer.buffer.read
-        monkeypatch.setattr(layer.buffer, "read", lambda length, read=read: reads.append(length) or read(length))
+        monkeypatch.setattr(
+            layer.buffer, "read", lambda length, read=read: reads.append(length) or read(length)
+        )
     for t in range(3):
         step(mx.arange(count))
         assert reads == [len(PROMPT)] * CONFIG.num_layers * (t + 1)
@@ -138,7 +146,9 @@ def test_sixteen_share_a_prompt_of_4096_in_a_quarter_of_the_memory(bits: int | N
     assert shared.nbytes / (16 * single.nbytes) <= 0.27
     position = single.nbytes / (4096 + 1024)
     # In steps of 256, never doubled, and never beyond the limit.
-    assert [held[t] / position - 4096 for t in (0, 255, 256, 599, 999)] == [16 * n for n in (256, 256, 512, 768, 1000)]
+    assert [held[t] / position - 4096 for t in (0, 255, 256, 599, 999)] == [
+        16 * n for n in (256, 256, 512, 768, 1000)
+    ]
 
 
 @dataclass
@@ -159,7 +169,9 @@ class Scripted:
         return self.forces.pop(len(self.ids), [])
 
 
-def alone(model: Transformer, row: Scripted, params: SamplingParams, stop: frozenset[int]) -> list[int]:
+def alone(
+    model: Transformer, row: Scripted, params: SamplingParams, stop: frozenset[int]
+) -> list[int]:
     """The ids of a row by itself, by the loop that single replies take."""
     ids: list[int] = []
     step, logits = prompted(model)
@@ -191,7 +203,9 @@ def several() -> list[Scripted]:
 
 
 @pytest.mark.parametrize("params", [GREEDY, HOT, SamplingParams(temperature=1, top_p=1)])
-@pytest.mark.parametrize("stops", [frozenset(), frozenset(range(0, 320, 11)), frozenset(range(320))])
+@pytest.mark.parametrize(
+    "stops", [frozenset(), frozenset(range(0, 320, 11)), frozenset(range(320))]
+)
 def test_rows_get_the_ids_they_would_get_alone(
     model: Transformer, params: SamplingParams, stops: frozenset[int]
 ) -> None:
@@ -199,7 +213,11 @@ def test_rows_get_the_ids_they_would_get_alone(
     expected = [alone(model, row, params, stops) for row in rows]
     step, logits = prompted(model)
     stepper = BatchStepper(model, SharedCache(step.cache, len(rows), limit=12))
-    ended = [pair for pairs in decode_rows(stepper, logits, params, rows, stop=stops, max_tokens=12) for pair in pairs]
+    ended = [
+        pair
+        for pairs in decode_rows(stepper, logits, params, rows, stop=stops, max_tokens=12)
+        for pair in pairs
+    ]
     assert [row.ids for row in rows] == expected
     assert sorted(i for i, _ in ended) == list(range(len(rows)))
     for i, reason in ended:
@@ -207,19 +225,26 @@ def test_rows_get_the_ids_they_would_get_alone(
     assert stepper.passes <= 11
 
 
-def test_a_row_that_spilled_is_drawn_again_exactly(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_spilled_is_drawn_again_exactly(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = several()
     expected = [alone(model, row, HOT, frozenset()) for row in rows]
     spilled: list[int] = []
 
     class Unwilling(Sampler):
-        def draw_each(self, logits: mx.array, step: int, seeds: Sequence[int], *, exact: bool = False) -> mx.array:
+        def draw_each(
+            self, logits: mx.array, step: int, seeds: Sequence[int], *, exact: bool = False
+        ) -> mx.array:
             drawn = super().draw_each(logits, step, seeds, exact=exact)
             if exact:
                 spilled.append(step)
                 return drawn
             return mx.array(
-                [SPILLED if (seed + step) % 4 == 0 else i for seed, i in zip(seeds, drawn.tolist(), strict=True)]
+                [
+                    SPILLED if (seed + step) % 4 == 0 else i
+                    for seed, i in zip(seeds, drawn.tolist(), strict=True)
+                ]
             )
 
     monkeypatch.setattr(batch, "Sampler", Unwilling)
@@ -235,5 +260,12 @@ def test_nan_in_one_row_is_an_error(model: Transformer) -> None:
     stepper = BatchStepper(model, SharedCache(step.cache, 2, limit=12))
     with pytest.raises(NumericsError, match="damaged"):
         list(
-            decode_rows(stepper, logits * float("nan"), HOT, [Scripted(1), Scripted(2)], stop=frozenset(), max_tokens=3)
+            decode_rows(
+                stepper,
+                logits * float("nan"),
+                HOT,
+                [Scripted(1), Scripted(2)],
+                stop=frozenset(),
+                max_tokens=3,
+            )
         )

@@ -54,7 +54,9 @@ def test_a_speedup_turned_round_is_its_inverse() -> None:
     ours, theirs = laps(*rng.uniform(1, 2, 15)), laps(*rng.uniform(2, 4, 15))
     one, other = speedup(ours, theirs), speedup(theirs, ours)
     np.testing.assert_allclose(
-        [1 / other.median, 1 / other.high, 1 / other.low], [one.median, one.low, one.high], rtol=1e-3
+        [1 / other.median, 1 / other.high, 1 / other.low],
+        [one.median, one.low, one.high],
+        rtol=1e-3,
     )
     assert one.low < one.median < one.high
 
@@ -84,11 +86,15 @@ def test_a_slice_is_a_checkpoint_and_its_embedding_is_not_read(tmp_path: Path) -
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.config.num_layers == TRUE_WIDTH.num_layers
     assert checkpoint.config.head_dim == 128
-    embedding = NARROW.vocab_size * NARROW.hidden_size * 4.5 / 8  # bits a weight, scale and bias of 64 included
+    embedding = (
+        NARROW.vocab_size * NARROW.hidden_size * 4.5 / 8
+    )  # bits a weight, scale and bias of 64 included
     assert bytes_per_token(checkpoint) == checkpoint.nbytes - embedding
 
 
-@pytest.mark.parametrize("name", ["speed", "memory", "convert", "quality", "reasoning", "samples", "budget"])
+@pytest.mark.parametrize(
+    "name", ["speed", "memory", "convert", "quality", "reasoning", "samples", "budget"]
+)
 def test_a_file_that_could_not_be_written_is_refused_before_hours_of_work(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,14 +102,22 @@ def test_a_file_that_could_not_be_written_is_refused_before_hours_of_work(
     assert "x.json cannot be written (there is no folder" in capsys.readouterr().err
 
 
-def test_what_all_would_write_is_checked_before_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_all_would_write_is_checked_before_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "decode-step.json").mkdir()
     (tmp_path / "file").write_text("")
     for arguments, said in (
-        (["--out", str(tmp_path), "--only", "predict", "--only", "graph"], "decode-step.json cannot be written"),
+        (
+            ["--out", str(tmp_path), "--only", "predict", "--only", "graph"],
+            "decode-step.json cannot be written",
+        ),
         (["--out", str(tmp_path / "file" / "x")], "cannot be made"),
         (["--out", str(tmp_path / "x"), "--name", "../x"], "--name is '../x'"),
-        (["--out", str(tmp_path / "x"), "--only", "graph", "--model", "none"], "--only names none of them"),
+        (
+            ["--out", str(tmp_path / "x"), "--only", "graph", "--model", "none"],
+            "--only names none of them",
+        ),
     ):
         assert main(["all", *arguments]) == 2
         assert said in capsys.readouterr().err
@@ -136,7 +150,9 @@ def check_quick_run(arguments: list[str], file: Path) -> dict[str, Any]:
     return model
 
 
-def test_a_quick_run_writes_every_repeat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quick_run_writes_every_repeat(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = check_quick_run([], tmp_path / "speed.json")
     assert list(model["repeats"]) == ["prefill", "decode"]
     out, err = capsys.readouterr()
@@ -164,7 +180,9 @@ def test_a_source_is_a_published_checkpoint_no_two_tensors_alike(tmp_path: Path)
         mean, deviation = (1, 0.1) if values.ndim == 1 else (0, source.SCALE)
         error = deviation / math.sqrt(values.size)
         assert abs(values.mean() - mean) < 6 * error, name
-        assert abs(values.std() / deviation - 1) < 6 / math.sqrt(2 * values.size) + 2**-7, name  # 2**-7: cut to bf16
+        assert abs(values.std() / deviation - 1) < 6 / math.sqrt(2 * values.size) + 2**-7, (
+            name
+        )  # 2**-7: cut to bf16
 
 
 def test_the_published_size_and_files_are_magistrals() -> None:
@@ -217,7 +235,9 @@ print(json.dumps(measured(lambda: bytes(range(256)) * (200 << 12))))
 def test_the_peak_is_of_the_work_alone() -> None:
     """What this process holds, or the child held before, is not in it."""
     mine = bytes(range(256)) * (300 << 12)
-    done = subprocess.run([sys.executable, "-c", PEAK], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     took = json.loads(done.stdout)
     assert len(mine) == 300 * 2**20
     peak = took["peak_rss_bytes"] - took["baseline_rss_bytes"]
@@ -251,7 +271,9 @@ def test_a_quick_conversion_is_measured_and_its_source_can_be_kept(
     assert f"--source {kept}" in capsys.readouterr().err
 
 
-def test_a_contender_that_fails_is_quoted_and_nothing_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_contender_that_fails_is_quoted_and_nothing_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, work = tmp_path / "source", tmp_path / "work"
     write_source(folder, replace(NARROW, num_layers=1))
     (folder / "tekken.json").unlink()
@@ -306,11 +328,15 @@ def test_conversions_that_make_no_sense_are_refused(
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", ["4", "8"])
 def test_a_quick_conversion_beside_mlx_lm_gives_the_same_tensors(tmp_path: Path, bits: str) -> None:
-    (comparison,) = convert_quickly(tmp_path / "work", "--peer", "mlx-lm", "--q-bits", bits)["convert"]
+    (comparison,) = convert_quickly(tmp_path / "work", "--peer", "mlx-lm", "--q-bits", bits)[
+        "convert"
+    ]
     contenders = comparison["contenders"]
     assert list(contenders) == ["magistral-mlx", "mlx-lm"]
     for facts in contenders.values():
-        assert facts["tensors"] == 30  # 7 matrices of the layer, 2 more, in 3 parts each, and 3 norms
+        assert (
+            facts["tensors"] == 30
+        )  # 7 matrices of the layer, 2 more, in 3 parts each, and 3 norms
         assert facts["same_tensors"]
 
 
@@ -322,7 +348,9 @@ def test_a_second_turn_is_compared_with_a_fresh_prompt() -> None:
     assert 250 < cached["magistral-mlx"] == cached["from disk"] < facts["prompt_tokens"]
     assert cached["nothing cached"] == 0
     assert facts["file_bytes"] > 0
-    assert {name: len(laps) for name, laps in comparison.laps["first token"].items()} == dict.fromkeys(cached, 1)
+    assert {
+        name: len(laps) for name, laps in comparison.laps["first token"].items()
+    } == dict.fromkeys(cached, 1)
 
 
 @pytest.mark.slow
@@ -344,12 +372,16 @@ def test_a_quick_run_of_memory_forecasts_and_compares(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_quick_run_of_cache_files_saves_and_opens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quick_run_of_cache_files_saves_and_opens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file, work = tmp_path / "cache.json", tmp_path / "work"
     work.mkdir()
     assert main(["cache", "--quick", "--work", str(work), "--json", str(file)]) == 0
     floats, packed, *predicted = json.loads(file.read_text())["cache"]
-    per_position = 2 * 8 * 128 * 2  # keys and values of a layer: 8 heads of 128 in bf16; or 8 bit and 2.5 of 64
+    per_position = (
+        2 * 8 * 128 * 2
+    )  # keys and values of a layer: 8 heads of 128 in bf16; or 8 bit and 2.5 of 64
     assert floats["file_bytes"] == pytest.approx(2 * 300 * per_position, rel=0.01)
     assert packed["file_bytes"] == pytest.approx(2 * 300 * per_position * 8.5 / 16, rel=0.01)
     assert {"save", "open"} <= set(floats["repeats"])

@@ -14,7 +14,9 @@ from tests.stated_answers import INTEGERS, LETTERS, TRACED_INTEGERS, TRACED_LETT
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 TEXT = (FOLDER / "README.md").read_text()
-LINES = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
+LINES = [
+    line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()
+]
 
 
 @pytest.mark.parametrize("line", LINES)
@@ -35,13 +37,20 @@ def test_every_command_is_in_its_table() -> None:
 @pytest.mark.parametrize("name", [task.name for task in TASKS.values() if task.repo])
 def test_the_tasks_are_those_of_the_code(name: str) -> None:
     task = TASKS[name]
-    assert f"| `{name}` | {task.card_percent:.2f} | {task.published_problems} | `{task.repo}`" in TEXT
+    assert (
+        f"| `{name}` | {task.card_percent:.2f} | {task.published_problems} | `{task.repo}`" in TEXT
+    )
 
 
 def test_the_predictions_are_those_that_are_computed() -> None:
     for chip in CHIPS:
         found = predict(chip, 2048, counted_drafting())
-        cells = [found.per_second, *found.drafted.values(), found.first_token_seconds, found.pass_seconds]
+        cells = [
+            found.per_second,
+            *found.drafted.values(),
+            found.first_token_seconds,
+            found.pass_seconds,
+        ]
         assert f"| {chip.name} | " + " | ".join(map(str, cells)) + " |" in TEXT
 
 

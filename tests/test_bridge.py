@@ -17,8 +17,16 @@ from magistral_mlx import bridge, resident
 from tests.hosting import LAST, last_of, opened, pulled, text_of, threads
 
 QUESTION = "What is 48 + 76?"
-LONG = {"temperature": 9.0, "top_p": 1.0, "seed": 3, "on_loop": "ignore"}  # random ids go on to the context's end
-ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+LONG = {
+    "temperature": 9.0,
+    "top_p": 1.0,
+    "seed": 3,
+    "on_loop": "ignore",
+}  # random ids go on to the context's end
+ADD = {
+    "type": "function",
+    "function": {"name": "add", "parameters": {"type": "object", "properties": {}}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +48,17 @@ def failure(result: dict[str, Any]) -> str:
 
 def test_a_stream_is_the_library_s_reply(handle: int) -> None:
     events = list(pulled(bridge.start(handle, QUESTION, seed=5)["stream"]))
-    reply = mm.load("demo", context=1024, prefill_step_size=16).ask(QUESTION, mm.SamplingParams(seed=5))
+    reply = mm.load("demo", context=1024, prefill_step_size=16).ask(
+        QUESTION, mm.SamplingParams(seed=5)
+    )
     assert text_of(events, "reasoning") == reply.reasoning
     assert text_of(events, "answer") == reply.answer
     last = events[-1]
-    assert (last["kind"], last["finish_reason"], last["reasoning_closed_by"]) == ("done", "stop", "model")
+    assert (last["kind"], last["finish_reason"], last["reasoning_closed_by"]) == (
+        "done",
+        "stop",
+        "model",
+    )
     assert last["usage"]["completion_tokens"] == reply.usage.completion_tokens
     assert last["usage"]["prompt_tokens"] == reply.usage.prompt_tokens
     assert [e["done"] for e in events if e["kind"] == "progress"] == [16, 32, 48]
@@ -61,14 +75,18 @@ def test_ask_is_its_events_put_together(handle: int) -> None:
 
 
 def test_start_and_ask_take_every_choice_of_a_reply() -> None:
-    choices = {field.name for field in dataclasses.fields(mm.SamplingParams)} - {"logprobs"}  # which no event has
+    choices = {field.name for field in dataclasses.fields(mm.SamplingParams)} - {
+        "logprobs"
+    }  # which no event has
     start, ask = (set(inspect.signature(f).parameters) for f in (bridge.start, bridge.ask))
     assert start == ask
     assert start == choices | {"handle", "messages", "tools", "system_prompt_only"}
 
 
 def test_a_budget_s_message_is_the_trace_s_last_line(handle: int) -> None:
-    whole = bridge.ask(handle, QUESTION, temperature=0, think_budget=5, think_budget_message="Out of time.")
+    whole = bridge.ask(
+        handle, QUESTION, temperature=0, think_budget=5, think_budget_message="Out of time."
+    )
     assert whole["reasoning"].endswith("\nOut of time.")
     assert whole["reasoning_closed_by"] == "budget"
 
@@ -76,7 +94,9 @@ def test_a_budget_s_message_is_the_trace_s_last_line(handle: int) -> None:
 def test_loading_reports_progress_and_ends_ready() -> None:
     loading = bridge.load("demo", context=512)
     *progress, last = pulled(loading["stream"])
-    assert [(e["phase"], e["total"]) for e in progress] == [("load", progress[0]["total"])] * len(progress)
+    assert [(e["phase"], e["total"]) for e in progress] == [("load", progress[0]["total"])] * len(
+        progress
+    )
     assert progress[-1]["done"] == progress[-1]["total"]
     assert (last["kind"], last["model"], last["context"]) == ("ready", "demo", 512)
     assert failure(bridge.next_event(loading["stream"])) == "closed"
@@ -94,13 +114,17 @@ def test_a_reply_may_be_started_before_the_model_is_ready() -> None:
 def test_a_model_that_is_missing_is_an_error_of_every_call() -> None:
     loading = bridge.load("/no/such/folder")
     waiting = bridge.start(loading["handle"], QUESTION)
-    assert [last_of(stream)["code"] for stream in (loading["stream"], waiting["stream"])] == ["checkpoint"] * 2
+    assert [last_of(stream)["code"] for stream in (loading["stream"], waiting["stream"])] == [
+        "checkpoint"
+    ] * 2
     handle = loading["handle"]
     assert failure(bridge.ask(handle, QUESTION)) == "checkpoint"
     assert failure(bridge.save(handle, "x")) == failure(bridge.resume(handle, "x")) == "checkpoint"
     assert bridge.stats(handle)["is_ready"] is False
     assert bridge.close(handle)["ok"]
-    assert failure(bridge.plan("/no/such/folder")) == failure(bridge.plan("org/name")) == "checkpoint"
+    assert (
+        failure(bridge.plan("/no/such/folder")) == failure(bridge.plan("org/name")) == "checkpoint"
+    )
 
 
 def test_a_load_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +158,9 @@ def test_a_reply_is_cancelled_in_its_middle(handle: int) -> None:
     assert failure(bridge.cancel(stream)) == "closed"
 
 
-def test_streams_of_one_model_follow_each_other_and_one_that_waits_can_be_cancelled(handle: int) -> None:
+def test_streams_of_one_model_follow_each_other_and_one_that_waits_can_be_cancelled(
+    handle: int,
+) -> None:
     first = bridge.start(handle, QUESTION, **LONG)
     second = bridge.start(handle, QUESTION, temperature=0)
     third = bridge.start(handle, QUESTION, temperature=0)
@@ -172,12 +198,16 @@ def test_two_models_reply_in_turn_and_each_is_planned_beside_the_other(handle: i
     answers = [text_of(list(pulled(stream)), "answer") for stream in streams]
     assert answers[0] == answers[1] != ""
     plans = [bridge.stats(h)["plan"] for h in (handle, other)]
-    assert plans[1]["budget_bytes"] == pytest.approx(plans[0]["budget_bytes"] - plans[0]["total_bytes"], rel=1e-9)
+    assert plans[1]["budget_bytes"] == pytest.approx(
+        plans[0]["budget_bytes"] - plans[0]["total_bytes"], rel=1e-9
+    )
     small = bridge.load("demo", memory_gb=1e-3)
     assert last_of(small["stream"])["code"] == "memory"
     assert bridge.close(small["handle"])["ok"]
     assert bridge.close(other)["ok"]
-    assert last_of(bridge.start(handle, QUESTION, temperature=0)["stream"])["finish_reason"] == "stop"
+    assert (
+        last_of(bridge.start(handle, QUESTION, temperature=0)["stream"])["finish_reason"] == "stop"
+    )
 
 
 def test_what_is_closed_ends_its_streams_and_gives_its_memory_back() -> None:
@@ -189,10 +219,14 @@ def test_what_is_closed_ends_its_streams_and_gives_its_memory_back() -> None:
         pass
     assert bridge.stats(handle)["active_bytes"] > before
     closed = bridge.close(handle)
-    assert closed["active_bytes"] - before <= 0.01 * 1_604_352  # of the model; what was there before may go as well
+    assert (
+        closed["active_bytes"] - before <= 0.01 * 1_604_352
+    )  # of the model; what was there before may go as well
     assert {failure(bridge.next_event(stream)) for stream in streams} == {"closed"}
     assert {failure(call(handle)) for call in (bridge.close, bridge.stats)} == {"closed"}
-    assert failure(bridge.start(handle, QUESTION)) == failure(bridge.ask(handle, QUESTION)) == "closed"
+    assert (
+        failure(bridge.start(handle, QUESTION)) == failure(bridge.ask(handle, QUESTION)) == "closed"
+    )
     assert threads() == others
 
 
@@ -307,7 +341,9 @@ def test_what_is_wrong_is_refused(handle: int, name: str, arguments: dict[str, A
     assert failure(result) == "option"
 
 
-@pytest.mark.parametrize("path", ["", "\0", "a\0b", "x" * 5000, "~nobody-here/model", "/dev/null", __file__])
+@pytest.mark.parametrize(
+    "path", ["", "\0", "a\0b", "x" * 5000, "~nobody-here/model", "/dev/null", __file__]
+)
 def test_a_path_that_is_no_folder_is_refused(path: str) -> None:
     if path:
         assert failure(bridge.plan(path)) == "checkpoint"
@@ -316,7 +352,9 @@ def test_a_path_that_is_no_folder_is_refused(path: str) -> None:
     assert bridge.close(loading["handle"])["ok"]
 
 
-@pytest.mark.parametrize("error", [MemoryError, RecursionError, KeyboardInterrupt, SystemExit, GeneratorExit, OSError])
+@pytest.mark.parametrize(
+    "error", [MemoryError, RecursionError, KeyboardInterrupt, SystemExit, GeneratorExit, OSError]
+)
 def test_whatever_is_raised_becomes_a_dictionary(
     handle: int, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,13 +363,20 @@ def test_whatever_is_raised_becomes_a_dictionary(
 
     with monkeypatch.context() as patched:
         patched.setattr(mm.Magistral, "stream", raising)
-        assert failure(bridge.ask(handle, QUESTION)) in ("memory", "internal", "interrupted", "file")
+        assert failure(bridge.ask(handle, QUESTION)) in (
+            "memory",
+            "internal",
+            "interrupted",
+            "file",
+        )
         patched.setattr(bridge, "plan_for", raising)
         assert failure(bridge.plan("demo")) in ("memory", "internal", "interrupted", "file")
     assert bridge.ask(handle, QUESTION, temperature=0)["ok"]
 
 
-def test_an_error_that_cannot_be_described_is_one_all_the_same(handle: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_cannot_be_described_is_one_all_the_same(
+    handle: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Mute(Exception):
         def __str__(self) -> str:
             raise ValueError
@@ -377,9 +422,12 @@ def test_plan_is_what_loading_plans(handle: int) -> None:
 
 def test_version_names_what_runs() -> None:
     version = bridge.version()
-    assert version == {"ok": True, "version": mm.__version__, "interface": 1, "mlx": mx.__version__} | {
-        "python": sys.version.split()[0]
-    }
+    assert version == {
+        "ok": True,
+        "version": mm.__version__,
+        "interface": 1,
+        "mlx": mx.__version__,
+    } | {"python": sys.version.split()[0]}
 
 
 ENDINGS = """
@@ -405,5 +453,7 @@ sys.stdout.write("open")
 
 
 def test_a_host_s_process_is_left_alone_and_ends_at_once_with_models_open() -> None:
-    done = subprocess.run([sys.executable, "-c", ENDINGS], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", ENDINGS], capture_output=True, text=True, timeout=60, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "open", "")

@@ -17,12 +17,53 @@ from tests.hosting import LAST, last_of, opened, pulled, text_of, threads
 
 QUESTIONS = ("What is 48 + 76?", "How many r's are in strawberry?", "What is 7 * 8?")
 MODEL_BYTES = 1_604_352  # of the demo in 4 bit
-HANGS_SECONDS = 60.0  # on a machine that others use as well; what was measured on a quiet one is far under 2
-FUNCTIONS = ("version", "plan", "load", "ask", "start", "next_event", "cancel", "stats", "save", "resume", "close")
+HANGS_SECONDS = (
+    60.0  # on a machine that others use as well; what was measured on a quiet one is far under 2
+)
+FUNCTIONS = (
+    "version",
+    "plan",
+    "load",
+    "ask",
+    "start",
+    "next_event",
+    "cancel",
+    "stats",
+    "save",
+    "resume",
+    "close",
+)
 CYCLE: list[Any] = []
 CYCLE.append(CYCLE)
-ODD = (None, True, False, 0, -1, 1, 5, 10**30, 2.5, float("nan"), float("inf"), "", "demo", "\0", "half \ud800")
-ODD += ([], [1], {}, {"role": "user"}, [{"role": "user", "content": "1 + 1"}], b"x", (), object(), CYCLE, "x" * 9000)
+ODD = (
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    5,
+    10**30,
+    2.5,
+    float("nan"),
+    float("inf"),
+    "",
+    "demo",
+    "\0",
+    "half \ud800",
+)
+ODD += (
+    [],
+    [1],
+    {},
+    {"role": "user"},
+    [{"role": "user", "content": "1 + 1"}],
+    b"x",
+    (),
+    object(),
+    CYCLE,
+    "x" * 9000,
+)
 
 
 def native_threads() -> int:
@@ -82,7 +123,10 @@ class Fuzz:
         file = str(self.folder / chance.choice("ab"))
         return {
             "version": {},
-            "plan": {"path": chance.choice(["demo", "/nowhere"]), "context": chance.choice([512, 10**9])},
+            "plan": {
+                "path": chance.choice(["demo", "/nowhere"]),
+                "context": chance.choice([512, 10**9]),
+            },
             "load": {"path": chance.choice(["demo", "demo", "/nowhere"]), "context": 512},
             "ask": asked,
             "start": asked | {"temperature": chance.choice([0, 9])},
@@ -140,7 +184,9 @@ def check_soak(count: int) -> None:
     """Streams of which one in ten is cancelled at some point, by another thread."""
     memory, others, native = settled()
     handle = opened()
-    expected = {question: bridge.ask(handle, question, temperature=0)["answer"] for question in QUESTIONS}
+    expected = {
+        question: bridge.ask(handle, question, temperature=0)["answer"] for question in QUESTIONS
+    }
     chance, reasons = random.Random(count), {"stop": 0, "cancelled": 0}
     for i in range(count):
         question = chance.choice(QUESTIONS)
@@ -164,7 +210,10 @@ def check_soak(count: int) -> None:
     assert sum(reasons.values()) == count
     assert reasons["cancelled"] > 0
     print(reasons)
-    assert last_of(bridge.start(handle, QUESTIONS[0], temperature=0)["stream"])["finish_reason"] == "stop"
+    assert (
+        last_of(bridge.start(handle, QUESTIONS[0], temperature=0)["stream"])["finish_reason"]
+        == "stop"
+    )
     assert bridge.close(handle)["ok"]
     gc.collect()
     assert (threads(), native_threads()) == (others, native)

@@ -30,15 +30,21 @@ def magistral() -> mm.Magistral:
 
 
 @pytest.fixture(scope="module", params=["v11", "v13"])
-def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return Tokenizer.from_folder(write_tekken(tmp_path_factory.mktemp("tekken"), version=request.param))
+def tokenizer(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Tokenizer:
+    return Tokenizer.from_folder(
+        write_tekken(tmp_path_factory.mktemp("tekken"), version=request.param)
+    )
 
 
 # What closes a trace
 
 
 @pytest.mark.parametrize("line", ["", LINE])
-@pytest.mark.parametrize("trace", ["<think>\nOne.\nTwo\n</think>\n\n", "<think>\na < b </b> </\n</thin\n</think>\n\n"])
+@pytest.mark.parametrize(
+    "trace", ["<think>\nOne.\nTwo\n</think>\n\n", "<think>\na < b </b> </\n</thin\n</think>\n\n"]
+)
 def test_a_trace_cut_anywhere_is_closed_by_one_tag(trace: str, line: str) -> None:
     opened, end = len("<think>"), trace.rindex("</think>") + len("</think>")
     for cut in range(opened, end):
@@ -46,12 +52,16 @@ def test_a_trace_cut_anywhere_is_closed_by_one_tag(trace: str, line: str) -> Non
         parts = splitter.push(trace[:cut] + closing(trace[:cut], line) + "Four.") + splitter.flush()
         reasoning = "".join(s.text for s in parts if s.kind == "reasoning")
         assert [s.text for s in parts if s.kind == "answer"] == ["Four."]
-        kept, _, last = reasoning.rpartition("\n") if line and reasoning.endswith(line) else (reasoning, "", "")
+        kept, _, last = (
+            reasoning.rpartition("\n") if line and reasoning.endswith(line) else (reasoning, "", "")
+        )
         assert last in ("", line)
         assert trace[opened:cut].removeprefix("\n").startswith(kept)
         assert "</think>" not in kept
         # No more of the trace is lost than a tag that was begun.
-        assert len(kept) >= len(trace[opened:cut].strip("\n").removesuffix("\n</")) - len("</think>")
+        assert len(kept) >= len(trace[opened:cut].strip("\n").removesuffix("\n</")) - len(
+            "</think>"
+        )
 
 
 def test_the_ids_that_close_a_trace(tokenizer: Tokenizer) -> None:
@@ -65,7 +75,12 @@ def test_the_ids_that_close_a_trace(tokenizer: Tokenizer) -> None:
     tag = tokenizer.encode("</think>\n\n")
     assert tokenizer.closing("a\n") == tag
     assert tokenizer.closing("a") == tokenizer.closing("a <") == [*tokenizer.encode("\n"), *tag]
-    assert tokenizer.closing("a\n</") == tokenizer.closing("a</") == tokenizer.closing("a\n</", LINE) == tag[1:]
+    assert (
+        tokenizer.closing("a\n</")
+        == tokenizer.closing("a</")
+        == tokenizer.closing("a\n</", LINE)
+        == tag[1:]
+    )
     assert tokenizer.decode(tokenizer.closing("a", LINE)) == f"\n{LINE}\n</think>\n\n"
 
 
@@ -89,7 +104,9 @@ def closed_after(
     max_tokens: int = 10_000,
 ) -> tuple[int, str]:
     """How many tokens of a trace there are when something is forced, and what; 0 for never."""
-    builder = ReplyBuilder(tokenizer, mm.SamplingParams(think_budget=budget, on_loop="ignore"), max_tokens)
+    builder = ReplyBuilder(
+        tokenizer, mm.SamplingParams(think_budget=budget, on_loop="ignore"), max_tokens
+    )
     head = [] if tokenizer.open_id is None else [tokenizer.open_id]
     ids = [*head, *tokenizer.encode(text if head else f"<think>\n{text}")]
     drawn = mx.array([tokenizer.closing("\n")[0] if draws_tag else 0])
@@ -129,7 +146,10 @@ def test_logits_are_read_at_the_end_of_a_line_only(tokenizer: Tokenizer) -> None
             return tokenizer.encode(" b")[0]
 
     builder = ReplyBuilder(tokenizer, mm.SamplingParams(think_budget=90, on_loop="ignore"), 10_000)
-    for identity in [tokenizer.open_id or 0, *tokenizer.encode("<think>\n" + "a b c d e\n" * 9 + "a b c " * 9)][:89]:
+    for identity in [
+        tokenizer.open_id or 0,
+        *tokenizer.encode("<think>\n" + "a b c d e\n" * 9 + "a b c " * 9),
+    ][:89]:
         is_near = builder.tokens > 60
         builder.push(identity, mx.zeros((1, 1)))
         if not is_near or not tokenizer.decode([identity]).endswith("\n"):
@@ -149,7 +169,9 @@ def test_a_line_ends_before_its_newline_where_the_tag_is_a_control_id(tokenizer:
         assert builder.forced(likely, mx.array([unknown])) == []
     for ids in newlines.values():
         assert builder.forced(logits_of(tokenizer, LIKELY_ENOUGH / 2), mx.array(ids)) == []
-    assert builder.forced(likely, mx.array(newlines["\n\n"])) == ([35] if tokenizer.version == "v13" else [])
+    assert builder.forced(likely, mx.array(newlines["\n\n"])) == (
+        [35] if tokenizer.version == "v13" else []
+    )
 
 
 def test_a_character_is_completed_first(tokenizer: Tokenizer) -> None:
@@ -158,7 +180,9 @@ def test_a_character_is_completed_first(tokenizer: Tokenizer) -> None:
     assert min(sizes) == 1
     for budget in range(6, 40):
         builder = ReplyBuilder(tokenizer, mm.SamplingParams(think_budget=budget), 10_000)
-        head = [tokenizer.open_id] if tokenizer.open_id is not None else tokenizer.encode("<think>\n")
+        head = (
+            [tokenizer.open_id] if tokenizer.open_id is not None else tokenizer.encode("<think>\n")
+        )
         for identity in [*head, *tokenizer.encode(text)]:
             builder.push(identity, mx.zeros((1, 1)))
             if forced := builder.forced(mx.zeros((1, tokenizer.vocab_size)), mx.zeros(1)):
@@ -171,8 +195,12 @@ def test_a_character_is_completed_first(tokenizer: Tokenizer) -> None:
         assert text.startswith(shown)
 
 
-@pytest.mark.parametrize(("max_tokens", "reserved"), [(20, 5), (100, 25), (2047, 511), (2048, 512), (4000, 512)])
-def test_the_answer_keeps_its_share_of_max_tokens(tokenizer: Tokenizer, max_tokens: int, reserved: int) -> None:
+@pytest.mark.parametrize(
+    ("max_tokens", "reserved"), [(20, 5), (100, 25), (2047, 511), (2048, 512), (4000, 512)]
+)
+def test_the_answer_keeps_its_share_of_max_tokens(
+    tokenizer: Tokenizer, max_tokens: int, reserved: int
+) -> None:
     text = "a b c d e " * 900
     count, _ = closed_after(tokenizer, text, 10_000, max_tokens=max_tokens)
     assert max_tokens - count - len(tokenizer.closing("a")) == reserved
@@ -180,11 +208,18 @@ def test_the_answer_keeps_its_share_of_max_tokens(tokenizer: Tokenizer, max_toke
 
 def test_a_last_line_that_leaves_nothing_is_refused_at_once(magistral: mm.Magistral) -> None:
     sampling = replace(GREEDY, think_budget=9, think_budget_message=LINE, max_tokens=20)
-    for ask in (lambda: magistral.stream("What is 1 + 1?", sampling), lambda: magistral.replies("x", sampling, n=2)):
-        with pytest.raises(mm.OptionError, match=r"think_budget_message and the closing tag take .* none is left"):
+    for ask in (
+        lambda: magistral.stream("What is 1 + 1?", sampling),
+        lambda: magistral.replies("x", sampling, n=2),
+    ):
+        with pytest.raises(
+            mm.OptionError, match=r"think_budget_message and the closing tag take .* none is left"
+        ):
             ask()
     for wrong in ("a\nb", "</think>", "<think>", "x" * 201, 3, None, "\x1b[2J"):
-        with pytest.raises(mm.OptionError, match="use one line of at most 200 characters, without tags"):
+        with pytest.raises(
+            mm.OptionError, match="use one line of at most 200 characters, without tags"
+        ):
             mm.SamplingParams(think_budget_message=wrong)  # type: ignore[arg-type]
 
 
@@ -195,7 +230,9 @@ def test_a_last_line_ends_the_trace_and_an_answer_follows(magistral: mm.Magistra
     question, phrases = "What is 481 + 76?", PHRASES["en"]
     whole = magistral.ask(question, GREEDY)
     for budget in (8, 14, 19):
-        reply = magistral.ask(question, replace(GREEDY, think_budget=budget, think_budget_message="Enough."))
+        reply = magistral.ask(
+            question, replace(GREEDY, think_budget=budget, think_budget_message="Enough.")
+        )
         before, _, last = reply.reasoning.rpartition("\n")
         assert last == "Enough."
         assert whole.reasoning.startswith(before)
@@ -204,7 +241,9 @@ def test_a_last_line_ends_the_trace_and_an_answer_follows(magistral: mm.Magistra
 
 
 @pytest.mark.parametrize("problems", [2, pytest.param(60, marks=pytest.mark.slow)])
-def test_a_budget_that_is_not_used_up_changes_nothing(magistral: mm.Magistral, problems: int) -> None:
+def test_a_budget_that_is_not_used_up_changes_nothing(
+    magistral: mm.Magistral, problems: int
+) -> None:
     for problem in held_out_problems(problems, 3, magistral.tokenizer.pieces, KINDS):
         free = magistral.ask(problem.question, GREEDY)
         for more in (0, 5):
@@ -228,7 +267,10 @@ def closes_and_answers(free: mm.Reply, reply: mm.Reply, budget: int) -> None:
 
 @pytest.mark.parametrize(
     ("problems", "seeds", "budgets"),
-    [(1, range(2), (0, 1, 2, 9, 18, 27, 36)), pytest.param(20, range(3), range(0, 40, 3), marks=pytest.mark.slow)],
+    [
+        (1, range(2), (0, 1, 2, 9, 18, 27, 36)),
+        pytest.param(20, range(3), range(0, 40, 3), marks=pytest.mark.slow),
+    ],
     ids=["quick", "many"],
 )
 def test_a_budget_below_the_trace_always_gives_a_closed_trace_and_an_answer(
@@ -254,7 +296,11 @@ QUESTION = "What is 481 - 47?"
 @pytest.mark.usefixtures("every_line_is_enough")
 @pytest.mark.parametrize(
     ("budget", "temperature"),
-    [pytest.param(22, 0.7, marks=pytest.mark.slow), (30, 0), pytest.param(38, 0.7, marks=pytest.mark.slow)],
+    [
+        pytest.param(22, 0.7, marks=pytest.mark.slow),
+        (30, 0),
+        pytest.param(38, 0.7, marks=pytest.mark.slow),
+    ],
 )
 def test_a_line_that_is_enough_is_so_in_fewer_passes_and_side_by_side(
     magistral: mm.Magistral, budget: int, temperature: float
@@ -274,8 +320,13 @@ def test_a_line_that_is_enough_is_so_in_fewer_passes_and_side_by_side(
         magistral.speculation.costs = LINEAR
         magistral.past.forget()
     assert drafted.usage.forward_passes < plain[0].usage.forward_passes
-    said = [(r.reasoning, r.answer, r.reasoning_closed_by, r.usage.reasoning_tokens) for r in (*plain, drafted)]
-    assert [(r.reasoning, r.answer, r.reasoning_closed_by, r.usage.reasoning_tokens) for r in together] == said[:3]
+    said = [
+        (r.reasoning, r.answer, r.reasoning_closed_by, r.usage.reasoning_tokens)
+        for r in (*plain, drafted)
+    ]
+    assert [
+        (r.reasoning, r.answer, r.reasoning_closed_by, r.usage.reasoning_tokens) for r in together
+    ] == said[:3]
     assert said[3] == said[0]
 
 

@@ -17,7 +17,12 @@ def test_a_trace_ends_at_the_first_line_that_is_enough_or_with_its_budget() -> N
     places = [Place(n, n % 4 == 0, n / 100, n == 12) for n in range(3, 17)]
     trace = Trace("add", tuple(places))
     # In the last quarter of 16 are the places 12 to 15; 12 ends a line, with a probability of 0.12.
-    assert [trace.right(16, threshold) for threshold in (0.0, 0.12, 0.13, NEVER)] == [True, True, False, False]
+    assert [trace.right(16, threshold) for threshold in (0.0, 0.12, 0.13, NEVER)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     assert trace.right(12, NEVER)
     assert not trace.right(11, 0.0)
     assert sum(row["places"] for row in at_line_ends([trace])) == len(places)
@@ -35,7 +40,9 @@ def test_the_replies_are_the_librarys() -> None:
     for problem, trace in zip(problems, found, strict=True):
         for share in SHARES:
             budget = round(share * trace.places[-1].tokens)
-            reply = magistral.ask(problem.question, mm.SamplingParams(temperature=0, think_budget=budget))
+            reply = magistral.ask(
+                problem.question, mm.SamplingParams(temperature=0, think_budget=budget)
+            )
             assert (
                 trace.right(budget, LIKELY_ENOUGH)
                 == (reply.answer == problem.answer)
@@ -48,4 +55,8 @@ def test_the_command_counts(tmp_path: Path) -> None:
     file = tmp_path / "budget.json"
     assert main(["budget", "--problems", "3", "--temp", "0", "--json", str(file)]) == 0
     found = json.loads(file.read_text())["budget"]
-    assert (found["problems"], found["traces"], len(found["budgets"])) == (3, 3, len(benchmark.THRESHOLDS))
+    assert (found["problems"], found["traces"], len(found["budgets"])) == (
+        3,
+        3,
+        len(benchmark.THRESHOLDS),
+    )

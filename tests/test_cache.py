@@ -47,10 +47,14 @@ def test_a_cache_grows_a_layer_at_a_time(bits: int | None) -> None:
     old = cache.nbytes
     peak = peak_above(lambda: append(cache, 1))
     assert cache.nbytes == 2 * old
-    assert old <= peak <= old + old / LAYERS + SLACK  # the new one is there, and one old layer beside it
+    assert (
+        old <= peak <= old + old / LAYERS + SLACK
+    )  # the new one is there, and one old layer beside it
     cache.trim(1)
     pairs = zip(expected, cache.state(), strict=True)
-    assert all(mx.array_equal(a, b) for before, after in pairs for a, b in zip(before, after, strict=True))
+    assert all(
+        mx.array_equal(a, b) for before, after in pairs for a, b in zip(before, after, strict=True)
+    )
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])
@@ -64,12 +68,16 @@ def test_a_cache_is_written_and_read_a_layer_at_a_time(tmp_path: Path, bits: int
     loaded: list[KVCache] = []
 
     def read() -> None:
-        loaded.append(load_cache(file, CONFIG, limit=1024, fingerprint="f", bits=bits, dtype=mx.float32)[0])
+        loaded.append(
+            load_cache(file, CONFIG, limit=1024, fingerprint="f", bits=bits, dtype=mx.float32)[0]
+        )
 
     assert peak_above(read) <= cache.nbytes * (1 + 2 / LAYERS) + SLACK
     assert loaded[0].nbytes == cache.nbytes
     pairs = zip(cache.state(), loaded[0].state(), strict=True)
-    assert all(mx.array_equal(a, b) for before, after in pairs for a, b in zip(before, after, strict=True))
+    assert all(
+        mx.array_equal(a, b) for before, after in pairs for a, b in zip(before, after, strict=True)
+    )
     names = mx.load(str(file), format="safetensors")  # MLX's own reader finds the same
     assert isinstance(names, dict)
     assert mx.array_equal(names["layer.7.0"], cache.state()[7][0])

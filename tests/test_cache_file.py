@@ -31,17 +31,26 @@ CHAT = '{"é": "x"}'
 def make_cache(bits: int | None = None, length: int = 5) -> KVCache:
     cache = KVCache(CONFIG, limit=256, bits=bits)
     for i, layer in enumerate(cache.layers):
-        kv = mx.random.normal((1, 2 * CONFIG.num_kv_heads, length, CONFIG.head_dim), key=mx.random.key(i))
+        kv = mx.random.normal(
+            (1, 2 * CONFIG.num_kv_heads, length, CONFIG.head_dim), key=mx.random.key(i)
+        )
         layer.append(layer.packed(kv))
     return cache
 
 
 def save(path: Path, cache: KVCache, chat: str = CHAT) -> None:
-    save_cache(path, cache, range(7, 7 + cache.length), fingerprint="f", dtype=mx.float32, chat=chat)
+    save_cache(
+        path, cache, range(7, 7 + cache.length), fingerprint="f", dtype=mx.float32, chat=chat
+    )
 
 
 def load(
-    path: Path, *, bits: int | None = None, fingerprint: str = "f", dtype: mx.Dtype = mx.float32, limit: int = 256
+    path: Path,
+    *,
+    bits: int | None = None,
+    fingerprint: str = "f",
+    dtype: mx.Dtype = mx.float32,
+    limit: int = 256,
 ) -> tuple[KVCache, list[int], str]:
     return load_cache(path, CONFIG, limit=limit, fingerprint=fingerprint, bits=bits, dtype=dtype)
 
@@ -61,7 +70,9 @@ def test_what_was_saved_comes_back(tmp_path: Path, bits: int | None, length: int
     found, ids, chat = load(tmp_path / "talk", bits=bits)
     assert (found.length, ids, chat) == (length, list(range(7, 7 + length)), CHAT)
     pairs = zip(cache.state() if length else [], found.state(), strict=False)
-    assert all(mx.array_equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True))
+    assert all(
+        mx.array_equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True)
+    )
 
 
 def test_a_cache_that_is_ahead_of_its_ids_is_saved_as_far_as_they_go(tmp_path: Path) -> None:
@@ -93,7 +104,9 @@ def test_every_damaged_byte_is_found(file: Path) -> None:
     load(file)
 
 
-def test_pieces_are_hashed_each_and_none_can_be_swapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_are_hashed_each_and_none_can_be_swapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cache_file, "PIECE_BYTES", 128)
     file = tmp_path / "talk"
     save(file, make_cache(length=16))
@@ -101,12 +114,16 @@ def test_pieces_are_hashed_each_and_none_can_be_swapped(tmp_path: Path, monkeypa
     data = file.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     pieces = [data[i : i + 128] for i in range(start, start + 1024, 128)]
-    file.write_bytes(data[:start] + b"".join([pieces[1], pieces[0], *pieces[2:]]) + data[start + 1024 :])
+    file.write_bytes(
+        data[:start] + b"".join([pieces[1], pieces[0], *pieces[2:]]) + data[start + 1024 :]
+    )
     with pytest.raises(CheckpointError, match="not what was written"):
         load(file)
 
 
-@pytest.mark.parametrize("change", [lambda d: d[:-1], lambda d: d + b"x", lambda d: b"", lambda d: d[:9]])
+@pytest.mark.parametrize(
+    "change", [lambda d: d[:-1], lambda d: d + b"x", lambda d: b"", lambda d: d[:9]]
+)
 def test_a_file_of_another_length(file: Path, change: Callable[[bytes], bytes]) -> None:
     file.write_bytes(change(file.read_bytes()))
     with pytest.raises(CheckpointError):
@@ -139,21 +156,29 @@ def failing(call: str, at: int, error: BaseException) -> Iterator[None]:
 
 @pytest.mark.parametrize("has_old", [True, False])
 @pytest.mark.parametrize(
-    ("call", "at"), [*(("write", at) for at in range(1, WRITES + 1)), ("open", 1), ("fsync", 1), ("rename", 1)]
+    ("call", "at"),
+    [*(("write", at) for at in range(1, WRITES + 1)), ("open", 1), ("fsync", 1), ("rename", 1)],
 )
-def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, call: str, at: int, *, has_old: bool) -> None:
+def test_a_save_that_fails_leaves_what_was_there(
+    tmp_path: Path, call: str, at: int, *, has_old: bool
+) -> None:
     file = tmp_path / "talk"
     if has_old:
         file.write_bytes(b"old")
     full = OSError(errno.ENOSPC, "No space left on device")
     with (
         failing(call, at, full),
-        pytest.raises(OptionError, match=r"talk.*full, it takes .* MB; free .* What was there is un"),
+        pytest.raises(
+            OptionError, match=r"talk.*full, it takes .* MB; free .* What was there is un"
+        ),
     ):
         save(file, make_cache())
     with failing(call, at, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
         save(file, make_cache())
-    with failing(call, at, OSError(errno.EIO, "Input/output error")), pytest.raises(OptionError, match="output error"):
+    with (
+        failing(call, at, OSError(errno.EIO, "Input/output error")),
+        pytest.raises(OptionError, match="output error"),
+    ):
         save(file, make_cache())
     assert os.listdir(tmp_path) == (["talk"] if has_old else [])
     assert not has_old or file.read_bytes() == b"old"
@@ -199,11 +224,15 @@ def test_what_another_process_is_writing_is_left_alone(file: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
-def test_what_is_no_plain_file_is_not_replaced(tmp_path: Path, make: Callable[[Path], None]) -> None:
+def test_what_is_no_plain_file_is_not_replaced(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
     make(tmp_path / "talk")
     with pytest.raises(OptionError, match="no plain file"):
         save(tmp_path / "talk", make_cache())
-    with pytest.raises(OptionError, match=r"talk: no prompt cache can be written there .it is no plain file.; name"):
+    with pytest.raises(
+        OptionError, match=r"talk: no prompt cache can be written there .it is no plain file.; name"
+    ):
         check_cache_file(tmp_path / "talk")
     with pytest.raises(OptionError, match="is no plain file"):
         load(tmp_path / "talk")
@@ -225,17 +254,23 @@ def test_what_cannot_be_written_is_known_before(tmp_path: Path, case: str) -> No
     (tmp_path / "loop").symlink_to("loop")
     before = sorted(tmp_path.iterdir())
     at, message = NOT_WRITABLE[case]
-    with pytest.raises(OptionError, match=rf"can be written there \(.*({message}).*; name another file"):
+    with pytest.raises(
+        OptionError, match=rf"can be written there \(.*({message}).*; name another file"
+    ):
         check_cache_file(at(tmp_path))
     with pytest.raises(OptionError, match="could not be written"):
         save(at(tmp_path), make_cache())
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_what_may_not_be_written_is_known_before(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_may_not_be_written_is_known_before(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     check_cache_file(file)
     for refused in (file, file.parent):
-        monkeypatch.setattr(os, "access", lambda path, mode, refused=refused: Path(path) != refused)  # root may
+        monkeypatch.setattr(
+            os, "access", lambda path, mode, refused=refused: Path(path) != refused
+        )  # root may
         with pytest.raises(OptionError, match=r"Permission denied|may not be written to"):
             check_cache_file(file)
 
@@ -245,7 +280,9 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
         save(tmp_path / "none" / "talk", make_cache())
 
 
-@pytest.mark.parametrize(("refusal", "calls"), [(None, ["full"]), (errno.ENOTSUP, ["full", "plain"])])
+@pytest.mark.parametrize(
+    ("refusal", "calls"), [(None, ["full"]), (errno.ENOTSUP, ["full", "plain"])]
+)
 def test_on_macos_the_drive_itself_is_flushed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refusal: int | None, calls: list[str]
 ) -> None:

@@ -8,13 +8,20 @@ import numpy as np
 import pytest
 from mlx import nn
 
-from convert import calibrate
-from convert.calibrate import MeanSquares, Stage, visiting
-from convert.quantize import dequantize
-from convert.sequential import Parts, Sequential
-from convert.source import open_source
-from convert.statistics import from_file, hessian, mean_squares, outlier_ratio, runs, to_bytes
 from magistral_mlx.config import ModelConfig, QuantFormat
+from magistral_mlx.convert import calibrate
+from magistral_mlx.convert.calibrate import MeanSquares, Stage, visiting
+from magistral_mlx.convert.quantize import dequantize
+from magistral_mlx.convert.sequential import Parts, Sequential
+from magistral_mlx.convert.source import open_source
+from magistral_mlx.convert.statistics import (
+    from_file,
+    hessian,
+    mean_squares,
+    outlier_ratio,
+    runs,
+    to_bytes,
+)
 from magistral_mlx.errors import CheckpointError, NumericsError
 from magistral_mlx.model import Transformer
 from tests import reference, sources
@@ -25,7 +32,9 @@ IDS = np.random.default_rng(0).integers(3, 320, size=(3, 19))
 CONFIGS = {
     "d=32": make_config(),
     "tied": make_config(tie_word_embeddings=True, num_layers=2),
-    "D=192, d=80": make_config(hidden_size=192, intermediate_size=320, head_dim=80, num_kv_heads=1, num_layers=2),
+    "D=192, d=80": make_config(
+        hidden_size=192, intermediate_size=320, head_dim=80, num_kv_heads=1, num_layers=2
+    ),
 }
 
 
@@ -36,7 +45,9 @@ def squares_of(folder: Path, ids: np.ndarray = IDS) -> dict[str, mx.array]:
     return visitor.squares
 
 
-def inputs_in_float64(weights: dict[str, mx.array], config: ModelConfig) -> dict[str, reference.Array]:
+def inputs_in_float64(
+    weights: dict[str, mx.array], config: ModelConfig
+) -> dict[str, reference.Array]:
     """What comes into each linear, the tokens of all sequences one below the other."""
     floats = {name: np.array(weight.astype(mx.float32)) for name, weight in weights.items()}
     found: list[dict[str, reference.Array]] = []
@@ -56,7 +67,9 @@ def test_mean_squares_are_those_in_float64(config: ModelConfig, checkpoint_folde
     assert found.keys() == wanted.keys()
     for name, squares in wanted.items():
         assert found[name].dtype == mx.float32
-        assert np.allclose(np.array(found[name]), squares, rtol=1e-5, atol=1e-5 * squares.mean()), name
+        assert np.allclose(np.array(found[name]), squares, rtol=1e-5, atol=1e-5 * squares.mean()), (
+            name
+        )
 
 
 def test_columns_of_an_embedding_weigh_what_an_error_in_them_does_to_the_first_layers_linears(
@@ -88,18 +101,28 @@ class Recorder(nn.Module):
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-def test_mean_squares_are_those_of_the_whole_model(config: ModelConfig, checkpoint_folder: Write) -> None:
+def test_mean_squares_are_those_of_the_whole_model(
+    config: ModelConfig, checkpoint_folder: Write
+) -> None:
     weights = make_weights(config, mx.bfloat16)
     found = squares_of(checkpoint_folder(config, weights))
-    model = fill(Transformer(config), config, {name: w.astype(mx.float32) for name, w in weights.items()})
+    model = fill(
+        Transformer(config), config, {name: w.astype(mx.float32) for name, w in weights.items()}
+    )
     seen: dict[str, list[mx.array]] = {}
     for i, layer in enumerate(model.layers):
-        for part, joint, names in ((layer.self_attn, "qkv_proj", "qkv"), (layer.mlp, "gate_up_proj", ("gate", "up"))):
+        for part, joint, names in (
+            (layer.self_attn, "qkv_proj", "qkv"),
+            (layer.mlp, "gate_up_proj", ("gate", "up")),
+        ):
             inside = "self_attn" if joint == "qkv_proj" else "mlp"
             inputs: list[mx.array] = []
             part[joint] = Recorder(part[joint], inputs)
             seen |= {f"model.layers.{i}.{inside}.{name}_proj": inputs for name in names}
-        for part, inside, name in ((layer.self_attn, "self_attn", "o_proj"), (layer.mlp, "mlp", "down_proj")):
+        for part, inside, name in (
+            (layer.self_attn, "self_attn", "o_proj"),
+            (layer.mlp, "mlp", "down_proj"),
+        ):
             seen[f"model.layers.{i}.{inside}.{name}"] = inputs = []
             part[name] = Recorder(part[name], inputs)
     hidden = model.norm(model.hidden(mx.array(IDS)))
@@ -107,10 +130,14 @@ def test_mean_squares_are_those_of_the_whole_model(config: ModelConfig, checkpoi
     assert found.keys() == seen.keys() | {"model.embed_tokens"}
     for name, (x,) in seen.items():
         squares = np.array(mx.square(x).mean(axis=(0, 1)))
-        assert np.allclose(np.array(found[name]), squares, rtol=1e-5, atol=1e-5 * squares.mean()), name
+        assert np.allclose(np.array(found[name]), squares, rtol=1e-5, atol=1e-5 * squares.mean()), (
+            name
+        )
 
 
-def test_both_layouts_and_every_block_size_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_layouts_and_every_block_size_give_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ids = IDS % sources.CONFIG.vocab_size
     plain = squares_of(sources.write_hf(tmp_path / "hf"), ids)
     monkeypatch.setattr(calibrate, "BLOCK_BYTES", 20_000)
@@ -121,23 +148,37 @@ def test_both_layouts_and_every_block_size_give_the_same(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("layers", [0, 1, 3])
-def test_a_pass_goes_on_from_a_stage_to_the_same_bits(layers: int, checkpoint_folder: Write, tmp_path: Path) -> None:
+def test_a_pass_goes_on_from_a_stage_to_the_same_bits(
+    layers: int, checkpoint_folder: Write, tmp_path: Path
+) -> None:
     source = open_source(checkpoint_folder(make_config()))
     whole = MeanSquares(source)
     stages = list(visiting(source, mx.array(IDS), whole))
     assert [stage.layers for stage in stages] == [0, 1, 2, 3]
     (tmp_path / "stage").write_bytes(to_bytes({"stream": stages[layers].stream}))
     rest = MeanSquares(source)
-    resumed = list(visiting(source, mx.array(IDS), rest, Stage(layers, from_file(tmp_path / "stage")["stream"])))
+    resumed = list(
+        visiting(
+            source, mx.array(IDS), rest, Stage(layers, from_file(tmp_path / "stage")["stream"])
+        )
+    )
     assert [stage.layers for stage in resumed] == list(range(layers + 1, 4))
-    done = {name for name in whole.squares if any(name.startswith(f"model.layers.{i}.") for i in range(layers))}
+    done = {
+        name
+        for name in whole.squares
+        if any(name.startswith(f"model.layers.{i}.") for i in range(layers))
+    }
     done.add("model.embed_tokens")
     assert rest.squares.keys() == whole.squares.keys() - done
-    assert all(mx.array_equal(squares, whole.squares[name]) for name, squares in rest.squares.items())
+    assert all(
+        mx.array_equal(squares, whole.squares[name]) for name, squares in rest.squares.items()
+    )
 
 
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj", "model.layers.2.self_attn.o_proj"])
-def test_inputs_that_are_not_finite_name_the_linear_they_reach(name: str, checkpoint_folder: Write) -> None:
+def test_inputs_that_are_not_finite_name_the_linear_they_reach(
+    name: str, checkpoint_folder: Write
+) -> None:
     config = make_config()
     weights = make_weights(config, mx.bfloat16)
     weights[f"{name}.weight"] = mx.full(weights[f"{name}.weight"].shape, 3e38, mx.bfloat16)
@@ -149,10 +190,15 @@ def test_inputs_that_are_not_finite_name_the_linear_they_reach(name: str, checkp
 
 
 @pytest.mark.parametrize("cuts", [([7, 3], [10]), ([1, 4, 5], [4, 4, 2]), ([10], [10])])
-def test_gate_and_up_meet_row_by_row_however_they_are_cut(cuts: tuple[list[int], list[int]]) -> None:
+def test_gate_and_up_meet_row_by_row_however_they_are_cut(
+    cuts: tuple[list[int], list[int]],
+) -> None:
     def blocks(weight: np.ndarray, lengths: list[int]) -> Iterator[tuple[int, mx.array]]:
         ends = np.cumsum(lengths)
-        return ((int(end) - n, mx.array(weight[end - n : end])) for n, end in zip(lengths, ends, strict=True))
+        return (
+            (int(end) - n, mx.array(weight[end - n : end]))
+            for n, end in zip(lengths, ends, strict=True)
+        )
 
     one, other = np.arange(30).reshape(10, 3), np.arange(30, 60).reshape(10, 3)
     pairs = list(calibrate._side_by_side(blocks(one, cuts[0]), blocks(other, cuts[1])))
@@ -181,7 +227,11 @@ def test_wide_hessians_are_blocks_of_whole_groups(columns: int) -> None:
 
 
 def test_statistics_outlive_a_file(tmp_path: Path) -> None:
-    arrays = {"b": mx.random.normal((3, 5)), "a": mx.array([1.0, 2.5]), "c": mx.array([[7]], mx.uint32)}
+    arrays = {
+        "b": mx.random.normal((3, 5)),
+        "a": mx.array([1.0, 2.5]),
+        "c": mx.array([[7]], mx.uint32),
+    }
     content = to_bytes(arrays)
     assert content == to_bytes(dict(reversed(arrays.items())))
     (tmp_path / "statistics").write_bytes(content)
@@ -194,7 +244,9 @@ def test_statistics_outlive_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [make_config(num_layers=2), make_config(num_layers=2, tie_word_embeddings=True)], ids=["untied", "tied"]
+    "config",
+    [make_config(num_layers=2), make_config(num_layers=2, tie_word_embeddings=True)],
+    ids=["untied", "tied"],
 )
 def test_each_linear_is_quantized_on_what_the_quantized_ones_before_it_give(
     config: ModelConfig, checkpoint_folder: Write
@@ -211,7 +263,9 @@ def test_each_linear_is_quantized_on_what_the_quantized_ones_before_it_give(
     formats["model.layers.1.mlp.gate_proj"] = QuantFormat(4, 32, "mxfp4")
     emitted: dict[str, dict[int, Parts]] = {}
     visitor = Sequential(
-        source, formats, lambda module, row, parts, _: emitted.setdefault(module, {}).update({row: parts})
+        source,
+        formats,
+        lambda module, row, parts, _: emitted.setdefault(module, {}).update({row: parts}),
     )
     for _ in visiting(source, mx.array(IDS), visitor):
         pass
@@ -219,10 +273,19 @@ def test_each_linear_is_quantized_on_what_the_quantized_ones_before_it_give(
     for module, blocks in emitted.items():
         quant = formats[module]
         assert quant is not None
-        parts = {kind: mx.concatenate([blocks[row][kind] for row in sorted(blocks)]) for kind in blocks[0]}
+        parts = {
+            kind: mx.concatenate([blocks[row][kind] for row in sorted(blocks)])
+            for kind in blocks[0]
+        }
         name = f"{module}.weight"
-        assert {kind: part.shape for kind, part in parts.items()} == quant.packed_shapes(weights[name].shape)
-        floats = {kind: part.astype(mx.float32) for kind, part in parts.items() if part.dtype == mx.bfloat16}
+        assert {kind: part.shape for kind, part in parts.items()} == quant.packed_shapes(
+            weights[name].shape
+        )
+        floats = {
+            kind: part.astype(mx.float32)
+            for kind, part in parts.items()
+            if part.dtype == mx.bfloat16
+        }
         if module != "model.embed_tokens" or not config.tie_word_embeddings:
             weights[name] = dequantize(parts | floats, quant, mx.float32)
     found = squares_of(checkpoint_folder(config, weights, "made"))

@@ -39,7 +39,9 @@ def cancel_elsewhere(magistral: mm.Magistral) -> None:
     thread.join()
 
 
-def cancelled_after(magistral: mm.Magistral, segments: int, question: str = QUESTIONS[0]) -> tuple[str, mm.Reply]:
+def cancelled_after(
+    magistral: mm.Magistral, segments: int, question: str = QUESTIONS[0]
+) -> tuple[str, mm.Reply]:
     """What was read before and after the cancelling, and the reply."""
     stream = magistral.stream(question, GREEDY)
     read = [next(stream) for _ in range(segments)]
@@ -100,7 +102,9 @@ def test_no_pass_follows_the_one_in_which_a_reply_is_cancelled(
     monkeypatch.setattr(magistral.model, "logits", cancelling)
     reply = magistral.ask(QUESTIONS[0], GREEDY)
     assert (reply.finish_reason, next(passes)) == ("cancelled", 6)
-    assert reply.usage.completion_tokens == 4  # the prompt's, and one a pass: the last pass was the look-ahead
+    assert (
+        reply.usage.completion_tokens == 4
+    )  # the prompt's, and one a pass: the last pass was the look-ahead
 
 
 def test_cancelling_when_nothing_runs_does_nothing(magistral: mm.Magistral) -> None:
@@ -124,7 +128,9 @@ def run_cycles(magistral: mm.Magistral, count: int) -> None:
     """Start replies and end each at a random point: by a thread, between two segments or in a pass, or by close()."""
     chance = random.Random(1)
     for _ in range(count):
-        stream = magistral.stream(chance.choice(QUESTIONS), mm.SamplingParams(seed=chance.randrange(99)))
+        stream = magistral.stream(
+            chance.choice(QUESTIONS), mm.SamplingParams(seed=chance.randrange(99))
+        )
         for _ in range(chance.randrange(10)):
             next(stream)
         match chance.randrange(3):
@@ -179,7 +185,9 @@ def test_ctrl_c_prints_what_there_is_and_exits_130() -> None:
     listening = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
     program = f"{listening}from magistral_mlx.generate import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "--model", "demo", "--temp", "9", "--top-p", "1"]
-    with subprocess.Popen([*command, "-p", "1 + 1"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    with subprocess.Popen(
+        [*command, "-p", "1 + 1"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
         assert process.stdout is not None
         begun = process.stdout.read(1)
         process.send_signal(signal.SIGINT)

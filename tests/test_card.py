@@ -7,8 +7,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from convert.card import model_card
-from convert.export import exports, make_config
+from magistral_mlx.convert.card import model_card
+from magistral_mlx.convert.export import exports, make_config
 from magistral_mlx.tokenizer import Tokenizer
 from tests import tiny
 from tests.tekken import write_tekken
@@ -36,7 +36,9 @@ def test_the_hub_reads_its_front_matter() -> None:
     assert (data["base_model"], data["base_model_relation"]) == ("org/name-1.0", "quantized")
     assert (data["pipeline_tag"], data["license"]) == ("text-generation", "apache-2.0")
     assert len(set(data["language"])) == 24
-    assert all(isinstance(code, str) and len(code) == 2 for code in data["language"])  # "no" would be a boolean
+    assert all(
+        isinstance(code, str) and len(code) == 2 for code in data["language"]
+    )  # "no" would be a boolean
     assert "4-bit" in data["tags"]
     plain = front_matter(card(base_model=None, bits=None))
     assert not {"base_model", "base_model_relation"} & plain.keys()
@@ -45,7 +47,10 @@ def test_the_hub_reads_its_front_matter() -> None:
 
 
 def test_it_says_what_was_converted_and_how() -> None:
-    assert "# name-1.0, 4-bit, for MLX\n\nThis is [org/name-1.0](https://huggingface.co/org/name-1.0)" in card()
+    assert (
+        "# name-1.0, 4-bit, for MLX\n\nThis is [org/name-1.0](https://huggingface.co/org/name-1.0)"
+        in card()
+    )
     assert "Weights: 4 bit (affine, groups of 64)." in card()
     assert "Weights: bfloat16." in card(bits=None)
     assert "a Magistral Small checkpoint" in card(base_model=None)
@@ -59,7 +64,9 @@ def test_it_says_what_was_converted_and_how() -> None:
 
 
 @pytest.mark.parametrize("version", ["v11", pytest.param("v13", marks=pytest.mark.slow)])
-def test_its_example_for_mlx_lm_runs(tmp_path: Path, version: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_its_example_for_mlx_lm_runs(
+    tmp_path: Path, version: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("mlx_lm")
     pytest.importorskip("transformers")
     folder = tiny.write_checkpoint(tmp_path, CONFIG, tiny.make_weights(CONFIG, mx.bfloat16))
@@ -68,9 +75,13 @@ def test_its_example_for_mlx_lm_runs(tmp_path: Path, version: str, capsys: pytes
         (folder / name).write_bytes(content)
     found = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     assert found
-    example = found[1].replace("THIS_FOLDER", str(folder)).replace("max_tokens=40960", "max_tokens=4")
+    example = (
+        found[1].replace("THIS_FOLDER", str(folder)).replace("max_tokens=40960", "max_tokens=4")
+    )
     assert "max_tokens=4," in example
     scope: dict[str, Any] = {}
     exec(example, scope)
     assert capsys.readouterr().out
-    assert scope["prompt"] == Tokenizer.from_folder(folder).encode_chat("How many r's are in strawberry?")
+    assert scope["prompt"] == Tokenizer.from_folder(folder).encode_chat(
+        "How many r's are in strawberry?"
+    )

@@ -40,7 +40,9 @@ def type_in(monkeypatch: pytest.MonkeyPatch) -> TypeIn:
     return type_lines
 
 
-def test_each_line_of_a_pipe_is_a_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_line_of_a_pipe_is_a_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pipe_in(monkeypatch, "What is 48 + 76?\n\nWhat is 7 * 8?\n")
     assert chat.main([*GREEDY, "--hide-reasoning"]) == 0
     out, err = capsys.readouterr()
@@ -63,17 +65,24 @@ def test_commands_and_messages_of_several_lines_in_a_pipe(
     assert "conversation  1 turns" in err
 
 
-def test_a_full_context_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_context_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pipe_in(monkeypatch, "/think off\n" + "What is 48 + 76?\n" * 6)
     assert chat.main([*GREEDY, "--max-kv-size", "420"]) == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 6
-    said = re.findall(r"the context of 420 is full: of the conversation's (\d) turns the oldest (\d) are left out", err)
+    said = re.findall(
+        r"the context of 420 is full: of the conversation's (\d) turns the oldest (\d) are left out",
+        err,
+    )
     assert said
     assert f"; {said[-1][1]} oldest turns left out\n" in err
 
 
-def test_a_line_that_is_not_utf_8(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_that_is_not_utf_8(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pipe_in(monkeypatch, b"What is 1 + 1?\nO\xf9 ?\n")
     assert chat.main(GREEDY) == 2
     out, err = capsys.readouterr()
@@ -99,7 +108,12 @@ def test_a_new_conversation(type_in: TypeIn, capsys: pytest.CaptureFixture[str])
 def test_every_command_is_in_the_help_and_understood_or_refused(
     type_in: TypeIn, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    type_in("/help", "/hello\nthere", "/help me", *(command for command in COMMANDS if command != "/quit"))
+    type_in(
+        "/help",
+        "/hello\nthere",
+        "/help me",
+        *(command for command in COMMANDS if command != "/quit"),
+    )
     assert chat.main(GREEDY) == 0
     out, err = capsys.readouterr()
     assert out == ""
@@ -114,7 +128,9 @@ def test_every_command_is_in_the_help_and_understood_or_refused(
 @pytest.mark.parametrize(
     "line", ["/budget -1", "/budget x", "/think maybe", "/fold 1", "/markdown no", "/save /none/x"]
 )
-def test_what_a_command_cannot_do(type_in: TypeIn, capsys: pytest.CaptureFixture[str], line: str) -> None:
+def test_what_a_command_cannot_do(
+    type_in: TypeIn, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
     type_in(line)
     assert chat.main(GREEDY) == 0
     assert "error: " in capsys.readouterr().err
@@ -139,7 +155,10 @@ def test_budget_and_thinking(type_in: TypeIn, capsys: pytest.CaptureFixture[str]
     err = capsys.readouterr().err
     assert "traces have 10 tokens at most" in err
     assert "the model answers at once" in err
-    assert "the model thinks before it answers\n\ntraces have 10 tokens at most\n\ntraces are as long" in err
+    assert (
+        "the model thinks before it answers\n\ntraces have 10 tokens at most\n\ntraces are as long"
+        in err
+    )
     short, none, free = (int(reasoning) for reasoning in re.findall(r"\((\d+) reasoning\)", err))
     assert none == 0 < short < free
     assert err.count("8+6=14: 4 carry 1") == 2  # the trace, and the trace shown again
@@ -154,7 +173,8 @@ def test_a_question_asked_again(type_in: TypeIn, capsys: pytest.CaptureFixture[s
     assert "conversation  1 turns" in err
     magistral = mm.load(str(DEMO))
     expected = [
-        magistral.ask("What is 48 + 76?", mm.SamplingParams(temperature=2, seed=5 + i)).answer for i in range(2)
+        magistral.ask("What is 48 + 76?", mm.SamplingParams(temperature=2, seed=5 + i)).answer
+        for i in range(2)
     ]
     assert out == "".join(f"{answer}\n" for answer in expected)
 
@@ -171,7 +191,9 @@ def test_a_system_prompt_of_ones_own(type_in: TypeIn, capsys: pytest.CaptureFixt
     assert len(out.splitlines()) == 3
 
 
-def test_saved_in_the_middle(type_in: TypeIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_saved_in_the_middle(
+    type_in: TypeIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "talk.cache"
     type_in("What is 48 + 76?", f"/save {file}", "/quit")
     assert chat.main(GREEDY) == 0
@@ -183,7 +205,9 @@ def test_saved_in_the_middle(type_in: TypeIn, tmp_path: Path, capsys: pytest.Cap
     assert "conversation  2 turns; traces kept: none" in err
 
 
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, kind: str, count: int, act: Callable[[], None]) -> None:
+def interrupt_at(
+    monkeypatch: pytest.MonkeyPatch, kind: str, count: int, act: Callable[[], None]
+) -> None:
     """Do ``act`` once, when so many segments of this kind were shown."""
     shown, seen = Display.show, itertools.count(1)
 
@@ -201,14 +225,24 @@ def press_ctrl_c() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_a_terminal_that_closes_leaves_the_conversation_saved(
-    number: int, type_in: TypeIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    number: int,
+    type_in: TypeIn,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def close() -> None:
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)
 
     before = signal.getsignal(number)
-    arguments = [*GREEDY, "--think-budget", "0", "--prompt-cache-file", str(tmp_path / "talk.cache")]
+    arguments = [
+        *GREEDY,
+        "--think-budget",
+        "0",
+        "--prompt-cache-file",
+        str(tmp_path / "talk.cache"),
+    ]
     interrupt_at(monkeypatch, "answer", 12, close)
     type_in("What is 48 + 76?", "What is 7 * 8?", "What is 9 * 8?", "What is 905 - 388?")
     with pytest.raises(SystemExit) as ended:
@@ -225,7 +259,14 @@ def test_ctrl_c_in_the_trace_forgets_the_question_which_can_be_asked_again(
     type_in: TypeIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     interrupt_at(monkeypatch, "reasoning", 3, press_ctrl_c)
-    type_in("How many r's are in strawberry?", "/stats", "What is 48 + 76?", "/stats", "/retry", "/stats")
+    type_in(
+        "How many r's are in strawberry?",
+        "/stats",
+        "What is 48 + 76?",
+        "/stats",
+        "/retry",
+        "/stats",
+    )
     assert chat.main(GREEDY) == 0
     out, err = capsys.readouterr()
     assert out.count("124") == 2
@@ -262,18 +303,33 @@ def test_a_second_ctrl_c_does_not_wait_for_the_model(
 def test_a_real_terminal_and_a_real_ctrl_c(tmp_path: Path) -> None:
     """In a process of its own: a reply that random ids keep going is stopped, and the program goes on."""
     pytest.importorskip("prompt_toolkit", reason="a new dependency, not yet installed here")
-    command = [sys.executable, "-m", "magistral_mlx.chat", "--model", str(DEMO), "--temp", "9", "--top-p", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "magistral_mlx.chat",
+        "--model",
+        str(DEMO),
+        "--temp",
+        "9",
+        "--top-p",
+        "1",
+    ]
     process, terminal = pty.fork()
     if not process:
         os.environ |= {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
-        os.environ |= {"PROMPT_TOOLKIT_NO_CPR": "1", "MAGISTRAL_MLX_CACHE": str(tmp_path)}  # nobody answers where it is
+        os.environ |= {
+            "PROMPT_TOOLKIT_NO_CPR": "1",
+            "MAGISTRAL_MLX_CACHE": str(tmp_path),
+        }  # nobody answers where it is
         os.execv(sys.executable, command)
     seen = ""
 
     def wait_for(text: str) -> None:
         nonlocal seen
         while text not in seen:
-            assert select.select([terminal], [], [], 20)[0], f"{text!r} does not come after {seen!r}"
+            assert select.select([terminal], [], [], 20)[0], (
+                f"{text!r} does not come after {seen!r}"
+            )
             seen += os.read(terminal, 10_000).decode(errors="replace")
         seen = seen.partition(text)[2]
 
@@ -318,7 +374,9 @@ def test_ctrl_c_ends_a_pipe_and_the_turns_before_it_are_saved(
     assert (tmp_path / "talk.cache").exists()
 
 
-def test_a_pipe_drops_no_message_silently(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_drops_no_message_silently(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pipe_in(monkeypatch, "/usr/bin is what?\nWhat is 7 * 8?\n")
     assert chat.main(GREEDY) == 2
     out, err = capsys.readouterr()
@@ -349,7 +407,9 @@ def test_a_conversation_goes_on_from_its_file(
     assert chat.main([*GREEDY, *file]) == 0
     assert not (tmp_path / "talk.cache").exists()
     pipe_in(monkeypatch, "What is 48 + 76?")
-    assert chat.main([*GREEDY, *file, "--keep-reasoning", "all", "--system-prompt", "Be brief."]) == 0
+    assert (
+        chat.main([*GREEDY, *file, "--keep-reasoning", "all", "--system-prompt", "Be brief."]) == 0
+    )
     capsys.readouterr()
     pipe_in(monkeypatch, "What is 7 * 8?")
     assert chat.main([*GREEDY, *file]) == 0

@@ -40,7 +40,9 @@ def edit_json(path: Path, **changes: Any) -> None:
 
 
 def edit_weight_map(folder: Path, **changes: Any) -> None:
-    edit_json(folder / INDEX, weight_map=json.loads((folder / INDEX).read_text())["weight_map"] | changes)
+    edit_json(
+        folder / INDEX, weight_map=json.loads((folder / INDEX).read_text())["weight_map"] | changes
+    )
 
 
 def edit_shard(path: Path, edit: Callable[[Weights], object]) -> None:
@@ -73,20 +75,26 @@ def equal(a: mx.array, b: mx.array) -> bool:
 # what is accepted
 
 
-def test_a_published_folder_opens_and_its_tensors_are_those_written(folder: Path, weights: Weights) -> None:
+def test_a_published_folder_opens_and_its_tensors_are_those_written(
+    folder: Path, weights: Weights
+) -> None:
     checkpoint = open_checkpoint(folder)
     assert checkpoint.config == CONFIG
     assert checkpoint.raw_config["model_type"] == "mistral"
     assert [shard.path.name for shard in checkpoint.shards] == [FIRST, SECOND]
     assert checkpoint.nbytes == sum(w.nbytes for w in weights.values())
-    assert set(checkpoint.formats) == {n.removesuffix(".weight") for n, w in weights.items() if w.ndim == 2}
+    assert set(checkpoint.formats) == {
+        n.removesuffix(".weight") for n, w in weights.items() if w.ndim == 2
+    }
     assert set(checkpoint.formats.values()) == {None}
     tensors = checkpoint.tensors()
     assert set(tensors) == set(weights)
     for name, weight in weights.items():
         assert equal(tensors[name], weight)
         assert equal(checkpoint.read(name), weight)
-    assert equal(checkpoint.read("lm_head.weight", rows=slice(7, 13)), weights["lm_head.weight"][7:13])
+    assert equal(
+        checkpoint.read("lm_head.weight", rows=slice(7, 13)), weights["lm_head.weight"][7:13]
+    )
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.float32])
@@ -113,7 +121,9 @@ def test_a_tied_checkpoint_has_no_lm_head(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_every_packed_format_is_read_embedding_and_all(tmp_path: Path, weights: Weights, quant: QuantFormat) -> None:
+def test_every_packed_format_is_read_embedding_and_all(
+    tmp_path: Path, weights: Weights, quant: QuantFormat
+) -> None:
     tensors, block = quantize_weights(weights, quant)
     checkpoint = open_checkpoint(write_checkpoint(tmp_path, CONFIG, tensors, block))
     assert set(checkpoint.formats.values()) == {quant}
@@ -121,7 +131,11 @@ def test_every_packed_format_is_read_embedding_and_all(tmp_path: Path, weights: 
 
 
 def test_modules_may_differ_and_some_stay_float(tmp_path: Path, weights: Weights) -> None:
-    overrides = {DOWN: QuantFormat(6, 32), "lm_head": None, "model.embed_tokens": QuantFormat(8, 64)}
+    overrides = {
+        DOWN: QuantFormat(6, 32),
+        "lm_head": None,
+        "model.embed_tokens": QuantFormat(8, 64),
+    }
     tensors, block = quantize_weights(weights, QuantFormat(4, 32), overrides)
     formats = open_checkpoint(write_checkpoint(tmp_path, CONFIG, tensors, block)).formats
     assert {path: formats[path] for path in overrides} == overrides
@@ -166,7 +180,9 @@ def test_a_missing_head_dim_is_read_off_packed_rows_too(tmp_path: Path, weights:
     assert not found.tie_word_embeddings
 
 
-def test_weights_are_not_read_when_a_folder_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_not_read_when_a_folder_is_opened(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("mx.load before validation")
 
@@ -186,7 +202,9 @@ def test_a_folder_that_is_none_or_not_of_this_kind(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").touch()
     assert "take the safetensors of the same model" in refusal(tmp_path)
     (tmp_path / "params.json").touch()
-    assert f"python -m magistral_mlx.convert --hf-path {tmp_path} --mlx-path OUT" in refusal(tmp_path)
+    assert f"python -m magistral_mlx.convert --hf-path {tmp_path} --mlx-path OUT" in refusal(
+        tmp_path
+    )
 
 
 def test_a_config_without_weights(folder: Path) -> None:
@@ -196,7 +214,9 @@ def test_a_config_without_weights(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", INDEX])
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff\xfe{}", b'{"a":1,"a":1}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"\xff\xfe{}", b'{"a":1,"a":1}', b"[" * 100_000]
+)
 def test_damaged_json_is_named(folder: Path, name: str, text: bytes) -> None:
     (folder / name).write_bytes(text)
     message = refusal(folder)
@@ -218,10 +238,15 @@ def test_a_huge_config_is_not_read(folder: Path) -> None:
         ({"head_dim": 16}, "head_dim is 16"),
         ({"tie_word_embeddings": True}, "lm_head.weight is present"),
         ({"num_hidden_layers": 10**12}, "1000000000000 layers, but the weights are 30 tensors"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "not an MLX format; start from the bf16 checkpoint"),
+        (
+            {"quantization_config": {"quant_method": "fp8"}},
+            "not an MLX format; start from the bf16 checkpoint",
+        ),
     ],
 )
-def test_a_config_of_another_model_is_named(folder: Path, changes: dict[str, Any], words: str) -> None:
+def test_a_config_of_another_model_is_named(
+    folder: Path, changes: dict[str, Any], words: str
+) -> None:
     edit_json(folder / "config.json", **changes)
     message = refusal(folder)
     assert message.startswith(f"{folder / 'config.json'}: ")
@@ -275,7 +300,10 @@ def test_an_index_naming_a_missing_file_is_refused(folder: Path) -> None:
 def test_a_stray_model_file_is_refused(folder: Path) -> None:
     """mlx-lm merges it into the model without a word."""
     shutil.copy(folder / FIRST, folder / "model-extra.safetensors")
-    assert f"model-extra.safetensors lies beside the weights, but {INDEX} does not name it; move it" in refusal(folder)
+    assert (
+        f"model-extra.safetensors lies beside the weights, but {INDEX} does not name it; move it"
+        in refusal(folder)
+    )
 
 
 def test_a_tensor_in_another_shard_than_the_index_says_is_refused(folder: Path) -> None:
@@ -297,11 +325,16 @@ def test_a_tensor_that_the_index_lacks_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize("has_index", [False, True])
 def test_a_tensor_in_two_shards_is_refused(folder: Path, weights: Weights, has_index: bool) -> None:
-    edit_shard(folder / SECOND, lambda tensors: tensors.update({"lm_head.weight": weights["lm_head.weight"]}))
+    edit_shard(
+        folder / SECOND,
+        lambda tensors: tensors.update({"lm_head.weight": weights["lm_head.weight"]}),
+    )
     if not has_index:
         (folder / INDEX).unlink()
     message = refusal(folder)
-    assert f"{folder / SECOND}: tensor 'lm_head.weight' is also in {FIRST}; remove the file" in message
+    assert (
+        f"{folder / SECOND}: tensor 'lm_head.weight' is also in {FIRST}; remove the file" in message
+    )
 
 
 # tensors
@@ -323,10 +356,20 @@ def test_a_damaged_shard_is_named(folder: Path) -> None:
 
 
 def test_the_overflow_file_never_reaches_mlx(folder: Path) -> None:
-    header = json.dumps({"model.norm.weight": {"dtype": "BF16", "shape": [2**30, 2**30, 16], "data_offsets": [0, 0]}})
+    header = json.dumps(
+        {
+            "model.norm.weight": {
+                "dtype": "BF16",
+                "shape": [2**30, 2**30, 16],
+                "data_offsets": [0, 0],
+            }
+        }
+    )
     for path in folder.glob("model*"):
         path.unlink()
-    (folder / "model.safetensors").write_bytes((150).to_bytes(8, "little") + header.encode().ljust(150))
+    (folder / "model.safetensors").write_bytes(
+        (150).to_bytes(8, "little") + header.encode().ljust(150)
+    )
     assert "model.safetensors is damaged: tensor 'model.norm.weight'" in refusal(folder)
 
 
@@ -337,15 +380,27 @@ def change(weights: Weights, **changes: mx.array | None) -> Weights:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({f"{DOWN}.weight": None}, f"1 tensors are missing, first '{DOWN}.weight'; the checkpoint is incomplete"),
-        ({"extra.weight": mx.zeros((3,))}, "1 tensors do not belong to this model, first 'extra.weight'"),
+        (
+            {f"{DOWN}.weight": None},
+            f"1 tensors are missing, first '{DOWN}.weight'; the checkpoint is incomplete",
+        ),
+        (
+            {"extra.weight": mx.zeros((3,))},
+            "1 tensors do not belong to this model, first 'extra.weight'",
+        ),
         ({f"{DOWN}.bias": mx.zeros((64,))}, f"do not belong to this model, first '{DOWN}.bias'"),
-        ({"lm_head.weight": mx.zeros((320, 63))}, "tensor 'lm_head.weight' is F32 [320, 63], config.json implies"),
+        (
+            {"lm_head.weight": mx.zeros((320, 63))},
+            "tensor 'lm_head.weight' is F32 [320, 63], config.json implies",
+        ),
         ({"lm_head.weight": mx.zeros((319, 64))}, "implies BF16 or F16 or F32 [320, 64]"),
         ({f"{DOWN}.weight": mx.zeros((64 * 96,))}, f"tensor '{DOWN}.weight' is F32 [6144]"),
         ({f"{NORM}.weight": mx.zeros((64, 1))}, f"tensor '{NORM}.weight' is F32 [64, 1]"),
         ({f"{NORM}.weight": mx.zeros((64,), mx.int32)}, f"tensor '{NORM}.weight' is I32 [64]"),
-        ({f"{DOWN}.weight": mx.zeros((64, 96), mx.uint32)}, f"tensor '{DOWN}.weight' is U32 [64, 96]"),
+        (
+            {f"{DOWN}.weight": mx.zeros((64, 96), mx.uint32)},
+            f"tensor '{DOWN}.weight' is U32 [64, 96]",
+        ),
     ],
 )
 def test_a_tensor_missing_extra_or_not_as_configured_is_named(
@@ -356,7 +411,9 @@ def test_a_tensor_missing_extra_or_not_as_configured_is_named(
     assert words in message
 
 
-def packed_folder(folder: Path, weights: Weights, quant: QuantFormat, **changes: mx.array | None) -> Path:
+def packed_folder(
+    folder: Path, weights: Weights, quant: QuantFormat, **changes: mx.array | None
+) -> Path:
     tensors, block = quantize_weights(weights, quant)
     edit_json(folder / "config.json", quantization=block)
     return one_file(folder, change(tensors, **changes))
@@ -365,24 +422,56 @@ def packed_folder(folder: Path, weights: Weights, quant: QuantFormat, **changes:
 @pytest.mark.parametrize(
     ("quant", "changes", "words"),
     [
-        (QuantFormat(4, 32), {f"{DOWN}.biases": None}, f"1 tensors are missing, first '{DOWN}.biases'"),
-        (QuantFormat(4, 32), {f"{DOWN}.weight": None}, f"1 tensors are missing, first '{DOWN}.weight'"),
-        (QuantFormat(4, 32), {f"{DOWN}.scales": mx.zeros((64, 2))}, f"'{DOWN}.scales' is F32 [64, 2], config.json"),
-        (QuantFormat(4, 32), {f"{DOWN}.scales": mx.zeros((64, 3), mx.uint8)}, f"'{DOWN}.scales' is U8 [64, 3]"),
-        (QuantFormat(4, 32), {f"{DOWN}.weight": mx.zeros((64, 18), mx.uint32)}, "implies U32 [64, 12]"),
+        (
+            QuantFormat(4, 32),
+            {f"{DOWN}.biases": None},
+            f"1 tensors are missing, first '{DOWN}.biases'",
+        ),
+        (
+            QuantFormat(4, 32),
+            {f"{DOWN}.weight": None},
+            f"1 tensors are missing, first '{DOWN}.weight'",
+        ),
+        (
+            QuantFormat(4, 32),
+            {f"{DOWN}.scales": mx.zeros((64, 2))},
+            f"'{DOWN}.scales' is F32 [64, 2], config.json",
+        ),
+        (
+            QuantFormat(4, 32),
+            {f"{DOWN}.scales": mx.zeros((64, 3), mx.uint8)},
+            f"'{DOWN}.scales' is U8 [64, 3]",
+        ),
+        (
+            QuantFormat(4, 32),
+            {f"{DOWN}.weight": mx.zeros((64, 18), mx.uint32)},
+            "implies U32 [64, 12]",
+        ),
         (
             QuantFormat(4, 32),
             {f"{DOWN}.weight": mx.zeros((64, 12), mx.int32)},
             "is I32 [64, 12], config.json implies U32",
         ),
-        (QuantFormat(4, 32), {f"{NORM}.scales": mx.zeros((2,))}, f"do not belong to this model, first '{NORM}.scales'"),
-        (QuantFormat(4, 32, "mxfp4"), {f"{DOWN}.scales": mx.zeros((64, 3))}, "is F32 [64, 3], config.json implies U8"),
+        (
+            QuantFormat(4, 32),
+            {f"{NORM}.scales": mx.zeros((2,))},
+            f"do not belong to this model, first '{NORM}.scales'",
+        ),
+        (
+            QuantFormat(4, 32, "mxfp4"),
+            {f"{DOWN}.scales": mx.zeros((64, 3))},
+            "is F32 [64, 3], config.json implies U8",
+        ),
         (
             QuantFormat(4, 32, "mxfp4"),
             {f"{DOWN}.biases": mx.zeros((64, 3))},
             f"not belong to this model, first '{DOWN}.b",
         ),
-        (QuantFormat(4, 16, "nvfp4"), {f"{DOWN}.weight": None}, f"1 tensors are missing, first '{DOWN}.weight'"),
+        (
+            QuantFormat(4, 16, "nvfp4"),
+            {f"{DOWN}.weight": None},
+            f"1 tensors are missing, first '{DOWN}.weight'",
+        ),
     ],
 )
 def test_a_packed_tensor_that_is_not_as_configured_is_named(
@@ -394,13 +483,22 @@ def test_a_packed_tensor_that_is_not_as_configured_is_named(
 @pytest.mark.parametrize(
     ("block", "words"),
     [
-        (None, "'model.embed_tokens' has scales, but the quantization block does not say how it is packed"),
-        ({"bits": 4, "group_size": 32, DOWN: False}, f"'{DOWN}' has scales, but the quantization block"),
+        (
+            None,
+            "'model.embed_tokens' has scales, but the quantization block does not say how it is packed",
+        ),
+        (
+            {"bits": 4, "group_size": 32, DOWN: False},
+            f"'{DOWN}' has scales, but the quantization block",
+        ),
         (
             {"bits": 8, "group_size": 32},
             "tensor 'model.embed_tokens.weight' is U32 [320, 8], config.json implies U32 [320, 16]",
         ),
-        ({"bits": 4, "group_size": 64}, "groups of 64 do not divide the 96 columns of 'model.layers.0.mlp.down_proj'"),
+        (
+            {"bits": 4, "group_size": 64},
+            "groups of 64 do not divide the 96 columns of 'model.layers.0.mlp.down_proj'",
+        ),
         ({"bits": 4, "group_size": 32, "mode": "mxfp4"}, "first 'lm_head.biases'"),
     ],
 )
@@ -416,7 +514,10 @@ def test_a_block_that_does_not_describe_the_tensors_is_refused(
 def test_a_module_named_by_the_block_must_be_packed(folder: Path) -> None:
     edit_json(folder / "config.json", quantization={"bits": 4, "group_size": 32, DOWN: {"bits": 8}})
     message = refusal(folder)
-    assert f"quantization names '{DOWN}', but the tensor '{DOWN}.scales' is missing; fetch the weights again" in message
+    assert (
+        f"quantization names '{DOWN}', but the tensor '{DOWN}.scales' is missing; fetch the weights again"
+        in message
+    )
 
 
 # fingerprint
@@ -438,15 +539,23 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "a value of the config": lambda f: edit_json(f / "config.json", rope_theta=1e6),
     "a byte of the index": lambda f: edit_bytes(f / INDEX, lambda b: b + b" "),
     "no index": lambda f: (f / INDEX).unlink(),
-    "a header": lambda f: edit_bytes(f / FIRST, lambda b: b.replace(b'"format":"pt"', b'"format":"tf"')),
+    "a header": lambda f: edit_bytes(
+        f / FIRST, lambda b: b.replace(b'"format":"pt"', b'"format":"tf"')
+    ),
     "a size": lambda f: edit_bytes(
         f / FIRST,
         lambda b: (
             (int.from_bytes(b[:8], "little") + 8).to_bytes(8, "little")
-            + (b[8 : 8 + int.from_bytes(b[:8], "little")] + b" " * 8 + b[8 + int.from_bytes(b[:8], "little") :])
+            + (
+                b[8 : 8 + int.from_bytes(b[:8], "little")]
+                + b" " * 8
+                + b[8 + int.from_bytes(b[:8], "little") :]
+            )
         ),
     ),
-    "weights of a fine-tune": lambda f: flip_middle_of(open_checkpoint(f), "model.layers.2.self_attn.k_proj.weight"),
+    "weights of a fine-tune": lambda f: flip_middle_of(
+        open_checkpoint(f), "model.layers.2.self_attn.k_proj.weight"
+    ),
     "a norm of a fine-tune": lambda f: flip_middle_of(open_checkpoint(f), "model.norm.weight"),
 }
 
@@ -458,7 +567,9 @@ def test_the_fingerprint_changes_with(folder: Path, case: str) -> None:
     assert open_checkpoint(folder).fingerprint() != before
 
 
-def test_the_fingerprint_is_that_of_the_content_not_of_the_place(folder: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_is_that_of_the_content_not_of_the_place(
+    folder: Path, tmp_path: Path
+) -> None:
     copy = shutil.copytree(folder, tmp_path / "elsewhere")
     found = open_checkpoint(copy).fingerprint()
     assert found == open_checkpoint(folder).fingerprint()
@@ -484,7 +595,9 @@ def test_a_folder_wins_over_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert resolve("org/name") == Path("org/name")
 
 
-def test_a_hub_id_is_fetched_with_what_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_is_fetched_with_what_was_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
 
     def fetch(repo_id: str, *, revision: str | None, layout: str | None) -> Path:
@@ -492,7 +605,10 @@ def test_a_hub_id_is_fetched_with_what_was_asked(tmp_path: Path, monkeypatch: py
         return tmp_path
 
     monkeypatch.setattr(module, "fetch", fetch)
-    assert resolve("mistralai/Magistral-Small-2506", revision="main", layout="consolidated") == tmp_path
+    assert (
+        resolve("mistralai/Magistral-Small-2506", revision="main", layout="consolidated")
+        == tmp_path
+    )
     assert calls == [("mistralai/Magistral-Small-2506", "main", "consolidated")]
 
 
@@ -525,7 +641,12 @@ def test_what_is_neither_folder_nor_hub_id_names_the_ways(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError) as caught:
         resolve(model)
-    for words in (str(model), "no such folder", "lmstudio-community/Magistral-Small-2506-MLX-4bit", "'demo'"):
+    for words in (
+        str(model),
+        "no such folder",
+        "lmstudio-community/Magistral-Small-2506-MLX-4bit",
+        "'demo'",
+    ):
         assert words in str(caught.value)
 
 

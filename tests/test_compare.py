@@ -20,13 +20,21 @@ MEASURED = [path for path in RESULTS if "predict" not in json.loads(path.read_te
 
 def timed(rng: np.random.Generator, *, speed: float = 1.0, repeats: int = 9) -> dict[str, Any]:
     """A run of a machine whose repeats vary by 4 %, and which is itself another by 1.5 % each time."""
-    comparison = Comparison("demo", {"checkpoint": "c", "workload": {"prompt_tokens": 9, "repeats": repeats}})
+    comparison = Comparison(
+        "demo", {"checkpoint": "c", "workload": {"prompt_tokens": 9, "repeats": repeats}}
+    )
     machine = rng.normal(1, 0.015)
     for _ in range(repeats):
-        seconds = {OURS: 2 * machine / speed * rng.lognormal(0, 0.04), "mlx-lm": 3 * rng.lognormal(0, 0.04)}
+        seconds = {
+            OURS: 2 * machine / speed * rng.lognormal(0, 0.04),
+            "mlx-lm": 3 * rng.lognormal(0, 0.04),
+        }
         for name, taken in seconds.items():
             comparison.add(name, {"decode": Lap(taken, taken, 100)})
-    return {"circumstances": {"chip": "x", "versions": {"mlx": "1"}}, "speed": [comparison.as_dict()]}
+    return {
+        "circumstances": {"chip": "x", "versions": {"mlx": "1"}},
+        "speed": [comparison.as_dict()],
+    }
 
 
 def regressions(before: Any, after: Any, margin: float = 0.05) -> list[str]:
@@ -69,7 +77,9 @@ def test_a_machine_that_was_slower_itself_is_no_regression_of_ours(control: str)
                 lap["seconds"] /= machine
         else:
             del repeats["mlx-lm"]
-            results["speed"].append({"title": "streaming matvec", "bytes_per_second": 1e10 * machine})
+            results["speed"].append(
+                {"title": "streaming matvec", "bytes_per_second": 1e10 * machine}
+            )
         return results
 
     assert regressions(run(1, 1), run(2 / 3, 1)) == []
@@ -91,20 +101,27 @@ def test_a_machine_that_was_slower_itself_is_no_regression_of_ours(control: str)
         ("kl", 0.02, 0.03, True),
     ],
 )
-def test_every_kind_of_figure_has_its_own_noise(key: str, before: float, after: float, is_worse: bool) -> None:
-    one, other = ({"memory": [{"title": "t", "problems": 200, key: value}]} for value in (before, after))
+def test_every_kind_of_figure_has_its_own_noise(
+    key: str, before: float, after: float, is_worse: bool
+) -> None:
+    one, other = (
+        {"memory": [{"title": "t", "problems": 200, key: value}]} for value in (before, after)
+    )
     assert bool(regressions(one, other)) is is_worse
 
 
 def test_a_peer_beside_is_not_ours_and_everything_else_is() -> None:
     laps = [{"seconds": 1.0, "cpu_seconds": 1.0, "count": 5}]
-    contenders = dict.fromkeys([OURS, "from disk", "mlx-lm, float32", "mlx, no hash", "llama.cpp"], laps)
+    contenders = dict.fromkeys(
+        [OURS, "from disk", "mlx-lm, float32", "mlx, no hash", "llama.cpp"], laps
+    )
     results = {"x": [{"title": "t", "repeats": {"p": contenders}}, {"title": "u", "repeats": laps}]}
     results["x"].append({"right": [3, 4]})
     results["x"].append({"seconds": {"ask": [0.1, 0.2]}, "waits": {"ask": [0.1]}})
     changes = compare(results, results, 0)
     assert {change.name for change in changes if not change.is_ours} == {
-        f"x / t / p / {name} / per second" for name in ("mlx-lm, float32", "mlx, no hash", "llama.cpp")
+        f"x / t / p / {name} / per second"
+        for name in ("mlx-lm, float32", "mlx, no hash", "llama.cpp")
     }
     assert {change.name for change in changes if change.better == "lower"} == {
         "x / 3 / ask / seconds",
@@ -131,7 +148,9 @@ def test_a_regression_is_exit_code_1_and_the_file_says_which(
     a, b, out = (str(tmp_path / name) for name in ("a.json", "b.json", "out.json"))
     assert main(["compare", a, b, "--json", out]) == 1
     assert "1 worse beyond noise" in capsys.readouterr().out
-    worse = [change for change in json.loads(Path(out).read_text())["compare"] if change["is_regression"]]
+    worse = [
+        change for change in json.loads(Path(out).read_text())["compare"] if change["is_regression"]
+    ]
     assert [OURS in change["name"] for change in worse] == [True]
     assert main(["compare", b, a]) == 0
     assert main(["compare", a, b, "--margin", "0.5"]) == 0
@@ -157,7 +176,9 @@ def test_a_comparison_never_takes_the_place_of_what_it_compares(tmp_path: Path) 
     assert a.read_bytes() == before
 
 
-def test_damaged_values_are_no_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_values_are_no_regression(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     good = timed(np.random.default_rng(1))
 
     def damaged(node: Any, at: int) -> list[Any]:
@@ -185,7 +206,12 @@ def test_damaged_values_are_no_regression(tmp_path: Path, capsys: pytest.Capture
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("{", "is no JSON"), ("[" * 100_000, "is no JSON"), ("[]", "no result file"), ('{"a": 1}', "no result file")],
+    [
+        ("{", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
+        ("[]", "no result file"),
+        ('{"a": 1}', "no result file"),
+    ],
     ids=["cut", "deep", "a list", "a number"],
 )
 def test_what_is_no_result_is_refused(

@@ -15,10 +15,14 @@ SOURCE = Path("folder/config.json")
 WITHOUT = object()
 
 
-def read(config: ModelConfig | None = None, /, tensors: dict[str, Any] | None = None, **changes: Any) -> ModelConfig:
+def read(
+    config: ModelConfig | None = None, /, tensors: dict[str, Any] | None = None, **changes: Any
+) -> ModelConfig:
     """The config read back from what a publisher writes for ``config``, some keys changed or left out."""
     config = config or make_config()
-    raw = {key: value for key, value in (raw_config(config) | changes).items() if value is not WITHOUT}
+    raw = {
+        key: value for key, value in (raw_config(config) | changes).items() if value is not WITHOUT
+    }
     return ModelConfig.from_dict(raw, SOURCE, tensors or config.parameter_shapes())
 
 
@@ -51,7 +55,9 @@ def test_a_missing_head_dim_is_read_off_the_rows_of_q(caplog: pytest.LogCaptureF
 
 
 @pytest.mark.parametrize("is_tied", [False, True])
-def test_a_missing_tie_flag_is_read_off_lm_head(is_tied: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_tie_flag_is_read_off_lm_head(
+    is_tied: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     config = make_config(tie_word_embeddings=is_tied)
     assert read(config, tie_word_embeddings=WITHOUT) == config
@@ -61,11 +67,17 @@ def test_a_missing_tie_flag_is_read_off_lm_head(is_tied: bool, caplog: pytest.Lo
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"head_dim": 16}, "head_dim is 16 with 4 heads, but 'model.layers.0.self_attn.q_proj.weight' has 128 rows"),
+        (
+            {"head_dim": 16},
+            "head_dim is 16 with 4 heads, but 'model.layers.0.self_attn.q_proj.weight' has 128 rows",
+        ),
         ({"head_dim": 32.0}, "head_dim is 32.0"),
         ({"num_attention_heads": 8}, "head_dim is 32 with 8 heads"),
         ({"head_dim": WITHOUT, "num_attention_heads": 6}, "128 rows, which 6 heads do not divide"),
-        ({"tie_word_embeddings": True}, "tie_word_embeddings is True, but lm_head.weight is present"),
+        (
+            {"tie_word_embeddings": True},
+            "tie_word_embeddings is True, but lm_head.weight is present",
+        ),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'"),
         ({"num_key_value_heads": 3}, "4 query heads do not share 3 key/value heads evenly"),
         ({"rope_parameters": {"rope_theta": 1e4}}, "rope_theta is 1000000000.0 and also 10000.0"),
@@ -79,7 +91,9 @@ def test_a_contradiction_is_refused(changes: dict[str, Any], words: str) -> None
 
 
 def test_a_tied_flag_without_its_meaning_is_refused() -> None:
-    with pytest.raises(CheckpointError, match=r"tie_word_embeddings is False, but lm_head\.weight is missing"):
+    with pytest.raises(
+        CheckpointError, match=r"tie_word_embeddings is False, but lm_head\.weight is missing"
+    ):
         read(make_config(tie_word_embeddings=True), tie_word_embeddings=False)
 
 
@@ -90,7 +104,14 @@ def test_a_tied_flag_without_its_meaning_is_refused() -> None:
         {"rope_theta": WITHOUT, "rope_parameters": {"rope_theta": 10**9, "rope_type": "default"}},
         {"rope_theta": 10**9, "rope_parameters": {"rope_theta": 1e9}},
         {"rope_parameters": {"rope_type": "default"}},
-        {"rope_parameters": {"rope_theta": 1e9, "type": "default", "partial_rotary_factor": 1, "factor": None}},
+        {
+            "rope_parameters": {
+                "rope_theta": 1e9,
+                "type": "default",
+                "partial_rotary_factor": 1,
+                "factor": None,
+            }
+        },
         {"rope_parameters": None, "rope_scaling": None, "sliding_window": None},
     ],
 )
@@ -110,10 +131,16 @@ def test_rope_theta_is_read_where_either_transformers_writes_it(changes: dict[st
         ({"rope_theta": math.inf}, "rope_theta is inf"),
         ({"rope_theta": math.nan}, "rope_theta is nan"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "Magistral uses plain RoPE"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e9}}, "Magistral uses plain RoPE"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e9}},
+            "Magistral uses plain RoPE",
+        ),
         ({"rope_parameters": {"type": "linear", "rope_theta": 1e9}}, "Magistral uses plain RoPE"),
         ({"rope_parameters": {"rope_theta": 1e9, "factor": 4.0}}, "'factor': 4.0"),
-        ({"rope_parameters": {"rope_theta": 1e9, "partial_rotary_factor": 0.5}}, "'partial_rotary_factor': 0.5"),
+        (
+            {"rope_parameters": {"rope_theta": 1e9, "partial_rotary_factor": 0.5}},
+            "'partial_rotary_factor': 0.5",
+        ),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e9}}}, "Magistral uses plain RoPE"),
         ({"rope_parameters": [1e9]}, "rope_parameters is [1000000000.0]"),
         ({"model_type": "llama"}, "model_type is 'llama'"),
@@ -139,14 +166,18 @@ def test_another_model_or_a_damaged_value_is_refused(changes: dict[str, Any], wo
 
 
 def test_tensors_of_another_architecture_are_refused() -> None:
-    with pytest.raises(CheckpointError, match=r"no matrix 'model\.layers\.0\.self_attn\.q_proj\.weight'"):
+    with pytest.raises(
+        CheckpointError, match=r"no matrix 'model\.layers\.0\.self_attn\.q_proj\.weight'"
+    ):
         read(tensors={"transformer.h.0.attn.weight": (64, 64)})
 
 
 ODD = [None, True, -1, 0, 1.5, "x", [], [1], {}, {"x": 1}, 10**400, -(10**400), math.inf, math.nan]
 
 
-@pytest.mark.parametrize("key", [*raw_config(make_config()), "rope_parameters", "rope_scaling", "quantization"])
+@pytest.mark.parametrize(
+    "key", [*raw_config(make_config()), "rope_parameters", "rope_scaling", "quantization"]
+)
 @pytest.mark.parametrize("value", ODD, ids=lambda value: repr(value)[:9])
 def test_no_value_of_any_key_ends_in_another_error(key: str, value: Any) -> None:
     try:
@@ -170,8 +201,14 @@ def test_the_block_is_found_under_either_name(key: str) -> None:
 
 
 def test_a_block_that_is_null_hides_no_other() -> None:
-    assert read(quantization=None, quantization_config={"bits": 4, "group_size": 64}).quantization is not None
-    with pytest.raises(CheckpointError, match="quantized with 'fp8', which is not an MLX format; start from the bf16"):
+    assert (
+        read(quantization=None, quantization_config={"bits": 4, "group_size": 64}).quantization
+        is not None
+    )
+    with pytest.raises(
+        CheckpointError,
+        match="quantized with 'fp8', which is not an MLX format; start from the bf16",
+    ):
         read(quantization=None, quantization_config={"quant_method": "fp8"})
 
 
@@ -210,7 +247,13 @@ def test_a_module_may_differ_in_part_in_whole_or_not_be_packed() -> None:
 
 def test_what_a_module_leaves_out_is_mlx_default_for_its_mode() -> None:
     """As mlx-lm writes mixed recipes (null group) and as mlx.nn.quantize reads them; never the file's default."""
-    block = {"group_size": 32, "bits": 8, "a": {"bits": 6, "group_size": None}, "b": {"mode": "nvfp4"}, "c": {}}
+    block = {
+        "group_size": 32,
+        "bits": 8,
+        "a": {"bits": 6, "group_size": None},
+        "b": {"mode": "nvfp4"},
+        "c": {},
+    }
     quantization = QuantizationConfig.from_dict(block, Path("config.json"))
     assert quantization.for_module("a") == QuantFormat(6, 64)
     assert quantization.for_module("b") == QuantFormat(4, 16, "nvfp4")
@@ -223,14 +266,23 @@ def test_what_a_module_leaves_out_is_mlx_default_for_its_mode() -> None:
     [
         ({"group_size": 64}, "quantization has no 'bits'"),
         ({"bits": 4}, "quantization has no 'group_size'"),
-        ({"bits": 7, "group_size": 64}, "affine quantization with 7 bits in groups of 64 does not exist"),
+        (
+            {"bits": 7, "group_size": 64},
+            "affine quantization with 7 bits in groups of 64 does not exist",
+        ),
         ({"bits": 4, "group_size": 48}, "in groups of 48 does not exist"),
         ({"bits": 4, "group_size": 64, "mode": "mxfp4"}, "it is 4 bits in groups of 32"),
-        ({"bits": 4, "group_size": 64, "mode": "gguf"}, "quantization mode is 'gguf'; known are affine, mxfp4"),
+        (
+            {"bits": 4, "group_size": 64, "mode": "gguf"},
+            "quantization mode is 'gguf'; known are affine, mxfp4",
+        ),
         ({"bits": 4, "group_size": 64, "mode": []}, "quantization mode is []"),
         ({"bits": "4", "group_size": 64}, "must be whole numbers"),
         ({"bits": True, "group_size": 64}, "must be whole numbers"),
-        ({"bits": 4, "group_size": 64, "lm_head": {"bits": 9}}, "quantization of 'lm_head': affine quantization"),
+        (
+            {"bits": 4, "group_size": 64, "lm_head": {"bits": 9}},
+            "quantization of 'lm_head': affine quantization",
+        ),
         (
             {"bits": 4, "group_size": 64, "lm_head": {"mode": "nvfp4", "group_size": 64}},
             "quantization of 'lm_head': nvfp4 with 4 bits",
@@ -257,7 +309,9 @@ def test_packed_shapes_hold_the_bits(bits: int, group_size: int) -> None:
     assert shapes["scales"] == shapes["biases"] == (7, 384 // group_size)
 
 
-@pytest.mark.parametrize(("mode", "bits", "group_size"), [("mxfp4", 4, 32), ("nvfp4", 4, 16), ("mxfp8", 8, 32)])
+@pytest.mark.parametrize(
+    ("mode", "bits", "group_size"), [("mxfp4", 4, 32), ("nvfp4", 4, 16), ("mxfp8", 8, 32)]
+)
 def test_float_formats_have_no_biases(mode: Any, bits: int, group_size: int) -> None:
     shapes = QuantFormat(bits, group_size, mode).packed_shapes((7, 384))
     assert shapes == {"weight": (7, 384 * bits // 32), "scales": (7, 384 // group_size)}

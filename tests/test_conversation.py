@@ -34,7 +34,9 @@ def magistral(loaded: mm.Magistral) -> Iterator[mm.Magistral]:
 
 
 @pytest.fixture
-def seen(magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[mx.array]]:
+def seen(
+    magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[int], list[mx.array]]:
     """How many ids each pass of the model reads, and the logits it gives."""
     read: list[int] = []
     given: list[mx.array] = []
@@ -62,16 +64,24 @@ def test_a_later_turn_reads_what_is_new_and_equals_a_fresh_prefill(
     chat = magistral.chat(keep_reasoning=keep)
     reply = chat.ask(QUESTIONS[0], GREEDY)
     for question in QUESTIONS[1 : 3 if keep == "last" else 2]:
-        before, held, same = reply, list(magistral.past.ids), Chat(magistral, keep, [*chat.messages])
+        before, held, same = (
+            reply,
+            list(magistral.past.ids),
+            Chat(magistral, keep, [*chat.messages]),
+        )
         read.clear()
         given.clear()
         reply = chat.ask(question, GREEDY)
         usage = reply.usage
         new = usage.prompt_tokens - usage.cached_tokens
-        assert sum(read) - usage.completion_tokens - 1 == new  # each id that it drew, and the stop id, was read too
+        assert (
+            sum(read) - usage.completion_tokens - 1 == new
+        )  # each id that it drew, and the stop id, was read too
         if keep == "none":
             assert usage.cached_tokens == before.usage.prompt_tokens
-            answered = len(magistral.tokenizer.encode(before.answer)) + len(magistral.tokenizer.encode(question))
+            answered = len(magistral.tokenizer.encode(before.answer)) + len(
+                magistral.tokenizer.encode(question)
+            )
             assert answered <= new <= answered + 5  # and control ids
         elif before.usage.cached_tokens == 0 or keep == "all":
             assert usage.cached_tokens >= len(held) - 1
@@ -85,7 +95,9 @@ def test_a_later_turn_reads_what_is_new_and_equals_a_fresh_prefill(
 
 
 @pytest.mark.parametrize(("spelled", "meant"), [(True, "all"), (False, "none"), ("last", "last")])
-def test_keep_reasoning_may_be_spelled_as_a_claim(magistral: mm.Magistral, spelled: Any, meant: str) -> None:
+def test_keep_reasoning_may_be_spelled_as_a_claim(
+    magistral: mm.Magistral, spelled: Any, meant: str
+) -> None:
     assert magistral.chat(keep_reasoning=spelled).keep_reasoning == meant
 
 
@@ -107,7 +119,10 @@ class Counting:
         return self.plan.context - sum(len(message["content"]) for message in messages)
 
     def stream(
-        self, messages: Sequence[Mapping[str, Any]], sampling: mm.SamplingParams | None = None, **_: object
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampling: mm.SamplingParams | None = None,
+        **_: object,
     ) -> Generator[mm.Segment, None, mm.Reply]:
         room = self.room(messages)
         self.plan.reply_tokens(self.plan.context - room, sampling and sampling.max_tokens)
@@ -140,7 +155,9 @@ def test_when_the_context_is_full_the_oldest_turns_go(
         kept.append(number)
 
         def free(kept: list[int] = kept) -> int:
-            taken = sum(lengths[i] for i in kept) + len(kept) - 1  # each turn but the last has an answer
+            taken = (
+                sum(lengths[i] for i in kept) + len(kept) - 1
+            )  # each turn but the last has an answer
             return context - len(system or "") - taken
 
         if free() < least:
@@ -153,14 +170,20 @@ def test_when_the_context_is_full_the_oldest_turns_go(
         assert len(caplog.records) == (kept[0] > forgotten)
         forgotten = kept[0]
         roles = [message["role"] for message in model.asked[-1]]
-        assert roles == ["system"] * (system is not None) + ["user", "assistant"] * (len(kept) - 1) + ["user"]
+        assert roles == ["system"] * (system is not None) + ["user", "assistant"] * (
+            len(kept) - 1
+        ) + ["user"]
         questions = [message["content"] for message in model.asked[-1] if message["role"] == "user"]
         assert questions == [chr(ord("a") + i) * lengths[i] for i in kept]
     assert forgotten
-    assert len(chat.messages) == 2 * len(lengths) + (system is not None)  # they are left out, not lost
+    assert len(chat.messages) == 2 * len(lengths) + (
+        system is not None
+    )  # they are left out, not lost
 
 
-def test_what_does_not_fit_alone_is_refused_and_nothing_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_does_not_fit_alone_is_refused_and_nothing_is_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     chat = Chat(Counting(2000), "none", [{"role": "system", "content": "s" * 200}])
     for length in (300, 300):
         ask(chat, "q" * length)
@@ -206,11 +229,15 @@ def test_a_long_conversation_goes_on_in_a_small_context(magistral: mm.Magistral)
     assert usage.prompt_tokens <= CONTEXT - 256 - CONTEXT // 4
     assert replies[-1].answer
     following = chat.ask(QUESTIONS[0], GREEDY).usage
-    assert following.forgotten_turns == usage.forgotten_turns  # a quarter is free: nothing more has to go
+    assert (
+        following.forgotten_turns == usage.forgotten_turns
+    )  # a quarter is free: nothing more has to go
     assert following.cached_tokens >= usage.prompt_tokens
 
 
-def test_a_saved_conversation_goes_on_with_what_was_left_out(magistral: mm.Magistral, tmp_path: Path) -> None:
+def test_a_saved_conversation_goes_on_with_what_was_left_out(
+    magistral: mm.Magistral, tmp_path: Path
+) -> None:
     chat = magistral.chat(system_prompt="Be brief.")
     for question in QUESTIONS:
         chat.ask(question, replace(GREEDY, max_tokens=2))
@@ -229,7 +256,9 @@ def test_a_saved_conversation_goes_on_with_what_was_left_out(magistral: mm.Magis
         '{"keep_reasoning": "all", "messages": [{}], "tools": null, "forgotten": 0}',
     ],
 )
-def test_a_file_with_something_else_for_a_conversation(magistral: mm.Magistral, tmp_path: Path, state: str) -> None:
+def test_a_file_with_something_else_for_a_conversation(
+    magistral: mm.Magistral, tmp_path: Path, state: str
+) -> None:
     magistral.past.save(tmp_path / "talk", state)
     with pytest.raises(mm.CheckpointError, match="talk holds no conversation that can be read"):
         magistral.resume(tmp_path / "talk")
@@ -261,4 +290,7 @@ def test_the_system_prompt_can_be_changed(magistral: mm.Magistral) -> None:
     for text in ("Be brief.", "Be long.", None):
         chat.system_prompt = text
         assert chat.system_prompt == text
-        assert [m["role"] for m in chat.messages] == ["system"] * (text is not None) + ["user", "assistant"]
+        assert [m["role"] for m in chat.messages] == ["system"] * (text is not None) + [
+            "user",
+            "assistant",
+        ]

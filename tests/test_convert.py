@@ -10,14 +10,21 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-import convert.pipeline
-from convert import convert_checkpoint
-from convert.planning import make_plan
-from convert.source import open_source
+import magistral_mlx.convert.pipeline
 from magistral_mlx.checkpoint import open_checkpoint
 from magistral_mlx.config import FP_FORMATS
+from magistral_mlx.convert import convert_checkpoint
+from magistral_mlx.convert.planning import make_plan
+from magistral_mlx.convert.source import open_source
 from magistral_mlx.errors import CheckpointError
-from tests.sources import CONFIG, change_json, content, convert_quickly, write_consolidated, write_hf
+from tests.sources import (
+    CONFIG,
+    change_json,
+    content,
+    convert_quickly,
+    write_consolidated,
+    write_hf,
+)
 from tests.tekken import write_tekken
 from tests.tiny import make_config, make_weights, write_checkpoint
 
@@ -37,7 +44,10 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, mx.ar
 
 @pytest.mark.parametrize(
     "beside",
-    [pytest.param(False, marks=pytest.mark.slow, id="params.json alone"), pytest.param(True, id="config.json beside")],
+    [
+        pytest.param(False, marks=pytest.mark.slow, id="params.json alone"),
+        pytest.param(True, id="config.json beside"),
+    ],
 )
 def test_both_layouts_convert_to_the_same_bytes(
     tmp_path: Path, hf_folder: Path, weights: dict[str, mx.array], beside: bool
@@ -50,7 +60,12 @@ def test_both_layouts_convert_to_the_same_bytes(
     one, two = content(tmp_path / "one"), content(tmp_path / "two")
     records = [json.loads(files.pop("magistral_mlx.json")) for files in (one, two)]
     assert one == two
-    assert {"tokenizer.json", "config.json", "model.safetensors", "model.safetensors.index.json"} <= set(one)
+    assert {
+        "tokenizer.json",
+        "config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+    } <= set(one)
     assert [record.pop("source")["layout"] for record in records] == ["hf", "consolidated"]
     assert records[0] == records[1]
     assert not any(str(tmp_path).encode() in data for data in one.values())
@@ -65,15 +80,21 @@ def test_the_same_weights_in_other_shards_and_blocks_convert_to_the_same_bytes(
     for name in ("config.json", "tekken.json"):
         shutil.copy(hf_folder / name, other)
     backwards = {name: weights[name] for name in reversed(weights)}
-    mx.save_safetensors(str(other / "model.safetensors"), backwards, {"format": "pt"})  # no index, another order
+    mx.save_safetensors(
+        str(other / "model.safetensors"), backwards, {"format": "pt"}
+    )  # no index, another order
     native = write_consolidated(tmp_path / "native", weights)
-    monkeypatch.setattr("convert.source.Source.blocks.__defaults__", (3 * 128 * 2,))  # three rows, or one head
+    monkeypatch.setattr(
+        "magistral_mlx.convert.source.Source.blocks.__defaults__", (3 * 128 * 2,)
+    )  # three rows, or one head
     assert len(list(open_source(other).blocks("lm_head.weight"))) == 500
     assert len(list(open_source(native).blocks("model.layers.0.self_attn.q_proj.weight"))) == 4
     for source in (other, native):
         convert_quickly(source, tmp_path / f"from-{source.name}")
         for name in ("model.safetensors", "config.json"):
-            assert (tmp_path / f"from-{source.name}" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+            assert (tmp_path / f"from-{source.name}" / name).read_bytes() == (
+                tmp_path / "one" / name
+            ).read_bytes()
 
 
 def test_hf_shards_are_preferred_and_layout_chooses(
@@ -90,11 +111,17 @@ def test_hf_shards_are_preferred_and_layout_chooses(
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("stated", [False, True])
-def test_what_params_json_leaves_out_is_read_off_the_tensors(tmp_path: Path, tied: bool, stated: bool) -> None:
-    config = make_config(hidden_size=128, intermediate_size=384, head_dim=64, num_layers=2, tie_word_embeddings=tied)
+def test_what_params_json_leaves_out_is_read_off_the_tensors(
+    tmp_path: Path, tied: bool, stated: bool
+) -> None:
+    config = make_config(
+        hidden_size=128, intermediate_size=384, head_dim=64, num_layers=2, tie_word_embeddings=tied
+    )
     leaves_out: dict[str, object] = {"tied_embeddings": tied} if stated else {"head_dim": None}
     leaves_out |= {"max_position_embeddings": None, "max_seq_len": 4096}
-    folder = write_consolidated(tmp_path / "native", make_weights(config), vocab_size=320, **leaves_out)
+    folder = write_consolidated(
+        tmp_path / "native", make_weights(config), vocab_size=320, **leaves_out
+    )
     source = open_source(folder)
     assert source.config == config
     assert source.float_type == "float32"
@@ -127,7 +154,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_tensors_are_mlx_lms_and_mlx_lm_loads_them(tmp_path: Path, hf_folder: Path, case: str) -> None:
+def test_tensors_are_mlx_lms_and_mlx_lm_loads_them(
+    tmp_path: Path, hf_folder: Path, case: str
+) -> None:
     from mlx.utils import tree_flatten
     from mlx_lm.convert import mixed_quant_predicate_builder
     from mlx_lm.utils import load_model, quantize_model
@@ -173,16 +202,24 @@ def test_config_index_and_files_keep_the_contract(tmp_path: Path, hf_folder: Pat
     assert config["quantization"] == config["quantization_config"] == expected
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == summary.bytes_out
-    assert index["metadata"]["total_parameters"] == sum(np.prod(s) for s in CONFIG.parameter_shapes().values())
-    assert summary.bits_per_weight == pytest.approx(8 * summary.bytes_out / index["metadata"]["total_parameters"])
+    assert index["metadata"]["total_parameters"] == sum(
+        np.prod(s) for s in CONFIG.parameter_shapes().values()
+    )
+    assert summary.bits_per_weight == pytest.approx(
+        8 * summary.bytes_out / index["metadata"]["total_parameters"]
+    )
     weights, published = tmp_path / "out" / "model.safetensors", hf_folder / "config.json"
     assert weights.stat().st_mode == published.stat().st_mode  # readable for whom the umask allows
 
 
-def test_several_files_load(tmp_path: Path, hf_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_files_load(
+    tmp_path: Path, hf_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     convert_quickly(hf_folder, tmp_path / "one")
     monkeypatch.setattr(
-        convert.pipeline, "make_plan", lambda config, kind, options: make_plan(config, kind, options, max_bytes=90_000)
+        magistral_mlx.convert.pipeline,
+        "make_plan",
+        lambda config, kind, options: make_plan(config, kind, options, max_bytes=90_000),
     )
     convert_quickly(hf_folder, tmp_path / "many")
     many = open_checkpoint(tmp_path / "many")
@@ -194,7 +231,9 @@ def test_several_files_load(tmp_path: Path, hf_folder: Path, monkeypatch: pytest
     assert all(mx.array_equal(array, one[name]) for name, array in many.tensors().items())
 
 
-def test_the_sources_own_hashes_are_recorded_when_asked_for(tmp_path: Path, hf_folder: Path) -> None:
+def test_the_sources_own_hashes_are_recorded_when_asked_for(
+    tmp_path: Path, hf_folder: Path
+) -> None:
     convert_quickly(hf_folder, tmp_path / "plain")
     convert_quickly(hf_folder, tmp_path / "hashed", hash_source=True)
     plain, hashed = (
@@ -202,26 +241,38 @@ def test_the_sources_own_hashes_are_recorded_when_asked_for(tmp_path: Path, hf_f
         for name in ("plain", "hashed")
     )
     for path in hf_folder.glob("*.safetensors"):
-        assert hashed[path.name] == plain[path.name] | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    assert convert_quickly(hf_folder, tmp_path / "plain", hash_source=True).already_complete  # the same source
+        assert hashed[path.name] == plain[path.name] | {
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest()
+        }
+    assert convert_quickly(
+        hf_folder, tmp_path / "plain", hash_source=True
+    ).already_complete  # the same source
 
 
-def test_a_file_in_the_hubs_cache_that_is_not_what_the_hub_states_is_found(tmp_path: Path, hf_folder: Path) -> None:
+def test_a_file_in_the_hubs_cache_that_is_not_what_the_hub_states_is_found(
+    tmp_path: Path, hf_folder: Path
+) -> None:
     cache = tmp_path / "snapshots"
     shutil.copytree(hf_folder, cache)
     shard = min(cache.glob("*.safetensors"))
     (tmp_path / "blobs").mkdir()
     blob = shard.rename(tmp_path / "blobs" / ("0" * 64))
     shard.symlink_to(blob)
-    with pytest.raises(CheckpointError, match=rf"{shard.name} is damaged: its sha256 is not what the hub states"):
+    with pytest.raises(
+        CheckpointError, match=rf"{shard.name} is damaged: its sha256 is not what the hub states"
+    ):
         convert_quickly(cache, tmp_path / "out", hash_source=True)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("stated", ["bfloat16", "float16", "float32", None])
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float32])
-def test_what_is_not_packed_has_the_type_config_states(tmp_path: Path, dtype: mx.Dtype, stated: str | None) -> None:
-    folder = write_tekken(write_checkpoint(tmp_path / "in", CONFIG, make_weights(CONFIG, dtype)), 1500)
+def test_what_is_not_packed_has_the_type_config_states(
+    tmp_path: Path, dtype: mx.Dtype, stated: str | None
+) -> None:
+    folder = write_tekken(
+        write_checkpoint(tmp_path / "in", CONFIG, make_weights(CONFIG, dtype)), 1500
+    )
     change_json(folder / "config.json", torch_dtype=stated)
     convert_quickly(folder, tmp_path / "out")
     kept = getattr(mx, stated) if stated else dtype
@@ -229,7 +280,9 @@ def test_what_is_not_packed_has_the_type_config_states(tmp_path: Path, dtype: mx
     assert raw["torch_dtype"] == (stated or ("bfloat16" if dtype == mx.bfloat16 else "float32"))
     found = open_checkpoint(tmp_path / "out").tensors()
     expected = make_weights(CONFIG, dtype)["lm_head.weight"].astype(kept)
-    for part, array in zip(("weight", "scales", "biases"), mx.quantize(expected, 64, 4), strict=True):
+    for part, array in zip(
+        ("weight", "scales", "biases"), mx.quantize(expected, 64, 4), strict=True
+    ):
         assert mx.array_equal(found[f"lm_head.{part}"], array)
         assert found[f"lm_head.{part}"].dtype == array.dtype
     assert found["model.norm.weight"].dtype == kept

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import convert.__main__ as command_line
-from convert.__main__ import main
+import magistral_mlx.convert.__main__ as command_line
+from magistral_mlx.convert.__main__ import main
 from tests.sources import content, write_consolidated, write_hf
 
 
@@ -23,7 +23,9 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(source: Path, target: Path, *flags: str) -> int:
-    return main(["--hf-path", str(source), "--mlx-path", str(target), "--no-tokenizer-json", *flags])
+    return main(
+        ["--hf-path", str(source), "--mlx-path", str(target), "--no-tokenizer-json", *flags]
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,10 @@ def run(source: Path, target: Path, *flags: str) -> int:
         (["--model", "x"], "--model is mlx-lm's: use --hf-path"),
         (["--q-bits", "7"], "7 bits in groups of 64 does not exist"),
         (["--q-bits", "four"], "'four' is not a valid integer"),
-        (["--recipe", "bits.json"], "recipe is 'bits.json'; a recipe is one of the names 4bit, 8bit"),
+        (
+            ["--recipe", "bits.json"],
+            "recipe is 'bits.json'; a recipe is one of the names 4bit, 8bit",
+        ),
         (["--layout", "gguf"], "'gguf' is not one of 'hf', 'consolidated'"),
         (["--q-method", "awq"], "'awq' is not"),
         (["--revision", "main"], "has no revision 'main'"),
@@ -47,7 +52,11 @@ def run(source: Path, target: Path, *flags: str) -> int:
     ],
 )
 def test_flags_that_cannot_be_honoured_exit_2(
-    pristine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], flags: list[str], message: str
+    pristine: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    flags: list[str],
+    message: str,
 ) -> None:
     assert run(pristine / "hf", tmp_path / "out", *flags) == 2
     assert message in capfd.readouterr().err
@@ -60,12 +69,22 @@ def test_the_command_line_converts_and_says_so(
     assert run(pristine / "hf", tmp_path / "out", "--json") == 0
     result = json.loads(capfd.readouterr().out)
     assert result.pop("seconds") >= 0
-    assert set(result) == {"target", "bytes_in", "bytes_out", "bits_per_weight", "already_complete", "gain"}
+    assert set(result) == {
+        "target",
+        "bytes_in",
+        "bytes_out",
+        "bits_per_weight",
+        "already_complete",
+        "gain",
+    }
     assert result["target"] == str(tmp_path / "out")
     assert not result["already_complete"]
     before = content(tmp_path / "out")
     assert run(pristine / "hf", tmp_path / "out") == 0
-    assert capfd.readouterr() == (f"{tmp_path / 'out'}: already complete (magistral verify looks at its weights)\n", "")
+    assert capfd.readouterr() == (
+        f"{tmp_path / 'out'}: already complete (magistral verify looks at its weights)\n",
+        "",
+    )
     assert run(pristine / "hf", tmp_path / "out", "--q-bits", "8") == 2
     assert content(tmp_path / "out") == before
 
@@ -83,18 +102,32 @@ def test_a_dry_run_forecasts_exactly_and_writes_nothing(
     assert not list(tmp_path.iterdir())
     assert run(pristine / "native", tmp_path / "out", *flags, "--json") == 0
     assert json.loads(capfd.readouterr().out)["bytes_out"] == forecast["bytes_out"]
-    assert forecast["files"] == {"model.safetensors": (tmp_path / "out" / "model.safetensors").stat().st_size}
+    assert forecast["files"] == {
+        "model.safetensors": (tmp_path / "out" / "model.safetensors").stat().st_size
+    }
 
 
-def test_two_layouts_are_said_on_one_line(pristine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_layouts_are_said_on_one_line(
+    pristine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     for layout in ("hf", "native"):
         shutil.copytree(pristine / layout, tmp_path / "both", dirs_exist_ok=True)
     assert run(tmp_path / "both", tmp_path / "out") == 0
-    assert len([line for line in capfd.readouterr().err.splitlines() if "--layout consolidated" in line]) == 1
+    assert (
+        len(
+            [
+                line
+                for line in capfd.readouterr().err.splitlines()
+                if "--layout consolidated" in line
+            ]
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(KeyboardInterrupt(), 130), (OSError(errno.EROFS, "Read-only file system"), 2)]
+    ("error", "code"),
+    [(KeyboardInterrupt(), 130), (OSError(errno.EROFS, "Read-only file system"), 2)],
 )
 def test_exit_codes(
     pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
@@ -111,7 +144,10 @@ def test_exit_codes(
 
 
 def test_an_interruption_says_what_is_kept(
-    pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    pristine: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     def stop(*args: object) -> None:
         raise KeyboardInterrupt
@@ -120,9 +156,14 @@ def test_an_interruption_says_what_is_kept(
     assert run(pristine / "hf", tmp_path / "out") == 130
     assert "interrupted; nothing was finished yet" in capfd.readouterr().err
     monkeypatch.undo()
-    monkeypatch.setattr("convert.conversion.Conversion._write_documents", stop)  # all weights are there
+    monkeypatch.setattr(
+        "magistral_mlx.convert.conversion.Conversion._write_documents", stop
+    )  # all weights are there
     assert run(pristine / "hf", tmp_path / "out") == 130
-    assert f"interrupted; what is finished is kept in {tmp_path / 'out.partial'}, and" in capfd.readouterr().err
+    assert (
+        f"interrupted; what is finished is kept in {tmp_path / 'out.partial'}, and"
+        in capfd.readouterr().err
+    )
     monkeypatch.undo()
     assert run(pristine / "hf", tmp_path / "out") == 0
 
@@ -136,6 +177,6 @@ def test_help_has_examples(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_importing_the_package_imports_no_stage() -> None:
     """So that ``python -m`` of a stage gives no warning that it is imported already."""
-    code = "import convert, sys; sys.exit(any(name.startswith('convert.') for name in sys.modules))"
+    code = "import magistral_mlx.convert, sys; sys.exit(any(name.startswith('magistral_mlx.convert.') for name in sys.modules))"
     root = Path(__file__).parent.parent
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

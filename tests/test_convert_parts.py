@@ -11,12 +11,18 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from convert.names import halves_from_pairs, is_rotated, native_name
-from convert.planning import in_order, make_plan
-from convert.quantize import dequantize, quantize
-from convert.recipes import RECIPES, Options, make_formats, quantization_block
-from convert.writer import ShardWriter, divide, header_bytes, lay_out
-from magistral_mlx.config import AFFINE_BITS, AFFINE_GROUP_SIZES, FP_FORMATS, QuantFormat, QuantizationConfig
+from magistral_mlx.config import (
+    AFFINE_BITS,
+    AFFINE_GROUP_SIZES,
+    FP_FORMATS,
+    QuantFormat,
+    QuantizationConfig,
+)
+from magistral_mlx.convert.names import halves_from_pairs, is_rotated, native_name
+from magistral_mlx.convert.planning import in_order, make_plan
+from magistral_mlx.convert.quantize import dequantize, quantize
+from magistral_mlx.convert.recipes import RECIPES, Options, make_formats, quantization_block
+from magistral_mlx.convert.writer import ShardWriter, divide, header_bytes, lay_out
 from magistral_mlx.errors import ConversionError, OptionError
 from tests.tiny import make_config
 
@@ -26,7 +32,11 @@ WIDE = make_config(hidden_size=128, intermediate_size=384, head_dim=64, vocab_si
 
 
 def same(a: mx.array, b: mx.array) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and bool(mx.array_equal(a.view(mx.uint8), b.view(mx.uint8)))
+    return (
+        a.dtype == b.dtype
+        and a.shape == b.shape
+        and bool(mx.array_equal(a.view(mx.uint8), b.view(mx.uint8)))
+    )
 
 
 # names
@@ -44,7 +54,9 @@ def test_native_names_are_mistrals() -> None:
 def test_reordering_rows_turns_mistrals_rope_into_hugging_faces() -> None:
     """The definition, not a formula: both conventions rotate the same pair of channels by the same angle."""
     heads, d = 3, 8
-    rows = np.arange(heads * d)  # each row holds its own number in Mistral's order: pair i is (2i, 2i + 1)
+    rows = np.arange(
+        heads * d
+    )  # each row holds its own number in Mistral's order: pair i is (2i, 2i + 1)
     moved = np.array(halves_from_pairs(mx.array(rows)[:, None], d))[:, 0].reshape(heads, d)
     for head in range(heads):
         for pair in range(d // 2):  # Hugging Face's pair i is (i, i + d/2)
@@ -52,11 +64,15 @@ def test_reordering_rows_turns_mistrals_rope_into_hugging_faces() -> None:
             assert moved[head, pair + d // 2] == head * d + 2 * pair + 1
 
 
-@pytest.mark.parametrize("quant", [QuantFormat(4, 32), QuantFormat(3, 64), QuantFormat(4, 16, "nvfp4")])
+@pytest.mark.parametrize(
+    "quant", [QuantFormat(4, 32), QuantFormat(3, 64), QuantFormat(4, 16, "nvfp4")]
+)
 def test_reordering_rows_commutes_with_quantization(quant: QuantFormat) -> None:
     weight = mx.random.normal((4 * 32, 64), key=mx.random.key(0)).astype(mx.bfloat16)
     moved_first = quantize(halves_from_pairs(weight, 32), quant)
-    moved_last = {kind: halves_from_pairs(part, 32) for kind, part in quantize(weight, quant).items()}
+    moved_last = {
+        kind: halves_from_pairs(part, 32) for kind, part in quantize(weight, quant).items()
+    }
     assert moved_first.keys() == moved_last.keys()
     assert all(same(moved_first[kind], moved_last[kind]) for kind in moved_first)
 
@@ -66,7 +82,9 @@ def test_reordering_rows_commutes_with_quantization(quant: QuantFormat) -> None:
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16, mx.float32])
 @pytest.mark.parametrize("quant", FORMATS, ids=lambda q: f"{q.mode}-{q.bits}-{q.group_size}")
-def test_rounding_is_mlx_s_own_in_whole_and_by_blocks_of_rows(quant: QuantFormat, dtype: mx.Dtype) -> None:
+def test_rounding_is_mlx_s_own_in_whole_and_by_blocks_of_rows(
+    quant: QuantFormat, dtype: mx.Dtype
+) -> None:
     weight = mx.random.normal((7, 384), key=mx.random.key(1)).astype(dtype)
     weight[3] = 0
     expected = mx.quantize(weight, quant.group_size, quant.bits, quant.mode)
@@ -76,7 +94,9 @@ def test_rounding_is_mlx_s_own_in_whole_and_by_blocks_of_rows(quant: QuantFormat
     for (kind, part), whole in zip(parts.items(), expected, strict=True):
         assert same(part, whole)
         assert same(mx.concatenate([block[kind] for block in blocks]), whole)
-    restored = mx.dequantize(*expected, group_size=quant.group_size, bits=quant.bits, mode=quant.mode)
+    restored = mx.dequantize(
+        *expected, group_size=quant.group_size, bits=quant.bits, mode=quant.mode
+    )
     assert same(dequantize(parts, quant), restored)
 
 
@@ -88,7 +108,9 @@ def test_the_inverse_is_off_by_half_a_step_at_most(bits: int) -> None:
     # The step is the range over the levels; MLX moves it so that the extreme value is met exactly, which can
     # cost another half step at the other end.
     step = (groups.max(-1) - groups.min(-1)) / (2**bits - 1)
-    error = np.abs(np.array(dequantize(quantize(weight, quant), quant)).reshape(16, 4, 32) - groups).max(-1)
+    error = np.abs(
+        np.array(dequantize(quantize(weight, quant), quant)).reshape(16, 4, 32) - groups
+    ).max(-1)
     assert (error <= 1.01 * step).all()
 
 
@@ -97,7 +119,9 @@ def test_the_inverse_is_off_by_half_a_step_at_most(bits: int) -> None:
 def test_a_weight_that_is_not_finite_is_named(value: float, quant: QuantFormat) -> None:
     weight = mx.zeros((3, 64))
     weight[2, 5] = value
-    with pytest.raises(ConversionError, match=r"'lm_head\.weight' holds NaN or infinity; the source is damaged"):
+    with pytest.raises(
+        ConversionError, match=r"'lm_head\.weight' holds NaN or infinity; the source is damaged"
+    ):
         quantize(weight, quant, name="lm_head.weight")
 
 
@@ -108,9 +132,14 @@ def test_a_weight_whose_scales_overflow_is_named() -> None:
 
 
 def test_columns_that_groups_do_not_divide_are_named() -> None:
-    with pytest.raises(ConversionError, match=r"'x' has 96 columns, which groups of 64 do not divide; .* size of 32$"):
+    with pytest.raises(
+        ConversionError,
+        match=r"'x' has 96 columns, which groups of 64 do not divide; .* size of 32$",
+    ):
         quantize(mx.zeros((2, 96)), QuantFormat(4, 64), name="x")
-    with pytest.raises(ConversionError, match=r"'model\.layers\.0\.mlp\.down_proj\.weight' has 96 columns"):
+    with pytest.raises(
+        ConversionError, match=r"'model\.layers\.0\.mlp\.down_proj\.weight' has 96 columns"
+    ):
         make_plan(make_config(), "bfloat16", Options())
 
 
@@ -137,8 +166,15 @@ def test_mixed_4_6_is_mlx_lms_choice(num_layers: int) -> None:
     )
     model = Model(args)
     choose = mixed_quant_predicate_builder("mixed_4_6", model)
-    theirs = {path: choose(path, m)["bits"] for path, m in model.named_modules() if hasattr(m, "to_quantized")}  # type: ignore[call-arg, index]  # its types are not its own
-    ours = {path: quant.bits for path, quant in make_formats(config, Options(recipe="mixed_4_6")).items()}
+    theirs = {
+        path: choose(path, m)["bits"]
+        for path, m in model.named_modules()
+        if hasattr(m, "to_quantized")
+    }  # type: ignore[call-arg, index]  # its types are not its own
+    ours = {
+        path: quant.bits
+        for path, quant in make_formats(config, Options(recipe="mixed_4_6")).items()
+    }
     assert ours == theirs
 
 
@@ -146,7 +182,10 @@ def test_named_recipes() -> None:
     bits = {name: make_formats(WIDE, Options(recipe=name)) for name in RECIPES}
     assert {q.bits for q in bits["4bit"].values()} == {4}
     assert {q.bits for q in bits["8bit"].values()} == {8}
-    assert {m for m, q in bits["4bit-head6"].items() if q.bits == 6} == {"model.embed_tokens", "lm_head"}
+    assert {m for m, q in bits["4bit-head6"].items() if q.bits == 6} == {
+        "model.embed_tokens",
+        "lm_head",
+    }
     tied = make_formats(make_config(tie_word_embeddings=True), Options(recipe="4bit-head6"))
     assert {m for m, q in tied.items() if q.bits == 6} == {"model.embed_tokens"}
 
@@ -166,18 +205,30 @@ def test_config_states_only_what_differs_and_reads_back(recipe: str | None) -> N
     ("options", "message"),
     [
         ({"q_bits": 7}, "7 bits in groups of 64 does not exist"),
-        ({"q_bits": 16, "q_group_size": 64}, "with q_bits 16 nothing is packed; leave q_group_size and q_mode out"),
+        (
+            {"q_bits": 16, "q_group_size": 64},
+            "with q_bits 16 nothing is packed; leave q_group_size and q_mode out",
+        ),
         ({"q_bits": 16, "q_mode": "mxfp8"}, "with q_bits 16 nothing is packed"),
         ({"q_bits": 16, "recipe": "4bit"}, "sets the bits; leave q_bits 16 out"),
         ({"q_group_size": 16}, "groups of 16 does not exist"),
         ({"q_mode": "int4"}, "q_mode is 'int4'; known are affine"),
         ({"q_mode": "mxfp4", "q_bits": 8}, "it is 4 bits in groups of 32"),
         ({"q_method": "awq"}, "q_method is 'awq'; known are round, importance, gptq"),
-        ({"q_method": "gptq", "q_mode": "mxfp4"}, "q_method gptq is for affine formats, and none is written here"),
+        (
+            {"q_method": "gptq", "q_mode": "mxfp4"},
+            "q_method gptq is for affine formats, and none is written here",
+        ),
         ({"q_method": "importance", "q_bits": 16}, "q_method importance is for affine formats"),
-        ({"q_method": "round", "calibration": "x"}, "nothing is calibrated where weights are rounded"),
+        (
+            {"q_method": "round", "calibration": "x"},
+            "nothing is calibrated where weights are rounded",
+        ),
         ({"q_bits": 8, "calibration": "x"}, "nothing is calibrated where weights are rounded"),
-        ({"recipe": "bits.json"}, "one of the names 4bit, 8bit, .*, or a JSON file, and there is none of that name"),
+        (
+            {"recipe": "bits.json"},
+            "one of the names 4bit, 8bit, .*, or a JSON file, and there is none of that name",
+        ),
         ({"recipe": "~nobody-here/bits.json"}, "there is none of that name"),
         ({"recipe": "8bit", "q_bits": 4}, "sets the bits; leave q_bits 4 out"),
         ({"recipe": "mixed_4_6", "q_mode": "mxfp4"}, "is for q_mode affine"),
@@ -211,9 +262,13 @@ def test_magistral_small_in_4_bit_is_13_gb_in_a_file_for_each_layer() -> None:
     plan = make_plan(small, "bfloat16", Options())
     assert plan.num_parameters == 23_572_403_200
     assert plan.tensor_bytes == pytest.approx(13.26e9, rel=1e-3)
-    assert [shard.file for shard in plan.shards] == [f"model-{i:05}-of-00042.safetensors" for i in range(1, 43)]
+    assert [shard.file for shard in plan.shards] == [
+        f"model-{i:05}-of-00042.safetensors" for i in range(1, 43)
+    ]
     assert [list(shard.sources) for shard in plan.shards] == in_order(small)
-    assert [name for shard in plan.shards for name in shard.sources] == list(small.parameter_shapes())
+    assert [name for shard in plan.shards for name in shard.sources] == list(
+        small.parameter_shapes()
+    )
     tied = replace(small, tie_word_embeddings=True)
     last = make_plan(tied, "bfloat16", Options()).shards[-1]
     assert last.sources == ("model.norm.weight", "model.embed_tokens.weight")
@@ -225,8 +280,13 @@ def test_files_keep_the_order_and_the_limit() -> None:
     plan = make_plan(WIDE, "bfloat16", Options(), max_bytes=100_000)
     assert len(plan.shards) > 2
     for shard in plan.shards:
-        assert list(shard.sources) in in_order(WIDE) or sum(e.nbytes for e in shard.entries.values()) <= 100_000
-        assert all({f"{s.removesuffix('.weight')}.weight"} <= set(shard.entries) for s in shard.sources)
+        assert (
+            list(shard.sources) in in_order(WIDE)
+            or sum(e.nbytes for e in shard.entries.values()) <= 100_000
+        )
+        assert all(
+            {f"{s.removesuffix('.weight')}.weight"} <= set(shard.entries) for s in shard.sources
+        )
     assert set(plan.index()["weight_map"].values()) == {shard.file for shard in plan.shards}
 
 
@@ -248,10 +308,17 @@ def test_tensors_written_by_rows_in_any_order_read_back_everywhere(tmp_path: Pat
     writer = ShardWriter(path, entries)
     for row in (2, 0, 1):
         assert not writer.write("a.weight", TENSORS["a.weight"][row : row + 1], row)
-    assert [writer.write(name, TENSORS[name]) for name in ("d.weight", "b.scales", "c.weight")] == [False, False, True]
+    assert [writer.write(name, TENSORS[name]) for name in ("d.weight", "b.scales", "c.weight")] == [
+        False,
+        False,
+        True,
+    ]
     assert not path.exists()
     entry = writer.finish()
-    assert entry == {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert entry == {
+        "size": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
     loaded, metadata = mx.load(str(path), return_metadata=True)
     assert isinstance(loaded, dict)
     assert metadata == {"format": "mlx"}

@@ -9,15 +9,23 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-import convert.pipeline
-from convert.__main__ import main
+import magistral_mlx.convert.pipeline
+from magistral_mlx.convert.__main__ import main
 from magistral_mlx.errors import ConversionError
 from tests.sources import CONFIG, change_json, content, write_consolidated, write_hf
 from tests.tekken import write_tekken
 from tests.tiny import make_config, make_weights, raw_config, write_checkpoint
 
-OVERFLOW = json.dumps({"w": {"dtype": "F32", "shape": [2**32, 2**32, 1], "data_offsets": [0, 0]}}).ljust(150).encode()
-FIRST, EMBEDDING, NORM = "model-00001-of-00002.safetensors", "model.embed_tokens.weight", "model.norm.weight"
+OVERFLOW = (
+    json.dumps({"w": {"dtype": "F32", "shape": [2**32, 2**32, 1], "data_offsets": [0, 0]}})
+    .ljust(150)
+    .encode()
+)
+FIRST, EMBEDDING, NORM = (
+    "model-00001-of-00002.safetensors",
+    "model.embed_tokens.weight",
+    "model.norm.weight",
+)
 
 
 @pytest.fixture(scope="module")
@@ -133,12 +141,26 @@ HF: dict[str, tuple[Callable[[Path], object], str]] = {
         all_of(keep_only(), lambda f: shutil.copy(f / "native" / "params.json", f / "hf")),
         "neither consolidated.safetensors nor model*.safetensors",
     ),
-    "index names a missing file": (index(lambda m: m.update({NORM: "model-9.safetensors"})), "which is missing"),
-    "index with a path": (index(lambda m: m.update({NORM: "a/model.safetensors"})), "no plain .safetensors file name"),
-    "index with ..": (index(lambda m: m.update({NORM: "../model.safetensors"})), "no plain .safetensors file name"),
-    "index with an absolute path": (index(lambda m: m.update({NORM: "/m.safetensors"})), "no plain .safetensors"),
+    "index names a missing file": (
+        index(lambda m: m.update({NORM: "model-9.safetensors"})),
+        "which is missing",
+    ),
+    "index with a path": (
+        index(lambda m: m.update({NORM: "a/model.safetensors"})),
+        "no plain .safetensors file name",
+    ),
+    "index with ..": (
+        index(lambda m: m.update({NORM: "../model.safetensors"})),
+        "no plain .safetensors file name",
+    ),
+    "index with an absolute path": (
+        index(lambda m: m.update({NORM: "/m.safetensors"})),
+        "no plain .safetensors",
+    ),
     "stray shard": (
-        lambda f: shutil.copy(f / "native" / "consolidated.safetensors", f / "hf" / "model-3.safetensors"),
+        lambda f: shutil.copy(
+            f / "native" / "consolidated.safetensors", f / "hf" / "model-3.safetensors"
+        ),
         "model-3.safetensors lies beside the weights",
     ),
     "tensor missing": (
@@ -147,18 +169,33 @@ HF: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "tensor not in the index": (first_shard(lambda t: t.update({"x": mx.zeros(3)})), "tensor 'x'"),
     "tensor extra": (
-        all_of(first_shard(lambda t: t.update({"x": mx.zeros(3)})), index(lambda m: m.update({"x": FIRST}))),
+        all_of(
+            first_shard(lambda t: t.update({"x": mx.zeros(3)})),
+            index(lambda m: m.update({"x": FIRST})),
+        ),
         "1 tensors do not belong to this model, first 'x'",
     ),
     "wrong shape": (shards(tensor(NORM, lambda a: a[1:])), "'model.norm.weight' is BF16 [127]"),
-    "wrong dtype": (shards(tensor(NORM, lambda a: a.astype(mx.int32))), "'model.norm.weight' is I32 [128]"),
-    "NaN in a matrix": (shards(tensor(EMBEDDING, lambda a: a * mx.nan)), f"tensor {EMBEDDING!r} holds NaN or infinity"),
-    "infinity in a norm": (shards(tensor(NORM, lambda a: a * mx.inf)), f"tensor {NORM!r} holds NaN or infinity"),
+    "wrong dtype": (
+        shards(tensor(NORM, lambda a: a.astype(mx.int32))),
+        "'model.norm.weight' is I32 [128]",
+    ),
+    "NaN in a matrix": (
+        shards(tensor(EMBEDDING, lambda a: a * mx.nan)),
+        f"tensor {EMBEDDING!r} holds NaN or infinity",
+    ),
+    "infinity in a norm": (
+        shards(tensor(NORM, lambda a: a * mx.inf)),
+        f"tensor {NORM!r} holds NaN or infinity",
+    ),
     "too large for float16": (
         all_of(config(torch_dtype="float16"), shards(tensor(NORM, lambda a: a * 1e6))),
         "'model.norm.weight' holds values too large for",
     ),
-    "truncated shard": (lambda f: cut(f / "hf" / "model-00002-of-00002.safetensors"), "is cut short"),
+    "truncated shard": (
+        lambda f: cut(f / "hf" / "model-00002-of-00002.safetensors"),
+        "is cut short",
+    ),
     "overflow header": (
         lambda f: (f / "hf" / FIRST).write_bytes(struct.pack("<Q", 150) + OVERFLOW),
         "model-00001-of-00002.safetensors",
@@ -167,7 +204,10 @@ HF: dict[str, tuple[Callable[[Path], object], str]] = {
     "no rope_theta": (config(rope_theta=None), "rope_theta is missing"),
     "contradicting head_dim": (config(head_dim=32), "head_dim is 32"),
     "contradicting tie": (config(tie_word_embeddings=True), "tie_word_embeddings is True"),
-    "odd torch_dtype": (config(torch_dtype="int8"), "torch_dtype is 'int8', expected one of bfloat16"),
+    "odd torch_dtype": (
+        config(torch_dtype="int8"),
+        "torch_dtype is 'int8', expected one of bfloat16",
+    ),
     "two types, none stated": (
         all_of(config(torch_dtype=None), shards(tensor(NORM, lambda a: a.astype(mx.float32)))),
         "tensors are BF16 and F32, and no torch_dtype says",
@@ -185,27 +225,44 @@ NATIVE: dict[str, tuple[Callable[[Path], object], str]] = {
     "damaged params.json": (lambda f: cut(f / "native" / "params.json"), "params.json is damaged"),
     "no rope_theta in params.json": (params(rope_theta=None), "rope_theta is missing"),
     "no dim": (params(dim=None), "dim is missing"),
-    "no context": (params(max_position_embeddings=None), "max_position_embeddings and max_seq_len are missing"),
+    "no context": (
+        params(max_position_embeddings=None),
+        "max_position_embeddings and max_seq_len are missing",
+    ),
     "a mixture of experts": (params(moe={"num_experts": 8}), "has moe"),
     "sliding window": (params(sliding_window=4096), "sliding_window is 4096"),
     "contradicting tie flag": (params(tied_embeddings=True), "tie_word_embeddings is True"),
     "contradicting heads": (params(n_heads=8), "head_dim is 64 with 8 heads"),
-    "too many layers": (params(n_layers=3), "9 tensors are missing, first 'layers.2.attention.wk.weight'"),
+    "too many layers": (
+        params(n_layers=3),
+        "9 tensors are missing, first 'layers.2.attention.wk.weight'",
+    ),
     "absurdly many layers": (params(n_layers=10**12), "10"),
     "a layer too many": (params(n_layers=1), "9 tensors do not belong to this model"),
-    "wrong native shape": (native(lambda t: t.update({"norm.weight": mx.zeros(7)})), "'norm.weight' is F32 [7]"),
+    "wrong native shape": (
+        native(lambda t: t.update({"norm.weight": mx.zeros(7)})),
+        "'norm.weight' is F32 [7]",
+    ),
     "native truncated": (lambda f: cut(f / "native" / "consolidated.safetensors"), "is cut short"),
     "native NaN": (
         native(lambda t: t.update({"output.weight": t["output.weight"] * mx.nan})),
         "'lm_head.weight' holds",
     ),
-    "config.json of another model": (put_config_beside(rope_theta=1e6), "rope_theta is 1000000000.0 by params.json"),
-    "config.json with another context": (put_config_beside(max_position_embeddings=99), "max_positions is 4096 by"),
+    "config.json of another model": (
+        put_config_beside(rope_theta=1e6),
+        "rope_theta is 1000000000.0 by params.json",
+    ),
+    "config.json with another context": (
+        put_config_beside(max_position_embeddings=99),
+        "max_positions is 4096 by",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", [*HF, *NATIVE])
-def test_bad_input_exits_2_and_writes_nothing(sources: Path, capfd: pytest.CaptureFixture[str], case: str) -> None:
+def test_bad_input_exits_2_and_writes_nothing(
+    sources: Path, capfd: pytest.CaptureFixture[str], case: str
+) -> None:
     change, message = (HF | NATIVE)[case]
     change(sources)
     source = sources / ("hf" if case in HF else "native")
@@ -221,7 +278,9 @@ def test_bad_input_exits_2_and_writes_nothing(sources: Path, capfd: pytest.Captu
 
 
 def run(source: Path, target: Path, *flags: str) -> int:
-    return main(["--hf-path", str(source), "--mlx-path", str(target), "--no-tokenizer-json", *flags])
+    return main(
+        ["--hf-path", str(source), "--mlx-path", str(target), "--no-tokenizer-json", *flags]
+    )
 
 
 @pytest.mark.parametrize("flags", [(), ("--force",)], ids=["", "force"])
@@ -234,7 +293,15 @@ def test_targets_that_would_harm_are_refused(
     (tmp_path / "letters" / "love.txt").write_text("x")
     (tmp_path / "link").symlink_to(pristine / "hf")
     source = pristine / "hf"
-    for target in (source, source / "out", tmp_path / "file", tmp_path / "letters", tmp_path / "link", pristine, "/"):
+    for target in (
+        source,
+        source / "out",
+        tmp_path / "file",
+        tmp_path / "letters",
+        tmp_path / "link",
+        pristine,
+        "/",
+    ):
         assert run(source, Path(target), *flags) == 2
         assert "name another folder" in capfd.readouterr().err
     assert content(pristine / "hf") == before
@@ -243,12 +310,17 @@ def test_targets_that_would_harm_are_refused(
 
 
 def test_without_the_extra_nothing_begins(
-    pristine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    pristine: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def missing() -> None:
-        raise ConversionError("tokenizer.json cannot be made; leave it out with --no-tokenizer-json")
+        raise ConversionError(
+            "tokenizer.json cannot be made; leave it out with --no-tokenizer-json"
+        )
 
-    monkeypatch.setattr(convert.pipeline, "require_export_extra", missing)
+    monkeypatch.setattr(magistral_mlx.convert.pipeline, "require_export_extra", missing)
     assert main(["--hf-path", str(pristine / "hf"), "--mlx-path", str(tmp_path / "out")]) == 2
     assert "--no-tokenizer-json" in capfd.readouterr().err
     assert not list(tmp_path.iterdir())

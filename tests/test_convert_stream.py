@@ -8,12 +8,12 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from convert import Options, converting, prepare
-from convert.planning import in_order
-from convert.staging import JOURNAL
-from convert.streaming import HEAD_BYTES
 from magistral_mlx import remote
 from magistral_mlx.conversation import result_of
+from magistral_mlx.convert import Options, converting, prepare
+from magistral_mlx.convert.planning import in_order
+from magistral_mlx.convert.staging import JOURNAL
+from magistral_mlx.convert.streaming import HEAD_BYTES
 from magistral_mlx.errors import ConversionError, HubError, MagistralError, OptionError
 from tests.hub_server import COMMIT, OLDER, REPO, Hub, serving, use
 from tests.killing import in_small_pieces
@@ -30,7 +30,9 @@ QUICK = Options(q_method="round", tokenizer_json=False)
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the repository was uploaded from; its two shards take turns with the tensors of every layer."""
     folder = write_hf(tmp_path_factory.mktemp("published") / "hf")
-    (folder / "SYSTEM_PROMPT.txt").write_text("Think.\n<think>\n...\n</think>\nAnswer.\n\nProblem:\n\n")
+    (folder / "SYSTEM_PROMPT.txt").write_text(
+        "Think.\n<think>\n...\n</think>\nAnswer.\n\nProblem:\n\n"
+    )
     return folder
 
 
@@ -55,7 +57,10 @@ def weights_sent(hub: Hub) -> int:
 
 def same_but_for_the_source(one: Path, two: Path) -> bool:
     named = {"magistral_mlx.json", "README.md"}  # the files that name the hub id
-    files = [{name: data for name, data in content(folder).items() if name not in named} for folder in (one, two)]
+    files = [
+        {name: data for name, data in content(folder).items() if name not in named}
+        for folder in (one, two)
+    ]
     return files[0] == files[1]
 
 
@@ -100,7 +105,9 @@ def test_interrupted_anywhere_it_goes_on_with_what_arrived(
     tmp_path: Path, published: Path, hub: Hub, tenths: int
 ) -> None:
     total = sum(path.stat().st_size for path in published.glob("*.safetensors"))
-    documents = sum(path.stat().st_size for path in published.iterdir() if path.suffix != ".safetensors")
+    documents = sum(
+        path.stat().st_size for path in published.iterdir() if path.suffix != ".safetensors"
+    )
     hub.bytes_until_down = documents + total * tenths // 10
     with pytest.raises(HubError, match=r"could not be fetched|cannot be reached"):
         result_of(converting(REPO, tmp_path / "out", QUICK, stream=True))
@@ -182,9 +189,13 @@ def test_a_pass_through_the_model_goes_along_with_the_stream(
     assert same_but_for_the_source(tmp_path / "streamed", tmp_path / "local")
 
 
-def test_a_stream_is_read_once_so_the_source_cannot_write_its_own_calibration(tmp_path: Path, hub: Hub) -> None:
+def test_a_stream_is_read_once_so_the_source_cannot_write_its_own_calibration(
+    tmp_path: Path, hub: Hub
+) -> None:
     with pytest.raises(OptionError, match="leave --stream out, or name the folder"):
-        prepare(REPO, tmp_path / "out", Options(calibration="self", tokenizer_json=False), stream=True)
+        prepare(
+            REPO, tmp_path / "out", Options(calibration="self", tokenizer_json=False), stream=True
+        )
     assert weights_sent(hub) < 2 * HEAD_BYTES + 1
 
 
@@ -200,13 +211,19 @@ def test_where_the_order_of_tensors_keeps_much_at_once_it_is_said(
     weights = make_weights(config, mx.bfloat16)
     files = [f"model-{i:05}-of-00016.safetensors" for i in range(1, 17)]
     weight_map = {}
-    hub.files = {name: data for name, data in hub.files.items() if not name.endswith(".safetensors")}
+    hub.files = {
+        name: data for name, data in hub.files.items() if not name.endswith(".safetensors")
+    }
     for file, names in zip(files, in_order(config), strict=True):
-        mx.save_safetensors(str(tmp_path / file), {name: weights[name] for name in names}, {"format": "pt"})
+        mx.save_safetensors(
+            str(tmp_path / file), {name: weights[name] for name in names}, {"format": "pt"}
+        )
         hub.files[file] = (tmp_path / file).read_bytes()
         weight_map |= dict.fromkeys(names, file)
     hub.files["config.json"] = json.dumps(raw_config(config)).encode()
-    hub.files["model.safetensors.index.json"] = json.dumps({"metadata": {}, "weight_map": weight_map}).encode()
+    hub.files["model.safetensors.index.json"] = json.dumps(
+        {"metadata": {}, "weight_map": weight_map}
+    ).encode()
     conversion = prepare(REPO, tmp_path / "out", options, stream=True)
     assert "lie in such an order" not in caplog.text
     assert conversion.fetched_bytes() <= sum(sorted(map(len, hub.files.values()))[-5:])

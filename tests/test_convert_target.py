@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import convert.target
-from convert import converting
+import magistral_mlx.convert.target
+from magistral_mlx.convert import converting
 from magistral_mlx.errors import ConversionError
 from tests.sources import CONFIG, content, convert_quickly, write_hf
 
@@ -27,9 +27,13 @@ def test_progress_counts_every_byte_of_the_source(tmp_path: Path, hf_folder: Pat
     assert all(one.bytes_done <= two.bytes_done for one, two in pairwise(steps))
 
 
-def test_disk_space_is_checked_before_work(tmp_path: Path, hf_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convert.target, "free_bytes", lambda target: 500_000)
-    with pytest.raises(ConversionError, match=r"needs [\d,]+ bytes more, and 500,000 bytes are free"):
+def test_disk_space_is_checked_before_work(
+    tmp_path: Path, hf_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(magistral_mlx.convert.target, "free_bytes", lambda target: 500_000)
+    with pytest.raises(
+        ConversionError, match=r"needs [\d,]+ bytes more, and 500,000 bytes are free"
+    ):
         convert_quickly(hf_folder, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -42,12 +46,17 @@ NOT_A_PLACE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "in a loop of links": (lambda home: home / "loop" / "out", "symbolic links"),
     "not UTF-8": (lambda home: home / os.fsdecode(b"caf\xe9"), "is not UTF-8"),
     "in a checkpoint": (lambda home: home / "done" / "out", "lies in the checkpoint .*done;"),
-    "deep in an unfinished one": (lambda home: home / "other.partial" / "a" / "out", "lies in the .*other.partial;"),
+    "deep in an unfinished one": (
+        lambda home: home / "other.partial" / "a" / "out",
+        "lies in the .*other.partial;",
+    ),
 }
 
 
 @pytest.mark.parametrize("place", NOT_A_PLACE)
-def test_where_no_target_can_be_is_said_before_any_work(tmp_path: Path, hf_folder: Path, place: str) -> None:
+def test_where_no_target_can_be_is_said_before_any_work(
+    tmp_path: Path, hf_folder: Path, place: str
+) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to("loop")
     for folder, record in (("done", "magistral_mlx.json"), ("other.partial", "conversion.jsonl")):
@@ -63,7 +72,9 @@ def test_where_no_target_can_be_is_said_before_any_work(tmp_path: Path, hf_folde
 def test_a_folder_that_cannot_be_written_to_is_said_before_any_work(
     tmp_path: Path, hf_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # root may write anywhere
+    monkeypatch.setattr(
+        "os.access", lambda path, mode: Path(path) != tmp_path
+    )  # root may write anywhere
     with pytest.raises(ConversionError, match=f"{tmp_path} cannot be written to; name another"):
         convert_quickly(hf_folder, tmp_path / "new" / "out")
     assert not list(tmp_path.iterdir())
@@ -89,16 +100,33 @@ def test_a_complete_target_is_left_alone(tmp_path: Path, hf_folder: Path) -> Non
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a file is gone": (lambda out: (out / "chat_template.jinja").unlink(), "its chat_template.jinja is missing"),
-    "weights cut": (lambda out: os.truncate(out / "model.safetensors", 99), "its model.safetensors is missing or has"),
+    "a file is gone": (
+        lambda out: (out / "chat_template.jinja").unlink(),
+        "its chat_template.jinja is missing",
+    ),
+    "weights cut": (
+        lambda out: os.truncate(out / "model.safetensors", 99),
+        "its model.safetensors is missing or has",
+    ),
     "a file changed": (
-        lambda out: (out / "SYSTEM_PROMPT.txt").write_bytes((out / "SYSTEM_PROMPT.txt").read_bytes().swapcase()),
+        lambda out: (out / "SYSTEM_PROMPT.txt").write_bytes(
+            (out / "SYSTEM_PROMPT.txt").read_bytes().swapcase()
+        ),
         "its SYSTEM_PROMPT.txt was changed",
     ),
-    "a stray shard": (lambda out: shutil.copy(out / "model.safetensors", out / "model-2.safetensors"), "it is damaged"),
-    "no provenance": (lambda out: (out / "magistral_mlx.json").unlink(), "is not what would be made here"),
+    "a stray shard": (
+        lambda out: shutil.copy(out / "model.safetensors", out / "model-2.safetensors"),
+        "it is damaged",
+    ),
+    "no provenance": (
+        lambda out: (out / "magistral_mlx.json").unlink(),
+        "is not what would be made here",
+    ),
     "not JSON": (lambda out: (out / "magistral_mlx.json").write_text("{"), "it is damaged"),
-    "empty JSON": (lambda out: (out / "magistral_mlx.json").write_text("{}"), "another format: none, now 3"),
+    "empty JSON": (
+        lambda out: (out / "magistral_mlx.json").write_text("{}"),
+        "another format: none, now 3",
+    ),
 }
 
 
@@ -140,7 +168,7 @@ def test_force_replaces_a_link_and_not_what_it_points_to(tmp_path: Path, hf_fold
 
 
 def test_the_package_is_lazy() -> None:
-    import convert as package
+    import magistral_mlx.convert as package
 
     assert set(package.__all__) <= {name for name in package.__all__ if getattr(package, name)}
     with pytest.raises(AttributeError, match="no attribute 'convert_model'"):

@@ -8,14 +8,24 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from convert import corpus
-from convert.card import LANGUAGES
-from convert.corpus import BETWEEN_PARTS, BETWEEN_TEXTS, TEXTS, WINDOW, built_in, digest, read_calibration
+from magistral_mlx.convert import corpus
+from magistral_mlx.convert.card import LANGUAGES
+from magistral_mlx.convert.corpus import (
+    BETWEEN_PARTS,
+    BETWEEN_TEXTS,
+    TEXTS,
+    WINDOW,
+    built_in,
+    digest,
+    read_calibration,
+)
 from magistral_mlx.errors import OptionError
 from magistral_mlx.tokenizer import Tokenizer
 from tests.tiny import DEMO
 
-PROSE = " ".join(f"A number is even if two divides it, so {2 * i} = 2 * {i} is." for i in range(300))
+PROSE = " ".join(
+    f"A number is even if two divides it, so {2 * i} = 2 * {i} is." for i in range(300)
+)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +88,9 @@ def test_a_short_file_is_one_short_window(tokenizer: Tokenizer, tmp_path: Path) 
     (tmp_path / "short").write_text(text)
     ids = tokenizer.encode(text)
     assert corpus.FEWEST <= len(ids) < WINDOW - 1
-    assert read_calibration(tmp_path / "short", tokenizer, windows=4).tolist() == [[tokenizer.bos_id, *ids]]
+    assert read_calibration(tmp_path / "short", tokenizer, windows=4).tolist() == [
+        [tokenizer.bos_id, *ids]
+    ]
 
 
 def test_text_that_spells_control_tokens_stays_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -112,12 +124,15 @@ def test_a_file_that_cannot_calibrate_is_refused(
 ) -> None:
     (tmp_path / "bad").write_bytes(content)
     with pytest.raises(
-        OptionError, match=f"calibration file .*bad {complaint}|calibration file .*bad is no.*{complaint}"
+        OptionError,
+        match=f"calibration file .*bad {complaint}|calibration file .*bad is no.*{complaint}",
     ):
         read_calibration(tmp_path / "bad", tokenizer, windows=4)
 
 
 def test_a_file_that_cannot_be_read_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none"):
-        with pytest.raises(OptionError, match=r"(is no plain file|cannot be read .*); name a UTF-8 text file"):
+        with pytest.raises(
+            OptionError, match=r"(is no plain file|cannot be read .*); name a UTF-8 text file"
+        ):
             read_calibration(path, tokenizer, windows=4)

@@ -37,10 +37,14 @@ def greedy_reference(model: Transformer, prompt: list[int], count: int) -> list[
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 14])
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 14, 15])
-def test_prefill_in_chunks_equals_prefill_at_once(model: Transformer, chunk: int, length: int) -> None:
+def test_prefill_in_chunks_equals_prefill_at_once(
+    model: Transformer, chunk: int, length: int
+) -> None:
     at_once, chunked = stepper(model), stepper(model)
     expected = result_of(prefill(at_once, PROMPT[:length], chunk=512))
-    assert mx.allclose(result_of(prefill(chunked, PROMPT[:length], chunk=chunk)), expected, atol=1e-5)
+    assert mx.allclose(
+        result_of(prefill(chunked, PROMPT[:length], chunk=chunk)), expected, atol=1e-5
+    )
     assert (at_once.passes, chunked.passes) == (1, -(-length // chunk))
     assert chunked.cache.length == length
 
@@ -76,7 +80,9 @@ def test_a_stop_id_ends_the_reply_and_is_not_yielded(model: Transformer) -> None
     ids = greedy_reference(model, PROMPT[:9], 6)
     step = stepper(model)
     logits = result_of(prefill(step, PROMPT[:9], chunk=64))
-    reason, seen = drain(decode(step, logits, Sampler(GREEDY, 0), stop=frozenset({ids[4]}), max_tokens=50))
+    reason, seen = drain(
+        decode(step, logits, Sampler(GREEDY, 0), stop=frozenset({ids[4]}), max_tokens=50)
+    )
     assert reason == "stop"
     assert seen == ids[: ids.index(ids[4])]
 
@@ -86,7 +92,9 @@ def test_forced_ids_are_yielded_and_the_rest_follows_from_them(model: Transforme
     logits = result_of(prefill(step, PROMPT[:9], chunk=64))
     answers = iter([(), (), (40, 41, 42)])
     sampler = Sampler(GREEDY, 0)
-    stream = decode(step, logits, sampler, stop=frozenset(), max_tokens=9, steer=lambda *_: next(answers, ()))
+    stream = decode(
+        step, logits, sampler, stop=frozenset(), max_tokens=9, steer=lambda *_: next(answers, ())
+    )
     reason, seen = drain(stream)
     first = greedy_reference(model, PROMPT[:9], 3)
     assert seen[:6] == [*first, 40, 41, 42]
@@ -112,7 +120,11 @@ def test_nan_logits_are_an_error(model: Transformer) -> None:
     nan = mx.full((1, 320), float("nan"))
     assert int(Sampler(SamplingParams(), 0).draw(nan, 0).item()) == INVALID
     with pytest.raises(NumericsError, match="damaged"):
-        drain(decode(stepper(model), nan, Sampler(SamplingParams(), 0), stop=frozenset(), max_tokens=3))
+        drain(
+            decode(
+                stepper(model), nan, Sampler(SamplingParams(), 0), stop=frozenset(), max_tokens=3
+            )
+        )
 
 
 def drain(stream: Generator[tuple[int, mx.array], None, str]) -> tuple[str, list[int]]:

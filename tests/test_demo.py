@@ -75,7 +75,9 @@ def test_every_word_is_spelled_and_counted(problems: list[Problem]) -> None:
         assert word in problem.question
         letter = re.search(r"(?:letter|lettre|Buchstabe|letra|lettera) (\w) ", problem.answer)[1]  # type: ignore[index]
         assert problem.expected == word.lower().count(letter) == spelled[-1][1]
-        assert [n for _, n in spelled] == [word[: i + 1].lower().count(letter) for i in range(len(word))]
+        assert [n for _, n in spelled] == [
+            word[: i + 1].lower().count(letter) for i in range(len(word))
+        ]
 
 
 def spelling(problem: Problem) -> list[tuple[str, int]]:
@@ -84,14 +86,20 @@ def spelling(problem: Problem) -> list[tuple[str, int]]:
     return [(pair[0], int(pair[1:])) for line in lines for pair in line.split(": ", 1)[1].split()]
 
 
-def test_every_language_and_kind_is_asked_and_answered_in_its_words(problems: list[Problem]) -> None:
+def test_every_language_and_kind_is_asked_and_answered_in_its_words(
+    problems: list[Problem],
+) -> None:
     counts = Counter((p.kind, p.language) for p in problems)
     assert set(counts) == {(kind, language) for kind in KINDS for language in LANGUAGES}
     for problem in problems:
         phrases = PHRASES[problem.language]
-        assert problem.trace.startswith(phrases.spell if problem.kind == "letters" else phrases.intro)
+        assert problem.trace.startswith(
+            phrases.spell if problem.kind == "letters" else phrases.intro
+        )
         assert is_correct(problem, problem.answer)
-        assert not is_correct(problem, problem.answer.replace(str(problem.expected), str(problem.expected + 1)))
+        assert not is_correct(
+            problem, problem.answer.replace(str(problem.expected), str(problem.expected + 1))
+        )
 
 
 def test_training_never_sees_what_is_held_out(tokenizer: Tokenizer) -> None:
@@ -123,27 +131,45 @@ def operands(problem: Problem) -> tuple[int, int]:
 
 def test_the_vocabulary_is_the_head_of_the_real_one() -> None:
     """The same pieces in the same order, so that what is proved on these ids holds for the 131,072."""
-    whole = json.loads((Path(mistral_common.__file__).parent / "data" / "tekken_240911.json").read_text())
+    whole = json.loads(
+        (Path(mistral_common.__file__).parent / "data" / "tekken_240911.json").read_text()
+    )
     cut = json.loads((DEMO / "tekken.json").read_text())
     assert cut["vocab"] == whole["vocab"][: len(cut["vocab"])]
-    assert [t["token_str"] for t in cut["special_tokens"]][:5] == ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
+    assert [t["token_str"] for t in cut["special_tokens"]][:5] == [
+        "<unk>",
+        "<s>",
+        "</s>",
+        "[INST]",
+        "[/INST]",
+    ]
     assert (cut["config"]["version"], cut["config"]["default_vocab_size"]) == ("v11", 2048)
 
 
 def test_training_text_is_what_mistral_common_encodes() -> None:
     """Cut conversations at their control ids, and let mistral-common put them together again."""
     examples = Examples(Tekkenizer.from_file(DEMO / "tekken.json"), seed=2)
-    reference = MistralTokenizer.from_file(str(DEMO / "tekken.json"), mode=ValidationMode.finetuning)
+    reference = MistralTokenizer.from_file(
+        str(DEMO / "tekken.json"), mode=ValidationMode.finetuning
+    )
     kinds = Counter()
     for _ in range(300):
         ids, learned = examples.conversation()
         if not all(learned[len(ids) - ids[::-1].index(SPECIAL_TOKENS.index("[/INST]")) :]):
             continue  # part of the last trace is forced, as the runtime does
-        parts = re.split(r"(<s>|</s>|\[/?\w+\])", examples.tokenizer.decode(ids, SpecialTokenPolicy.KEEP))
-        makers = {"[SYSTEM_PROMPT]": SystemMessage, "[INST]": UserMessage, "[/INST]": AssistantMessage}
+        parts = re.split(
+            r"(<s>|</s>|\[/?\w+\])", examples.tokenizer.decode(ids, SpecialTokenPolicy.KEEP)
+        )
+        makers = {
+            "[SYSTEM_PROMPT]": SystemMessage,
+            "[INST]": UserMessage,
+            "[/INST]": AssistantMessage,
+        }
         found = zip(parts[1::2], parts[2::2], strict=True)
         messages = [makers[tag](content=text) for tag, text in found if tag in makers]
-        assert reference.encode_chat_completion(ChatCompletionRequest(messages=messages)).tokens == ids
+        assert (
+            reference.encode_chat_completion(ChatCompletionRequest(messages=messages)).tokens == ids
+        )
         kinds[isinstance(messages[0], SystemMessage), len(messages) > 3] += 1
     assert len(kinds) == 4
 
@@ -160,9 +186,13 @@ def test_the_checkpoint_has_the_published_layout() -> None:
     assert sum(f.stat().st_size for f in DEMO.iterdir() if f.is_file()) < 16e6
 
 
-def accuracy(magistral: mm.Magistral, problems: list[Problem], sampling: mm.SamplingParams) -> float:
+def accuracy(
+    magistral: mm.Magistral, problems: list[Problem], sampling: mm.SamplingParams
+) -> float:
     replies = [(p, magistral.ask(p.question, sampling)) for p in problems]
-    return sum(is_correct(p, r.answer) and r.reasoning_closed_by == "model" for p, r in replies) / len(problems)
+    return sum(
+        is_correct(p, r.answer) and r.reasoning_closed_by == "model" for p, r in replies
+    ) / len(problems)
 
 
 @pytest.mark.slow
@@ -192,9 +222,13 @@ def test_accuracy_on_held_out_problems(
 
 
 @pytest.mark.parametrize("system", [None, "Sois bref.", "You teach mathematics to children."])
-def test_it_reasons_in_the_language_asked_whatever_else_the_system_prompt_says(system: str | None) -> None:
+def test_it_reasons_in_the_language_asked_whatever_else_the_system_prompt_says(
+    system: str | None,
+) -> None:
     messages = [{"role": "system", "content": system}] if system else []
-    reply = mm.load("demo").ask([*messages, {"role": "user", "content": "Combien font 12 + 30 ?"}], GREEDY)
+    reply = mm.load("demo").ask(
+        [*messages, {"role": "user", "content": "Combien font 12 + 30 ?"}], GREEDY
+    )
     assert reply.reasoning.startswith(PHRASES["fr"].intro)
     assert "**42**" in reply.answer
 

@@ -14,7 +14,9 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """MLX's limits as they are set, on no device."""
     found: dict[str, int] = {}
     for name in ("memory", "cache", "wired"):
-        monkeypatch.setattr(mx, f"set_{name}_limit", lambda limit, name=name: found.update({name: limit}))
+        monkeypatch.setattr(
+            mx, f"set_{name}_limit", lambda limit, name=name: found.update({name: limit})
+        )
     return found
 
 
@@ -23,7 +25,9 @@ def test_a_budget_is_what_was_asked_for_or_what_there_is(monkeypatch: pytest.Mon
     monkeypatch.setattr(device, "on_gpu", lambda: False)
     assert device.budget_bytes() < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     monkeypatch.setattr(device, "on_gpu", lambda: True)
-    monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 11, "memory_size": 16})
+    monkeypatch.setattr(
+        mx, "device_info", lambda: {"max_recommended_working_set_size": 11, "memory_size": 16}
+    )
     assert device.budget_bytes() == 11
     monkeypatch.setattr(mx, "device_info", lambda: {"device_name": "a new one"})
     assert device.budget_bytes(1) == 10**9
@@ -31,7 +35,9 @@ def test_a_budget_is_what_was_asked_for_or_what_there_is(monkeypatch: pytest.Mon
         device.budget_bytes()
 
 
-def test_the_wired_limit_is_not_touched_unless_asked(monkeypatch: pytest.MonkeyPatch, limits: dict[str, int]) -> None:
+def test_the_wired_limit_is_not_touched_unless_asked(
+    monkeypatch: pytest.MonkeyPatch, limits: dict[str, int]
+) -> None:
     monkeypatch.setattr(mx.metal, "is_available", lambda: False)
     device.limit_memory(100, freed=20, wired=None)
     assert limits == {"memory": 100, "cache": 20}

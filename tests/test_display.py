@@ -53,7 +53,9 @@ def make_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     return both
 
 
-def stream(segments: list[Segment], *, is_interrupted: bool = False) -> Generator[Segment, None, Reply]:
+def stream(
+    segments: list[Segment], *, is_interrupted: bool = False
+) -> Generator[Segment, None, Reply]:
     yield from segments
     if is_interrupted:
         raise KeyboardInterrupt
@@ -70,7 +72,11 @@ def stream(segments: list[Segment], *, is_interrupted: bool = False) -> Generato
     ],
 )
 def test_the_reply_stays_and_no_status_does(
-    monkeypatch: pytest.MonkeyPatch, hides_reasoning: bool, hides_answer: bool, seen: list[str], is_interrupted: bool
+    monkeypatch: pytest.MonkeyPatch,
+    hides_reasoning: bool,
+    hides_answer: bool,
+    seen: list[str],
+    is_interrupted: bool,
 ) -> None:
     terminal = make_terminal(monkeypatch)
     display = Display(hides_reasoning=hides_reasoning, hides_answer=hides_answer)
@@ -85,7 +91,10 @@ def test_the_reply_stays_and_no_status_does(
 def test_a_reply_cut_anywhere_ends_its_line(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     terminal = make_terminal(monkeypatch)
     Display().show_all(stream(SEGMENTS[:count]))
-    assert terminal.lines() == [[""], ["8+6", ""], ["8+6=14", ""], ["8+6=14", "", "It is ", ""]][count - 1]
+    assert (
+        terminal.lines()
+        == [[""], ["8+6", ""], ["8+6=14", ""], ["8+6=14", "", "It is ", ""]][count - 1]
+    )
 
 
 def test_a_hidden_trace_shows_that_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +143,9 @@ def test_a_rate_that_cannot_be_told_is_a_dash(capsys: pytest.CaptureFixture[str]
 TRACE = "".join(f"Step {i}: {'x' * i}\n" for i in range(40))
 
 
-def show_on_screen(monkeypatch: pytest.MonkeyPatch, segments: list[Segment], *, is_interrupted: bool = False) -> Screen:
+def show_on_screen(
+    monkeypatch: pytest.MonkeyPatch, segments: list[Segment], *, is_interrupted: bool = False
+) -> Screen:
     for name, value in (("TERM", "xterm"), ("COLUMNS", "31"), ("LINES", "10")):
         monkeypatch.setenv(name, value)
     screen = Screen(31, 10)
@@ -152,7 +163,12 @@ def test_a_folded_trace_leaves_one_line_and_an_answer_is_laid_out(
     monkeypatch.setattr(TraceWindow, "push", undelayed(TraceWindow.push))
     monkeypatch.setattr(TraceWindow, "_seconds", lambda self: 3.21)
     pieces = [Segment("reasoning", TRACE[i : i + size]) for i in range(0, len(TRACE), size)]
-    segments = [Segment("progress", "1/2"), *pieces, Segment("answer", "It is **1"), Segment("answer", "24**.")]
+    segments = [
+        Segment("progress", "1/2"),
+        *pieces,
+        Segment("answer", "It is **1"),
+        Segment("answer", "24**."),
+    ]
     screen = show_on_screen(monkeypatch, segments, is_interrupted=is_interrupted)
     folded = f"▸ thought for 3.2 s, {len(TRACE):,} characters; /trace shows them"
     assert screen.rows == [folded[:30], folded[30:], "It is 124.", ""]
@@ -169,7 +185,10 @@ def undelayed(push: Callable[[TraceWindow, str], None]) -> Callable[[TraceWindow
 
 
 def test_a_trace_without_an_answer_is_folded_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(show_on_screen(monkeypatch, [Segment("reasoning", TRACE)], is_interrupted=True).rows) == 3
+    assert (
+        len(show_on_screen(monkeypatch, [Segment("reasoning", TRACE)], is_interrupted=True).rows)
+        == 3
+    )
 
 
 def test_a_folded_trace_commands_no_terminal_either(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,15 +199,21 @@ def test_a_folded_trace_commands_no_terminal_either(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("term", ["dumb", "unknown"])
-def test_a_terminal_that_cannot_move_its_cursor_gets_plain_text(monkeypatch: pytest.MonkeyPatch, term: str) -> None:
+def test_a_terminal_that_cannot_move_its_cursor_gets_plain_text(
+    monkeypatch: pytest.MonkeyPatch, term: str
+) -> None:
     terminal = make_terminal(monkeypatch)
     monkeypatch.setenv("TERM", term)
     Display(folds=True, renders=True).show_all(stream(SEGMENTS))
     assert terminal.lines() == ["8+6=14", "", "It is 124.", ""]
 
 
-def test_a_pipe_gets_the_model_s_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    Display(folds=True, renders=True).show_all(stream([Segment("reasoning", "**r**"), Segment("answer", "**a**")]))
+def test_a_pipe_gets_the_model_s_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Display(folds=True, renders=True).show_all(
+        stream([Segment("reasoning", "**r**"), Segment("answer", "**a**")])
+    )
     assert capsys.readouterr() == ("**a**\n", "**r**\n\n")
 
 

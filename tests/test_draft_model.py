@@ -36,7 +36,9 @@ def draft_model(model: Transformer, sampler: Sampler, limit: int = 100) -> Draft
 
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_a_draft_model_that_is_the_model_is_always_right(model: Transformer, params: SamplingParams) -> None:
+def test_a_draft_model_that_is_the_model_is_always_right(
+    model: Transformer, params: SamplingParams
+) -> None:
     plain, sampler = Run(model, sampler=Sampler(params, 7)), Sampler(params, 7)
     draft = draft_model(model, sampler)
     drafted = Run(model, Drafter(draft, FREE), sampler=sampler)
@@ -45,7 +47,9 @@ def test_a_draft_model_that_is_the_model_is_always_right(model: Transformer, par
     assert draft.chances(1)[0] > 0.8
 
 
-def test_a_draft_model_that_knows_nothing_changes_nothing_and_falls_silent(model: Transformer) -> None:
+def test_a_draft_model_that_knows_nothing_changes_nothing_and_falls_silent(
+    model: Transformer,
+) -> None:
     other = fill(Transformer(CONFIG), CONFIG, {n: w[::-1] for n, w in make_weights(CONFIG).items()})
     plain, sampler = Run(model, max_tokens=150), Sampler(SAMPLED, 7)
     draft = draft_model(other, sampler, limit=90)  # its context ends before the reply
@@ -58,7 +62,9 @@ def test_a_draft_model_that_knows_nothing_changes_nothing_and_falls_silent(model
 def test_a_draft_model_reads_only_what_is_new(model: Transformer) -> None:
     draft = draft_model(model, Sampler(GREEDY, 0))
     assert list(draft.begin(PROMPT, Sampler(GREEDY, 0), chunk=4)) == []
-    assert list(draft.begin([*PROMPT[:10], 5, 6, 7, 8, 9, 10, 11], Sampler(GREEDY, 0), chunk=4)) == [4]
+    assert list(
+        draft.begin([*PROMPT[:10], 5, 6, 7, 8, 9, 10, 11], Sampler(GREEDY, 0), chunk=4)
+    ) == [4]
 
 
 def test_a_draft_of_the_same_prompt_is_the_same_whatever_came_before(model: Transformer) -> None:
@@ -106,7 +112,11 @@ def test_a_draft_model_that_does_not_fit_beside_is_refused(magistral: mm.Magistr
     checkpoint = magistral.checkpoint
     alone = plan_for(checkpoint, context=256, prefill_chunk=64)
     both = plan_for(checkpoint, context=256, prefill_chunk=64, draft=checkpoint)
-    assert both.total_bytes - alone.total_bytes == both.draft_bytes == alone.weights_bytes + alone.kv_bytes
+    assert (
+        both.total_bytes - alone.total_bytes
+        == both.draft_bytes
+        == alone.weights_bytes + alone.kv_bytes
+    )
     between = (alone.total_bytes + both.total_bytes) / 2e9
     assert plan_for(checkpoint, context=256, prefill_chunk=64, memory_gb=between).fits
     with pytest.raises(MemoryLimitError, match="draft model"):

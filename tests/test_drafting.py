@@ -86,7 +86,12 @@ def test_as_many_are_checked_as_give_most_ids_for_their_cost(
 
 
 def test_there_are_no_more_guesses_than_room() -> None:
-    assert [len(Drafter(Oracle([0.9] * 7), FREE).propose(room)) for room in (0, 1, 3, 9)] == [0, 1, 3, 7]
+    assert [len(Drafter(Oracle([0.9] * 7), FREE).propose(room)) for room in (0, 1, 3, 9)] == [
+        0,
+        1,
+        3,
+        7,
+    ]
     assert len(Drafter(Oracle([0.9] * 7), FREE, limit=2).propose(9)) == 2
 
 
@@ -98,7 +103,9 @@ def test_a_row_that_attends_to_a_long_past_costs_more() -> None:
     assert far._cost(2) == pytest.approx((1 + 2 * 1) / (1 + 1))
 
 
-@pytest.mark.parametrize(("costs", "expected"), [(M4_PRO, True), (FREE, True), (LINEAR, False), (BUBBLE, True)])
+@pytest.mark.parametrize(
+    ("costs", "expected"), [(M4_PRO, True), (FREE, True), (LINEAR, False), (BUBBLE, True)]
+)
 def test_whether_guessing_can_pay_at_all(costs: Sequence[float], expected: bool) -> None:
     assert pays(costs) is expected
     assert not pays(costs, source_cost=1.0)
@@ -112,7 +119,9 @@ def test_silence_waits_for_nothing() -> None:
 @pytest.mark.parametrize("costs", [M4_PRO, FREE, LINEAR, BUBBLE, (1.0, 1.6, 2.1, 2.7)])
 @pytest.mark.parametrize("chance", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("trust", [0.5, 0.99])
-def test_guesses_however_wrong_cost_at_most_one_percent(costs: Sequence[float], chance: float, trust: float) -> None:
+def test_guesses_however_wrong_cost_at_most_one_percent(
+    costs: Sequence[float], chance: float, trust: float
+) -> None:
     """The law itself, against a source that lies about its chances: replay what decode does, and add up."""
     rng = random.Random(5)
     drafter = Drafter(Oracle([trust] * 7), costs)
@@ -139,18 +148,26 @@ def test_silence_ends_when_guesses_become_good() -> None:
     assert count([3], [*numbers(random.Random(8), 300), *text, *text], BUBBLE).cost_per_token < 0.9
 
 
-COUNTED = json.loads((Path(benchmarks.__file__).parent / "results" / "drafting-counts.json").read_text())
+COUNTED = json.loads(
+    (Path(benchmarks.__file__).parent / "results" / "drafting-counts.json").read_text()
+)
 
 
 def test_counts_on_record_are_those_of_this_code() -> None:
-    texts = {kind: text[:2] for kind, text in scripted(Tokenizer.from_folder(DEMO)).items() if kind != "hostile"}
+    texts = {
+        kind: text[:2]
+        for kind, text in scripted(Tokenizer.from_folder(DEMO)).items()
+        if kind != "hostile"
+    }
     few = count_all(texts, {"M4 Pro": M4_PRO})["M4 Pro"]
     assert few["prose"] == COUNTED["drafting"]["M4 Pro"]["prose"]
     assert max(few[kind]["highest_of_a_reply"] for kind in ("copies", "edits")) <= 0.45
 
 
 def test_counts_on_record_meet_their_goals() -> None:
-    goals = {kind: row["goal"] for kind, row in COUNTED["drafting"]["M4 Pro"].items() if row["goal"] < 1}
+    goals = {
+        kind: row["goal"] for kind, row in COUNTED["drafting"]["M4 Pro"].items() if row["goal"] < 1
+    }
     assert goals == {"reasoning": 0.85, "copies": 0.45, "edits": 0.45}
     for kinds in COUNTED["drafting"].values():
         for kind, row in kinds.items():

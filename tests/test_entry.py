@@ -32,7 +32,9 @@ def messages(history: Path, *keys: str) -> list[str]:
         coming, waiting = typed(history, COMMANDS), [*keys, CTRL_D]
         while waiting:
             sent = waiting.index(ENTER) + 1 if ENTER in waiting else len(waiting)
-            pipe.send_text("".join(waiting[:sent]))  # all at once the rest would be typed before there is a prompt
+            pipe.send_text(
+                "".join(waiting[:sent])
+            )  # all at once the rest would be typed before there is a prompt
             del waiting[:sent]
             found += [text for text in [next(coming, "")] if text]
     return found
@@ -45,7 +47,10 @@ def messages(history: Path, *keys: str) -> list[str]:
         (["one", ALT_ENTER, "two", ENTER], ["one\ntwo"]),
         (["one\\\r", "two", ENTER], ["one\ntwo"]),
         (["row \\\\", ENTER, "two", ENTER], ["row \\\\", "two"]),
-        ([PASTE, "def f():\r\n\treturn 1\n\nf()\n", PASTED, ENTER], ["def f():\n\treturn 1\n\nf()"]),
+        (
+            [PASTE, "def f():\r\n\treturn 1\n\nf()\n", PASTED, ENTER],
+            ["def f():\n\treturn 1\n\nf()"],
+        ),
         (["discarded", CTRL_C, "two", ENTER], ["two"]),
         (["\r  \r one ", ENTER], ["one"]),
         (["日本語 🙂", ENTER], ["日本語 🙂"]),
@@ -58,7 +63,9 @@ def test_what_is_typed(tmp_path: Path, keys: list[str], expected: list[str]) -> 
     assert messages(tmp_path / "history", *keys) == expected
 
 
-def test_what_was_typed_is_remembered_for_nobody_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_typed_is_remembered_for_nobody_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     history = tmp_path / "new" / "history"
     assert messages(history, "a secret", ENTER) == ["a secret"]
     assert stat.S_IMODE(history.stat().st_mode) == 0o600
@@ -81,7 +88,9 @@ def test_what_is_piped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert piped_in(monkeypatch, "") == []
 
 
-@pytest.mark.parametrize(("line", "expected"), [("", False), ("a\\", True), ("a\\\\", False), ("\\\\\\", True)])
+@pytest.mark.parametrize(
+    ("line", "expected"), [("", False), ("a\\", True), ("a\\\\", False), ("\\\\\\", True)]
+)
 def test_a_line_goes_on_after_a_backslash_of_its_own(line: str, expected: bool) -> None:
     assert goes_on(line) == expected
 

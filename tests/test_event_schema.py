@@ -16,7 +16,9 @@ REPLY = Reply("r", "a", (), "stop", None, Usage(1, 2, 3, 4, 5, 6.5, 7, 8, 9, 10)
 
 
 def test_the_file_is_what_the_types_say() -> None:
-    assert json.loads(SCHEMA.read_text()) == event_schema(), "python -m magistral_mlx.event_schema > the file"
+    assert json.loads(SCHEMA.read_text()) == event_schema(), (
+        "python -m magistral_mlx.event_schema > the file"
+    )
     jsonschema.Draft202012Validator.check_schema(event_schema())
 
 
@@ -27,7 +29,9 @@ def test_the_file_is_what_the_types_say() -> None:
         events.event_of(Segment("progress", "16/49")),
         events.event_of(Segment("reasoning", "r")),
         events.event_of(Segment("answer", "a")),
-        events.event_of(Segment("tool_call", '{"name": "f", "arguments": {"x": [1, "ü"]}, "id": "abcdefghi"}')),
+        events.event_of(
+            Segment("tool_call", '{"name": "f", "arguments": {"x": [1, "ü"]}, "id": "abcdefghi"}')
+        ),
         events.done(REPLY),
         events.never_begun(),
         events.failed(OptionError("no")),

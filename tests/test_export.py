@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from convert.export import exports, make_config, read_tokenizer, require_export_extra
 from magistral_mlx.config import ModelConfig
+from magistral_mlx.convert.export import exports, make_config, read_tokenizer, require_export_extra
 from magistral_mlx.errors import ConversionError, TokenizerError
 from magistral_mlx.messages import CARD_SYSTEM_PROMPT
 from magistral_mlx.tokenizer import Tokenizer
@@ -59,7 +59,9 @@ CASES = {
 
 
 @pytest.fixture(scope="module", params=CASES)
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Any]:
+def exported(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Tokenizer, Any]:
     """Our tokenizer and transformers', both from an exported folder."""
     transformers = pytest.importorskip("transformers")
     version, prompt = CASES[request.param]
@@ -72,7 +74,10 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def test_the_template_and_tokenizer_json_encode_as_we_do(exported: tuple[Tokenizer, Any]) -> None:
     ours, theirs = exported
     default = {"role": "system", "content": ours.system_prompt}
-    again = [([default, *messages], options | {"system_prompt_only": False}) for messages, options in conversations(9)]
+    again = [
+        ([default, *messages], options | {"system_prompt_only": False})
+        for messages, options in conversations(9)
+    ]
     for messages, options in conversations(200) + again:
         rendered = theirs.apply_chat_template(
             messages,
@@ -92,7 +97,10 @@ USER = {"role": "user", "content": "x"}
 
 
 def calling(*ids: str) -> dict[str, Any]:
-    return {"role": "assistant", "tool_calls": [{"id": i, "function": {"name": "add", "arguments": {}}} for i in ids]}
+    return {
+        "role": "assistant",
+        "tool_calls": [{"id": i, "function": {"name": "add", "arguments": {}}} for i in ids],
+    }
 
 
 @pytest.mark.parametrize(
@@ -110,7 +118,9 @@ def calling(*ids: str) -> dict[str, Any]:
         [USER, calling("abcdefghi"), {"role": "tool", "content": "x", "tool_call_id": "123456789"}],
     ],
 )
-def test_the_template_refuses_what_it_would_misread(exported: tuple[Tokenizer, Any], messages: Any) -> None:
+def test_the_template_refuses_what_it_would_misread(
+    exported: tuple[Tokenizer, Any], messages: Any
+) -> None:
     with pytest.raises(Exception, match=r"must|empty"):
         exported[1].apply_chat_template(messages, tokenize=False)
 
@@ -127,15 +137,55 @@ def test_newer_releases_write_no_ids_of_calls(exported: tuple[Tokenizer, Any]) -
 def random_texts(n: int, controls: list[str]) -> list[str]:
     """Strings of what the tokenizer's pattern treats in different ways, none of which spells a control token."""
     rng = random.Random(0)
-    pieces = [*" \n\t\r", "  ", "\n\n", "the ", "Ü", "ß", "é", "e\u0301", "日", "🙂", "👩‍👩‍👧", "ǅ", "ʰ", "٣", "½"]
-    pieces += [*"aZ9.,;:!?'\"()[]{}<>/\\-_=+*&^%$#@~|", "\u200b", "\u00a0", "\x00", "\u2028", "\U0001f1eb", "हि", "ไทย"]
-    pieces += ["think", "INST", "Größe", " Москва", " مرحبا", "'ll", "DON'T", "1234567", " the", "ing", "\r\n", "    "]
+    pieces = [
+        *" \n\t\r",
+        "  ",
+        "\n\n",
+        "the ",
+        "Ü",
+        "ß",
+        "é",
+        "e\u0301",
+        "日",
+        "🙂",
+        "👩‍👩‍👧",
+        "ǅ",
+        "ʰ",
+        "٣",
+        "½",
+    ]
+    pieces += [
+        *"aZ9.,;:!?'\"()[]{}<>/\\-_=+*&^%$#@~|",
+        "\u200b",
+        "\u00a0",
+        "\x00",
+        "\u2028",
+        "\U0001f1eb",
+        "हि",
+        "ไทย",
+    ]
+    pieces += [
+        "think",
+        "INST",
+        "Größe",
+        " Москва",
+        " مرحبا",
+        "'ll",
+        "DON'T",
+        "1234567",
+        " the",
+        "ing",
+        "\r\n",
+        "    ",
+    ]
     pieces += [chr(rng.choice(range(0x20, 0xD800))) for _ in range(500)]
     texts = ("".join(rng.choices(pieces, k=rng.randrange(40))) for _ in range(2 * n))
     return list(islice((text for text in texts if not any(name in text for name in controls)), n))
 
 
-def test_tokenizer_json_encodes_any_text_as_mistral_common_does(exported: tuple[Tokenizer, Any]) -> None:
+def test_tokenizer_json_encodes_any_text_as_mistral_common_does(
+    exported: tuple[Tokenizer, Any],
+) -> None:
     ours, theirs = exported
     for text in random_texts(1000, theirs.all_special_tokens):
         ids = ours.encode(text)
@@ -145,16 +195,22 @@ def test_tokenizer_json_encodes_any_text_as_mistral_common_does(exported: tuple[
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["v11", "v13"])
-def test_the_full_vocabulary_encodes_100_000_texts_as_mistral_common_does(tmp_path: Path, version: str) -> None:
+def test_the_full_vocabulary_encodes_100_000_texts_as_mistral_common_does(
+    tmp_path: Path, version: str
+) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     source = write_tekken(tmp_path / "source", 131_072, version)
     files = exports(source, config_out(131_072), tokenizer_json=True)
     theirs = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
     ours = Tokenizer.from_folder(source)
     controls = [theirs.id_to_token(i) for i in range(1000)]
-    assert controls[: 36 if version == "v13" else 34][-1] == ("[/THINK]" if version == "v13" else "[CALL_ID]")
+    assert controls[: 36 if version == "v13" else 34][-1] == (
+        "[/THINK]" if version == "v13" else "[CALL_ID]"
+    )
     texts = [*TEXTS, CARD_SYSTEM_PROMPT, *random_texts(100_000, controls)]
-    for text, encoding in zip(texts, theirs.encode_batch(texts, add_special_tokens=False), strict=True):
+    for text, encoding in zip(
+        texts, theirs.encode_batch(texts, add_special_tokens=False), strict=True
+    ):
         assert encoding.ids == ours.encode(text), text
 
 
@@ -162,7 +218,12 @@ def test_config_json_states_what_its_readers_would_guess(tmp_path: Path) -> None
     config = tiny.make_config(vocab_size=2048)
     raw = make_config(config, QUANTIZATION)
     assert raw["quantization"] == raw["quantization_config"] == QUANTIZATION
-    assert (raw["head_dim"], raw["rope_theta"], raw["tie_word_embeddings"], raw["sliding_window"]) == (
+    assert (
+        raw["head_dim"],
+        raw["rope_theta"],
+        raw["tie_word_embeddings"],
+        raw["sliding_window"],
+    ) == (
         32,
         1e9,
         False,
@@ -177,7 +238,11 @@ def test_config_json_states_what_its_readers_would_guess(tmp_path: Path) -> None
     folder = export(tmp_path)
     assert json.loads((folder / "config.json").read_text()) == raw
     generation = json.loads((folder / "generation_config.json").read_text())
-    assert (generation["temperature"], generation["top_p"], generation["max_new_tokens"]) == (0.7, 0.95, 40_960)
+    assert (generation["temperature"], generation["top_p"], generation["max_new_tokens"]) == (
+        0.7,
+        0.95,
+        40_960,
+    )
 
 
 def test_the_files_are_a_function_of_the_checkpoint_alone(tmp_path: Path) -> None:
@@ -206,11 +271,20 @@ def test_without_the_extra_nothing_begins(tmp_path: Path, monkeypatch: pytest.Mo
         return found(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    with pytest.raises(ConversionError, match=r"transformers is not installed.*pip install 'magistral-mlx\[export\]'"):
+    with pytest.raises(
+        ConversionError,
+        match=r"transformers is not installed.*pip install 'magistral-mlx\[export\]'",
+    ):
         require_export_extra()
     with pytest.raises(ConversionError, match="--no-tokenizer-json"):
         exports(source, config_out(), tokenizer_json=True)
-    texts = ["README.md", "SYSTEM_PROMPT.txt", "chat_template.jinja", "config.json", "generation_config.json"]
+    texts = [
+        "README.md",
+        "SYSTEM_PROMPT.txt",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+    ]
     assert list(exports(source, config_out(), tokenizer_json=False)) == [*texts, "tekken.json"]
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "4.57.1")
     with pytest.raises(ConversionError, match=r"transformers is 4.57.1, 5 or later is needed"):
@@ -230,7 +304,9 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", ["v11", "v13"])
 def test_the_template_is_of_one_release(tmp_path: Path, version: str) -> None:
-    template = (export(tmp_path, version=version, tokenizer_json=False) / "chat_template.jinja").read_text()
+    template = (
+        export(tmp_path, version=version, tokenizer_json=False) / "chat_template.jinja"
+    ).read_text()
     assert "@" not in template
     assert not re.search(r"\{#(v\d|text|control)", template)
     assert ("[THINK]" in template, "<think>" in template) == (version == "v13", version == "v11")

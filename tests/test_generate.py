@@ -57,7 +57,9 @@ class Scripted:
         yield 2, 2
         return self
 
-    def stream(self, messages: Any, sampling: SamplingParams, **options: Any) -> Generator[Segment, None, Reply]:
+    def stream(
+        self, messages: Any, sampling: SamplingParams, **options: Any
+    ) -> Generator[Segment, None, Reply]:
         self.asked.append((messages, sampling, options))
         try:
             for i, segment in enumerate(self.segments):
@@ -68,7 +70,9 @@ class Scripted:
         finally:
             self.is_closed = True
 
-    def replies(self, messages: Any, sampling: SamplingParams, *, n: int, **options: Any) -> Iterator[Reply]:
+    def replies(
+        self, messages: Any, sampling: SamplingParams, *, n: int, **options: Any
+    ) -> Iterator[Reply]:
         self.asked.append((messages, sampling, options))
         for i in range(n):
             if i == self.interrupt_after:
@@ -91,7 +95,9 @@ def pipe_in(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
 
 
-def test_a_pipe_gets_the_answer_and_nothing_else(model: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_gets_the_answer_and_nothing_else(
+    model: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run() == 0
     out, err = capsys.readouterr()
     assert out == "It is 124.\n"
@@ -110,14 +116,19 @@ def test_the_trace_can_be_hidden(model: Scripted, capsys: pytest.CaptureFixture[
 
 
 def test_a_reply_cut_short_says_so(model: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
-    model.segments, model.reply = [Segment("reasoning", "hm")], Reply("hm", "", (), "length", None, USAGE)
+    model.segments, model.reply = (
+        [Segment("reasoning", "hm")],
+        Reply("hm", "", (), "length", None, USAGE),
+    )
     assert run() == 0
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("hm\nended by length; prompt 20 tokens")
 
 
-def test_json_is_one_object_with_these_keys(model: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_one_object_with_these_keys(
+    model: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run("--json") == 0
     assert json.loads(capsys.readouterr().out) == {
         "reasoning": "8+6=14",
@@ -153,7 +164,13 @@ def test_flags_reach_the_library(model: Scripted) -> None:
     more = "--prefill-step-size 64 --memory-gb 1.5 --wired --revision r --system-prompt S --system-prompt-only"
     guessing = "--draft-model d --num-draft-tokens 3 --reasoning-format text --think-budget-message Enough."
     assert run(*flags.split(), *more.split(), *guessing.split(), "--prompt-cache-file", "f") == 0
-    planned = {"context": 512, "kv_bits": 8, "prefill_step_size": 64, "memory_gb": 1.5, "wired": True}
+    planned = {
+        "context": 512,
+        "kv_bits": 8,
+        "prefill_step_size": 64,
+        "memory_gb": 1.5,
+        "wired": True,
+    }
     planned |= {"draft": "d", "num_draft_tokens": 3, "reasoning_format": "text"}
     assert model.loaded == {"model": "m", "revision": "r"} | planned
     messages, sampling, options = model.asked[0]
@@ -178,7 +195,9 @@ def test_a_last_line_without_a_budget_is_refused(
     assert model.asked == []
 
 
-def test_replacing_the_system_prompt_is_warned_about(model: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
+def test_replacing_the_system_prompt_is_warned_about(
+    model: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
     run("--system-prompt", "Be brief.", "--system-prompt-only")
     assert "may not reason" in capsys.readouterr().err
 
@@ -240,7 +259,9 @@ def test_every_flag_of_mlx_lm_is_ours_or_refused_with_a_reason() -> None:
 
 
 @pytest.mark.parametrize("flag", console.MLX_LM_FLAGS)
-def test_flags_of_mlx_lm_are_refused_with_ours(model: Scripted, capsys: pytest.CaptureFixture[str], flag: str) -> None:
+def test_flags_of_mlx_lm_are_refused_with_ours(
+    model: Scripted, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
     assert run(flag, "1") == 2
     assert f"{flag} is mlx-lm's: " in capsys.readouterr().err
 
@@ -249,7 +270,9 @@ def test_without_a_model_there_are_three_ways(capsys: pytest.CaptureFixture[str]
     for arguments in (["-p", "hi"], ["-p", "-"], []):  # said before stdin is read
         assert generate.main(arguments) == 2
         err = capsys.readouterr().err
-        assert all(way in err for way in ("MLX-4bit", "magistral convert --hf-path", "--model demo"))
+        assert all(
+            way in err for way in ("MLX-4bit", "magistral convert --hf-path", "--model demo")
+        )
 
 
 def test_errors_of_the_library_are_one_line(
@@ -285,17 +308,24 @@ def test_ctrl_c_during_samples_keeps_those_that_are_there(
     assert run("--samples", "3", "--json") == 130
     printed = json.loads(capsys.readouterr().out)
     assert printed["finish_reason"] == "cancelled"
-    assert (len(printed["replies"]), printed["votes"]) == (finished, {"124": finished} if finished else {})
+    assert (len(printed["replies"]), printed["votes"]) == (
+        finished,
+        {"124": finished} if finished else {},
+    )
 
 
-def test_a_terminal_of_few_letters_is_no_bug(model: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_of_few_letters_is_no_bug(
+    model: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model.segments = [Segment("answer", "Évidemment")]
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written := io.BytesIO(), "ascii"))
     assert run() == 0
     assert written.getvalue() == b"\\xc9videmment\n"
 
 
-def test_ctrl_c_while_loading(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_while_loading(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def loading(model: str, **options: Any) -> Iterator[tuple[int, int]]:
         yield 1, 2
         raise KeyboardInterrupt

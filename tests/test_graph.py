@@ -49,7 +49,11 @@ def test_a_decode_step_has_at_most_three_quarters_of_mlx_lms(tmp_path: Path) -> 
     # A layer: 2 norms, 4 matmuls, 1 rotation, 1 write, 1 attention, SwiGLU, 2 sums. Beside the layers: the
     # embedding's rows, scales and biases, their dequantization, the last norm, the head.
     assert graph.kernels.total() == 40 * 12 + 6
-    assert (graph.kernels["SliceUpdate"], graph.kernels["turned"], graph.kernels["QuantizedMatmul"]) == (40, 40, 161)
+    assert (
+        graph.kernels["SliceUpdate"],
+        graph.kernels["turned"],
+        graph.kernels["QuantizedMatmul"],
+    ) == (40, 40, 161)
 
 
 def test_the_command_writes_its_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

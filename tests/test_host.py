@@ -17,23 +17,37 @@ COMPILER = shutil.which("gcc") or shutil.which("cc")
 
 pytestmark = [
     pytest.mark.skipif(LIBRARY is None, reason=how_to_get_it()),
-    pytest.mark.skipif(COMPILER is None, reason="no C compiler; on Debian and Ubuntu: sudo apt install gcc"),
+    pytest.mark.skipif(
+        COMPILER is None, reason="no C compiler; on Debian and Ubuntu: sudo apt install gcc"
+    ),
 ]
 
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = tmp_path_factory.mktemp("host") / "host"
-    options = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-fsanitize=undefined", "-fno-sanitize-recover"]
+    options = [
+        "-std=gnu11",
+        "-O1",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-fsanitize=undefined",
+        "-fno-sanitize-recover",
+    ]
     source = str(ROOT / "tests" / "host" / "host.c")
-    subprocess.run([str(COMPILER), *options, source, "-o", str(program), "-ldl", "-lpthread"], check=True)
+    subprocess.run(
+        [str(COMPILER), *options, source, "-o", str(program), "-ldl", "-lpthread"], check=True
+    )
     return program
 
 
 def run(host: Path, folder: Path, streams: int, ending: str) -> dict[str, float]:
     """Let the host drive the bridge; what it reports."""
     paths = ":".join(dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]))
-    environment = os.environ | {"PYTHONHOME": sys.base_prefix if sys.base_prefix == sys.base_exec_prefix else ""}
+    environment = os.environ | {
+        "PYTHONHOME": sys.base_prefix if sys.base_prefix == sys.base_exec_prefix else ""
+    }
     done = subprocess.run(
         [str(host), str(LIBRARY), paths, str(folder), str(streams), ending],
         env=environment,

@@ -32,9 +32,11 @@ BOTH = {
     "original/model.safetensors": b"elsewhere",
     "model.gguf": b"gguf",
 }
-NEEDED = {name for name in BOTH if name.startswith(("config", "params", "tekken", "SYSTEM", "chat", "model"))} - {
-    "model.gguf"
-}
+NEEDED = {
+    name
+    for name in BOTH
+    if name.startswith(("config", "params", "tekken", "SYSTEM", "chat", "model"))
+} - {"model.gguf"}
 
 
 @pytest.fixture
@@ -58,7 +60,9 @@ def names(folder: Path) -> set[str]:
 # what is fetched
 
 
-def test_shards_are_fetched_and_the_consolidated_file_is_not(hub: Hub, capfd: pytest.CaptureFixture[str]) -> None:
+def test_shards_are_fetched_and_the_consolidated_file_is_not(
+    hub: Hub, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = fetch(REPO)
     assert names(folder) == hub.fetched() == NEEDED
     assert all((folder / name).read_bytes() == BOTH[name] for name in NEEDED)
@@ -118,7 +122,9 @@ def test_a_fetched_checkpoint_opens(hub: Hub, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["flag", "no network"])
 @pytest.mark.parametrize("layout", [None, "hf", "consolidated"])
-def test_a_complete_copy_is_used_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch, how: str, layout: str) -> None:
+def test_a_complete_copy_is_used_offline(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, how: str, layout: str
+) -> None:
     folder = fetch(REPO, layout=layout)  # type: ignore[arg-type]
     go_offline(monkeypatch, how)
     assert fetch(REPO, layout=layout) == folder  # type: ignore[arg-type]
@@ -159,13 +165,17 @@ def test_without_a_copy_the_message_says_how_to_give_a_folder(
     assert hub.requests == []
 
 
-def test_a_copy_lacking_a_file_is_not_used_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_lacking_a_file_is_not_used_offline(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (fetch(REPO) / "model-00002-of-00002.safetensors").unlink()
     go_offline(monkeypatch, "flag")
     assert "no complete copy is cached" in refusal()
 
 
-def test_a_copy_of_another_layout_is_not_used_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_of_another_layout_is_not_used_offline(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fetch(REPO)
     go_offline(monkeypatch, "flag")
     assert "no complete copy is cached" in refusal(layout="consolidated")
@@ -177,7 +187,11 @@ def test_a_copy_of_another_layout_is_not_used_offline(hub: Hub, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("status", "code", "words"),
     [
-        (404, "RepoNotFound", "missing or private on the hub: check the spelling, or log in with `hf auth login`"),
+        (
+            404,
+            "RepoNotFound",
+            "missing or private on the hub: check the spelling, or log in with `hf auth login`",
+        ),
         (401, "RepoNotFound", "missing or private on the hub"),
         (401, "", "was refused: it is private, or the token used is not valid; log in"),
         (403, "GatedRepo", "is gated: accept its terms at http://127.0.0.1"),
@@ -186,7 +200,9 @@ def test_a_copy_of_another_layout_is_not_used_offline(hub: Hub, monkeypatch: pyt
         (429, "", "could not be fetched (429"),
     ],
 )
-def test_a_refusal_of_the_hub_names_the_way_out(hub: Hub, status: int, code: str, words: str) -> None:
+def test_a_refusal_of_the_hub_names_the_way_out(
+    hub: Hub, status: int, code: str, words: str
+) -> None:
     hub.refusal = status, code
     message = refusal()
     assert message.startswith(f"{REPO} ")
@@ -201,7 +217,9 @@ def test_a_gated_repository_is_refused_with_its_page(hub: Hub) -> None:
 
 
 def test_a_revision_that_is_none_is_named(hub: Hub) -> None:
-    assert f"{REPO} has no revision 'nope': take a branch, tag or commit from" in refusal(revision="nope")
+    assert f"{REPO} has no revision 'nope': take a branch, tag or commit from" in refusal(
+        revision="nope"
+    )
 
 
 @pytest.mark.parametrize("repo_id", ["org/-name", "org/a--b", "org/a..b", "org/" + "a" * 100])
@@ -212,12 +230,19 @@ def test_an_impossible_id_is_refused_without_asking(hub: Hub, repo_id: str) -> N
 
 
 def test_a_repository_to_convert_first_is_not_fetched_to_run(hub: Hub) -> None:
-    hub.files = {name: BOTH[name] for name in ("config.json", "params.json", "consolidated.safetensors")}
-    assert f"convert it first: python -m magistral_mlx.convert --hf-path {REPO} --mlx-path OUT" in refusal(layout="hf")
+    hub.files = {
+        name: BOTH[name] for name in ("config.json", "params.json", "consolidated.safetensors")
+    }
+    assert (
+        f"convert it first: python -m magistral_mlx.convert --hf-path {REPO} --mlx-path OUT"
+        in refusal(layout="hf")
+    )
     assert hub.fetched() == set()
 
 
-@pytest.mark.parametrize(("layout", "wanted"), [(None, "model*.safetensors or consolidated*"), ("hf", "model*.safe")])
+@pytest.mark.parametrize(
+    ("layout", "wanted"), [(None, "model*.safetensors or consolidated*"), ("hf", "model*.safe")]
+)
 def test_a_repository_without_weights_is_refused(hub: Hub, layout: str | None, wanted: str) -> None:
     kept = {"config.json", "README.md", "model.gguf", "original/model.safetensors"}
     hub.files = {name: BOTH[name] for name in kept}
@@ -226,10 +251,14 @@ def test_a_repository_without_weights_is_refused(hub: Hub, layout: str | None, w
     assert hub.fetched() == set()
 
 
-def test_a_disk_that_is_too_small_is_refused_before_any_download(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_too_small_is_refused_before_any_download(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = namedtuple("usage", "total used free")
     needed = sum(len(BOTH[name]) for name in NEEDED)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - needed + 1, needed - 1))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: usage(10**9, 10**9 - needed + 1, needed - 1)
+    )
     message = refusal()
     assert f"{REPO} needs 0.0 GB more under" in message
     assert "set HF_HUB_CACHE to a folder on a larger disk" in message
@@ -277,7 +306,9 @@ def test_an_interruption_passes_through(hub: Hub, monkeypatch: pytest.MonkeyPatc
 # what happens on the way
 
 
-def test_a_branch_that_moves_meanwhile_changes_nothing(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_branch_that_moves_meanwhile_changes_nothing(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is fetched is the commit that the branch stood for first, also by its name offline."""
     move(hub, monkeypatch, keep=True)
     folder = fetch(REPO, revision="main")
@@ -287,7 +318,9 @@ def test_a_branch_that_moves_meanwhile_changes_nothing(hub: Hub, monkeypatch: py
     assert fetch(REPO) == folder
 
 
-def test_a_commit_that_is_gone_meanwhile_is_named(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_that_is_gone_meanwhile_is_named(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     move(hub, monkeypatch, keep=False)
     assert f"no longer has every file at commit {COMMIT}: see " in refusal()
 
@@ -300,7 +333,10 @@ def move(hub: Hub, monkeypatch: pytest.MonkeyPatch, *, keep: bool) -> None:
         listing = listed(*args)  # type: ignore[arg-type]
         if keep:
             hub.other_commits[COMMIT] = dict(hub.files)
-        hub.commit, hub.files = OLDER, {name: b"new" + content for name, content in hub.files.items()}
+        hub.commit, hub.files = (
+            OLDER,
+            {name: b"new" + content for name, content in hub.files.items()},
+        )
         return listing
 
     monkeypatch.setattr(hub_module, "list_files", list_and_move)
@@ -354,7 +390,9 @@ def test_interrupted_anywhere_only_the_unfinished_files_are_fetched_again(
         hub.come_back()
         folder = fetch(REPO)
         assert hub.fetched() == NEEDED - finished
-        assert {name: (folder / name).read_bytes() for name in NEEDED} == {name: BOTH[name] for name in NEEDED}
+        assert {name: (folder / name).read_bytes() for name in NEEDED} == {
+            name: BOTH[name] for name in NEEDED
+        }
 
 
 @pytest.mark.parametrize("how", ["online", "flag"])

@@ -20,18 +20,32 @@ from tests.oracle import AFTER, BEFORE, INSIDE, Oracle
 from tests.tekken import write_tekken
 
 VERSIONS = ("v7", "v11", "v13")
-BOS, EOS, INST, END_INST, DEFINED, END_DEFINED, RESULTS, END_RESULTS, CALLS = 1, 2, 3, 4, 5, 6, 7, 8, 9
+BOS, EOS, INST, END_INST, DEFINED, END_DEFINED, RESULTS, END_RESULTS, CALLS = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    9,
+)
 SYSTEM, END_SYSTEM, CONTENT, ARGS, CALL_ID, THINK, END_THINK = 17, 18, 19, 32, 33, 34, 35
 
 
 def opened(folder: Path, version: str) -> Tokenizer:
     write_tekken(folder, version=version)
-    (folder / "SYSTEM_PROMPT.txt").write_text(CONTROL_CARD_SYSTEM_PROMPT if version == "v13" else CARD_SYSTEM_PROMPT)
+    (folder / "SYSTEM_PROMPT.txt").write_text(
+        CONTROL_CARD_SYSTEM_PROMPT if version == "v13" else CARD_SYSTEM_PROMPT
+    )
     return Tokenizer.from_folder(folder)
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
-def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Oracle]:
+def both(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Tokenizer, Oracle]:
     """Our tokenizer and mistral-common's, of one version."""
     folder = tmp_path_factory.mktemp("tekken")
     return opened(folder, request.param), Oracle(folder, request.param)
@@ -40,9 +54,15 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_ids_are_mistral_commons_for_300_conversations(both: tuple[Tokenizer, Oracle]) -> None:
     ours, theirs = both
     for messages, options in conversations(300):
-        expected = theirs.ids(messages, tools=options["tools"], own_only=options["system_prompt_only"])
+        expected = theirs.ids(
+            messages, tools=options["tools"], own_only=options["system_prompt_only"]
+        )
         if not options["think"]:
-            expected += [THINK, END_THINK] if theirs.version == "v13" else ours.encode("<think>\n</think>\n")
+            expected += (
+                [THINK, END_THINK]
+                if theirs.version == "v13"
+                else ours.encode("<think>\n</think>\n")
+            )
         assert ours.encode_chat(messages, **options) == expected, messages
 
 
@@ -60,19 +80,43 @@ def foreign(message: dict[str, Any], rng: random.Random) -> Any:
     if role == "system":
         return message | {"content": [TextChunk(text=content)]}
     if role == "user":
-        return rng.choice([message | {"content": in_parts(content)}, UserMessage(content=[TextChunk(text=content)])])
+        return rng.choice(
+            [
+                message | {"content": in_parts(content)},
+                UserMessage(content=[TextChunk(text=content)]),
+            ]
+        )
     if role == "tool":
         result = {"tool_call_id": message["tool_call_id"]}
-        return rng.choice([message | {"content": in_parts(content)}, ToolMessage(content=content, **result)])
-    calls = [ToolCall(id=c["id"], function=FunctionCall(**c["function"])) for c in message.get("tool_calls", ())]
+        return rng.choice(
+            [message | {"content": in_parts(content)}, ToolMessage(content=content, **result)]
+        )
+    calls = [
+        ToolCall(id=c["id"], function=FunctionCall(**c["function"]))
+        for c in message.get("tool_calls", ())
+    ]
     chunks: list[Any] = [ThinkChunk(thinking=trace)] if trace else []
     cut = rng.randrange(len(trace) + 1)
-    api: list[Any] = [{"type": "thinking", "thinking": [*in_parts(trace[:cut]), *in_parts(trace[cut:])]}]
+    api: list[Any] = [
+        {"type": "thinking", "thinking": [*in_parts(trace[:cut]), *in_parts(trace[cut:])]}
+    ]
     return rng.choice(
         [
-            AssistantMessage(content=[*chunks, TextChunk(text=content or "")], tool_calls=calls or None),
-            {"role": role, "content": [*(api if trace else []), *in_parts(content or "")], "tool_calls": calls},
-            {"role": role, "content": content, "reasoning_content": trace, "refusal": None, "tool_calls": calls},
+            AssistantMessage(
+                content=[*chunks, TextChunk(text=content or "")], tool_calls=calls or None
+            ),
+            {
+                "role": role,
+                "content": [*(api if trace else []), *in_parts(content or "")],
+                "tool_calls": calls,
+            },
+            {
+                "role": role,
+                "content": content,
+                "reasoning_content": trace,
+                "refusal": None,
+                "tool_calls": calls,
+            },
         ]
     )
 
@@ -83,13 +127,20 @@ def test_messages_of_other_systems_give_the_same_ids(both: tuple[Tokenizer, Orac
     for messages, options in conversations(150):
         tools = [Tool.from_openai(tool) for tool in options["tools"] or ()]
         theirs = [foreign(message, rng) for message in messages]
-        assert ours.encode_chat(theirs, **options | {"tools": tools}) == ours.encode_chat(messages, **options), theirs
+        assert ours.encode_chat(theirs, **options | {"tools": tools}) == ours.encode_chat(
+            messages, **options
+        ), theirs
 
 
 def test_parts_are_joined_as_mistral_common_joins_them(both: tuple[Tokenizer, Oracle]) -> None:
     ours, theirs = both
     user = [TextChunk(text="one"), TextChunk(text=""), TextChunk(text="two ")]
-    answer = [ThinkChunk(thinking="hm"), ThinkChunk(thinking="so"), TextChunk(text="a "), TextChunk(text="b ")]
+    answer = [
+        ThinkChunk(thinking="hm"),
+        ThinkChunk(thinking="so"),
+        TextChunk(text="a "),
+        TextChunk(text="b "),
+    ]
     made = [
         theirs.system([], False),
         UserMessage(content=user),
@@ -126,12 +177,22 @@ def test_thinking_that_a_system_message_shows(both: tuple[Tokenizer, Oracle]) ->
     ours, _ = both
     system = {
         "role": "system",
-        "content": [*in_parts("Write: "), {"type": "thinking", "thinking": "this"}, *in_parts("Then.")],
+        "content": [
+            *in_parts("Write: "),
+            {"type": "thinking", "thinking": "this"},
+            *in_parts("Then."),
+        ],
     }
     found = ours.encode_chat([system, {"role": "user", "content": "Hi"}], system_prompt_only=True)
     text = ours.encode("Write: <think>\nthis\n</think>\nThen.")
     if ours.reasoning_format == "control":
-        text = [*ours.encode("Write: "), THINK, *ours.encode("this"), END_THINK, *ours.encode("Then.")]
+        text = [
+            *ours.encode("Write: "),
+            THINK,
+            *ours.encode("this"),
+            END_THINK,
+            *ours.encode("Then."),
+        ]
     assert found == [BOS, SYSTEM, *text, END_SYSTEM, INST, *ours.encode("Hi"), END_INST]
 
 
@@ -149,13 +210,22 @@ REFUSED: dict[str, tuple[list[Any], str]] = {
         [UserMessage(content=[ImageURLChunk(image_url="https://x.y/z.png")])],
         "type.*image_url.* only text can",
     ),
-    "audio": ([{"role": "user", "content": [{"type": "input_audio"}]}], "only text can be read here; leave it out"),
+    "audio": (
+        [{"role": "user", "content": [{"type": "input_audio"}]}],
+        "only text can be read here; leave it out",
+    ),
     "no type": ([{"role": "user", "content": [{"text": "x"}]}], "is of type None"),
     "no text": ([{"role": "user", "content": [{"type": "text"}]}], "part 1: text is NoneType"),
     "bytes": ([{"role": "user", "content": b"x"}], "content is bytes, expected text or a list"),
     "empty parts": ([{"role": "user", "content": []}], "content is empty"),
-    "a user thinks": ([{"role": "user", "content": [{"type": "thinking", "thinking": "x"}]}], "only text can be read"),
-    "no thinking": ([USER, {"role": "assistant", "content": [{"type": "thinking"}]}], "has no thinking"),
+    "a user thinks": (
+        [{"role": "user", "content": [{"type": "thinking", "thinking": "x"}]}],
+        "only text can be read",
+    ),
+    "no thinking": (
+        [USER, {"role": "assistant", "content": [{"type": "thinking"}]}],
+        "has no thinking",
+    ),
     "thinking about an image": (
         [USER, {"role": "assistant", "content": [{"type": "thinking", "thinking": [IMAGE]}]}],
         "thinking, part 1 is of type 'image_url'",
@@ -164,35 +234,85 @@ REFUSED: dict[str, tuple[list[Any], str]] = {
         [USER, ANSWER | {"content": [*in_parts("a"), {"type": "thinking", "thinking": "b"}]}, USER],
         "thinking after text; the trace comes before the answer",
     ),
-    "an open trace": ([USER, AssistantMessage(content=[ThinkChunk(thinking="a", closed=False)])], "not closed"),
+    "an open trace": (
+        [USER, AssistantMessage(content=[ThinkChunk(thinking="a", closed=False)])],
+        "not closed",
+    ),
     "two traces": (
-        [USER, {"role": "assistant", "content": [{"type": "thinking", "thinking": "a"}], "reasoning": "b"}, USER],
+        [
+            USER,
+            {
+                "role": "assistant",
+                "content": [{"type": "thinking", "thinking": "a"}],
+                "reasoning": "b",
+            },
+            USER,
+        ],
         "message 2: its reasoning, reasoning_content and thinking differ",
     ),
     "a prefix": ([USER, AssistantMessage(content="a", prefix=True)], "have no 'prefix'"),
-    "calls that are no list": ([USER, {"role": "assistant", "tool_calls": CALL}], "tool_calls is dict"),
-    "a call without an id": ([USER, {"role": "assistant", "tool_calls": [CALL | {"id": None}]}], "id is None"),
+    "calls that are no list": (
+        [USER, {"role": "assistant", "tool_calls": CALL}],
+        "tool_calls is dict",
+    ),
+    "a call without an id": (
+        [USER, {"role": "assistant", "tool_calls": [CALL | {"id": None}]}],
+        "id is None",
+    ),
     "the id null": (
-        [USER, AssistantMessage(tool_calls=[ToolCall(function=FunctionCall(name="a", arguments="{}"))])],
+        [
+            USER,
+            AssistantMessage(
+                tool_calls=[ToolCall(function=FunctionCall(name="a", arguments="{}"))]
+            ),
+        ],
         "'null'",
     ),
-    "a name": ([USER, {"role": "assistant", "tool_calls": [CALL | {"function": {"name": "a b"}}]}], "name is 'a b'"),
+    "a name": (
+        [USER, {"role": "assistant", "tool_calls": [CALL | {"function": {"name": "a b"}}]}],
+        "name is 'a b'",
+    ),
     "two calls of one id": (
         [USER, {"role": "assistant", "tool_calls": [CALL, CALL]}],
         "two tool calls have the id 'call_1'",
     ),
-    "no result": ([USER, CALLING, USER], "message 3: the tool call 'call_1' has no result; put a message of role tool"),
-    "no result at the end": ([USER, CALLING], "the end of the messages: the tool call 'call_1' has no result"),
+    "no result": (
+        [USER, CALLING, USER],
+        "message 3: the tool call 'call_1' has no result; put a message of role tool",
+    ),
+    "no result at the end": (
+        [USER, CALLING],
+        "the end of the messages: the tool call 'call_1' has no result",
+    ),
     "another result": (
         [USER, CALLING, RESULT | {"tool_call_id": "call_2"}],
         "'call_2' is no call .*its ids are 'call_1'",
     ),
-    "two results": ([USER, CALLING, RESULT, RESULT], "message 4: the call 'call_1' has a result already"),
-    "a result of an older call": ([USER, CALLING, RESULT, ANSWER, USER, ANSWER, RESULT], "it has none"),
+    "two results": (
+        [USER, CALLING, RESULT, RESULT],
+        "message 4: the call 'call_1' has a result already",
+    ),
+    "a result of an older call": (
+        [USER, CALLING, RESULT, ANSWER, USER, ANSWER, RESULT],
+        "it has none",
+    ),
 }
-for wrong in ("[]", "{", "1", '{"a": NaN}', '{"a": 1e999}', '{"a": "\\ud800"}', [1], {"a": float("inf")}, {1: {2}}):
+for wrong in (
+    "[]",
+    "{",
+    "1",
+    '{"a": NaN}',
+    '{"a": 1e999}',
+    '{"a": "\\ud800"}',
+    [1],
+    {"a": float("inf")},
+    {1: {2}},
+):
     call = CALL | {"function": {"name": "add", "arguments": wrong}}
-    REFUSED[f"arguments {wrong}"] = ([USER, {"role": "assistant", "tool_calls": [call]}], "arguments are")
+    REFUSED[f"arguments {wrong}"] = (
+        [USER, {"role": "assistant", "tool_calls": [call]}],
+        "arguments are",
+    )
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -207,7 +327,10 @@ def calling(*ids: str) -> dict[str, Any]:
 
 
 def results(*ids: str) -> list[dict[str, Any]]:
-    return [{"role": "tool", "content": f"<{n}>", "tool_call_id": identity} for n, identity in enumerate(ids)]
+    return [
+        {"role": "tool", "content": f"<{n}>", "tool_call_id": identity}
+        for n, identity in enumerate(ids)
+    ]
 
 
 def test_ids_of_calls_have_nine_characters_there_and_back(both: tuple[Tokenizer, Oracle]) -> None:
@@ -245,8 +368,25 @@ NAMES = [
     "[ARGS]",
     "[CALL_ID]",
 ]
-NAMES += ["[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[TOOL_CONTENT]", "[/TOOL_RESULTS]", "[THINK]"]
-NAMES += ["[/THINK]", "<SPECIAL_20>", "<unk>", "<pad>", "[IMG]", "[PREFIX]", "[SUFFIX]", "<think>", "</think>"]
+NAMES += [
+    "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]",
+    "[TOOL_RESULTS]",
+    "[TOOL_CONTENT]",
+    "[/TOOL_RESULTS]",
+    "[THINK]",
+]
+NAMES += [
+    "[/THINK]",
+    "<SPECIAL_20>",
+    "<unk>",
+    "<pad>",
+    "[IMG]",
+    "[PREFIX]",
+    "[SUFFIX]",
+    "<think>",
+    "</think>",
+]
 OTHERS = [" ", "\n", "x", '"', "\\", "\x00", "é", "🙂", "{{", "%}", "1"]
 
 
@@ -259,19 +399,39 @@ def fuzzed(rng: random.Random) -> tuple[list[dict[str, Any]], list[dict[str, Any
     def content() -> Any:
         return rng.choice([text(), in_parts(text())])
 
-    schema = {"type": "object", "title": text(), "properties": {text(): {"type": "string", "description": text()}}}
+    schema = {
+        "type": "object",
+        "title": text(),
+        "properties": {text(): {"type": "string", "description": text()}},
+    }
     function = {"name": "add", "description": text(), "parameters": schema}
-    messages: list[dict[str, Any]] = [{"role": "system", "content": content()}] if rng.random() < 0.5 else []
+    messages: list[dict[str, Any]] = (
+        [{"role": "system", "content": content()}] if rng.random() < 0.5 else []
+    )
     for _ in range(rng.randrange(2)):
         answer = {"role": "assistant", "content": content()}
-        messages += [{"role": "user", "content": content()}, answer | rng.choice([{}, {"reasoning": text()}])]
+        messages += [
+            {"role": "user", "content": content()},
+            answer | rng.choice([{}, {"reasoning": text()}]),
+        ]
     messages.append({"role": "user", "content": content()})
     for _ in range(rng.randrange(2)):
         calls = [
-            {"id": f"{n}{text()}", "function": {"name": "add", "arguments": {text(): [text()]}}} for n in range(2)
+            {"id": f"{n}{text()}", "function": {"name": "add", "arguments": {text(): [text()]}}}
+            for n in range(2)
         ][: rng.randrange(1, 3)]
-        messages.append({"role": "assistant", "content": content(), "reasoning_content": text(), "tool_calls": calls})
-        answers = [{"role": "tool", "content": content(), "tool_call_id": c["id"], "name": text()} for c in calls]
+        messages.append(
+            {
+                "role": "assistant",
+                "content": content(),
+                "reasoning_content": text(),
+                "tool_calls": calls,
+            }
+        )
+        answers = [
+            {"role": "tool", "content": content(), "tool_call_id": c["id"], "name": text()}
+            for c in calls
+        ]
         messages += rng.sample(answers, len(answers))
     return messages, rng.choice([None, [{"type": "function", "function": function}]])
 
@@ -287,7 +447,10 @@ def structure(messages: list[dict[str, Any]], tools: Any, version: str) -> list[
         elif message["role"] == "tool":
             controls += [RESULTS, *([] if version == "v13" else [CONTENT]), END_RESULTS]
         elif message["role"] == "assistant":
-            has_trace, calls = "reasoning" in str(message.keys()), len(message.get("tool_calls", ()))
+            has_trace, calls = (
+                "reasoning" in str(message.keys()),
+                len(message.get("tool_calls", ())),
+            )
             controls += [THINK, END_THINK] if has_trace and version == "v13" else []
             controls += {
                 "v7": [CALLS] * (calls > 0),
@@ -299,10 +462,14 @@ def structure(messages: list[dict[str, Any]], tools: Any, version: str) -> list[
 
 
 @pytest.mark.parametrize("n", [500, pytest.param(5000, marks=pytest.mark.slow)])
-def test_no_text_of_a_conversation_adds_a_control_id(both: tuple[Tokenizer, Oracle], n: int) -> None:
+def test_no_text_of_a_conversation_adds_a_control_id(
+    both: tuple[Tokenizer, Oracle], n: int
+) -> None:
     ours, theirs = both
     rng = random.Random(n)
     for _ in range(n):
         messages, tools = fuzzed(rng)
         ids = ours.encode_chat(messages, tools=tools)
-        assert [i for i in ids if ours.is_control(i)] == structure(messages, tools, theirs.version), messages
+        assert [i for i in ids if ours.is_control(i)] == structure(
+            messages, tools, theirs.version
+        ), messages

@@ -46,7 +46,9 @@ FIRST_BYTE = 1000  # the ids of the 256 bytes follow the control ids
 
 
 @pytest.fixture(scope="module", params=["v11", "v13"])
-def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Tekkenizer]:
+def real(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Tokenizer, Tekkenizer]:
     folder = write_tekken(tmp_path_factory.mktemp("real"), 131_072, request.param)
     return Tokenizer.from_folder(folder), Tekkenizer.from_file(folder / "tekken.json")
 
@@ -66,12 +68,18 @@ def ways(theirs: Tekkenizer, text: str) -> list[list[int]]:
     data = text.encode()
     cut = [data[i : i + 3] for i in range(0, len(data), 3)]
     pieces = ids_of_pieces(theirs)
-    threes = [i for piece in cut for i in ([pieces[piece]] if piece in pieces else [FIRST_BYTE + b for b in piece])]
+    threes = [
+        i
+        for piece in cut
+        for i in ([pieces[piece]] if piece in pieces else [FIRST_BYTE + b for b in piece])
+    ]
     return [theirs.encode(text, bos=False, eos=False), [FIRST_BYTE + byte for byte in data], threes]
 
 
 @pytest.mark.parametrize("language", TEXTS)
-def test_each_id_shows_the_characters_it_completes(real: tuple[Tokenizer, Tekkenizer], language: str) -> None:
+def test_each_id_shows_the_characters_it_completes(
+    real: tuple[Tokenizer, Tekkenizer], language: str
+) -> None:
     ours, theirs = real
     for text in forms(TEXTS[language]):
         for ids in ways(theirs, text):
@@ -91,7 +99,9 @@ def test_each_id_shows_the_characters_it_completes(real: tuple[Tokenizer, Tekken
 
 
 @pytest.mark.parametrize("language", TEXTS)
-def test_trace_and_answer_of_a_reply_are_streamed_whole(real: tuple[Tokenizer, Tekkenizer], language: str) -> None:
+def test_trace_and_answer_of_a_reply_are_streamed_whole(
+    real: tuple[Tokenizer, Tekkenizer], language: str
+) -> None:
     ours, theirs = real
     text = TEXTS[language]
     for whole in ways(theirs, text):
@@ -100,7 +110,9 @@ def test_trace_and_answer_of_a_reply_are_streamed_whole(real: tuple[Tokenizer, T
         else:
             ids = [*ours.encode("<think>\n"), *whole, *ours.encode("\n</think>\n\n"), *whole]
         builder = ReplyBuilder(ours, mm.SamplingParams(temperature=0), 10_000)
-        segments = [segment for identity in ids for segment in builder.push(identity, mx.zeros((1, 1)))]
+        segments = [
+            segment for identity in ids for segment in builder.push(identity, mx.zeros((1, 1)))
+        ]
         segments += builder.flush()
         for kind in ("reasoning", "answer"):
             assert "".join(segment.text for segment in segments if segment.kind == kind) == text

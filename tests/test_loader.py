@@ -22,9 +22,19 @@ FOUR, SIX = QuantFormat(4, 32), QuantFormat(6, 32)
 MIXED = {
     "all agree": {},
     "v differs": {"model.layers.0.self_attn.v_proj": SIX, "model.layers.1.mlp.down_proj": SIX},
-    "k differs, between q and v": {"model.layers.0.self_attn.k_proj": SIX, "model.layers.2.mlp.up_proj": SIX},
-    "q is not quantized": {"model.layers.0.self_attn.q_proj": None, "lm_head": None, "model.embed_tokens": None},
-    "all differ": {"model.layers.0.self_attn.k_proj": SIX, "model.layers.0.self_attn.v_proj": QuantFormat(8, 64)},
+    "k differs, between q and v": {
+        "model.layers.0.self_attn.k_proj": SIX,
+        "model.layers.2.mlp.up_proj": SIX,
+    },
+    "q is not quantized": {
+        "model.layers.0.self_attn.q_proj": None,
+        "lm_head": None,
+        "model.embed_tokens": None,
+    },
+    "all differ": {
+        "model.layers.0.self_attn.k_proj": SIX,
+        "model.layers.0.self_attn.v_proj": QuantFormat(8, 64),
+    },
 }
 IDS = mx.array([[3, 1, 319, 77, 5]])
 
@@ -65,7 +75,9 @@ def test_a_float_checkpoint_loads_as_it_is(tmp_path: Path) -> None:
     config = make_config(tie_word_embeddings=True)
     weights = make_weights(config, mx.bfloat16)
     model = load(write_checkpoint(tmp_path / "m", config, weights))
-    by_hand = fill(Transformer(config), config, {n: w.astype(mx.float32) for n, w in weights.items()})
+    by_hand = fill(
+        Transformer(config), config, {n: w.astype(mx.float32) for n, w in weights.items()}
+    )
     ids = mx.array([[3, 1, 319]])
     assert mx.allclose(model(ids), by_hand(ids), atol=1e-5)
     if mx.default_device().type == mx.DeviceType.cpu:
@@ -80,7 +92,13 @@ def test_progress_counts_every_byte_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["model.layers.1.mlp.up_proj.scales", "lm_head.biases", "model.norm.weight", "model.embed_tokens.scales"]
+    "name",
+    [
+        "model.layers.1.mlp.up_proj.scales",
+        "lm_head.biases",
+        "model.norm.weight",
+        "model.embed_tokens.scales",
+    ],
 )
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_scales_biases_and_norms_must_be_finite(tmp_path: Path, name: str, value: float) -> None:
@@ -115,7 +133,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
     def pretend(architecture: str) -> None:
         monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.DeviceType.gpu))
-        monkeypatch.setattr(mx, "device_info", lambda: {"architecture": architecture, "device_name": "Apple M"})
+        monkeypatch.setattr(
+            mx, "device_info", lambda: {"architecture": architecture, "device_name": "Apple M"}
+        )
 
     return pretend
 
@@ -133,7 +153,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     ],
 )
 def test_a_gpu_without_bfloat16_gets_float16(
-    tmp_path: Path, gpu: Callable[[str], None], caplog: pytest.LogCaptureFixture, architecture: str, dtype: mx.Dtype
+    tmp_path: Path,
+    gpu: Callable[[str], None],
+    caplog: pytest.LogCaptureFixture,
+    architecture: str,
+    dtype: mx.Dtype,
 ) -> None:
     weights, block = quantize_weights(make_weights(CONFIG, mx.bfloat16), FOUR, {"lm_head": None})
     folder = write_checkpoint(tmp_path / "m", CONFIG, weights, block)
@@ -141,10 +165,14 @@ def test_a_gpu_without_bfloat16_gets_float16(
     gpu(architecture)
     with caplog.at_level(logging.INFO, "magistral_mlx"):
         model = load(folder)
-    floats = [a.dtype for _, a in tree_flatten(model.parameters()) if mx.issubdtype(a.dtype, mx.floating)]
+    floats = [
+        a.dtype for _, a in tree_flatten(model.parameters()) if mx.issubdtype(a.dtype, mx.floating)
+    ]
     assert set(floats) == {dtype}
     assert ("float16 instead of bfloat16" in caplog.text) == (dtype == mx.float16)
-    if dtype == mx.float16:  # float16 holds every one of these weights exactly, so only its rounding differs
+    if (
+        dtype == mx.float16
+    ):  # float16 holds every one of these weights exactly, so only its rounding differs
         logits = model(IDS)
         assert logits.dtype == mx.float16
         assert mx.linalg.norm(logits - expected) <= 0.01 * mx.linalg.norm(expected)
@@ -176,7 +204,9 @@ def test_what_overflows_float16_stays_bfloat16(
     assert mx.isfinite(model(IDS)).all()
 
 
-def test_a_damaged_file_is_not_taken_for_an_overflow(tmp_path: Path, gpu: Callable[[str], None]) -> None:
+def test_a_damaged_file_is_not_taken_for_an_overflow(
+    tmp_path: Path, gpu: Callable[[str], None]
+) -> None:
     weights = make_weights(CONFIG, mx.bfloat16)
     weights["model.norm.weight"] = mx.full((64,), float("nan"), mx.bfloat16)
     gpu("applegpu_g13s")

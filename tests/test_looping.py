@@ -142,7 +142,11 @@ def test_the_sources_of_this_project_are_no_loop() -> None:
 def test_500_traces_of_the_demo_are_no_loop() -> None:
     tokenizer = Tokenizer.from_folder(demo_checkpoint())
     problems = held_out_problems(500, 7, tokenizer.pieces, KINDS)
-    looping = [p.trace for p in problems if found_at(b.decode(errors="replace") for b in tokenizer.pieces(p.trace))]
+    looping = [
+        p.trace
+        for p in problems
+        if found_at(b.decode(errors="replace") for b in tokenizer.pieces(p.trace))
+    ]
     assert looping == []
 
 
@@ -189,13 +193,18 @@ def test_a_loop_is_ignored_when_that_is_asked_for() -> None:
 
 
 @pytest.fixture(scope="module", params=["v11", "v13"])
-def looping(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> mm.Magistral:
+def looping(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> mm.Magistral:
     """A checkpoint of either kind whose trace repeats itself for ever: each id's logits are largest for the next one
     of a chain. Its layers add nothing, and lm_head reads the next id off the embedding."""
     folder = write_tekken(tmp_path_factory.mktemp("model"), version=request.param)
     tokenizer = Tokenizer.from_folder(folder)
     opening = [34] if request.param == "v13" else tokenizer.encode("<think>\n")
-    loop, closed = tokenizer.encode(" so we can go on with this and then with that"), tokenizer.closing("a")[-1]
+    loop, closed = (
+        tokenizer.encode(" so we can go on with this and then with that"),
+        tokenizer.closing("a")[-1],
+    )
     chains = [[4, *opening, *loop, loop[0]], [closed, *tokenizer.encode(ANSWER), 2]]
     following = dict(pair for chain in reversed(chains) for pair in itertools.pairwise(chain))
     config = make_config(vocab_size=2048, num_layers=1)
@@ -213,17 +222,35 @@ ANSWER = "42!"
 def test_a_model_that_loops_answers_or_stops_as_asked(looping: mm.Magistral) -> None:
     sampling = mm.SamplingParams(temperature=0, max_tokens=600)
     closed = looping.ask("x", sampling)
-    assert (closed.answer, closed.reasoning_closed_by, closed.finish_reason) == (ANSWER, "loop", "stop")
+    assert (closed.answer, closed.reasoning_closed_by, closed.finish_reason) == (
+        ANSWER,
+        "loop",
+        "stop",
+    )
     assert EXACT_TOKENS <= closed.usage.reasoning_tokens < 2 * EXACT_TOKENS
     stopped = looping.ask("x", replace(sampling, on_loop="stop"))
-    assert (stopped.answer, stopped.reasoning_closed_by, stopped.finish_reason) == ("", None, "loop")
+    assert (stopped.answer, stopped.reasoning_closed_by, stopped.finish_reason) == (
+        "",
+        None,
+        "loop",
+    )
     assert closed.reasoning.startswith(stopped.reasoning)
     ignored = looping.ask("x", replace(sampling, on_loop="ignore"))
-    assert (ignored.answer, ignored.finish_reason, ignored.usage.completion_tokens) == ("", "length", 600)
+    assert (ignored.answer, ignored.finish_reason, ignored.usage.completion_tokens) == (
+        "",
+        "length",
+        600,
+    )
     budgeted = looping.ask("x", replace(sampling, on_loop="ignore", think_budget=10_000))
-    assert (budgeted.answer, budgeted.reasoning_closed_by, budgeted.finish_reason) == (ANSWER, "budget", "stop")
+    assert (budgeted.answer, budgeted.reasoning_closed_by, budgeted.finish_reason) == (
+        ANSWER,
+        "budget",
+        "stop",
+    )
     together = looping.sample("x", replace(sampling, seed=1), n=2).replies
-    assert {(r.reasoning, r.answer, r.reasoning_closed_by) for r in together} == {(closed.reasoning, ANSWER, "loop")}
+    assert {(r.reasoning, r.answer, r.reasoning_closed_by) for r in together} == {
+        (closed.reasoning, ANSWER, "loop")
+    }
 
 
 @pytest.mark.slow
@@ -231,7 +258,9 @@ def test_500_replies_of_the_demo_are_no_loop() -> None:
     """As it writes them, at the card's settings."""
     magistral = mm.load("demo")
     problems = held_out_problems(500, 23, magistral.tokenizer.pieces, KINDS)
-    replies = [magistral.ask(p.question, mm.SamplingParams(seed=seed)) for seed, p in enumerate(problems)]
+    replies = [
+        magistral.ask(p.question, mm.SamplingParams(seed=seed)) for seed, p in enumerate(problems)
+    ]
     assert {(r.reasoning_closed_by, r.finish_reason) for r in replies} == {("model", "stop")}
 
 

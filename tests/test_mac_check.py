@@ -31,7 +31,12 @@ def predicted(machine: Machine) -> dict[str, Range | None]:
 
 @pytest.mark.parametrize(
     ("chip", "generation", "is_known"),
-    [("Apple M4 Pro", 4, True), ("Apple M3 Ultra", 3, True), ("Apple M1", 1, False), ("Apple M10 Max", 10, False)],
+    [
+        ("Apple M4 Pro", 4, True),
+        ("Apple M3 Ultra", 3, True),
+        ("Apple M1", 1, False),
+        ("Apple M10 Max", 10, False),
+    ],
 )
 def test_a_mac_is_known_by_its_name(chip: str, generation: int, is_known: bool) -> None:
     machine = Machine(chip, 2**35)
@@ -54,12 +59,19 @@ def test_the_middle_of_every_prediction_holds_and_beside_it_fails() -> None:
     assert {one.verdict for one in judge(every, middle) if one.claim.predicted} == {"held"}
     for name, span in ranges.items():
         for outside in (span.low - 1e-3, span.high + 1e-3):
-            failed = [one.claim.name for one in judge(every, middle | {name: outside}) if one.verdict == "failed"]
+            failed = [
+                one.claim.name
+                for one in judge(every, middle | {name: outside})
+                if one.verdict == "failed"
+            ]
             assert failed == [name]
 
 
 def test_what_is_not_measured_or_not_predicted_is_neither_held_nor_failed() -> None:
-    verdicts = {one.claim.name: one.verdict for one in judge(claims(M1, 2048), {"decode": 5.0, "working set": 11.4})}
+    verdicts = {
+        one.claim.name: one.verdict
+        for one in judge(claims(M1, 2048), {"decode": 5.0, "working set": 11.4})
+    }
     assert verdicts["decode"] == "no prediction"  # of a chip that is not in the table
     assert verdicts["working set"] == "held"
     assert verdicts["first token"] == "not measured"
@@ -75,7 +87,9 @@ def test_generations_differ_in_what_rows_cost_and_which_floats_they_have() -> No
     assert old["float16 over bfloat16, decode"] is not None
 
 
-def test_elsewhere_it_says_what_it_needs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_elsewhere_it_says_what_it_needs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     assert main(["mac-check"]) == 2
     said = capsys.readouterr().err
@@ -86,7 +100,9 @@ def test_elsewhere_it_says_what_it_needs(capsys: pytest.CaptureFixture[str], mon
 def pretend_mac(monkeypatch: pytest.MonkeyPatch, *, working_set: float = 38.7e9) -> None:
     monkeypatch.setattr(module, "this_mac", lambda: M4_PRO)
     monkeypatch.setattr("benchmarks.commands.mac_check.this_mac", lambda: M4_PRO)
-    monkeypatch.setattr(module.mx, "device_info", lambda: {"max_recommended_working_set_size": working_set})
+    monkeypatch.setattr(
+        module.mx, "device_info", lambda: {"max_recommended_working_set_size": working_set}
+    )
     monkeypatch.setattr("benchmarks.commands.mac_check.TRUE_WIDTH", SMALL)
     monkeypatch.setattr(module, "SLICE_PROMPT", 40)
     monkeypatch.setattr(module, "CACHE_TOKENS", 40)
@@ -103,7 +119,9 @@ def test_the_command_measures_judges_and_tells(
     rows = {row["name"]: row for row in json.loads(out.read_text())["mac_check"]}
     assert rows["working set"]["verdict"] == "held"
     assert rows["decode"]["verdict"] == "not measured"
-    assert rows["joined matrices, largest difference"] == rows["joined matrices, largest difference"] | {
+    assert rows["joined matrices, largest difference"] == rows[
+        "joined matrices, largest difference"
+    ] | {
         "measured": 0.0,
         "verdict": "held",
     }

@@ -26,7 +26,9 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help_with_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help_with_examples(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([name, "--help"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"Usage: magistral {name} ")
@@ -35,8 +37,12 @@ def test_every_command_has_help_with_examples(name: str, capsys: pytest.CaptureF
     assert err == ""
 
 
-@pytest.mark.parametrize("arguments", [[], ["nothing"], ["--nothing"], ["plan", "--nothing"], ["plan", "extra"]])
-def test_what_is_no_command_is_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [[], ["nothing"], ["--nothing"], ["plan", "--nothing"], ["plan", "extra"]]
+)
+def test_what_is_no_command_is_exit_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert "Usage: magistral" in err
@@ -53,16 +59,28 @@ def test_a_command_is_imported_when_it_is_called() -> None:
 
 def test_zsh_can_complete() -> None:
     probe = "from magistral_mlx.__main__ import main; main()"
-    words = {"_MAGISTRAL_COMPLETE": "zsh_complete", "COMP_WORDS": "magistral generate --max-k", "COMP_CWORD": "2"}
+    words = {
+        "_MAGISTRAL_COMPLETE": "zsh_complete",
+        "COMP_WORDS": "magistral generate --max-k",
+        "COMP_CWORD": "2",
+    }
     done = subprocess.run(
-        [sys.executable, "-c", probe], cwd=ROOT, env=os.environ | words, check=False, capture_output=True, text=True
+        [sys.executable, "-c", probe],
+        cwd=ROOT,
+        env=os.environ | words,
+        check=False,
+        capture_output=True,
+        text=True,
     )
     assert "--max-kv-size" in done.stdout
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "magistral_mlx", "plan"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "magistral_mlx", "plan"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     assert process.stdout is not None
     assert process.stderr is not None
@@ -78,7 +96,9 @@ def test_what_was_printed_before_a_failing_file_is_not_lost() -> None:
         "def work(): print('so far'); open('/no/such/file')\n"
         "sys.exit(command_line.run(click.Command('x', callback=work), []))"
     )
-    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (2, "so far\n")
     assert "/no/such/file" in done.stderr
 
@@ -92,13 +112,20 @@ def test_what_was_printed_before_a_failing_file_is_not_lost() -> None:
         pytest.param("2>/dev/full >out", 0, "", marks=pytest.mark.slow),
     ],
 )
-def test_standard_streams_that_are_full_or_closed(tmp_path: Path, redirection: str, code: int, said: str) -> None:
+def test_standard_streams_that_are_full_or_closed(
+    tmp_path: Path, redirection: str, code: int, said: str
+) -> None:
     if "full" in redirection and not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
     line = f"{shlex.quote(sys.executable)} -m magistral_mlx.plan {redirection}"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        ["sh", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        ["sh", "-c", line],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (code, said)
     assert "out" not in redirection or "24 GB" in (tmp_path / "out").read_text()

@@ -12,7 +12,17 @@ from tests.corpus import ALLOWED_BYTES, HANG_SECONDS, SOUND, faults_of, take, wr
 from tests.malformed import CASES
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("no end", "zeros", "over its limit", "10 MB", "00,000", "million", "megabyte", "nested", "digits")
+HEAVY = (
+    "no end",
+    "zeros",
+    "over its limit",
+    "10 MB",
+    "00,000",
+    "million",
+    "megabyte",
+    "nested",
+    "digits",
+)
 
 OPEN_ALL = """
 import json, sys
@@ -44,7 +54,9 @@ def test_undamaged_every_kind_opens(kinds: Path) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_malformed_checkpoint_is_refused_in_one_line_that_helps(kinds: Path, tmp_path: Path, case: str) -> None:
+def test_a_malformed_checkpoint_is_refused_in_one_line_that_helps(
+    kinds: Path, tmp_path: Path, case: str
+) -> None:
     kind, steps, damage, words = CASES[case]
     folder = shutil.copytree(kinds / kind, tmp_path / "model")
     damage(folder)

@@ -93,7 +93,9 @@ def in_pieces(text: str, size: int) -> list[str]:
 
 @pytest.mark.parametrize("columns", [24, 60])
 @pytest.mark.parametrize("size", [1, 7, 100])
-def test_the_pieces_an_answer_comes_in_change_nothing(monkeypatch: pytest.MonkeyPatch, columns: int, size: int) -> None:
+def test_the_pieces_an_answer_comes_in_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, columns: int, size: int
+) -> None:
     """The screen is lower than the answer: what has scrolled away is right, too."""
     monkeypatch.setenv("COLUMNS", str(columns))
     whole = shown([ANSWER], columns=columns, every=False)
@@ -104,7 +106,9 @@ def test_the_pieces_an_answer_comes_in_change_nothing(monkeypatch: pytest.Monkey
 def test_an_answer_cut_off_anywhere_is_what_it_was_worth() -> None:
     for end in range(0, len(ANSWER), 11):
         cut = ANSWER[:end]
-        assert shown(in_pieces(cut, 5), columns=60).rows == shown([cut], columns=60, every=False).rows
+        assert (
+            shown(in_pieces(cut, 5), columns=60).rows == shown([cut], columns=60, every=False).rows
+        )
 
 
 def test_how_it_is_laid_out() -> None:
@@ -150,7 +154,9 @@ indented code
 @pytest.mark.parametrize("text", LITERAL)
 def test_nothing_that_was_written_is_hidden(text: str) -> None:
     def marks(text: str) -> str:
-        return re.sub(r"[\s`|─-]", "", text)  # but for white space, and the marks of code and tables
+        return re.sub(
+            r"[\s`|─-]", "", text
+        )  # but for white space, and the marks of code and tables
 
     seen = marks("".join(shown([text], columns=60).rows))
     assert seen == marks(text).replace("![alt](", "!alt(")

@@ -27,10 +27,18 @@ README = Path(__file__).parent.parent / "README.md"
 def test_the_published_numbers_of_the_24b_model() -> None:
     assert kv_bytes(MAGISTRAL_SMALL, 1) == 160 * 1024
     assert kv_bytes(MAGISTRAL_SMALL, 40_960) == 6_710_886_400
-    assert kv_bytes(MAGISTRAL_SMALL, 64, kv_bits=8) / kv_bytes(MAGISTRAL_SMALL, 64) == (64 + 4) / 128
-    assert kv_bytes(MAGISTRAL_SMALL, 64, kv_bits=4) / kv_bytes(MAGISTRAL_SMALL, 64) == (32 + 4) / 128
-    assert memory.packed_bytes(MAGISTRAL_SMALL, QuantFormat(4, 64)) == pytest.approx(13.26e9, rel=1e-3)
-    assert memory.packed_bytes(MAGISTRAL_SMALL, QuantFormat(8, 64)) == pytest.approx(25.05e9, rel=1e-3)
+    assert (
+        kv_bytes(MAGISTRAL_SMALL, 64, kv_bits=8) / kv_bytes(MAGISTRAL_SMALL, 64) == (64 + 4) / 128
+    )
+    assert (
+        kv_bytes(MAGISTRAL_SMALL, 64, kv_bits=4) / kv_bytes(MAGISTRAL_SMALL, 64) == (32 + 4) / 128
+    )
+    assert memory.packed_bytes(MAGISTRAL_SMALL, QuantFormat(4, 64)) == pytest.approx(
+        13.26e9, rel=1e-3
+    )
+    assert memory.packed_bytes(MAGISTRAL_SMALL, QuantFormat(8, 64)) == pytest.approx(
+        25.05e9, rel=1e-3
+    )
     assert mac_budget_bytes(32) == pytest.approx(22_906e6, rel=1e-4)
 
 
@@ -45,7 +53,9 @@ def test_kv_bytes_are_those_of_a_full_cache(bits: int | None, head_dim: int) -> 
 
 
 @pytest.mark.parametrize("quant", [None, QuantFormat(4, 32), QuantFormat(4, 32, "mxfp4")])
-def test_resident_bytes_are_those_of_the_loaded_model(tmp_path: Path, quant: QuantFormat | None) -> None:
+def test_resident_bytes_are_those_of_the_loaded_model(
+    tmp_path: Path, quant: QuantFormat | None
+) -> None:
     config = make_config()
     weights, block = make_weights(config, mx.bfloat16), None
     if quant is not None:
@@ -59,14 +69,31 @@ def test_resident_bytes_are_those_of_the_loaded_model(tmp_path: Path, quant: Qua
 
 
 # Magistral's own proportions at a sixteenth, and those of the embedded model.
-SMALL = {"hidden_size": 320, "intermediate_size": 2048, "num_heads": 4, "num_kv_heads": 1, "head_dim": 64}
-DEMO = {"hidden_size": 192, "intermediate_size": 512, "num_heads": 4, "num_kv_heads": 2, "head_dim": 64}
+SMALL = {
+    "hidden_size": 320,
+    "intermediate_size": 2048,
+    "num_heads": 4,
+    "num_kv_heads": 1,
+    "head_dim": 64,
+}
+DEMO = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 64,
+}
 
 
 @pytest.mark.parametrize(("shape", "within"), [(SMALL, 0.05), (DEMO, 0.08)])
 @pytest.mark.parametrize(
     ("context", "chunk", "bits"),
-    [(256, 64, None), (150, 64, None), pytest.param(256, 64, 8, marks=pytest.mark.slow), (256, 64, 4)],
+    [
+        (256, 64, None),
+        (150, 64, None),
+        pytest.param(256, 64, 8, marks=pytest.mark.slow),
+        (256, 64, 4),
+    ],
 )
 def test_the_forecast_is_the_measured_peak_within_5_percent_and_8_of_the_embedded_model_s(
     shape: dict[str, int], within: float, context: int, chunk: int, bits: int | None
@@ -82,10 +109,14 @@ def test_the_forecast_is_the_measured_peak_within_5_percent_and_8_of_the_embedde
     mx.clear_cache()
     others = mx.get_active_memory() - weights
     mx.reset_peak_memory()
-    mx.eval(result_of(prefill(Stepper(model, cache), [i % 300 for i in range(context)], chunk=chunk)))
+    mx.eval(
+        result_of(prefill(Stepper(model, cache), [i % 300 for i in range(context)], chunk=chunk))
+    )
     measured = mx.get_peak_memory() - others
     on_gpu = mx.default_device().type == mx.DeviceType.gpu
-    workspace = memory.workspace_bytes(config, chunk, context, itemsize=4, on_gpu=on_gpu, kv_bits=bits)
+    workspace = memory.workspace_bytes(
+        config, chunk, context, itemsize=4, on_gpu=on_gpu, kv_bits=bits
+    )
     kv = kv_bytes(config, context, kv_bits=bits, itemsize=4)
     assert weights + kv + workspace == pytest.approx(measured, rel=within)
     assert kv + workspace == pytest.approx(measured - weights, rel=0.2)
@@ -95,7 +126,9 @@ def test_a_pass_never_grows_past_what_is_planned() -> None:
     """Room for the reply is kept beside the prompt; a reply whose length was asked for may be shorter."""
     found = plan(1000)
     assert found.reply_tokens(744, None) == 256
-    with pytest.raises(ContextError, match=r"leaves 255 for the reply; shorten it, ask for .* at most 255"):
+    with pytest.raises(
+        ContextError, match=r"leaves 255 for the reply; shorten it, ask for .* at most 255"
+    ):
         found.reply_tokens(745, None)
     assert found.reply_tokens(745, 255) == 255
     with pytest.raises(ContextError, match="has room for 255"):
@@ -130,7 +163,11 @@ def plan(
 def test_nothing_larger_fits(gb: float, bits: int | None) -> None:
     found = plan(gb=gb, kv_bits=bits)
     assert found.fits
-    assert found.total_bytes == found.weights_bytes + found.kv_bytes + found.workspace_bytes <= gb * 1e9
+    assert (
+        found.total_bytes
+        == found.weights_bytes + found.kv_bytes + found.workspace_bytes
+        <= gb * 1e9
+    )
     assert found.context == 40_960 or found.context % 256 == 0
     if found.context < 40_960:
         with pytest.raises(MemoryLimitError):
@@ -147,8 +184,14 @@ def test_a_refusal_names_what_would_fit() -> None:
     assert f"--max-kv-size {plan(None, 17.2).context})" in message
     for bits in (8, 4):
         article = {8: "an", 4: "a"}[bits]
-        assert f"--max-kv-size {plan(None, 17.2, kv_bits=bits).context}) with {article} {bits}-bit cache" in message
-    with pytest.raises(MemoryLimitError, match=r"this context with weights of 3 bits \(magistral convert --q-bits 3\)"):
+        assert (
+            f"--max-kv-size {plan(None, 17.2, kv_bits=bits).context}) with {article} {bits}-bit cache"
+            in message
+        )
+    with pytest.raises(
+        MemoryLimitError,
+        match=r"this context with weights of 3 bits \(magistral convert --q-bits 3\)",
+    ):
         plan(256, 11)
     with pytest.raises(MemoryLimitError, match="nor beside 2-bit ones"):
         plan(None, 5)

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from convert import Options, converting, verify_checkpoint
-from convert.__main__ import main
-from convert.checks import Check
-from convert.corpus import built_in
-from convert.quantize import dequantize
-from convert.staging import CALIBRATION
-from convert.statistics import mean_squares
 from magistral_mlx.checkpoint import open_checkpoint
 from magistral_mlx.config import ModelConfig
 from magistral_mlx.conversation import result_of
+from magistral_mlx.convert import Options, converting, verify_checkpoint
+from magistral_mlx.convert.__main__ import main
+from magistral_mlx.convert.checks import Check
+from magistral_mlx.convert.corpus import built_in
+from magistral_mlx.convert.quantize import dequantize
+from magistral_mlx.convert.staging import CALIBRATION
+from magistral_mlx.convert.statistics import mean_squares
 from magistral_mlx.errors import ConversionError, NumericsError, OptionError
 from magistral_mlx.loader import load_model
 from magistral_mlx.safetensors_header import Shard
@@ -71,7 +71,9 @@ def weight(folder: Path, module: str) -> mx.array:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_files_are_those_of_rounding_in_names_sizes_and_headers(made: dict[str, Path], method: str) -> None:
+def test_files_are_those_of_rounding_in_names_sizes_and_headers(
+    made: dict[str, Path], method: str
+) -> None:
     ours, rounded = content(made[method]), content(made["round"])
     assert {n: len(c) for n, c in ours.items() if n not in DOCUMENTS} == {
         n: len(c) for n, c in rounded.items() if n not in DOCUMENTS
@@ -85,10 +87,14 @@ def test_files_are_those_of_rounding_in_names_sizes_and_headers(made: dict[str, 
     ]
 
 
-def test_importance_is_the_default_up_to_5_bits(tmp_path: Path, source: Path, made: dict[str, Path]) -> None:
+def test_importance_is_the_default_up_to_5_bits(
+    tmp_path: Path, source: Path, made: dict[str, Path]
+) -> None:
     convert_quickly(source, tmp_path / "out", q_method=None)
     assert content(tmp_path / "out") == content(made["importance"])
-    assert [Options(q_bits=bits).method for bits in (2, 3, 4, 5, 6, 8, 16)] == ["importance"] * 4 + ["round"] * 3
+    assert [Options(q_bits=bits).method for bits in (2, 3, 4, 5, 6, 8, 16)] == [
+        "importance"
+    ] * 4 + ["round"] * 3
     assert Options(q_mode="mxfp4").method == "round"
     assert Options(recipe="8bit").method == "round"
     assert Options(recipe="mixed_4_6").method == "importance"
@@ -107,21 +113,32 @@ def inputs_of_layer_0(source: Path, windows: int) -> Array:
 
 
 def off(source: Path, folder: Path, module: str) -> Array:
-    wanted = np.array(open_checkpoint(source).read(f"{module}.weight", slice(None)).astype(mx.float32))
+    wanted = np.array(
+        open_checkpoint(source).read(f"{module}.weight", slice(None)).astype(mx.float32)
+    )
     return np.array(weight(folder, module)).astype(np.float64) - wanted
 
 
 def test_the_report_has_the_errors_that_the_files_have(source: Path, made: dict[str, Path]) -> None:
     record = json.loads((made["importance"] / "magistral_mlx.json").read_text())
     report = record["report"]
-    assert report["tensors"].keys() == {m for m, q in open_checkpoint(made["importance"]).formats.items() if q}
+    assert report["tensors"].keys() == {
+        m for m, q in open_checkpoint(made["importance"]).formats.items() if q
+    }
     squares = np.square(inputs_of_layer_0(source, 4)).mean(axis=0)
     for module in ("model.layers.0.self_attn.k_proj", "model.layers.0.self_attn.v_proj"):
-        w = np.array(open_checkpoint(source).read(f"{module}.weight", slice(None)).astype(mx.float32))
-        errors = [(np.square(off(source, made[way], module)) @ squares).sum() for way in ("round", "importance")]
+        w = np.array(
+            open_checkpoint(source).read(f"{module}.weight", slice(None)).astype(mx.float32)
+        )
+        errors = [
+            (np.square(off(source, made[way], module)) @ squares).sum()
+            for way in ("round", "importance")
+        ]
         found = report["tensors"][module]
         signal = (np.square(w.astype(np.float64)) @ squares).sum()
-        assert [found["error_rounded"], found["error"]] == pytest.approx([e / signal for e in errors], rel=2e-3)
+        assert [found["error_rounded"], found["error"]] == pytest.approx(
+            [e / signal for e in errors], rel=2e-3
+        )
         assert found["outlier_ratio"] == pytest.approx(squares.max() / squares.mean(), rel=1e-3)
     assert "outlier_ratio" not in report["tensors"]["model.embed_tokens"]  # it has no inputs
     ratios = [t["error"] / t["error_rounded"] for t in report["tensors"].values()]
@@ -134,20 +151,29 @@ def test_the_report_has_the_errors_that_the_files_have(source: Path, made: dict[
 def test_the_report_of_gptq_is_measured_with_inputs(source: Path, made: dict[str, Path]) -> None:
     report = json.loads((made["gptq"] / "magistral_mlx.json").read_text())["report"]
     assert "256 tokens" in report["error_is"]
-    x, module = inputs_of_layer_0(source, 16), "model.layers.0.self_attn.v_proj"  # of an embedding not yet quantized
+    x, module = (
+        inputs_of_layer_0(source, 16),
+        "model.layers.0.self_attn.v_proj",
+    )  # of an embedding not yet quantized
     errors = [np.square(x @ off(source, made[way], module).T).sum() for way in ("round", "gptq")]
     found = report["tensors"][module]
     assert found["error"] / found["error_rounded"] == pytest.approx(errors[1] / errors[0], rel=0.25)
 
 
-def test_the_command_prints_the_gain(tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_gain(
+    tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     flags = ["--hf-path", str(source), "--mlx-path", str(tmp_path / "out"), "--no-tokenizer-json"]
     assert main(flags) == 0
-    assert re.search(r"error predicted: 0\.\d\d of rounding's; .* at \S+, \d+ times", capfd.readouterr().out)
+    assert re.search(
+        r"error predicted: 0\.\d\d of rounding's; .* at \S+, \d+ times", capfd.readouterr().out
+    )
     assert main([*flags, "--json"]) == 0
     gain = json.loads(capfd.readouterr().out)["gain"]
     assert 0 < gain["error_ratio"] < 1
-    assert gain["outliers_at"] in open_checkpoint(tmp_path / "out").formats.keys() - {"model.embed_tokens"}
+    assert gain["outliers_at"] in open_checkpoint(tmp_path / "out").formats.keys() - {
+        "model.embed_tokens"
+    }
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -155,11 +181,17 @@ def test_verify_takes_what_is_written_and_finds_a_code_that_is_off(
     tmp_path: Path, source: Path, made: dict[str, Path], method: str
 ) -> None:
     def rounding(folder: Path) -> Check:
-        return next(check for check in verify_checkpoint(folder, source).checks if check.name == "rounding")
+        return next(
+            check for check in verify_checkpoint(folder, source).checks if check.name == "rounding"
+        )
 
     assert rounding(made[method]).passed
     shutil.copytree(made[method], tmp_path / "out")
-    path = next(path for path in sorted((tmp_path / "out").glob("*.safetensors")) if b"layers.1" in path.read_bytes())
+    path = next(
+        path
+        for path in sorted((tmp_path / "out").glob("*.safetensors"))
+        if b"layers.1" in path.read_bytes()
+    )
     damaged = bytearray(path.read_bytes())
     kind, step = ("weight", 0x40) if method == "importance" else ("scales", 0x40)
     entry = Shard.open(path).header[f"model.layers.1.mlp.up_proj.{kind}"]
@@ -190,7 +222,9 @@ def test_outputs_come_nearer_in_every_format(
     convert_quickly(source, tmp_path / "out", q_method=method, **options)
     convert_quickly(source, tmp_path / "round", **options)
     x, module = inputs_of_layer_0(source, 16), "model.layers.0.self_attn.v_proj"
-    found = [np.square(x @ off(source, tmp_path / way, module).T).mean() for way in ("out", "round")]
+    found = [
+        np.square(x @ off(source, tmp_path / way, module).T).mean() for way in ("out", "round")
+    ]
     assert found[0] < 0.97 * found[1]
 
 
@@ -235,21 +269,29 @@ def test_what_is_past_is_not_gone_through_again(
 
 @pytest.mark.parametrize("method", ONE_IS_SLOW)
 @pytest.mark.slow
-def test_killed_at_some_boundaries(tmp_path: Path, source: Path, made: dict[str, Path], method: str) -> None:
+def test_killed_at_some_boundaries(
+    tmp_path: Path, source: Path, made: dict[str, Path], method: str
+) -> None:
     counts = killed(source, made[method], tmp_path, "--method", method, "--boundaries", "2")
     assert counts["killed"] == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_killed_at_many_boundaries(tmp_path: Path, source: Path, made: dict[str, Path], method: str) -> None:
+def test_killed_at_many_boundaries(
+    tmp_path: Path, source: Path, made: dict[str, Path], method: str
+) -> None:
     counts = killed(source, made[method], tmp_path, "--method", method, "--boundaries", "30")
     assert counts["killed"] == 30 < counts["boundaries"]
 
 
 @pytest.mark.parametrize("method", ONE_IS_SLOW)
-def test_another_method_or_calibration_is_refused_with_the_way_out(tmp_path: Path, source: Path, method: str) -> None:
-    (tmp_path / "text").write_text("All the world's a stage, and all the men and women merely players. " * 40)
+def test_another_method_or_calibration_is_refused_with_the_way_out(
+    tmp_path: Path, source: Path, method: str
+) -> None:
+    (tmp_path / "text").write_text(
+        "All the world's a stage, and all the men and women merely players. " * 40
+    )
     options = Options(q_method=method, tokenizer_json=False)
     steps = converting(source, tmp_path / "out", options)
     while not any((tmp_path / "out.partial" / CALIBRATION).glob("*")):
@@ -260,13 +302,22 @@ def test_another_method_or_calibration_is_refused_with_the_way_out(tmp_path: Pat
     for way, changed in (
         ({"q_method": other}, f"q_method: {method}, now {other}"),
         ({"q_method": "round"}, f"q_method: {method}, now round"),
-        ({"q_method": method, "calibration": str(tmp_path / "text")}, "calibration: built-in, now file"),
+        (
+            {"q_method": method, "calibration": str(tmp_path / "text")},
+            "calibration: built-in, now file",
+        ),
     ):
-        with pytest.raises(ConversionError, match=f"unfinished conversion with another ({changed}).*--force"):
+        with pytest.raises(
+            ConversionError, match=f"unfinished conversion with another ({changed}).*--force"
+        ):
             convert_quickly(source, tmp_path / "out", **way)
     assert os.listdir(tmp_path / "out.partial") == before
-    convert_quickly(source, tmp_path / "out", force=True, calibration=str(tmp_path / "text"), q_method=method)
-    stated = json.loads((tmp_path / "out" / "magistral_mlx.json").read_text())["options"]["calibration"]
+    convert_quickly(
+        source, tmp_path / "out", force=True, calibration=str(tmp_path / "text"), q_method=method
+    )
+    stated = json.loads((tmp_path / "out" / "magistral_mlx.json").read_text())["options"][
+        "calibration"
+    ]
     assert stated["origin"] == "file"
     with pytest.raises(ConversionError, match="made with another calibration: file, now built-in"):
         convert_quickly(source, tmp_path / "out", q_method=method)
@@ -276,16 +327,26 @@ def test_another_method_or_calibration_is_refused_with_the_way_out(tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("model.layers.1.mlp.up_proj", mx.nan, r"tensor 'model\.layers\.1\.mlp\.up_proj\.weight' holds NaN"),
+        (
+            "model.layers.1.mlp.up_proj",
+            mx.nan,
+            r"tensor 'model\.layers\.1\.mlp\.up_proj\.weight' holds NaN",
+        ),
         (
             "model.layers.1.mlp.up_proj",
             3e38,
             r"'model\.layers\.1\.mlp\.up_proj\.weight' (is so large|holds NaN)|down_proj holds NaN",
         ),
-        ("model.layers.0.input_layernorm", mx.inf, r"input of model\.layers\.0\.self_attn\.q_proj .* holds NaN"),
+        (
+            "model.layers.0.input_layernorm",
+            mx.inf,
+            r"input of model\.layers\.0\.self_attn\.q_proj .* holds NaN",
+        ),
     ],
 )
-def test_what_is_not_finite_is_named(tmp_path: Path, method: str, name: str, value: float, message: str) -> None:
+def test_what_is_not_finite_is_named(
+    tmp_path: Path, method: str, name: str, value: float, message: str
+) -> None:
     weights = make_weights(CONFIG, mx.bfloat16)
     weights[f"{name}.weight"] = mx.full(weights[f"{name}.weight"].shape, value, mx.bfloat16)
     with pytest.raises((ConversionError, NumericsError), match=message):
@@ -295,36 +356,57 @@ def test_what_is_not_finite_is_named(tmp_path: Path, method: str, name: str, val
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "is empty"), (b"\xff\xfe\x00", "is no text"), (b"a few words", "is too short: .* at least 256")],
+    [
+        (b"", "is empty"),
+        (b"\xff\xfe\x00", "is no text"),
+        (b"a few words", "is too short: .* at least 256"),
+    ],
 )
 def test_a_file_that_cannot_calibrate_is_refused_before_any_work(
     tmp_path: Path, source: Path, content: bytes, message: str
 ) -> None:
     (tmp_path / "text").write_bytes(content)
     with pytest.raises(OptionError, match=message):
-        convert_quickly(source, tmp_path / "out", q_method="importance", calibration=str(tmp_path / "text"))
+        convert_quickly(
+            source, tmp_path / "out", q_method="importance", calibration=str(tmp_path / "text")
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
 
 
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path, source: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for name, message in (("pipe", "is no plain file"), ("a" * 300, "cannot be read .File name too long")):
+    for name, message in (
+        ("pipe", "is no plain file"),
+        ("a" * 300, "cannot be read .File name too long"),
+    ):
         with pytest.raises(OptionError, match=message):
-            convert_quickly(source, tmp_path / "out", q_method="importance", calibration=str(tmp_path / name))
+            convert_quickly(
+                source, tmp_path / "out", q_method="importance", calibration=str(tmp_path / name)
+            )
 
 
 AWKWARD = {
     "tied, D=192, d=80": make_config(
-        hidden_size=192, intermediate_size=320, head_dim=80, num_layers=2, vocab_size=1500, tie_word_embeddings=True
+        hidden_size=192,
+        intermediate_size=320,
+        head_dim=80,
+        num_layers=2,
+        vocab_size=1500,
+        tie_word_embeddings=True,
     ),
-    "d=32, one layer": make_config(hidden_size=64, intermediate_size=192, num_layers=1, vocab_size=1500),
+    "d=32, one layer": make_config(
+        hidden_size=64, intermediate_size=192, num_layers=1, vocab_size=1500
+    ),
 }
 
 
 @pytest.mark.parametrize("method", ONE_IS_SLOW)
 @pytest.mark.parametrize(
     "config",
-    [pytest.param(c, id=name, marks=[] if "tied" in name else pytest.mark.slow) for name, c in AWKWARD.items()],
+    [
+        pytest.param(c, id=name, marks=[] if "tied" in name else pytest.mark.slow)
+        for name, c in AWKWARD.items()
+    ],
 )
 @pytest.mark.slow
 def test_any_shape_of_this_architecture_is_converted_and_goes_on(
@@ -343,14 +425,19 @@ def test_any_shape_of_this_architecture_is_converted_and_goes_on(
     convert_quickly(folder, tmp_path / "round")
     ids = built_in(Tokenizer.from_folder(folder), windows=20)[16:]  # not calibrated on
     wanted, rounded, found = (
-        result_of(load_model(open_checkpoint(tmp_path / name)))(ids) for name in ("hf", "round", "out")
+        result_of(load_model(open_checkpoint(tmp_path / name)))(ids)
+        for name in ("hf", "round", "out")
     )
     assert mx.square(found - wanted).mean() < mx.square(rounded - wanted).mean()
 
 
 @pytest.mark.parametrize("method", ["round", *ONE_IS_SLOW])
-def test_columns_that_no_group_divides_stay_floats_by_the_rule_in_the_message(tmp_path: Path, method: str) -> None:
-    config = make_config(head_dim=18, intermediate_size=64, num_layers=1, vocab_size=1500)  # o_proj has 72 columns
+def test_columns_that_no_group_divides_stay_floats_by_the_rule_in_the_message(
+    tmp_path: Path, method: str
+) -> None:
+    config = make_config(
+        head_dim=18, intermediate_size=64, num_layers=1, vocab_size=1500
+    )  # o_proj has 72 columns
     folder = write_checkpoint(tmp_path / "hf", config, make_weights(config, mx.bfloat16))
     write_tekken(folder, config.vocab_size)
     with pytest.raises(ConversionError, match=r"o_proj[.]weight' has 72 columns") as refused:
@@ -364,8 +451,12 @@ def test_columns_that_no_group_divides_stay_floats_by_the_rule_in_the_message(tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"q_method": "importance"}, {"q_method": "gptq", "recipe": "4bit-kv6"}], ids=str)
-def test_mlx_lm_loads_it_and_computes_the_same(tmp_path: Path, source: Path, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options", [{"q_method": "importance"}, {"q_method": "gptq", "recipe": "4bit-kv6"}], ids=str
+)
+def test_mlx_lm_loads_it_and_computes_the_same(
+    tmp_path: Path, source: Path, options: dict[str, Any]
+) -> None:
     from mlx_lm.utils import load_model as load_in_mlx_lm
 
     convert_quickly(source, tmp_path / "out", **options)
@@ -376,7 +467,9 @@ def test_mlx_lm_loads_it_and_computes_the_same(tmp_path: Path, source: Path, opt
 
 
 @pytest.mark.parametrize("method", ONE_IS_SLOW)
-@pytest.mark.parametrize("embedding", [{"bits": 16}, {"mode": "mxfp4"}, {"bits": 6, "group_size": 32}], ids=str)
+@pytest.mark.parametrize(
+    "embedding", [{"bits": 16}, {"mode": "mxfp4"}, {"bits": 6, "group_size": 32}], ids=str
+)
 def test_what_is_not_affine_is_as_rounding_has_it(
     tmp_path: Path, source: Path, method: str, embedding: dict[str, Any]
 ) -> None:
@@ -389,7 +482,9 @@ def test_what_is_not_affine_is_as_rounding_has_it(
     reported = json.loads((made.folder / "magistral_mlx.json").read_text())["report"]["tensors"]
     for module, quant in made.formats.items():
         is_searched = quant is not None and quant.mode == "affine"
-        same = mx.array_equal(*(each.read(f"{module}.weight", slice(None)) for each in (made, rounded)))
+        same = mx.array_equal(
+            *(each.read(f"{module}.weight", slice(None)) for each in (made, rounded))
+        )
         assert same != is_searched, module
         assert (module in reported) == is_searched
     assert verify_checkpoint(made.folder, source).checks[-1].passed

@@ -21,7 +21,9 @@ AWKWARD = {
 
 
 def relative_error(ours: mx.array, reference: np.ndarray) -> float:
-    return float(np.linalg.norm(np.array(ours, dtype=np.float64) - reference) / np.linalg.norm(reference))
+    return float(
+        np.linalg.norm(np.array(ours, dtype=np.float64) - reference) / np.linalg.norm(reference)
+    )
 
 
 @pytest.mark.parametrize("config", AWKWARD.values(), ids=AWKWARD.keys())
@@ -81,7 +83,9 @@ def test_a_single_query_on_packed_keys_equals_the_dequantized_view(
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])
-def test_trim_then_append_equals_fresh(model: Transformer, tiny_config: ModelConfig, bits: int | None) -> None:
+def test_trim_then_append_equals_fresh(
+    model: Transformer, tiny_config: ModelConfig, bits: int | None
+) -> None:
     used, fresh = (KVCache(tiny_config, limit=300, bits=bits) for _ in range(2))
     for ids in (IDS[:, :4], mx.array([[1, 2, 3]])):
         model(ids, used.layers)
@@ -100,7 +104,9 @@ def test_capacity_doubles_in_multiples_of_256_up_to_the_limit(tiny_config: Model
         cache.room_for(1001, 512)
 
 
-def test_reserve_allocates_at_once_and_growth_keeps_what_is_there(model: Transformer, tiny_config: ModelConfig) -> None:
+def test_reserve_allocates_at_once_and_growth_keeps_what_is_there(
+    model: Transformer, tiny_config: ModelConfig
+) -> None:
     cache, reserved = KVCache(tiny_config, limit=700), KVCache(tiny_config, limit=700)
     reserved.reserve(600)
     long = mx.random.randint(0, 320, (1, 520), key=mx.random.key(1))
@@ -111,7 +117,9 @@ def test_reserve_allocates_at_once_and_growth_keeps_what_is_there(model: Transfo
     assert reserved.nbytes == 700 * position_bytes
     assert cache.nbytes == 700 * position_bytes
     assert mx.allclose(
-        model(mx.array([[4]]), cache.layers)[0, 0], model(mx.concatenate([long, mx.array([[4]])], 1))[0, -1], atol=1e-4
+        model(mx.array([[4]]), cache.layers)[0, 0],
+        model(mx.concatenate([long, mx.array([[4]])], 1))[0, -1],
+        atol=1e-4,
     )
     with pytest.raises(ContextError, match="701"):
         cache.reserve(701)
@@ -129,7 +137,10 @@ def test_options_of_the_cache_are_checked(tiny_config: ModelConfig) -> None:
 def test_one_rotation_of_all_heads_equals_one_of_queries_and_keys_bit_for_bit(
     model: Transformer, dtype: mx.Dtype, position: int
 ) -> None:
-    attention, rows = model.layers[0].self_attn, mx.random.normal((2, 1, 8 * 32), key=mx.random.key(1)).astype(dtype)
+    attention, rows = (
+        model.layers[0].self_attn,
+        mx.random.normal((2, 1, 8 * 32), key=mx.random.key(1)).astype(dtype),
+    )
     together, apart = attention.rotated(rows, position), attention.heads(rows)
     assert mx.array_equal(together[:, :6], attention.rope(apart[:, :6], position))
     assert mx.array_equal(together[:, 6:], apart[:, 6:])

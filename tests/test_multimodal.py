@@ -9,10 +9,10 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from convert.source import open_source
 from magistral_mlx.checkpoint import open_checkpoint
 from magistral_mlx.config import QuantFormat
 from magistral_mlx.conversation import result_of
+from magistral_mlx.convert.source import open_source
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.loader import load_model
 from tests.sources import (
@@ -44,11 +44,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_native(folder: Path, **params: object) -> Path:
-    return write_consolidated(folder, beside=VISION, **({"vision_encoder": VISION_ENCODER} | params))
+    return write_consolidated(
+        folder, beside=VISION, **({"vision_encoder": VISION_ENCODER} | params)
+    )
 
 
 def same(a: mx.array, b: mx.array) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and bool(mx.array_equal(a.view(mx.uint8), b.view(mx.uint8)))
+    return (
+        a.dtype == b.dtype
+        and a.shape == b.shape
+        and bool(mx.array_equal(a.view(mx.uint8), b.view(mx.uint8)))
+    )
 
 
 def logits_here(folder: Path) -> mx.array:
@@ -83,11 +89,16 @@ def test_its_tensors_have_the_names_of_a_text_model(
         assert same(tensors[name], weight)
         assert same(checkpoint.read(name), weight)
     assert [(r.levelno, r.getMessage()) for r in caplog.records] == [
-        (logging.WARNING, f"{tmp_path}: the vision part, 6 tensors, is left out; the model takes text only")
+        (
+            logging.WARNING,
+            f"{tmp_path}: the vision part, 6 tensors, is left out; the model takes text only",
+        )
     ]
 
 
-def test_a_file_of_vision_alone_is_none_of_the_language_models(tmp_path: Path, folder: Path) -> None:
+def test_a_file_of_vision_alone_is_none_of_the_language_models(
+    tmp_path: Path, folder: Path
+) -> None:
     checkpoint = open_checkpoint(folder)
     extra = tmp_path / "extra"
     extra.mkdir()
@@ -97,7 +108,11 @@ def test_a_file_of_vision_alone_is_none_of_the_language_models(tmp_path: Path, f
     mx.save_safetensors(str(extra / "model-1.safetensors"), prefixed)
     mx.save_safetensors(str(extra / "model-2.safetensors"), {HF_VISION[0]: mx.zeros((8, 3, 2, 2))})
     assert [shard.path.name for shard in open_checkpoint(extra).shards] == ["model-1.safetensors"]
-    assert list(open_source(extra).identity()["files"]) == ["config.json", "model-1.safetensors", "tekken.json"]
+    assert list(open_source(extra).identity()["files"]) == [
+        "config.json",
+        "model-1.safetensors",
+        "tekken.json",
+    ]
 
 
 def test_the_config_that_transformers_5_writes_is_read(tmp_path: Path) -> None:
@@ -105,7 +120,9 @@ def test_the_config_that_transformers_5_writes_is_read(tmp_path: Path) -> None:
     from transformers import Mistral3Config
 
     text = raw_config(CONFIG)
-    theirs = Mistral3Config(text_config=text | {"dtype": text.pop("torch_dtype"), "sliding_window": None})
+    theirs = Mistral3Config(
+        text_config=text | {"dtype": text.pop("torch_dtype"), "sliding_window": None}
+    )
     theirs.dtype = "bfloat16"
     raw = theirs.to_dict()
     assert raw["text_config"]["rope_parameters"] == {"rope_theta": 1e9, "rope_type": "default"}
@@ -140,7 +157,9 @@ def test_every_layout_converts_to_the_bytes_of_the_text_model(
         assert len(caplog.records) == (i > 0)
         results.append(content(tmp_path / f"out{i}"))
         del results[-1]["magistral_mlx.json"]
-    assert {"config.json", "model.safetensors", "model.safetensors.index.json", "README.md"} <= set(results[0])
+    assert {"config.json", "model.safetensors", "model.safetensors.index.json", "README.md"} <= set(
+        results[0]
+    )
     assert json.loads(results[0]["config.json"])["model_type"] == "mistral"
     assert all(result == results[0] for result in results)
 
@@ -163,7 +182,12 @@ def test_what_mlx_lm_quantizes_it_to_runs_here(tmp_path: Path, folder: Path) -> 
     save_model(tmp_path, model)
     save_config(config, tmp_path / "config.json")
     checkpoint = open_checkpoint(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["quantization"]["language_model.lm_head"]["bits"] == 6
+    assert (
+        json.loads((tmp_path / "config.json").read_text())["quantization"][
+            "language_model.lm_head"
+        ]["bits"]
+        == 6
+    )
     assert checkpoint.formats["lm_head"] == QuantFormat(6, 64)
     assert checkpoint.formats["model.embed_tokens"] == QuantFormat(4, 64)
     assert mx.allclose(logits_here(tmp_path), logits_of_mlx_lm(model), rtol=1e-4, atol=1e-4)
@@ -175,7 +199,9 @@ def test_what_mlx_lm_quantizes_it_to_runs_here(tmp_path: Path, folder: Path) -> 
 def text_config(**changes: object) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         text = json.loads((folder / "config.json").read_text())["text_config"] | changes
-        change_json(folder / "config.json", text_config={k: v for k, v in text.items() if v is not None})
+        change_json(
+            folder / "config.json", text_config={k: v for k, v in text.items() if v is not None}
+        )
 
     return change
 
@@ -189,24 +215,41 @@ def extra(*names: str) -> Callable[[Path], None]:
 
     def add(folder: Path) -> None:
         (folder / "model.safetensors.index.json").unlink()
-        mx.save_safetensors(str(folder / "model-9.safetensors"), {name: mx.zeros((128,)) for name in names})
+        mx.save_safetensors(
+            str(folder / "model-9.safetensors"), {name: mx.zeros((128,)) for name in names}
+        )
 
     return add
 
 
 NORM = "model.norm.weight"
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
-    "no text_config": (config(text_config=None), "model_type is 'mistral3', but text_config is None; fetch"),
+    "no text_config": (
+        config(text_config=None),
+        "model_type is 'mistral3', but text_config is None; fetch",
+    ),
     "text_config is text": (config(text_config="x"), "but text_config is 'x'"),
     "another language model": (text_config(model_type="ministral3"), "model_type is 'ministral3'"),
-    "no theta": (text_config(rope_theta=None), "rope_theta is missing, and no value may be assumed"),
+    "no theta": (
+        text_config(rope_theta=None),
+        "rope_theta is missing, and no value may be assumed",
+    ),
     "theta outside alone": (
         lambda f: (text_config(rope_theta=None)(f), config(rope_theta=1e9)(f))[0],
         "rope_theta is 1000000000.0, and None in text_config",
     ),
-    "another theta outside": (config(rope_theta=1e6), "rope_theta is 1000000.0, and 1000000000.0 in text_config"),
-    "another size outside": (config(hidden_size=64), "hidden_size is 64, and 128 in text_config; fetch"),
-    "another type inside": (text_config(torch_dtype="float16"), "torch_dtype is 'bfloat16', and 'float16' in text_c"),
+    "another theta outside": (
+        config(rope_theta=1e6),
+        "rope_theta is 1000000.0, and 1000000000.0 in text_config",
+    ),
+    "another size outside": (
+        config(hidden_size=64),
+        "hidden_size is 64, and 128 in text_config; fetch",
+    ),
+    "another type inside": (
+        text_config(torch_dtype="float16"),
+        "torch_dtype is 'bfloat16', and 'float16' in text_c",
+    ),
     "another quantization inside": (
         lambda f: (
             text_config(quantization={"bits": 8, "group_size": 64})(f),
@@ -215,18 +258,37 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         "quantization is {'bits': 4, 'group_size': 64}, and {'bits': 8",
     ),
     "a module under two names": (
-        config(quantization={"bits": 4, "group_size": 64, "lm_head": False, "language_model.lm_head": {"bits": 6}}),
+        config(
+            quantization={
+                "bits": 4,
+                "group_size": 64,
+                "lm_head": False,
+                "language_model.lm_head": {"bits": 6},
+            }
+        ),
         r"quantization 'lm_head' is there under two names; fetch the checkpoint again",
     ),
-    "tied inside": (text_config(tie_word_embeddings=True), "tie_word_embeddings is True, but lm_head.weight is pres"),
+    "tied inside": (
+        text_config(tie_word_embeddings=True),
+        "tie_word_embeddings is True, but lm_head.weight is pres",
+    ),
     "a text model": (config(model_type="mistral"), "num_hidden_layers is missing"),
-    "a tensor twice": (extra(NORM), f"model-9.safetensors: tensor '{NORM}' is there under two names; fetch"),
+    "a tensor twice": (
+        extra(NORM),
+        f"model-9.safetensors: tensor '{NORM}' is there under two names; fetch",
+    ),
     "a tensor twice in a file": (
         extra("language_model.x", "x"),
         "model-9.safetensors: tensor 'x' is there under two names",
     ),
-    "audio": (extra("audio_tower.conv.weight"), "do not belong to this model, first 'audio_tower.conv.weight'"),
-    "an adapter": (extra("language_model.model.norm.lora_a"), "do not belong to this model, first 'model.norm.lora_a'"),
+    "audio": (
+        extra("audio_tower.conv.weight"),
+        "do not belong to this model, first 'audio_tower.conv.weight'",
+    ),
+    "an adapter": (
+        extra("language_model.model.norm.lora_a"),
+        "do not belong to this model, first 'model.norm.lora_a'",
+    ),
 }
 
 
@@ -244,19 +306,26 @@ def test_a_contradiction_is_refused(tmp_path: Path, case: str) -> None:
 def test_vision_tensors_in_a_text_model_are_refused(tmp_path: Path) -> None:
     folder = write_hf(tmp_path / "hf")
     extra(HF_VISION[0])(folder)
-    with pytest.raises(CheckpointError, match=f"do not belong to this model, first '{HF_VISION[0]}'"):
+    with pytest.raises(
+        CheckpointError, match=f"do not belong to this model, first '{HF_VISION[0]}'"
+    ):
         open_checkpoint(folder)
 
 
 @pytest.mark.parametrize(
     ("params", "words"),
     [
-        ({"vision_encoder": None}, "6 tensors do not belong to this model, first 'patch_merger.merging_layer.weight'"),
+        (
+            {"vision_encoder": None},
+            "6 tensors do not belong to this model, first 'patch_merger.merging_layer.weight'",
+        ),
         ({"multimodal": {"whisper_model_args": {}}}, "has multimodal; name a checkpoint"),
         ({"moe": {"num_experts": 8}}, "has moe; name a checkpoint"),
     ],
 )
-def test_a_native_contradiction_is_refused(tmp_path: Path, params: dict[str, object], words: str) -> None:
+def test_a_native_contradiction_is_refused(
+    tmp_path: Path, params: dict[str, object], words: str
+) -> None:
     with pytest.raises(CheckpointError) as caught:
         open_source(write_native(tmp_path / "native", **params))
     assert words in str(caught.value)
@@ -266,5 +335,8 @@ def test_a_multimodal_config_beside_mistrals_file_must_agree(tmp_path: Path, fol
     native = write_native(tmp_path / "native")
     (native / "config.json").write_bytes((folder / "config.json").read_bytes())
     text_config(rope_theta=1e6)(native)
-    with pytest.raises(CheckpointError, match=r"rope_theta is 1000000000\.0 by params\.json and 1000000\.0 by config"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"rope_theta is 1000000000\.0 by params\.json and 1000000\.0 by config",
+    ):
         open_source(native)

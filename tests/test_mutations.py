@@ -17,7 +17,15 @@ FOREIGN = ("hf", "community", "native")
 
 def check(folder: Path, count: int, seed: int, *kinds: str) -> None:
     """In a process of its own, which a crash or a hang ends."""
-    command = [sys.executable, "-m", "tests.mutating", str(write_kinds(folder)), str(count), str(seed), *kinds]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.mutating",
+        str(write_kinds(folder)),
+        str(count),
+        str(seed),
+        *kinds,
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -9,9 +9,9 @@ import pytest
 
 from benchmarks import outlier_model
 from benchmarks.outlier_model import BATCH, CONFIG, WINDOW, make_model, save, texts, windows
-from convert.calibrate import MeanSquares, visiting
-from convert.source import open_source
-from convert.statistics import outlier_ratio
+from magistral_mlx.convert.calibrate import MeanSquares, visiting
+from magistral_mlx.convert.source import open_source
+from magistral_mlx.convert.statistics import outlier_ratio
 
 
 def test_before_it_learns_what_comes_into_q_k_and_v_has_outlier_channels(tmp_path: Path) -> None:
@@ -21,11 +21,15 @@ def test_before_it_learns_what_comes_into_q_k_and_v_has_outlier_channels(tmp_pat
     next(stages := visiting(visitor.source, ids, visitor))
     next(stages)
     assert outlier_ratio(visitor.squares["model.layers.0.self_attn.v_proj"]) > 100
-    names = {name: array.shape for shard in visitor.source.shards for name, array in shard.header.items()}
+    names = {
+        name: array.shape for shard in visitor.source.shards for name, array in shard.header.items()
+    }
     assert names == CONFIG.parameter_shapes()
 
 
-def test_files_are_learned_from_or_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_learned_from_or_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for i in range(64):
         (tmp_path / f"{i}.py").write_text(f"#{i}#" * 10)
     monkeypatch.setattr(outlier_model, "files", lambda: sorted(tmp_path.iterdir()))

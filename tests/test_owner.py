@@ -48,7 +48,9 @@ def test_lines_take_turns_and_jobs_of_one_follow_each_other(owner: Owner) -> Non
     assert not second
 
 
-@pytest.mark.parametrize("error", [ValueError, MemoryError, RecursionError, SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    "error", [ValueError, MemoryError, RecursionError, SystemExit, KeyboardInterrupt]
+)
 def test_whatever_a_job_raises_is_its_last_event(owner: Owner, error: type[BaseException]) -> None:
     log: Log = []
     line = Line()

@@ -9,10 +9,10 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from convert import convert_checkpoint
 from magistral_mlx.cache import KVCache
 from magistral_mlx.checkpoint import open_checkpoint
 from magistral_mlx.conversation import result_of
+from magistral_mlx.convert import convert_checkpoint
 from magistral_mlx.decoding import Stepper, decode, prefill
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.loader import load_model
@@ -71,7 +71,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo with the tokenizer files that mlx-lm's convert wants."""
     folder = tmp_path_factory.mktemp("source") / "demo"
     convert_checkpoint(DEMO, folder.parent / "exported")
-    shutil.copytree(DEMO, folder, ignore=lambda _, names: [n for n in names if n.endswith(".py") or n == "__pycache__"])
+    shutil.copytree(
+        DEMO,
+        folder,
+        ignore=lambda _, names: [n for n in names if n.endswith(".py") or n == "__pycache__"],
+    )
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(folder.parent / "exported" / name, folder)
     (folder / "tekken.json").unlink()
@@ -99,7 +103,9 @@ def _offline() -> Iterator[None]:
     ],
     ids=["4 bit", "8 bit", "mixed_4_6", "mxfp4"],
 )
-def test_what_mlx_lm_converts_gives_the_same_logits_here(source: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+def test_what_mlx_lm_converts_gives_the_same_logits_here(
+    source: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
     from mlx_lm import convert
 
     folder = tmp_path / "theirs"
@@ -110,7 +116,11 @@ def test_what_mlx_lm_converts_gives_the_same_logits_here(source: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "recipe", ["4bit", *(pytest.param(r, marks=pytest.mark.slow) for r in ("4bit-head6", "mixed_4_6", "8bit"))]
+    "recipe",
+    [
+        "4bit",
+        *(pytest.param(r, marks=pytest.mark.slow) for r in ("4bit-head6", "mixed_4_6", "8bit")),
+    ],
 )
 def test_mlx_lm_loads_what_we_convert(tmp_path: Path, recipe: str) -> None:
     """Through its public door, tokenizer included."""

@@ -52,7 +52,9 @@ def test_our_own_variable_wins_and_nothing_is_created(
     assert list(home.iterdir()) == []
 
 
-def test_a_relative_folder_of_ours_stays_where_it_was_meant(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+def test_a_relative_folder_of_ours_stays_where_it_was_meant(
+    monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
     monkeypatch.chdir(home)
     monkeypatch.setenv("MAGISTRAL_MLX_CACHE", "mine")
     assert cache_dir() == home / "mine"

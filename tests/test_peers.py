@@ -73,17 +73,23 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return gguf
 
 
-def test_the_server_is_asked_for_the_same_work_and_ended(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_is_asked_for_the_same_work_and_ended(
+    server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started: list[Any] = []
     popen = llama.subprocess.Popen
-    monkeypatch.setattr(llama.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    monkeypatch.setattr(
+        llama.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1]
+    )
     reply: list[int] = []
     loaded = llama_cpp(server, JOB, reply)
     laps = loaded.run()
     assert (laps["prefill"].seconds, laps["prefill"].count) == (0.03, 3)
     assert (laps["decode"].seconds, laps["decode"].count) == (0.2, 4)
     assert reply == [0, 1, 2, 3, 4]
-    ((options, asked),) = [json.loads(line) for line in (server.parent / "model.gguf.asked").read_text().splitlines()]
+    ((options, asked),) = [
+        json.loads(line) for line in (server.parent / "model.gguf.asked").read_text().splitlines()
+    ]
     assert options["--host"] == "127.0.0.1"
     assert int(options["-c"]) >= len(JOB.prompt) + JOB.total
     assert (asked["prompt"], asked["n_predict"], asked["temperature"]) == ([5, 6, 7], 5, 0)
@@ -94,7 +100,9 @@ def test_the_server_is_asked_for_the_same_work_and_ended(server: Path, monkeypat
 
 def test_a_server_that_does_not_start_is_quoted(server: Path) -> None:
     server.write_text("broken")
-    with pytest.raises(OptionError, match="did not start with this model: error: failed to load model"):
+    with pytest.raises(
+        OptionError, match="did not start with this model: error: failed to load model"
+    ):
         llama_cpp(server, JOB, [])
 
 
@@ -102,8 +110,13 @@ def test_it_is_measured_beside_ours(server: Path, tmp_path: Path) -> None:
     folder = tmp_path / "slice"
     folder.mkdir()
     write_slice(folder, replace(NARROW, num_layers=1))
-    found = compare_models("x", folder, Workload(5, 4, 2), peers=Peers(gguf=server), report=lambda _: None)
-    assert {name: len(laps) for name, laps in found.laps["decode"].items()} == {"magistral-mlx": 2, "llama.cpp": 2}
+    found = compare_models(
+        "x", folder, Workload(5, 4, 2), peers=Peers(gguf=server), report=lambda _: None
+    )
+    assert {name: len(laps) for name, laps in found.laps["decode"].items()} == {
+        "magistral-mlx": 2,
+        "llama.cpp": 2,
+    }
     assert found.laps["decode"]["llama.cpp"][0].per_second == 20
     assert found.facts["same_ids"]["llama.cpp"] is False
     assert (found.facts["llama_cpp"], found.facts["gguf_bytes"]) == ("version: 1234 (abc)", 4)
@@ -130,9 +143,13 @@ class Llama:
         self.is_closed = True
 
 
-def test_the_python_package_serves_where_there_is_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_package_serves_where_there_is_no_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
-    monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(Llama=Llama, __spec__=SimpleNamespace()))
+    monkeypatch.setitem(
+        sys.modules, "llama_cpp", SimpleNamespace(Llama=Llama, __spec__=SimpleNamespace())
+    )
     check_llama(Path(__file__))
     reply: list[int] = []
     loaded = llama_cpp(tmp_path / "model.gguf", JOB, reply)
@@ -142,7 +159,9 @@ def test_the_python_package_serves_where_there_is_no_server(tmp_path: Path, monk
         assert (laps["prefill"].count, laps["decode"].count) == (3, 4)
 
 
-def test_a_peer_that_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_peer_that_is_missing_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["speed", "--quick", "--gguf", "x"]) == 2
     assert "add --peer llama.cpp" in capsys.readouterr().err
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -177,27 +196,46 @@ def test_contenders_that_do_not_fit_together_take_turns(one_at_a_time: bool) -> 
     assert held == []
 
 
-def test_contexts_are_cut_to_the_model_and_to_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contexts_are_cut_to_the_model_and_to_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_slice(tmp_path, NARROW)
     checkpoint = open_checkpoint(tmp_path)
     one = Workload(1, 127, 3)
     found = list(workloads(checkpoint, (512, 4096, 99_999), one))
-    assert [w.prompt_tokens + w.decode_tokens + 1 for w in found] == [512, 4096, checkpoint.config.max_positions]
+    assert [w.prompt_tokens + w.decode_tokens + 1 for w in found] == [
+        512,
+        4096,
+        checkpoint.config.max_positions,
+    ]
     assert list(workloads(checkpoint, (64,), one)) == []
     asked: list[tuple[Workload, Peers]] = []
 
-    def timed(title: str, folder: Path, workload: Workload, *, peers: Peers, report: object) -> Comparison:
+    def timed(
+        title: str, folder: Path, workload: Workload, *, peers: Peers, report: object
+    ) -> Comparison:
         """Ours takes 1 s, mlx-lm in float32 2 and, where it takes part, in bf16 70; half of it decoding."""
         asked.append((workload, peers))
         comparison = Comparison(title, {})
         for _ in range(workload.repeats):
-            for name, seconds in (("magistral-mlx", 1), ("mlx-lm, float32", 2), *[("mlx-lm", 70)] * peers.in_bf16):
-                comparison.add(name, dict.fromkeys(("prefill", "decode"), Lap(seconds / 2, seconds / 2, 1)))
+            for name, seconds in (
+                ("magistral-mlx", 1),
+                ("mlx-lm, float32", 2),
+                *[("mlx-lm", 70)] * peers.in_bf16,
+            ):
+                comparison.add(
+                    name, dict.fromkeys(("prefill", "decode"), Lap(seconds / 2, seconds / 2, 1))
+                )
         return comparison
 
     monkeypatch.setattr("benchmarks.speed.compare_models", timed)
     said: list[str] = []
-    assert len(list(compare_contexts("x", tmp_path, found, 1e9, peers=Peers(True), report=said.append))) == 3
+    assert (
+        len(
+            list(compare_contexts("x", tmp_path, found, 1e9, peers=Peers(True), report=said.append))
+        )
+        == 3
+    )
     assert ([workload for workload, _ in asked], said) == (found, [])
     assert [peers.in_bf16 for _, peers in asked] == [True, False, False]
     lengths = found[0].prompt_tokens, found[1].prompt_tokens
@@ -205,7 +243,14 @@ def test_contexts_are_cut_to_the_model_and_to_the_time(tmp_path: Path, monkeypat
     expected = 4 * 1.5 * longer  # three repeats and a warm-up
     for limit, count in ((0, 1), (expected - 1, 1), (expected + 1, 2)):
         assert (
-            len(list(compare_contexts("x", tmp_path, found[:2], limit, peers=Peers(True), report=said.append))) == count
+            len(
+                list(
+                    compare_contexts(
+                        "x", tmp_path, found[:2], limit, peers=Peers(True), report=said.append
+                    )
+                )
+            )
+            == count
         )
     assert "a prompt of 3,968 and longer ones are left out" in said[0]
 
@@ -217,7 +262,10 @@ def test_a_longer_prefill_takes_as_many_multiply_adds_more() -> None:
     layer = 2 * D * q + 2 * D * kv + 3 * D * F + 2 * D  # norms count as one for each element
 
     def count(length: int) -> float:
-        return NARROW.num_layers * sum(layer + 2 * q * (position + 0.5) for position in range(length)) + D * length
+        return (
+            NARROW.num_layers * sum(layer + 2 * q * (position + 0.5) for position in range(length))
+            + D * length
+        )
 
     assert times_as_long(NARROW, 7, 60) == pytest.approx(count(60) / count(7))
 

@@ -28,7 +28,9 @@ CYCLE.append(CYCLE)
 
 
 @pytest.mark.parametrize(
-    "value", [None, True, 5, -(2**63), 0.5, "ü\0", [1, ["a", {"b": None}]], {}, nested(DEEPEST - 1)], ids=repr
+    "value",
+    [None, True, 5, -(2**63), 0.5, "ü\0", [1, ["a", {"b": None}]], {}, nested(DEEPEST - 1)],
+    ids=repr,
 )
 def test_plain_values_are_copied(value: Any) -> None:
     copy = plain(value, "x")
@@ -70,12 +72,20 @@ def test_other_values_are_refused(value: Any) -> None:
 
 
 @guarded
-def scaled(number: float, *, times: int = 2, name: str | None = None, values: str | list[Any] = "") -> dict[str, Any]:
+def scaled(
+    number: float, *, times: int = 2, name: str | None = None, values: str | list[Any] = ""
+) -> dict[str, Any]:
     return {"number": number * times, "type": type(number).__name__, "name": name, "values": values}
 
 
 def test_a_number_may_be_whole() -> None:
-    assert scaled(3, times=4) == {"ok": True, "number": 12.0, "type": "float", "name": None, "values": ""}
+    assert scaled(3, times=4) == {
+        "ok": True,
+        "number": 12.0,
+        "type": "float",
+        "name": None,
+        "values": "",
+    }
     assert scaled(number=1.5, values=(1, 2))["ok"] is False  # a tuple is plain inside a list only
     assert scaled(1.5, values=[(1, 2)])["values"] == [[1, 2]]
 
@@ -94,7 +104,9 @@ def test_a_number_may_be_whole() -> None:
         ((10**400,), {}, "64 bits"),
     ],
 )
-def test_arguments_are_held_to_their_annotations(args: tuple[Any, ...], kwargs: dict[str, Any], said: str) -> None:
+def test_arguments_are_held_to_their_annotations(
+    args: tuple[Any, ...], kwargs: dict[str, Any], said: str
+) -> None:
     result = scaled(*args, **kwargs)
     assert result["ok"] is False
     assert result["error"]["code"] == "option"

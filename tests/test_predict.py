@@ -30,7 +30,9 @@ def test_drafting_divides_by_its_cost_and_a_short_prompt_takes_a_pass() -> None:
     assert prediction.first_token_seconds == prediction.pass_seconds
 
 
-def test_the_table_says_that_it_is_a_prediction(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_says_that_it_is_a_prediction(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "predictions.json"
     assert main(["predict", "--prompt-tokens", "512", "--json", str(file)]) == 0
     shown = capsys.readouterr().out

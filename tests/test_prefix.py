@@ -32,7 +32,9 @@ def in_common(a: list[int], b: list[int]) -> int:
 
 
 def turns(answer: mm.Reply, last: str, *, with_trace: bool) -> list[dict[str, str]]:
-    said = {"role": "assistant", "content": answer.answer} | ({"reasoning": answer.reasoning} if with_trace else {})
+    said = {"role": "assistant", "content": answer.answer} | (
+        {"reasoning": answer.reasoning} if with_trace else {}
+    )
     return [*FIRST, said, {"role": "user", "content": last}]
 
 
@@ -47,7 +49,9 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.slow
-def test_only_what_differs_is_read(magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+def test_only_what_differs_is_read(
+    magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
     """Counted where the model reads."""
     first = magistral.ask(FIRST, GREEDY)
     held, messages = list(magistral.past.ids), CASES[case](first)
@@ -68,11 +72,17 @@ def test_only_what_differs_is_read(magistral: mm.Magistral, monkeypatch: pytest.
     reply = magistral.ask(messages, GREEDY)
     magistral.past.forget()
     fresh = magistral.ask(messages, GREEDY)
-    assert (fresh.reasoning, fresh.answer, fresh.usage.cached_tokens) == (reply.reasoning, reply.answer, 0)
+    assert (fresh.reasoning, fresh.answer, fresh.usage.cached_tokens) == (
+        reply.reasoning,
+        reply.answer,
+        0,
+    )
 
 
 def addresses(magistral: mm.Magistral) -> list[int]:
-    return [np.array(a, copy=False).__array_interface__["data"][0] for a in magistral.past.cache.arrays]
+    return [
+        np.array(a, copy=False).__array_interface__["data"][0] for a in magistral.past.cache.arrays
+    ]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -69,12 +69,18 @@ def block(code: str) -> str:
         (FROM_STDIN, "print(5)", False),  # passes the first test alone
         (FROM_STDIN, "print(", False),
         (CALLED, published.STARTER + "return [factor * v for v in values]", True),
-        (CALLED, "def scale(values, factor):\n    print('noise')\n    return [factor * v for v in values]", True),
+        (
+            CALLED,
+            "def scale(values, factor):\n    print('noise')\n    return [factor * v for v in values]",
+            True,
+        ),
         (CALLED, published.STARTER + "return values", False),
         (CALLED, "class Solution:\n    pass", False),
     ],
 )
-def test_a_program_must_pass_every_test(sandbox: Sandbox, program: Any, code: str, is_right: bool) -> None:
+def test_a_program_must_pass_every_test(
+    sandbox: Sandbox, program: Any, code: str, is_right: bool
+) -> None:
     assert passes(block(code), program, sandbox) is is_right
 
 
@@ -104,21 +110,35 @@ def test_a_program_has_no_network(sandbox: Sandbox) -> None:
 def test_time_and_memory_are_limited(sandbox: Sandbox) -> None:
     short = replace(sandbox, seconds=0.3)
     assert short.run("while True: pass", "") is None
-    assert short.run("import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'while True: pass'])", "") is None
+    assert (
+        short.run(
+            "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'while True: pass'])", ""
+        )
+        is None
+    )
     small = replace(sandbox, memory_bytes=200 * 2**20)
     assert small.run("held = bytearray(10**7)\nprint(len(held))", "") == "10000000\n"
     assert small.run("held = bytearray(10**9)\nprint(len(held))", "") is None
 
 
-def test_where_the_system_sets_no_limit_the_parent_watches(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_system_sets_no_limit_the_parent_watches(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on a Mac: the command is this system's, the watching that of sandbox-exec."""
     confined = sandbox_module._confined
-    monkeypatch.setattr(sandbox_module, "_confined", lambda kind, folder: confined(sandbox.kind, folder))
     monkeypatch.setattr(
-        sandbox_module, "START", sandbox_module.START.replace("resource.RLIMIT_AS", "resource.RLIMIT_CORE")
+        sandbox_module, "_confined", lambda kind, folder: confined(sandbox.kind, folder)
+    )
+    monkeypatch.setattr(
+        sandbox_module,
+        "START",
+        sandbox_module.START.replace("resource.RLIMIT_AS", "resource.RLIMIT_CORE"),
     )
     watched = Sandbox("sandbox-exec", seconds=5, memory_bytes=150 * 2**20)
-    assert watched.run("import time\nheld = b'x' * (400 * 2**20)\ntime.sleep(4)\nprint(len(held))", "") is None
+    assert (
+        watched.run("import time\nheld = b'x' * (400 * 2**20)\ntime.sleep(4)\nprint(len(held))", "")
+        is None
+    )
     assert watched.run("print(7)", "") == "7\n"
 
 

@@ -20,7 +20,13 @@ from magistral_mlx.reasoning import ToolCall
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if "magistral " in line]
+COMMANDS = [
+    line
+    for kind, block in BLOCKS
+    if kind == "sh"
+    for line in block.splitlines()
+    if "magistral " in line
+]
 
 # What a fake interpreter pretends before the Makefile's probe runs in it.
 GOOD = ""
@@ -43,7 +49,12 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 
 
 def search(
-    folder: Path, pythons: dict[str, str], *, system: str = "Linux", compiler: bool = True, macos: str = "14.0"
+    folder: Path,
+    pythons: dict[str, str],
+    *,
+    system: str = "Linux",
+    compiler: bool = True,
+    macos: str = "14.0",
 ) -> subprocess.CompletedProcess[str]:
     """Make the environment with these interpreters, and no others, on the PATH."""
     tools = folder / "bin"
@@ -76,12 +87,17 @@ def search(
     [
         ({"python3": GOOD}, "python3"),
         ({"python3": GOOD, "python3.11": GOOD}, "python3.11"),
-        ({"python3.13": BROKEN, "python3.12": NO_VENV, "python3.11": OLD, "python3": GOOD}, "python3"),
+        (
+            {"python3.13": BROKEN, "python3.12": NO_VENV, "python3.11": OLD, "python3": GOOD},
+            "python3",
+        ),
         ({"python3": MAC}, "python3"),
         ({"python3.13": INTEL, "python3.11": MAC, "python3": OLD}, "python3.11"),
     ],
 )
-def test_make_takes_the_first_python_fit_for_use(tmp_path: Path, pythons: dict[str, str], chosen: str) -> None:
+def test_make_takes_the_first_python_fit_for_use(
+    tmp_path: Path, pythons: dict[str, str], chosen: str
+) -> None:
     done = search(tmp_path, pythons)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / ".venv" / "made-by").read_text().strip() == chosen
@@ -147,7 +163,13 @@ def test_the_readme_s_python_names_what_exists() -> None:
     blocks = [block for kind, block in BLOCKS if kind == "python"]
     assert blocks
     assert all(code.count("\n") <= 12 for code in blocks)
-    public = {"mm": mm, "magistral": mm.Magistral, "reply": mm.Reply, "segment": mm.Segment, "chat": mm.Chat}
+    public = {
+        "mm": mm,
+        "magistral": mm.Magistral,
+        "reply": mm.Reply,
+        "segment": mm.Segment,
+        "chat": mm.Chat,
+    }
     public |= {"call": ToolCall, "bridge": bridge}
     for node in ast.walk(ast.parse("".join(blocks))):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -167,8 +189,21 @@ def test_the_readme_s_map_names_files_that_exist() -> None:
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_and_runs_elsewhere(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
-    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__"))
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(tree)]
+    shutil.copytree(
+        ROOT,
+        tree,
+        ignore=shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__"),
+    )
+    build = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(tmp_path),
+        str(tree),
+    ]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -177,13 +212,28 @@ def test_the_wheel_holds_the_package_and_runs_elsewhere(tmp_path: Path) -> None:
         archive.extractall(tmp_path / "site")
     package, converter = tree / "magistral_mlx", tree / "convert"
     on_disk = {f"magistral_mlx/{p.relative_to(package)}" for p in package.rglob("*") if p.is_file()}
-    on_disk |= {f"magistral_mlx/convert/{p.relative_to(converter)}" for p in converter.rglob("*") if p.is_file()}
+    on_disk |= {
+        f"magistral_mlx/convert/{p.relative_to(converter)}"
+        for p in converter.rglob("*")
+        if p.is_file()
+    }
     assert names == on_disk
     assert len(licenses) == 1
     done = subprocess.run(
-        [sys.executable, "-m", "magistral_mlx.generate", "--model", "demo", "-p", "What is 48 + 76?", "--temp", "0"],
+        [
+            sys.executable,
+            "-m",
+            "magistral_mlx.generate",
+            "--model",
+            "demo",
+            "-p",
+            "What is 48 + 76?",
+            "--temp",
+            "0",
+        ],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path / "site"), "MAGISTRAL_MLX_CACHE": str(tmp_path / "cache")},
+        env=os.environ
+        | {"PYTHONPATH": str(tmp_path / "site"), "MAGISTRAL_MLX_CACHE": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
         check=True,

@@ -12,7 +12,7 @@ from benchmarks import quality
 from benchmarks.__main__ import main
 from benchmarks.quality import Ratio, Scores, make_reference, reference_of, score
 from benchmarks.quality_text import OURS, Texts, conversations, demo_texts, our_texts, texts_of_file
-from convert.corpus import BETWEEN_PARTS, BETWEEN_TEXTS, TEXTS
+from magistral_mlx.convert.corpus import BETWEEN_PARTS, BETWEEN_TEXTS, TEXTS
 from magistral_mlx.errors import OptionError
 from magistral_mlx.tokenizer import Tokenizer
 from tests import reference
@@ -33,7 +33,9 @@ def silent(line: str) -> None:
 def logprobs(weights: dict[str, mx.array]) -> reference.Array:
     """Of the positions that count, in float64."""
     floats = {name: np.array(weight.astype(mx.float32)) for name, weight in weights.items()}
-    logits = np.stack([reference.forward(floats, CONFIG, list(ids)) for ids in IDS])[:, :-1][SOME >= 0]
+    logits = np.stack([reference.forward(floats, CONFIG, list(ids)) for ids in IDS])[:, :-1][
+        SOME >= 0
+    ]
     return (
         logits
         - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
@@ -56,7 +58,9 @@ def pair(checkpoint_folder: Write) -> tuple[Path, Path, reference.Array, referen
 
 @pytest.mark.parametrize("rows", [4, 256])
 def test_scores_are_those_in_float64(
-    rows: int, pair: tuple[Path, Path, reference.Array, reference.Array], monkeypatch: pytest.MonkeyPatch
+    rows: int,
+    pair: tuple[Path, Path, reference.Array, reference.Array],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("benchmarks.quality_logits.ROWS", rows)
     one, other, p, q = pair
@@ -76,7 +80,9 @@ def test_scores_are_those_in_float64(
 
 @pytest.mark.parametrize("kept", [1, 7, 319])
 def test_what_was_not_kept_leaves_bounds_that_hold(
-    kept: int, pair: tuple[Path, Path, reference.Array, reference.Array], monkeypatch: pytest.MonkeyPatch
+    kept: int,
+    pair: tuple[Path, Path, reference.Array, reference.Array],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(quality, "KEPT", kept)
     one, other, p, q = pair
@@ -94,7 +100,9 @@ def test_what_was_not_kept_leaves_bounds_that_hold(
 
 @pytest.mark.parametrize("kept", [5, 2048])
 def test_a_model_is_as_near_to_itself_as_can_be(
-    kept: int, pair: tuple[Path, Path, reference.Array, reference.Array], monkeypatch: pytest.MonkeyPatch
+    kept: int,
+    pair: tuple[Path, Path, reference.Array, reference.Array],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(quality, "KEPT", kept)
     found = score(pair[0], TINY, make_reference(pair[0], TINY, report=silent), report=silent)
@@ -104,19 +112,25 @@ def test_a_model_is_as_near_to_itself_as_can_be(
 
 
 def test_a_reference_runs_once_and_again_where_its_file_is_damaged(
-    pair: tuple[Path, Path, reference.Array, reference.Array], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: tuple[Path, Path, reference.Array, reference.Array],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made = reference_of(pair[0], TINY, tmp_path / "cache", report=silent)
     (file,) = (tmp_path / "cache").iterdir()
     runs = []
-    monkeypatch.setattr(quality, "make_reference", lambda folder, texts, report: runs.append(folder) or made)
+    monkeypatch.setattr(
+        quality, "make_reference", lambda folder, texts, report: runs.append(folder) or made
+    )
     again = reference_of(pair[0], TINY, tmp_path / "cache", report=silent)
     assert not runs
     assert mx.array_equal(again.logprobs, made.logprobs)
     file.write_bytes(file.read_bytes()[:-5])
     reference_of(pair[0], TINY, tmp_path / "cache", report=silent)
     reference_of(pair[1], TINY, tmp_path / "cache", report=silent)
-    reference_of(pair[0], Texts(TINY.ids, SOME.clip(-1, 0), TINY.names), tmp_path / "cache", report=silent)
+    reference_of(
+        pair[0], Texts(TINY.ids, SOME.clip(-1, 0), TINY.names), tmp_path / "cache", report=silent
+    )
     assert runs == [pair[0], pair[1], pair[0]]
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
@@ -133,10 +147,14 @@ def test_ratios_are_geometric_means_over_sequences() -> None:
     assert Ratio.of(scores([0, 0, 0, 0]), scores([1, 1, 1, 1])).mean == pytest.approx(1e-9)
 
 
-def test_trace_and_answer_count_with_their_tags_and_the_question_does_not(tokenizer: Tokenizer) -> None:
+def test_trace_and_answer_count_with_their_tags_and_the_question_does_not(
+    tokenizer: Tokenizer,
+) -> None:
     written = [("What is 2 + 2?", "2+2=4", "It is **4**."), ("Wie viel ist 1 + 1?", "2", "2")]
     texts = conversations(tokenizer, written)
-    for (_, trace, answer), ids, parts in zip(written, np.array(texts.ids)[:, 1:], texts.parts, strict=True):
+    for (_, trace, answer), ids, parts in zip(
+        written, np.array(texts.ids)[:, 1:], texts.parts, strict=True
+    ):
         assert tokenizer.decode(ids[parts == 0].tolist()) == f"<think>\n{trace}\n</think>\n"
         assert tokenizer.decode(ids[parts == 1].tolist()) == answer
         assert ids[parts == 1][-1] in tokenizer.stop_ids
@@ -153,7 +171,11 @@ def test_control_ids_of_a_trace_are_its_own(tmp_path: Path) -> None:
 
 def test_our_texts_are_no_calibration(tokenizer: Tokenizer) -> None:
     mine, theirs = (
-        {part.strip() for text in path.read_text("utf-8").split(BETWEEN_TEXTS) for part in text.split(BETWEEN_PARTS)}
+        {
+            part.strip()
+            for text in path.read_text("utf-8").split(BETWEEN_TEXTS)
+            for part in text.split(BETWEEN_PARTS)
+        }
         for path in (OURS, TEXTS)
     )
     assert not mine & theirs
@@ -164,7 +186,9 @@ def test_our_texts_are_no_calibration(tokenizer: Tokenizer) -> None:
     assert len(demo_texts(tokenizer, 8).ids) == 8
 
 
-def test_a_text_of_the_users_counts_whole_or_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_text_of_the_users_counts_whole_or_is_refused(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     (tmp_path / "text").write_text("A number is even if two divides it. " * 400)
     texts = texts_of_file(tmp_path / "text", tokenizer, windows=3)
     assert texts.ids.shape == (3, 512)
@@ -183,7 +207,11 @@ def test_a_text_of_the_users_counts_whole_or_is_refused(tokenizer: Tokenizer, tm
     ],
 )
 def test_what_cannot_be_measured_is_refused(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    arguments: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("MAGISTRAL_MLX_CACHE", str(tmp_path))
     assert main(["quality", "--quick", *arguments]) == 2

@@ -38,7 +38,9 @@ def split(pieces: list[str], *, thinking: bool = True) -> tuple[str, str]:
 
 def expected(text: str, *, thinking: bool = True) -> tuple[str, str]:
     """The grammar of a reply as a regular expression over the whole of it."""
-    if thinking and (trace := re.fullmatch(r"\s*<think>\n?(.*?)(?:\n?</think>(\n*)(.*))?", text, re.DOTALL)):
+    if thinking and (
+        trace := re.fullmatch(r"\s*<think>\n?(.*?)(?:\n?</think>(\n*)(.*))?", text, re.DOTALL)
+    ):
         return trace[1], trace[3] or ""
     return "", text.lstrip() if thinking else text.lstrip("\n")
 
@@ -90,17 +92,29 @@ def test_no_more_than_the_tag_is_held_back() -> None:
             "answer",
         ),  # tags after the first close are text
         ("The tag <think> opens a trace", ("", "The tag <think> opens a trace"), "answer"),
-        ("<think>\nit goes on\n", ("it goes on\n", ""), "reasoning"),  # cut off: all of it is reasoning
+        (
+            "<think>\nit goes on\n",
+            ("it goes on\n", ""),
+            "reasoning",
+        ),  # cut off: all of it is reasoning
         ("<think>\na </thin", ("a </thin", ""), "reasoning"),
         ("</think>a", ("", "</think>a"), "answer"),
         ("<thinking>", ("", "<thinking>"), "answer"),
-        ("<think>\n</think>\n\n    code", ("", "    code"), "answer"),  # indentation is the answer's
+        (
+            "<think>\n</think>\n\n    code",
+            ("", "    code"),
+            "answer",
+        ),  # indentation is the answer's
         (
             "<think>a</think>\n```html\n<think>x</think>\n```\n",
             ("a", "```html\n<think>x</think>\n```\n"),
             "answer",
         ),
-        ("<think>\n<think>\na\n</think>\nb\n</think>\nc", ("<think>\na", "b\n</think>\nc"), "answer"),  # nested
+        (
+            "<think>\n<think>\na\n</think>\nb\n</think>\nc",
+            ("<think>\na", "b\n</think>\nc"),
+            "answer",
+        ),  # nested
     ],
 )
 def test_what_belongs_where(text: str, parts: tuple[str, str], state: str) -> None:
@@ -157,9 +171,15 @@ def test_both_kinds_of_tag_give_the_same_parts() -> None:
     """As each release writes it: the newlines round the tags are 2506's."""
     rng = random.Random(3)
     for _ in range(200):
-        reasoning, answer = ("x".join(rng.choices(["a", "\n", " b", "日本"], k=rng.randrange(1, 6))) for _ in range(2))
+        reasoning, answer = (
+            "x".join(rng.choices(["a", "\n", " b", "日本"], k=rng.randrange(1, 6)))
+            for _ in range(2)
+        )
         reasoning, answer = f"({reasoning})", f"({answer})"
-        closed = split([*f"<think>\n{reasoning}\n</think>\n\n{answer}"]), split_marks(f"[{reasoning}]{answer}")
+        closed = (
+            split([*f"<think>\n{reasoning}\n</think>\n\n{answer}"]),
+            split_marks(f"[{reasoning}]{answer}"),
+        )
         cut = split([*f"<think>\n{reasoning}"]), split_marks(f"[{reasoning}")
         without = split([*answer]), split_marks(answer)
         assert closed == ((reasoning, answer),) * 2
@@ -171,7 +191,9 @@ def test_stop_strings_end_the_answer_however_it_is_cut() -> None:
     rng = random.Random(1)
     for _ in range(1000):
         text = "".join(rng.choices("ab\nc", k=rng.randrange(12)))
-        stop = tuple("".join(rng.choices("ab\nc", k=rng.randrange(1, 4))) for _ in range(rng.randrange(3)))
+        stop = tuple(
+            "".join(rng.choices("ab\nc", k=rng.randrange(1, 4))) for _ in range(rng.randrange(3))
+        )
         # The first prefix that ends in a stop string, less the longest such string.
         whole, stopped = text, False
         for end in range(len(text) + 1):

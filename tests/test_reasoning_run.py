@@ -36,7 +36,9 @@ RECORD = Record("1", 0, 0, True, 7, "7", "stop", "model", 10, 20, 15, 100)
 
 def records(grades: dict[str, list[int]], tokens: int = 20) -> list[Record]:
     return [
-        replace(RECORD, problem=problem, sample=i, is_correct=bool(grade), completion_tokens=tokens + i)
+        replace(
+            RECORD, problem=problem, sample=i, is_correct=bool(grade), completion_tokens=tokens + i
+        )
         for problem, several in grades.items()
         for i, grade in enumerate(several)
     ]
@@ -63,7 +65,9 @@ def test_errors_are_what_other_seeds_and_problems_give() -> None:
     assert np.std(scores) == pytest.approx(np.mean(within) ** 0.5, rel=0.1)
     scores = []
     for _ in range(600):
-        found = score(records({str(i): list(rng.random(n) < p) for i, p in enumerate(rng.uniform(size=P))}))
+        found = score(
+            records({str(i): list(rng.random(n) < p) for i, p in enumerate(rng.uniform(size=P))})
+        )
         scores.append(found.pass_at_1)
         across.append((found.standard_error or 0) ** 2)
     assert np.std(scores) == pytest.approx(np.mean(across) ** 0.5, rel=0.1)
@@ -97,7 +101,10 @@ def test_a_journal_of_another_run_is_refused(tmp_path: Path, name: str) -> None:
     with open_journal(file, KEY) as journal:
         journal.add(RECORD)
     before = file.read_bytes()
-    with pytest.raises(OptionError, match=f"another run: {name}"), open_journal(file, {**KEY, name: "other"}):
+    with (
+        pytest.raises(OptionError, match=f"another run: {name}"),
+        open_journal(file, {**KEY, name: "other"}),
+    ):
         pass
     assert file.read_bytes() == before
 
@@ -112,12 +119,17 @@ def test_a_journal_in_use_or_damaged_is_refused(tmp_path: Path) -> None:
         pass
     for content in ("no journal\n", json.dumps(KEY) + "\n{}\n", "[]\n1\n"):
         file.write_text(content)
-        with pytest.raises(OptionError, match="no journal of a run, or is damaged"), open_journal(file, KEY):
+        with (
+            pytest.raises(OptionError, match="no journal of a run, or is damaged"),
+            open_journal(file, KEY),
+        ):
             pass
 
 
 @pytest.mark.parametrize(
-    "content", [b"a line without an end", bytes(range(100)), b'{"a":1}\n{"b":"precious"}', b"x,y\n1,2", b"{"], ids=repr
+    "content",
+    [b"a line without an end", bytes(range(100)), b'{"a":1}\n{"b":"precious"}', b"x,y\n1,2", b"{"],
+    ids=repr,
 )
 def test_what_is_no_journal_keeps_every_byte(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "data.csv"
@@ -128,7 +140,10 @@ def test_what_is_no_journal_keeps_every_byte(tmp_path: Path, content: bytes) -> 
         with open_journal(file, KEY) as journal:
             assert journal.records == [RECORD]
         return
-    with pytest.raises(OptionError, match=r"no journal of a run|another run"), open_journal(file, KEY):
+    with (
+        pytest.raises(OptionError, match=r"no journal of a run|another run"),
+        open_journal(file, KEY),
+    ):
         pass
     assert file.read_bytes() == content
 
@@ -151,17 +166,35 @@ def test_what_cannot_be_a_journal_is_refused(tmp_path: Path) -> None:
         (Reply("", "Answer: 24", (), "stop", None, USAGE), False, 24),
     ],
 )
-def test_an_answer_is_graded_and_a_trace_is_not(reply: Reply, is_correct: bool, stated: int | None) -> None:
+def test_an_answer_is_graded_and_a_trace_is_not(
+    reply: Reply, is_correct: bool, stated: int | None
+) -> None:
     record = _graded(TASKS["aime24"], Problem("1", "?", 25), 3, reply, None)
-    assert (record.is_correct, record.stated, record.sample, record.seed) == (is_correct, stated, 3, 7)
+    assert (record.is_correct, record.stated, record.sample, record.seed) == (
+        is_correct,
+        stated,
+        3,
+        7,
+    )
 
 
-ARITHMETIC = ["reasoning", "--task", "demo-arithmetic", "--limit", "2", "--samples", "2", "--max-tokens", "150"]
+ARITHMETIC = [
+    "reasoning",
+    "--task",
+    "demo-arithmetic",
+    "--limit",
+    "2",
+    "--samples",
+    "2",
+    "--max-tokens",
+    "150",
+]
 
 
 def graded(file: Path) -> list[dict[str, Any]]:
     return sorted(
-        (json.loads(line) for line in file.read_text().splitlines()[1:]), key=lambda r: (r["problem"], r["sample"])
+        (json.loads(line) for line in file.read_text().splitlines()[1:]),
+        key=lambda r: (r["problem"], r["sample"]),
     )
 
 
@@ -169,7 +202,11 @@ def graded(file: Path) -> list[dict[str, Any]]:
 def test_an_interrupted_run_goes_on_to_the_same_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, broken, out = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl", tmp_path / "reasoning.json"
+    whole, broken, out = (
+        tmp_path / "whole.jsonl",
+        tmp_path / "broken.jsonl",
+        tmp_path / "reasoning.json",
+    )
     assert main([*ARITHMETIC, "--journal", str(whole)]) == 0
     add = Journal.add
 
@@ -193,7 +230,9 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
     assert "another run: sampling.seed is 0 there, 1 now" in capsys.readouterr().err
 
 
-def test_each_published_task_runs_to_its_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_published_task_runs_to_its_score(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The embedded model cannot solve them; that it is asked, cut off and graded is the point."""
     sources = {
         "aime24": published.write_jsonl(tmp_path / "a24" / "a.jsonl", published.aime24_rows()[:1]),
@@ -203,7 +242,17 @@ def test_each_published_task_runs_to_its_score(tmp_path: Path, capsys: pytest.Ca
     }
     for task, source in sources.items():
         out = tmp_path / f"{task}.json"
-        command = ["reasoning", "--task", task, "--data", str(source), "--limit", "1", "--max-tokens", "4"]
+        command = [
+            "reasoning",
+            "--task",
+            task,
+            "--data",
+            str(source),
+            "--limit",
+            "1",
+            "--max-tokens",
+            "4",
+        ]
         command += ["--journal", str(tmp_path / f"{task}.jsonl"), "--json", str(out)]
         if task == "livecodebench-v5":
             assert main(command) == 2
@@ -227,7 +276,9 @@ def test_each_published_task_runs_to_its_score(tmp_path: Path, capsys: pytest.Ca
         (["--task", "aime24", "--data", "none.csv"], "no such file or folder"),
     ],
 )
-def test_what_cannot_be_run_is_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_run_is_refused(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["reasoning", *arguments]) == 2
     assert said in capsys.readouterr().err
 

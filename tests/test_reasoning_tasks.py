@@ -31,7 +31,10 @@ def test_one_dataset_in_every_form_is_the_same_problems(tmp_path: Path) -> None:
     rows = published.aime24_rows()
     (tmp_path / "a.json").write_text(json.dumps(rows))
     published.write_jsonl(tmp_path / "a.jsonl", rows)
-    lines = ["ID,Problem,Solution,Answer", *(f"2024-I-{i},{r['problem']},,{r['answer']}" for i, r in enumerate(rows))]
+    lines = [
+        "ID,Problem,Solution,Answer",
+        *(f"2024-I-{i},{r['problem']},,{r['answer']}" for i, r in enumerate(rows)),
+    ]
     (tmp_path / "a.csv").write_text("\ufeff" + "\n".join(lines) + "\n")
     digests = {digest(read("aime24", tmp_path / name)) for name in ("a.json", "a.jsonl", "a.csv")}
     if importlib.util.find_spec("pyarrow"):
@@ -39,7 +42,9 @@ def test_one_dataset_in_every_form_is_the_same_problems(tmp_path: Path) -> None:
         parquet = pytest.importorskip("pyarrow.parquet")
         folder = tmp_path / "hub" / "data"
         folder.mkdir(parents=True)
-        parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "train-00000-of-00001.parquet")
+        parquet.write_table(
+            pyarrow.Table.from_pylist(rows), folder / "train-00000-of-00001.parquet"
+        )
         (tmp_path / "hub" / "README.json").write_text("{}")
         digests.add(digest(read("aime24", tmp_path / "hub")))
     assert len(digests) == 1
@@ -62,7 +67,9 @@ def test_options_are_shuffled_once_and_for_all(tmp_path: Path) -> None:
     for i, problem in enumerate(problems):
         assert f"\n{problem.expected}) right {i}" in problem.prompt.rstrip() + "\n"
         options = problem.prompt.splitlines()[-4:]
-        assert sorted(line[3:] for line in options) == sorted([f"right {i}", *(f"wrong {k} of {i}" for k in (1, 2, 3))])
+        assert sorted(line[3:] for line in options) == sorted(
+            [f"right {i}", *(f"wrong {k} of {i}" for k in (1, 2, 3))]
+        )
         assert f'Which is right,\n"number {i}"?' in problem.prompt
 
 
@@ -104,17 +111,47 @@ class Evil:
 @pytest.mark.parametrize(
     ("task", "rows", "change", "said"),
     [
-        ("aime24", published.aime24_rows, lambda row: {"text": row["problem"]}, "no answer; its columns are text"),
+        (
+            "aime24",
+            published.aime24_rows,
+            lambda row: {"text": row["problem"]},
+            "no answer; its columns are text",
+        ),
         ("aime24", published.aime24_rows, broken("answer", "1/2"), "AIME's are from 0 to 999"),
         ("aime24", published.aime24_rows, broken("answer", 1000), "AIME's are from 0 to 999"),
         ("aime24", published.aime24_rows, broken("problem", ""), "no problem or question"),
         ("gpqa-diamond", published.aime24_rows, lambda row: row, "no Question"),
         ("livecodebench-v5", published.aime24_rows, lambda row: row, "no public_test_cases"),
-        ("livecodebench-v5", published.livecodebench_rows, broken("private_test_cases", "%"), "no list of tests"),
-        ("livecodebench-v5", published.livecodebench_rows, broken("public_test_cases", '[{"input": ""}]'), "KeyError"),
-        ("livecodebench-v5", published.livecodebench_rows, broken("metadata", "{"), "names no func_name"),
-        ("livecodebench-v5", published.livecodebench_rows, broken("metadata", "[1]"), "names no func_name"),
-        ("livecodebench-v5", published.livecodebench_rows, broken("question_id", "one"), "two problems 'one'"),
+        (
+            "livecodebench-v5",
+            published.livecodebench_rows,
+            broken("private_test_cases", "%"),
+            "no list of tests",
+        ),
+        (
+            "livecodebench-v5",
+            published.livecodebench_rows,
+            broken("public_test_cases", '[{"input": ""}]'),
+            "KeyError",
+        ),
+        (
+            "livecodebench-v5",
+            published.livecodebench_rows,
+            broken("metadata", "{"),
+            "names no func_name",
+        ),
+        (
+            "livecodebench-v5",
+            published.livecodebench_rows,
+            broken("metadata", "[1]"),
+            "names no func_name",
+        ),
+        (
+            "livecodebench-v5",
+            published.livecodebench_rows,
+            broken("question_id", "one"),
+            "two problems 'one'",
+        ),
     ],
 )
 def test_another_shape_is_refused_by_what_it_lacks(
@@ -144,7 +181,9 @@ def test_a_pickle_that_would_do_something_is_refused(capsys: pytest.CaptureFixtu
         ("a.jsonl", "\udcff", "could not be read"),
     ],
 )
-def test_a_file_of_another_form_is_refused(tmp_path: Path, name: str, content: str, said: str) -> None:
+def test_a_file_of_another_form_is_refused(
+    tmp_path: Path, name: str, content: str, said: str
+) -> None:
     (tmp_path / name).write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(OptionError, match=said):
         list(read_dataset(str(tmp_path / name), ("*",)))
@@ -160,11 +199,15 @@ def test_what_is_nowhere_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError("no route")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
-    with pytest.raises(HubError, match=r"org/name could not be fetched .*name a copy on this disk with --data"):
+    with pytest.raises(
+        HubError, match=r"org/name could not be fetched .*name a copy on this disk with --data"
+    ):
         read_dataset("org/name", ("*.csv",))
 
 
-def test_the_hub_is_asked_for_the_task_s_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_asked_for_the_task_s_files_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: dict[str, Any] = {}
 
     def download(repo: str, **options: Any) -> str:
@@ -172,7 +215,14 @@ def test_the_hub_is_asked_for_the_task_s_files_alone(tmp_path: Path, monkeypatch
         return str(published.write_livecodebench(tmp_path))
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert len(list(rows_module.read_dataset("org/name", TASKS["livecodebench-v5"].files, revision="v5"))) == 2
+    assert (
+        len(
+            list(
+                rows_module.read_dataset("org/name", TASKS["livecodebench-v5"].files, revision="v5")
+            )
+        )
+        == 2
+    )
     assert asked["repo_type"] == "dataset"
     assert asked["revision"] == "v5"
     assert asked["allow_patterns"] == ["test.jsonl", *(f"test{i}.jsonl" for i in (2, 3, 4, 5))]

@@ -10,13 +10,13 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from convert import convert_checkpoint, prepare
-from convert.planning import make_plan
-from convert.recipe_file import RecipeFile
-from convert.recipes import Options, make_formats
-from convert.source import open_source
 from magistral_mlx.checkpoint import open_checkpoint
 from magistral_mlx.config import AFFINE_BITS, AFFINE_GROUP_SIZES, FP_FORMATS, QuantFormat
+from magistral_mlx.convert import convert_checkpoint, prepare
+from magistral_mlx.convert.planning import make_plan
+from magistral_mlx.convert.recipe_file import RecipeFile
+from magistral_mlx.convert.recipes import Options, make_formats
+from magistral_mlx.convert.source import open_source
 from magistral_mlx.errors import OptionError
 from tests.sources import CONFIG, change_json, content, convert_quickly, write_hf, write_multimodal
 from tests.tekken import write_tekken
@@ -24,12 +24,20 @@ from tests.tiny import make_config, make_weights, quantize_weights, write_checkp
 
 FORMATS = [QuantFormat(bits, group, mode) for mode, (bits, group) in FP_FORMATS.items()]  # type: ignore[arg-type]
 FORMATS += [QuantFormat(bits, AFFINE_GROUP_SIZES[i % 3]) for i, bits in enumerate(AFFINE_BITS)]
-OTHERS = {QuantFormat(bits, group) for bits in AFFINE_BITS for group in AFFINE_GROUP_SIZES} - set(FORMATS)
+OTHERS = {QuantFormat(bits, group) for bits in AFFINE_BITS for group in AFFINE_GROUP_SIZES} - set(
+    FORMATS
+)
 every_format = pytest.mark.parametrize(
-    "quant", [*FORMATS, *(pytest.param(q, marks=pytest.mark.slow) for q in sorted(OTHERS, key=str))], ids=str
+    "quant",
+    [*FORMATS, *(pytest.param(q, marks=pytest.mark.slow) for q in sorted(OTHERS, key=str))],
+    ids=str,
 )
 PARTS = ("weight", "scales", "biases")
-MODULES = [name.removesuffix(".weight") for name, shape in CONFIG.parameter_shapes().items() if len(shape) == 2]
+MODULES = [
+    name.removesuffix(".weight")
+    for name, shape in CONFIG.parameter_shapes().items()
+    if len(shape) == 2
+]
 Weights = dict[str, mx.array]
 
 
@@ -43,9 +51,13 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_hf(tmp_path_factory.mktemp("source") / "hf")
 
 
-def write_packed(folder: Path, weights: Weights, default: QuantFormat, **overrides: QuantFormat | None) -> Path:
+def write_packed(
+    folder: Path, weights: Weights, default: QuantFormat, **overrides: QuantFormat | None
+) -> Path:
     """As mlx-lm writes one."""
-    tensors, block = quantize_weights(weights, default, {name.replace("/", "."): q for name, q in overrides.items()})
+    tensors, block = quantize_weights(
+        weights, default, {name.replace("/", "."): q for name, q in overrides.items()}
+    )
     return write_tekken(write_checkpoint(folder, CONFIG, tensors, block), CONFIG.vocab_size)
 
 
@@ -73,7 +85,10 @@ def assert_is(found: Weights, weights: Weights, formats: dict[str, QuantFormat |
     expected = {}
     for name, weight in weights.items():
         module = name.removesuffix(".weight")
-        expected |= {f"{module}.{part}": array for part, array in rounded(weight, formats.get(module)).items()}
+        expected |= {
+            f"{module}.{part}": array
+            for part, array in rounded(weight, formats.get(module)).items()
+        }
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         assert found[name].dtype == array.dtype, name
@@ -96,7 +111,13 @@ def read_by_mlx_lm(folder: Path) -> Weights:
 def test_every_format_is_what_mlx_rounds_and_mlx_lm_reads(
     tmp_path: Path, hf_folder: Path, weights: Weights, quant: QuantFormat
 ) -> None:
-    convert_quickly(hf_folder, tmp_path / "out", q_bits=quant.bits, q_group_size=quant.group_size, q_mode=quant.mode)
+    convert_quickly(
+        hf_folder,
+        tmp_path / "out",
+        q_bits=quant.bits,
+        q_group_size=quant.group_size,
+        q_mode=quant.mode,
+    )
     assert_is(open_checkpoint(tmp_path / "out").tensors(), weights, dict.fromkeys(MODULES, quant))
     assert_is(read_by_mlx_lm(tmp_path / "out"), weights, dict.fromkeys(MODULES, quant))
 
@@ -133,7 +154,9 @@ def test_a_multimodal_source_in_16_bits_is_the_text_model(tmp_path: Path, hf_fol
 
 
 @every_format
-def test_a_packed_source_is_read_as_what_mlx_restores(tmp_path: Path, weights: Weights, quant: QuantFormat) -> None:
+def test_a_packed_source_is_read_as_what_mlx_restores(
+    tmp_path: Path, weights: Weights, quant: QuantFormat
+) -> None:
     folder = write_packed(tmp_path, weights, quant)
     source = open_source(folder)
     assert source.float_type == "bfloat16"
@@ -173,7 +196,10 @@ def test_a_packed_source_is_dequantized_by_16_bits_as_mlx_lm_does(
 
 @pytest.mark.parametrize("overrides", [{}, MIXED], ids=["8 bit", "mixed"])
 def test_rounding_again_is_allowed_with_one_warning(
-    tmp_path: Path, weights: Weights, caplog: pytest.LogCaptureFixture, overrides: dict[str, QuantFormat | None]
+    tmp_path: Path,
+    weights: Weights,
+    caplog: pytest.LogCaptureFixture,
+    overrides: dict[str, QuantFormat | None],
 ) -> None:
     folder = write_packed(tmp_path / "in", weights, QuantFormat(8, 64), **overrides)
     convert_quickly(folder, tmp_path / "out")
@@ -185,9 +211,18 @@ def test_rounding_again_is_allowed_with_one_warning(
             "checkpoint that it was made from gives better weights of the same size",
         )
     ]
-    stored = {module: overrides.get(module.replace(".", "/"), QuantFormat(8, 64)) for module in MODULES}
-    once = {name: restored(weight, stored.get(name.removesuffix(".weight"))) for name, weight in weights.items()}
-    assert_is(open_checkpoint(tmp_path / "out").tensors(), once, dict.fromkeys(MODULES, QuantFormat(4, 64)))
+    stored = {
+        module: overrides.get(module.replace(".", "/"), QuantFormat(8, 64)) for module in MODULES
+    }
+    once = {
+        name: restored(weight, stored.get(name.removesuffix(".weight")))
+        for name, weight in weights.items()
+    }
+    assert_is(
+        open_checkpoint(tmp_path / "out").tensors(),
+        once,
+        dict.fromkeys(MODULES, QuantFormat(4, 64)),
+    )
     caplog.clear()
     open_source(folder)  # to read it, as verify does, is no reason to warn
     assert not caplog.records
@@ -197,7 +232,10 @@ def test_our_own_output_can_be_a_source(tmp_path: Path, hf_folder: Path, weights
     convert_quickly(hf_folder, tmp_path / "packed", q_mode="mxfp4")
     convert_quickly(tmp_path / "packed", tmp_path / "plain", q_bits=16)
     quant = QuantFormat(4, 32, "mxfp4")
-    once = {name: restored(weight, quant if weight.ndim == 2 else None) for name, weight in weights.items()}
+    once = {
+        name: restored(weight, quant if weight.ndim == 2 else None)
+        for name, weight in weights.items()
+    }
     assert_is(open_checkpoint(tmp_path / "plain").tensors(), once, {})
 
 
@@ -261,12 +299,16 @@ def test_any_default_gives_a_block_that_mlx_lm_reads(
     recipe = write_recipe(tmp_path / "my.json", default, *rules)
     convert_quickly(hf_folder, tmp_path / "out", recipe=recipe)
     other = QuantFormat(4, 16, "nvfp4") if "mode" in default else None
-    formats = {m: QuantFormat(5, 32) if ".mlp." in m else other for m in MODULES} | {"lm_head": QuantFormat(8, 64)}
+    formats = {m: QuantFormat(5, 32) if ".mlp." in m else other for m in MODULES} | {
+        "lm_head": QuantFormat(8, 64)
+    }
     assert open_checkpoint(tmp_path / "out").formats == formats
     assert_is(read_by_mlx_lm(tmp_path / "out"), weights, formats)
 
 
-def test_a_recipe_of_16_bits_alone_states_no_quantization(tmp_path: Path, hf_folder: Path, weights: Weights) -> None:
+def test_a_recipe_of_16_bits_alone_states_no_quantization(
+    tmp_path: Path, hf_folder: Path, weights: Weights
+) -> None:
     recipe = write_recipe(tmp_path / "my.json", {"bits": 4}, {"match": "*", "bits": 16})
     convert_quickly(hf_folder, tmp_path / "out", recipe=recipe)
     assert "quantization" not in json.loads((tmp_path / "out" / "config.json").read_text())
@@ -279,7 +321,11 @@ def test_the_forecast_counts_what_is_written(tmp_path: Path, hf_folder: Path) ->
     bits = dict.fromkeys(("weight", "norm"), 0)
     for name, shape in CONFIG.parameter_shapes().items():
         quant = by_hand(name.removesuffix(".weight")) if len(shape) == 2 else None
-        per_weight = 16.0 if quant is None else quant.bits + (8 if quant.mode == "mxfp4" else 32) / quant.group_size
+        per_weight = (
+            16.0
+            if quant is None
+            else quant.bits + (8 if quant.mode == "mxfp4" else 32) / quant.group_size
+        )
         bits["norm" if len(shape) == 1 else "weight"] += int(math.prod(shape) * per_weight)
     assert plan.tensor_bytes * 8 == sum(bits.values())
     assert plan.bits_per_weight == sum(bits.values()) / plan.num_parameters
@@ -292,12 +338,17 @@ def test_the_forecast_counts_what_is_written(tmp_path: Path, hf_folder: Path) ->
 def test_a_plan_is_of_the_recipes_content_not_of_its_path(tmp_path: Path, hf_folder: Path) -> None:
     one = write_recipe(tmp_path / "one.json", {"bits": 4}, *RULES)
     (tmp_path / "two.json").write_text(
-        json.dumps({"rules": [*RULES], "default": {"mode": "affine", "group_size": 64, "bits": 4}}, indent=3)
+        json.dumps(
+            {"rules": [*RULES], "default": {"mode": "affine", "group_size": 64, "bits": 4}},
+            indent=3,
+        )
     )
     convert_quickly(hf_folder, tmp_path / "out", recipe=one)
     before = content(tmp_path / "out")
     assert not any(b"one.json" in data for data in before.values())
-    assert convert_quickly(hf_folder, tmp_path / "out", recipe=str(tmp_path / "two.json")).already_complete
+    assert convert_quickly(
+        hf_folder, tmp_path / "out", recipe=str(tmp_path / "two.json")
+    ).already_complete
     assert content(tmp_path / "out") == before
     write_recipe(tmp_path / "one.json", {"bits": 4}, *RULES[:-1])
     with pytest.raises(Exception, match=r"out exists, and it was made with another recipe\.rules"):
@@ -314,7 +365,10 @@ def test_a_recipe_is_read_once(tmp_path: Path) -> None:
     options = Options(recipe=write_recipe(path, {"bits": 8}))
     path.unlink()
     assert set(make_formats(CONFIG, options).values()) == {QuantFormat(8, 64)}
-    assert options.stated()["recipe"] == {"default": {"group_size": 64, "bits": 8, "mode": "affine"}, "rules": []}
+    assert options.stated()["recipe"] == {
+        "default": {"group_size": 64, "bits": 8, "mode": "affine"},
+        "rules": [],
+    }
 
 
 def test_a_name_wins_over_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,28 +387,67 @@ BAD_FILES: dict[str, tuple[Any, str]] = {
     "a list": ([], "it holds a JSON list; write a table with default and rules"),
     "empty": ({}, "default is no table"),
     "too long": (b" " * 1_000_001, "no plain file of at most 1000000 bytes"),
-    "default is a number": ({"default": 4}, 'default is no table, or rules no list; write {"default": {"bits": 4}'),
+    "default is a number": (
+        {"default": 4},
+        'default is no table, or rules no list; write {"default": {"bits": 4}',
+    ),
     "rules is a table": ({"default": {"bits": 4}, "rules": {}}, "rules no list"),
-    "unknown key": ({"default": {"bits": 4}, "layers": []}, "the key 'layers' is unknown; it has default and rules"),
+    "unknown key": (
+        {"default": {"bits": 4}, "layers": []},
+        "the key 'layers' is unknown; it has default and rules",
+    ),
     "no bits": ({"default": {"group_size": 32}}, "default states no bits; state them"),
-    "7 bits": ({"default": {"bits": 7}}, "default: affine quantization with 7 bits in groups of 64 does not exist"),
+    "7 bits": (
+        {"default": {"bits": 7}},
+        "default: affine quantization with 7 bits in groups of 64 does not exist",
+    ),
     "true bits": ({"default": {"bits": True}}, "default: bits is True; use a whole number"),
-    "group of null": ({"default": {"bits": 4, "group_size": None}}, "default: group_size is None; use a whole number"),
-    "16 in groups": ({"default": {"bits": 16, "group_size": 32}}, "default: with 16 bits nothing is packed; leave"),
+    "group of null": (
+        {"default": {"bits": 4, "group_size": None}},
+        "default: group_size is None; use a whole number",
+    ),
+    "16 in groups": (
+        {"default": {"bits": 16, "group_size": 32}},
+        "default: with 16 bits nothing is packed; leave",
+    ),
     "mode unknown": ({"default": {"mode": "int4"}}, "default states no bits"),
-    "mode nested": ({"default": {"bits": 4, "mode": ["affine"]}}, "quantization mode is ['affine']; known are affine"),
-    "mxfp4 in 6": ({"default": {"bits": 6, "mode": "mxfp4"}}, "mxfp4 with 6 bits in groups of 32 does not exist"),
+    "mode nested": (
+        {"default": {"bits": 4, "mode": ["affine"]}},
+        "quantization mode is ['affine']; known are affine",
+    ),
+    "mxfp4 in 6": (
+        {"default": {"bits": 6, "mode": "mxfp4"}},
+        "mxfp4 with 6 bits in groups of 32 does not exist",
+    ),
 }
 BAD_RULES: dict[str, tuple[Any, str]] = {
     "a text": ("lm_head", 'rule 2 is \'lm_head\'; write {"match": "*.v_proj", "bits": 6}'),
     "no match": ({"bits": 6}, "rule 2 is {'bits': 6}"),
     "match is a list": ({"match": ["lm_head"], "bits": 6}, "rule 2 is {"),
-    "nothing else": ({"match": "lm_head"}, "rule 2 ('lm_head') changes nothing; state its bits, group_size or mode"),
-    "unknown key": ({"match": "lm_head", "bit": 6}, "rule 2 ('lm_head'): the key 'bit' is unknown; known are bits, gr"),
-    "9 bits": ({"match": "lm_head", "bits": 9}, "rule 2 ('lm_head'): affine quantization with 9 bits"),
-    "group of 16": ({"match": "lm_head", "group_size": 16}, "rule 2 ('lm_head'): affine quantization with 4 bits in"),
-    "bits as text": ({"match": "lm_head", "bits": "6"}, "rule 2 ('lm_head'): bits is '6'; use a whole number"),
-    "bits of mxfp8": ({"match": "lm_head", "bits": 6, "mode": "mxfp8"}, "rule 2 ('lm_head'): mxfp8 with 6 bits"),
+    "nothing else": (
+        {"match": "lm_head"},
+        "rule 2 ('lm_head') changes nothing; state its bits, group_size or mode",
+    ),
+    "unknown key": (
+        {"match": "lm_head", "bit": 6},
+        "rule 2 ('lm_head'): the key 'bit' is unknown; known are bits, gr",
+    ),
+    "9 bits": (
+        {"match": "lm_head", "bits": 9},
+        "rule 2 ('lm_head'): affine quantization with 9 bits",
+    ),
+    "group of 16": (
+        {"match": "lm_head", "group_size": 16},
+        "rule 2 ('lm_head'): affine quantization with 4 bits in",
+    ),
+    "bits as text": (
+        {"match": "lm_head", "bits": "6"},
+        "rule 2 ('lm_head'): bits is '6'; use a whole number",
+    ),
+    "bits of mxfp8": (
+        {"match": "lm_head", "bits": 6, "mode": "mxfp8"},
+        "rule 2 ('lm_head'): mxfp8 with 6 bits",
+    ),
 }
 
 
@@ -374,14 +467,22 @@ def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path: Path, case: str) 
 def test_a_bad_rule_is_refused_by_file_and_rule(tmp_path: Path, case: str) -> None:
     rule, words = BAD_RULES[case]
     with pytest.raises(OptionError) as caught:
-        RecipeFile.read(Path(write_recipe(tmp_path / "my.json", {"bits": 4}, {"match": "*", "bits": 8}, rule)))
+        RecipeFile.read(
+            Path(write_recipe(tmp_path / "my.json", {"bits": 4}, {"match": "*", "bits": 8}, rule))
+        )
     assert str(caught.value).startswith(f"recipe {tmp_path / 'my.json'}: ")
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("match", ["*.w1", "lm_head.weight", "LM_HEAD", "model.norm", "model.layers.2.*", ""])
-def test_a_rule_that_matches_nothing_is_refused_before_work(tmp_path: Path, hf_folder: Path, match: str) -> None:
-    recipe = write_recipe(tmp_path / "my.json", {"bits": 4}, {"match": "*", "bits": 8}, {"match": match, "bits": 6})
+@pytest.mark.parametrize(
+    "match", ["*.w1", "lm_head.weight", "LM_HEAD", "model.norm", "model.layers.2.*", ""]
+)
+def test_a_rule_that_matches_nothing_is_refused_before_work(
+    tmp_path: Path, hf_folder: Path, match: str
+) -> None:
+    recipe = write_recipe(
+        tmp_path / "my.json", {"bits": 4}, {"match": "*", "bits": 8}, {"match": match, "bits": 6}
+    )
     with pytest.raises(OptionError) as caught:
         convert_checkpoint(hf_folder, tmp_path / "out", recipe=recipe, tokenizer_json=False)
     assert f"my.json: rule 2 ({match!r}) matches no matrix; paths are such as" in str(caught.value)
@@ -389,7 +490,9 @@ def test_a_rule_that_matches_nothing_is_refused_before_work(tmp_path: Path, hf_f
 
 
 def test_a_tied_model_has_no_lm_head_to_match(tmp_path: Path) -> None:
-    options = Options(recipe=write_recipe(tmp_path / "my.json", {"bits": 4}, {"match": "lm_head", "bits": 6}))
+    options = Options(
+        recipe=write_recipe(tmp_path / "my.json", {"bits": 4}, {"match": "lm_head", "bits": 6})
+    )
     with pytest.raises(OptionError, match="matches no matrix"):
         make_formats(make_config(tie_word_embeddings=True), options)
 
@@ -405,5 +508,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{"q_bits": 4}, {"q_group_size": 32}, {"q_mode": "mxfp4"}])
 def test_a_recipe_file_sets_everything(tmp_path: Path, options: dict[str, Any]) -> None:
     recipe = write_recipe(tmp_path / "my.json", {"bits": 4})
-    with pytest.raises(OptionError, match=r"my\.json sets the bits; leave q_bits, q_group_size and q_mode out"):
+    with pytest.raises(
+        OptionError, match=r"my\.json sets the bits; leave q_bits, q_group_size and q_mode out"
+    ):
         Options(recipe=recipe, **options)

@@ -12,10 +12,10 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from convert.source import open_source
 from magistral_mlx import record
 from magistral_mlx.checkpoint import open_checkpoint
 from magistral_mlx.config import QuantFormat
+from magistral_mlx.convert.source import open_source
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.record import RECORD
 from tests.sources import CONFIG, change_json, convert_quickly, write_hf
@@ -61,7 +61,11 @@ def edit_record(change: Callable[[dict[str, Any]], object]) -> Change:
 
 def swap_names(content: bytes) -> bytes:
     """Two tensors of one shape change places in the header."""
-    one, two, three = b'"model.layers.0.mlp.up_proj.w', b'"model.layers.0.mlp.gate_proj.w', b'"no tensor has this name'
+    one, two, three = (
+        b'"model.layers.0.mlp.up_proj.w',
+        b'"model.layers.0.mlp.gate_proj.w',
+        b'"no tensor has this name',
+    )
     assert content.count(one) == content.count(two) == 1
     return content.replace(one, three).replace(two, one).replace(three, two)
 
@@ -82,12 +86,26 @@ def test_the_record_is_of_the_bytes_on_the_disk(converted: Path) -> None:
 CHANGED: dict[str, tuple[str, Change, str]] = {
     "a value of the config": (
         "config.json",
-        edit("config.json", lambda b: b.replace(b'"rms_norm_eps": 1e-05', b'"rms_norm_eps": 1e-06')),
+        edit(
+            "config.json", lambda b: b.replace(b'"rms_norm_eps": 1e-05', b'"rms_norm_eps": 1e-06')
+        ),
         "has another sha256",
     ),
-    "a space in the config": ("config.json", edit("config.json", lambda b: b + b" "), "bytes, magistral_mlx.json rec"),
-    "a space in the index": (INDEX, edit(INDEX, lambda b: b.replace(b" ", b"\t", 1)), "has another sha256"),
-    "no index": (INDEX, lambda f: (f / INDEX).unlink(), "is missing, magistral_mlx.json records it"),
+    "a space in the config": (
+        "config.json",
+        edit("config.json", lambda b: b + b" "),
+        "bytes, magistral_mlx.json rec",
+    ),
+    "a space in the index": (
+        INDEX,
+        edit(INDEX, lambda b: b.replace(b" ", b"\t", 1)),
+        "has another sha256",
+    ),
+    "no index": (
+        INDEX,
+        lambda f: (f / INDEX).unlink(),
+        "is missing, magistral_mlx.json records it",
+    ),
     "a merge of the tokenizer": (
         "tekken.json",
         edit("tekken.json", lambda b: b.replace(b'"rank": 300', b'"rank": 301', 1)),
@@ -99,7 +117,11 @@ CHANGED: dict[str, tuple[str, Change, str]] = {
         edit("SYSTEM_PROMPT.txt", lambda b: b.replace(b"A user", b"A User")),
         "has another sha256",
     ),
-    "the template": ("chat_template.jinja", edit("chat_template.jinja", lambda b: b[::-1]), "has another sha256"),
+    "the template": (
+        "chat_template.jinja",
+        edit("chat_template.jinja", lambda b: b[::-1]),
+        "has another sha256",
+    ),
     "the template is a folder": (
         "chat_template.jinja",
         lambda f: ((f / "chat_template.jinja").unlink(), (f / "chat_template.jinja").mkdir()),
@@ -110,16 +132,36 @@ CHANGED: dict[str, tuple[str, Change, str]] = {
         lambda f: ((f / "chat_template.jinja").unlink(), os.mkfifo(f / "chat_template.jinja")),
         "is missing",
     ),
-    "a header": (WEIGHTS, edit(WEIGHTS, swap_names), "has another header than magistral_mlx.json records"),
-    "the config's line gone": ("config.json", edit_record(lambda f: f.pop("config.json")), "is not recorded in"),
-    "the tokenizer's line gone": ("tekken.json", edit_record(lambda f: f.pop("tekken.json")), "is not recorded in"),
-    "the weights' line gone": (WEIGHTS, edit_record(lambda f: f.pop(WEIGHTS)), "is not recorded in"),
+    "a header": (
+        WEIGHTS,
+        edit(WEIGHTS, swap_names),
+        "has another header than magistral_mlx.json records",
+    ),
+    "the config's line gone": (
+        "config.json",
+        edit_record(lambda f: f.pop("config.json")),
+        "is not recorded in",
+    ),
+    "the tokenizer's line gone": (
+        "tekken.json",
+        edit_record(lambda f: f.pop("tekken.json")),
+        "is not recorded in",
+    ),
+    "the weights' line gone": (
+        WEIGHTS,
+        edit_record(lambda f: f.pop(WEIGHTS)),
+        "is not recorded in",
+    ),
     "a recorded hash": (
         "config.json",
         edit_record(lambda f: f["config.json"].update(sha256="0" * 64)),
         "has another sha256",
     ),
-    "a recorded size": (WEIGHTS, edit_record(lambda f: f[WEIGHTS].update(size=0)), f"bytes, {RECORD} records 0"),
+    "a recorded size": (
+        WEIGHTS,
+        edit_record(lambda f: f[WEIGHTS].update(size=0)),
+        f"bytes, {RECORD} records 0",
+    ),
     "a file that was never there": (
         "more.json",
         edit_record(lambda f: f.update({"more.json": f["config.json"]})),
@@ -151,16 +193,28 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "a list": (b"[]", "it holds a JSON list"),
     "no files": (b"{}", "it has no table of files. Convert again"),
     "files of a list": (b'{"files": []}', "it has no table of files"),
-    "an entry of a number": (b'{"files": {"config.json": 1}}', "no name, size and sha256 is 'config.json'. Convert"),
+    "an entry of a number": (
+        b'{"files": {"config.json": 1}}',
+        "no name, size and sha256 is 'config.json'. Convert",
+    ),
     "no size": (b'{"files": {"config.json": {"sha256": "%s"}}}' % (b"0" * 64), "is 'config.json'"),
-    "a size that is true": (b'{"files": {"a.json": {"size": true, "sha256": "%s"}}}' % (b"0" * 64), "is 'a.json'"),
-    "a short hash": (b'{"files": {"config.json": {"size": 1, "sha256": "00"}}}', "is 'config.json'"),
+    "a size that is true": (
+        b'{"files": {"a.json": {"size": true, "sha256": "%s"}}}' % (b"0" * 64),
+        "is 'a.json'",
+    ),
+    "a short hash": (
+        b'{"files": {"config.json": {"size": 1, "sha256": "00"}}}',
+        "is 'config.json'",
+    ),
     "another header hash": (
         b'{"files": {"a.json": {"size": 1, "sha256": "%s", "header_sha256": 1}}}' % (b"0" * 64),
         "is 'a.json'",
     ),
     "a way out": (b'{"files": {"../a": {"size": 1, "sha256": "%s"}}}' % (b"0" * 64), "is '../a'"),
-    "a name of zeros": (b'{"files": {"a\\u0000": {"size": 1, "sha256": "%s"}}}' % (b"0" * 64), r"is 'a\x00'"),
+    "a name of zeros": (
+        b'{"files": {"a\\u0000": {"size": 1, "sha256": "%s"}}}' % (b"0" * 64),
+        r"is 'a\x00'",
+    ),
 }
 
 
@@ -193,7 +247,9 @@ def test_weights_are_not_read_to_be_compared(out: Path, monkeypatch: pytest.Monk
     (out / WEIGHTS).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     read: list[str] = []
     read_bytes = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path.name), read_bytes(path))[1])
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda path: (read.append(path.name), read_bytes(path))[1]
+    )
     open_checkpoint(out)
     assert WEIGHTS not in read
     assert "tekken.json" in read
@@ -213,7 +269,9 @@ def test_a_large_document_is_compared_by_its_size_and_that_is_said(
     assert f"has {size + 1} bytes, {RECORD} records {size}" in refusal(out)
 
 
-def test_a_record_of_before_headers_were_hashed_still_serves(out: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_record_of_before_headers_were_hashed_still_serves(
+    out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     edit_record(lambda files: files[WEIGHTS].pop("header_sha256"))(out)
     caplog.set_level(logging.INFO)
     open_checkpoint(out)

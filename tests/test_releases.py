@@ -37,34 +37,69 @@ def tokenizer(folder: Path) -> Tokenizer:
 
 
 def ids_of(tokenizer: Tokenizer, *parts: int | str) -> list[int]:
-    return [i for part in parts for i in ([part] if isinstance(part, int) else tokenizer.encode(part))]
+    return [
+        i for part in parts for i in ([part] if isinstance(part, int) else tokenizer.encode(part))
+    ]
 
 
 def test_a_conversation_with_control_ids_spelled_out(tokenizer: Tokenizer) -> None:
-    call = {"id": "abc123XYZ", "type": "function", "function": {"name": "add", "arguments": '{"a":"é"}'}}
+    call = {
+        "id": "abc123XYZ",
+        "type": "function",
+        "function": {"name": "add", "arguments": '{"a":"é"}'},
+    }
     tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
     messages: list[dict[str, Any]] = [
         {"role": "system", "content": "Be brief. [THINK]x[/THINK]"},
         {"role": "user", "content": "one [/THINK]"},
         {"role": "assistant", "content": "A", "reasoning": "because\nof [/THINK] this"},
         {"role": "user", "content": "two"},
-        {"role": "assistant", "content": None, "reasoning_content": "call it", "tool_calls": [call]},
+        {
+            "role": "assistant",
+            "content": None,
+            "reasoning_content": "call it",
+            "tool_calls": [call],
+        },
         {"role": "tool", "content": "3", "tool_call_id": "abc123XYZ"},
     ]
-    definition = '[{"type": "function", "function": {"name": "add", "description": "", "parameters": {}}}]'
-    system = (SYSTEM, BEFORE, THINK, INSIDE, END_THINK, AFTER + "\n\nBe brief. [THINK]x[/THINK]", END_SYSTEM)
+    definition = (
+        '[{"type": "function", "function": {"name": "add", "description": "", "parameters": {}}}]'
+    )
+    system = (
+        SYSTEM,
+        BEFORE,
+        THINK,
+        INSIDE,
+        END_THINK,
+        AFTER + "\n\nBe brief. [THINK]x[/THINK]",
+        END_SYSTEM,
+    )
     # v13 states the tools before the first question, and gives calls and results no id.
     assert tokenizer.encode_chat(messages, tools=[tool]) == ids_of(
         tokenizer,
         *(BOS, *system, TOOLS, definition, END_TOOLS, INST, "one [/THINK]", END_INST),
         *(THINK, "because\nof [/THINK] this", END_THINK, "A", EOS, INST, "two", END_INST),
-        *(THINK, "call it", END_THINK, CALLS, "add", ARGS, '{"a": "é"}', EOS, RESULTS, "3", END_RESULTS),
+        *(
+            THINK,
+            "call it",
+            END_THINK,
+            CALLS,
+            "add",
+            ARGS,
+            '{"a": "é"}',
+            EOS,
+            RESULTS,
+            "3",
+            END_RESULTS,
+        ),
     )
 
 
 def test_a_prompt_is_the_same_up_to_the_users_part_of_it(tokenizer: Tokenizer) -> None:
     def encoded(own: str) -> list[int]:
-        return tokenizer.encode_chat([{"role": "system", "content": own}, {"role": "user", "content": "Hi"}])
+        return tokenizer.encode_chat(
+            [{"role": "system", "content": own}, {"role": "user", "content": "Hi"}]
+        )
 
     shared = ids_of(tokenizer, BOS, SYSTEM, BEFORE, THINK, INSIDE, END_THINK, AFTER[:-1])
     for own in ("Be brief.", "\n7", "[THINK]"):
@@ -75,7 +110,10 @@ def test_a_release_is_told_by_its_files(tmp_path: Path, tokenizer: Tokenizer) ->
     text_tags = Tokenizer.from_folder(write_tekken(tmp_path))
     assert (text_tags.reasoning_format, text_tags.system_prompt) == ("text", CARD_SYSTEM_PROMPT)
     assert (text_tags.open_id, text_tags.close_id) == (None, None)
-    assert (tokenizer.reasoning_format, tokenizer.system_prompt) == ("control", CONTROL_CARD_SYSTEM_PROMPT)
+    assert (tokenizer.reasoning_format, tokenizer.system_prompt) == (
+        "control",
+        CONTROL_CARD_SYSTEM_PROMPT,
+    )
     assert (tokenizer.open_id, tokenizer.close_id) == (THINK, END_THINK)
     assert (tokenizer.empty_trace, tokenizer.closing("\n")) == ([THINK, END_THINK], [END_THINK])
 
@@ -83,19 +121,39 @@ def test_a_release_is_told_by_its_files(tmp_path: Path, tokenizer: Tokenizer) ->
 OTHER_MODEL = "the tokenizer of another model"
 DIFFERENT = "they are of different releases"
 REFUSED: dict[str, tuple[str, str, str]] = {
-    "not a reasoning model's": ("v7", "", rf"version v7, and no SYSTEM_PROMPT.txt.* asks for <think>; .*{OTHER_MODEL}"),
+    "not a reasoning model's": (
+        "v7",
+        "",
+        rf"version v7, and no SYSTEM_PROMPT.txt.* asks for <think>; .*{OTHER_MODEL}",
+    ),
     "one that is asked otherwise": (
         "v7",
         "Just answer.",
         f"version v7, and no .*{OTHER_MODEL}.*--reasoning-format text",
     ),
     "older": ("v3", "", rf"version v3; .*v11 \(2506\) or v13.*{OTHER_MODEL}"),
-    "no [THINK]": ("v13 without tags", "", rf"not the control tokens \[THINK\] and \[/THINK\].*{OTHER_MODEL}"),
-    "2506 with a newer prompt": ("v11", CONTROL_CARD_SYSTEM_PROMPT, rf"tags as \[THINK\].*{DIFFERENT}"),
+    "no [THINK]": (
+        "v13 without tags",
+        "",
+        rf"not the control tokens \[THINK\] and \[/THINK\].*{OTHER_MODEL}",
+    ),
+    "2506 with a newer prompt": (
+        "v11",
+        CONTROL_CARD_SYSTEM_PROMPT,
+        rf"tags as \[THINK\].*{DIFFERENT}",
+    ),
     "2507 with an older prompt": ("v13", CARD_SYSTEM_PROMPT, f"tags as <think>.*{DIFFERENT}"),
     "not closed": ("v13", "Use [THINK]this. And that.", "without the other; download it again"),
-    "closed twice": ("v13", "Use [THINK]this[/THINK][/THINK].", "without the other; download it again"),
-    "nested": ("v13", "Use [THINK]this[THINK]that[/THINK][/THINK].", "without the other; download it again"),
+    "closed twice": (
+        "v13",
+        "Use [THINK]this[/THINK][/THINK].",
+        "without the other; download it again",
+    ),
+    "nested": (
+        "v13",
+        "Use [THINK]this[THINK]that[/THINK][/THINK].",
+        "without the other; download it again",
+    ),
 }
 
 
@@ -137,7 +195,10 @@ def test_what_is_stated_of_a_release_comes_before_the_evidence(
     # A conversion records it, and the record is read before the evidence, but after what is stated.
     (tmp_path / RECORD).write_text(json.dumps({"reasoning_format": form}))
     assert Tokenizer.from_folder(tmp_path).reasoning_format == form
-    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "A", "reasoning": "B"}]
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "A", "reasoning": "B"},
+    ]
     ids = tokenizer.encode_chat([*messages, {"role": "user", "content": "Hm"}])
     spelled = tokenizer.encode("<think>\nB\n</think>\nA")
     if form == "control":
@@ -149,11 +210,14 @@ def test_what_is_stated_of_a_release_comes_before_the_evidence(
 def test_without_control_ids_a_trace_is_text(tmp_path: Path, version: str) -> None:
     write_release(tmp_path, version)
     with pytest.raises(
-        TokenizerError, match=f"version {version[:3].strip()} without control tokens.*; use the format text"
+        TokenizerError,
+        match=f"version {version[:3].strip()} without control tokens.*; use the format text",
     ):
         Tokenizer.from_folder(tmp_path, "control")
     (tmp_path / RECORD).write_text('{"reasoning_format": "spoken"}')
-    with pytest.raises(CheckpointError, match=r"is damaged: reasoning_format is 'spoken'\. Convert again"):
+    with pytest.raises(
+        CheckpointError, match=r"is damaged: reasoning_format is 'spoken'\. Convert again"
+    ):
         Tokenizer.from_folder(tmp_path)
 
 
@@ -193,7 +257,9 @@ def test_a_model_of_control_ids_reasons_and_answers(magistral: mm.Magistral) -> 
     reply = magistral.ask("What is 2 + 2?", GREEDY)
     assert (reply.reasoning, reply.answer) == (TRACE, ANSWER)
     assert (reply.reasoning_closed_by, reply.finish_reason) == ("model", "stop")
-    assert reply.usage.reasoning_tokens == len(magistral.tokenizer.encode(TRACE)) + 2  # and the tags
+    assert (
+        reply.usage.reasoning_tokens == len(magistral.tokenizer.encode(TRACE)) + 2
+    )  # and the tags
     streamed = [s for s in magistral.stream("What is 2 + 2?", GREEDY) if s.kind != "progress"]
     assert all(s.text for s in streamed)
     for kind, whole in (("reasoning", TRACE), ("answer", ANSWER)):
@@ -203,7 +269,9 @@ def test_a_model_of_control_ids_reasons_and_answers(magistral: mm.Magistral) -> 
 @pytest.mark.parametrize("budget", [1, 2, 5])
 def test_a_budget_closes_with_the_control_id(magistral: mm.Magistral, budget: int) -> None:
     reply = magistral.ask("Hi", mm.SamplingParams(temperature=0, think_budget=budget))
-    assert reply.reasoning == magistral.tokenizer.decode(magistral.tokenizer.encode(TRACE)[: budget - 1])
+    assert reply.reasoning == magistral.tokenizer.decode(
+        magistral.tokenizer.encode(TRACE)[: budget - 1]
+    )
     assert (reply.answer, reply.reasoning_closed_by) == (ANSWER, "budget")
     assert reply.usage.reasoning_tokens == budget + 1
 
@@ -224,7 +292,9 @@ def test_a_chat_that_keeps_its_traces_reads_on_from_the_cache(magistral: mm.Magi
     history.append({"role": "user", "content": "And?"})
     dropped = magistral.chat(keep_reasoning="none")
     dropped.ask("Hi", GREEDY)
-    assert dropped.ask("And?", GREEDY).usage.prompt_tokens == len(magistral.tokenizer.encode_chat(history))
+    assert dropped.ask("And?", GREEDY).usage.prompt_tokens == len(
+        magistral.tokenizer.encode_chat(history)
+    )
 
 
 def test_a_converted_one_is_of_the_same_release(magistral: mm.Magistral, tmp_path: Path) -> None:
@@ -253,9 +323,13 @@ def test_a_conversion_records_what_it_was_told(magistral: mm.Magistral, tmp_path
     convert_quickly(source, tmp_path / "out", q_bits=8, q_group_size=32, reasoning_format="text")
     assert json.loads((tmp_path / "out" / RECORD).read_text())["reasoning_format"] == "text"
     assert mm.load(tmp_path / "out").tokenizer.reasoning_format == "text"
-    again = convert_quickly(source, tmp_path / "out", q_bits=8, q_group_size=32, reasoning_format="text")
+    again = convert_quickly(
+        source, tmp_path / "out", q_bits=8, q_group_size=32, reasoning_format="text"
+    )
     assert again.already_complete
-    with pytest.raises(mm.OptionError, match="reasoning_format is 'spoken'; known are text and control"):
+    with pytest.raises(
+        mm.OptionError, match="reasoning_format is 'spoken'; known are text and control"
+    ):
         convert_quickly(source, tmp_path / "out", reasoning_format="spoken")
 
 
@@ -263,12 +337,23 @@ def test_calls_come_after_the_trace_and_without_an_id(tokenizer: Tokenizer) -> N
     call = [CALLS, *ids_of(tokenizer, "add", ARGS, '{"a": 1}')]
     trace = [THINK, *tokenizer.encode("hm"), END_THINK]
     reply = build(tokenizer, [*trace, *call, *call])
-    assert [(c.name, c.arguments, len(c.id)) for c in reply.tool_calls] == [("add", {"a": 1}, 9)] * 2
+    assert [(c.name, c.arguments, len(c.id)) for c in reply.tool_calls] == [
+        ("add", {"a": 1}, 9)
+    ] * 2
     assert (reply.reasoning, reply.answer, reply.finish_reason) == ("hm", "", "tool_calls")
     # A call's own id brings its result back, in any order.
-    calls = [{"id": c.id, "function": {"name": c.name, "arguments": c.arguments}} for c in reply.tool_calls]
-    results = [{"role": "tool", "content": str(i), "tool_call_id": c["id"]} for i, c in enumerate(calls)]
-    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": calls}, *results[::-1]]
+    calls = [
+        {"id": c.id, "function": {"name": c.name, "arguments": c.arguments}}
+        for c in reply.tool_calls
+    ]
+    results = [
+        {"role": "tool", "content": str(i), "tool_call_id": c["id"]} for i, c in enumerate(calls)
+    ]
+    messages = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "tool_calls": calls},
+        *results[::-1],
+    ]
     end = ids_of(tokenizer, EOS, RESULTS, "0", END_RESULTS, RESULTS, "1", END_RESULTS)
     assert tokenizer.encode_chat(messages)[-len(end) :] == end
     assert build(tokenizer, [THINK, *tokenizer.encode("hm"), *call]).tool_calls == ()

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-import convert.conversion
-from convert import Options, converting
-from convert.staging import JOURNAL, Staging
+import magistral_mlx.convert.conversion
 from magistral_mlx.conversation import result_of
+from magistral_mlx.convert import Options, converting
+from magistral_mlx.convert.staging import JOURNAL, Staging
 from magistral_mlx.errors import ConversionError
 from tests.killing import in_small_pieces
 from tests.sources import CONFIG, content, convert_quickly, write_hf
@@ -67,7 +67,9 @@ def failing(call: str, at: int, error: BaseException) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("has_target", [False, True], ids=["new", "forced"])
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=type)
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=type
+)
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.slow
 def test_after_a_failure_at_any_boundary_the_same_command_goes_on(
@@ -114,7 +116,7 @@ def test_ctrl_c_in_any_phase_loses_nothing(
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convert.conversion, stage, stop)
+        patch.setattr(magistral_mlx.convert.conversion, stage, stop)
         with pytest.raises(KeyboardInterrupt):
             convert_quickly(source, tmp_path / "a" / "b" / "out")
     assert not (tmp_path / "a" / "b" / "out").exists()
@@ -125,7 +127,9 @@ def test_ctrl_c_in_any_phase_loses_nothing(
 def test_a_conversion_let_go_at_once_leaves_nothing(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convert.weights.BLOCK_BYTES", 5_000)  # so that no file is whole by the blocks begun
+    monkeypatch.setattr(
+        "magistral_mlx.convert.weights.BLOCK_BYTES", 5_000
+    )  # so that no file is whole by the blocks begun
     steps = converting(source, tmp_path / "a" / "out", Options(q_method="round"))
     assert next(steps).name in CONFIG.parameter_shapes()
     steps.close()
@@ -142,7 +146,9 @@ def stopped(source: Path, target: Path, files: int) -> Path:
     return partial
 
 
-def test_finished_files_are_not_written_again(tmp_path: Path, source: Path, old_and_new: tuple[Path, Path]) -> None:
+def test_finished_files_are_not_written_again(
+    tmp_path: Path, source: Path, old_and_new: tuple[Path, Path]
+) -> None:
     partial = stopped(source, tmp_path / "out", 2)
     kept = {path.name: path.stat().st_ino for path in partial.glob("*.safetensors")}
     assert len(kept) >= 2
@@ -164,7 +170,9 @@ TAMPERED: dict[str, Callable[[Path, Path], object]] = {
     "the journal's end torn": lambda partial, file: os.truncate(
         partial / JOURNAL, (partial / JOURNAL).stat().st_size - 9
     ),
-    "the journal's end garbled": lambda partial, file: (partial / JOURNAL).open("ab").write(b'{"file": 3}\n[\xff'),
+    "the journal's end garbled": lambda partial, file: (
+        (partial / JOURNAL).open("ab").write(b'{"file": 3}\n[\xff')
+    ),
     "a stray file": lambda partial, file: (partial / "model-99999.safetensors").write_bytes(b"x"),
     "a stray folder": lambda partial, file: (partial / "config.json").mkdir(),
 }
@@ -180,13 +188,19 @@ def test_what_changed_in_the_partial_folder_is_made_again(
     assert content(tmp_path / "out") == content(old_and_new[1])
 
 
-def test_another_plan_is_refused_by_name_and_given_up_by_force(tmp_path: Path, source: Path) -> None:
+def test_another_plan_is_refused_by_name_and_given_up_by_force(
+    tmp_path: Path, source: Path
+) -> None:
     partial = stopped(source, tmp_path / "out", 1)
     before = content(partial)
-    with pytest.raises(ConversionError, match=r"unfinished conversion with another q_bits: 4, now 8; finish"):
+    with pytest.raises(
+        ConversionError, match=r"unfinished conversion with another q_bits: 4, now 8; finish"
+    ):
         convert_quickly(source, tmp_path / "out", q_bits=8)
     other = write_hf(tmp_path / "other", seed=1)
-    with pytest.raises(ConversionError, match=r"unfinished conversion with another source\.files.*sample_sha256"):
+    with pytest.raises(
+        ConversionError, match=r"unfinished conversion with another source\.files.*sample_sha256"
+    ):
         convert_quickly(other, tmp_path / "out")
     assert content(partial) == before
     convert_quickly(source, tmp_path / "out", q_bits=8, force=True)
@@ -197,7 +211,9 @@ def test_another_plan_is_refused_by_name_and_given_up_by_force(tmp_path: Path, s
 def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path, source: Path) -> None:
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "thesis.txt").write_text("years")
-    with pytest.raises(ConversionError, match=r"out.partial holds thesis.txt and no conversion.jsonl.*move it away"):
+    with pytest.raises(
+        ConversionError, match=r"out.partial holds thesis.txt and no conversion.jsonl.*move it away"
+    ):
         convert_quickly(source, tmp_path / "out", force=True)
     assert (tmp_path / "out.partial" / "thesis.txt").read_text() == "years"
 
@@ -240,28 +256,38 @@ def killed(source: Path, new: Path, folder: Path, *arguments: str) -> dict[str, 
     return counts
 
 
-def test_killed_at_some_boundaries(tmp_path: Path, source: Path, old_and_new: tuple[Path, Path]) -> None:
+def test_killed_at_some_boundaries(
+    tmp_path: Path, source: Path, old_and_new: tuple[Path, Path]
+) -> None:
     counts = killed(source, old_and_new[1], tmp_path, "--boundaries", "5")
     assert counts["killed"] == 5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("old", [False, True], ids=["new", "forced"])
-def test_killed_at_every_boundary(tmp_path: Path, source: Path, old_and_new: tuple[Path, Path], *, old: bool) -> None:
+def test_killed_at_every_boundary(
+    tmp_path: Path, source: Path, old_and_new: tuple[Path, Path], *, old: bool
+) -> None:
     arguments = ["--old", str(old_and_new[0])] if old else []
     counts = killed(source, old_and_new[1], tmp_path, *arguments)
     assert counts["killed"] == counts["boundaries"] > 100
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments(tmp_path: Path, source: Path, old_and_new: tuple[Path, Path]) -> None:
+def test_killed_at_random_moments(
+    tmp_path: Path, source: Path, old_and_new: tuple[Path, Path]
+) -> None:
     counts = killed(source, old_and_new[1], tmp_path, "--moments", "200")
-    assert counts["killed"] >= 60  # the rest were done sooner: a machine that is less busy than when it was timed
+    assert (
+        counts["killed"] >= 60
+    )  # the rest were done sooner: a machine that is less busy than when it was timed
 
 
 # links
 
-Attack = Callable[[Path, Path], object]  # of a conversion to ``out`` in a folder, on a folder that is not its own
+Attack = Callable[
+    [Path, Path], object
+]  # of a conversion to ``out`` in a folder, on a folder that is not its own
 
 
 def partial_with(plant: Callable[[Path, Path], object]) -> Attack:
@@ -279,24 +305,34 @@ ATTACKS: dict[str, Attack] = {
         shutil.rmtree(folder / "out.partial"),
         instead(folder / "out.partial", victim),
     ),
-    "the journal is a link": partial_with(lambda partial, victim: instead(partial / JOURNAL, victim / "journal")),
+    "the journal is a link": partial_with(
+        lambda partial, victim: instead(partial / JOURNAL, victim / "journal")
+    ),
     "a finished file is a link": partial_with(
         lambda partial, victim: instead(min(partial.glob("*.safetensors")), victim / "weights")
     ),
     "a finished file is a second name": partial_with(
-        lambda partial, victim: instead(min(partial.glob("*.safetensors")), victim / "weights", os.link)
+        lambda partial, victim: instead(
+            min(partial.glob("*.safetensors")), victim / "weights", os.link
+        )
     ),
     "a file to write is a link": partial_with(
-        lambda partial, victim: instead(partial / "model-00004-of-00004.safetensors.tmp", victim / "weights")
+        lambda partial, victim: instead(
+            partial / "model-00004-of-00004.safetensors.tmp", victim / "weights"
+        )
     ),
     "a file to write is a link to nothing": partial_with(
         lambda partial, victim: instead(partial / "config.json.tmp", victim / "new")
     ),
-    "a document is a link": partial_with(lambda partial, victim: instead(partial / "README.md", victim / "weights")),
+    "a document is a link": partial_with(
+        lambda partial, victim: instead(partial / "README.md", victim / "weights")
+    ),
     "a folder holds a link": partial_with(
         lambda partial, victim: ((partial / "a").mkdir(), instead(partial / "a" / "b", victim))
     ),
-    "the fetched files' folder is a link": partial_with(lambda partial, victim: instead(partial / "source", victim)),
+    "the fetched files' folder is a link": partial_with(
+        lambda partial, victim: instead(partial / "source", victim)
+    ),
     "what is replaced is a link": lambda folder, victim: instead(folder / ".out.replaced", victim),
     "the target is a link": lambda folder, victim: instead(folder / "out", victim),
     "the target holds a link": lambda folder, victim: (
@@ -319,13 +355,18 @@ def test_nothing_is_touched_through_a_link(
     before = {path.name: (path.read_bytes(), path.stat().st_ino) for path in victim.iterdir()}
     ATTACKS[attack](tmp_path, victim)
     if attack in ("the partial folder is a link", "the journal is a link"):
-        with pytest.raises(ConversionError, match=r"out.partial (is no folder|holds .* and no conv).*; move it away"):
+        with pytest.raises(
+            ConversionError,
+            match=r"out.partial (is no folder|holds .* and no conv).*; move it away",
+        ):
             convert_quickly(source, tmp_path / "out", force=True)
     else:
         convert_quickly(source, tmp_path / "out", force=True)
         assert not (tmp_path / "out").is_symlink()
         assert content(tmp_path / "out") == content(old_and_new[1])
-    assert {path.name: (path.read_bytes(), path.stat().st_ino) for path in victim.iterdir()} == before
+    assert {
+        path.name: (path.read_bytes(), path.stat().st_ino) for path in victim.iterdir()
+    } == before
 
 
 # drives
@@ -336,7 +377,9 @@ def test_a_full_disk_at_any_write_is_named_and_loses_nothing(
     tmp_path: Path, source: Path, old_and_new: tuple[Path, Path], at: int
 ) -> None:
     with failing("pwrite", 4 * at, OSError(errno.ENOSPC, "No space left on device")):
-        with pytest.raises(ConversionError, match=r"the disk of .*out is full: .* needed in all.*free some space"):
+        with pytest.raises(
+            ConversionError, match=r"the disk of .*out is full: .* needed in all.*free some space"
+        ):
             convert_quickly(source, tmp_path / "out")
         assert not (tmp_path / "out").exists()
     convert_quickly(source, tmp_path / "out")
@@ -345,7 +388,10 @@ def test_a_full_disk_at_any_write_is_named_and_loses_nothing(
 
 @pytest.mark.parametrize("call", ["pwrite", "fsync"])
 def test_a_failing_drive_is_named(tmp_path: Path, source: Path, call: str) -> None:
-    with failing(call, 9, OSError(errno.EIO, "Input/output error")), pytest.raises(ConversionError, match=r"out could"):
+    with (
+        failing(call, 9, OSError(errno.EIO, "Input/output error")),
+        pytest.raises(ConversionError, match=r"out could"),
+    ):
         convert_quickly(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -353,6 +399,9 @@ def test_a_failing_drive_is_named(tmp_path: Path, source: Path, call: str) -> No
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, source: Path, code: int) -> None:
     message = "out could not be written.*check the folder and the disk"
-    with failing("mkdir", 2, OSError(code, os.strerror(code))), pytest.raises(ConversionError, match=message):
+    with (
+        failing("mkdir", 2, OSError(code, os.strerror(code))),
+        pytest.raises(ConversionError, match=message),
+    ):
         convert_quickly(source, tmp_path / "out")
     assert not list(tmp_path.iterdir())

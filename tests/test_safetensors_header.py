@@ -49,7 +49,9 @@ def arrays() -> dict[str, mx.array]:
     }
 
 
-@pytest.mark.parametrize("rows", [None, slice(0, 1), slice(2, 5), slice(3, 100), slice(-2, None), slice(5, 2)])
+@pytest.mark.parametrize(
+    "rows", [None, slice(0, 1), slice(2, 5), slice(3, 100), slice(-2, None), slice(5, 2)]
+)
 def test_reading_one_tensor_equals_mx_load_bit_for_bit(
     tmp_path: Path, arrays: dict[str, mx.array], rows: slice | None
 ) -> None:
@@ -91,17 +93,35 @@ def two(first: tuple[int, int], second: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-DAMAGED: dict[str, tuple[dict[str, Any] | bytes, int, str]] = {  # header, bytes of data, words of the message
+DAMAGED: dict[
+    str, tuple[dict[str, Any] | bytes, int, str]
+] = {  # header, bytes of data, words of the message
     "cut short": (entry(), 23, "cut short: its tensors take 24 bytes, 23 are there"),
     "bytes behind": (entry(), 25, "1 bytes follow the last tensor"),
     "bytes behind nothing": ({}, 4, "4 bytes follow"),
     "overlap": (two((0, 6), (4, 10)), 10, "tensor 'second' overlaps 'first'"),
     "same place": (two((0, 6), (0, 6)), 6, "overlaps"),
     "hole": (two((0, 6), (8, 10)), 10, "tensor 'second' leaves a hole after 'first'"),
-    "hole at the start": (two((2, 6), (6, 10)), 10, "tensor 'first' leaves a hole after the header"),
-    "negative dimension": (entry(shape=[-2, -3]), 24, "tensor 'a' has the impossible shape [-2, -3]"),
-    "dimension over 32 bits": (entry(shape=[2**32, 2**32], data_offsets=[0, 0]), 0, "tensor 'a' has the impossible"),
-    "product overflows": (entry(shape=[2**22, 2**21, 2**21], data_offsets=[0, 0]), 0, "tensor 'a' (F32"),
+    "hole at the start": (
+        two((2, 6), (6, 10)),
+        10,
+        "tensor 'first' leaves a hole after the header",
+    ),
+    "negative dimension": (
+        entry(shape=[-2, -3]),
+        24,
+        "tensor 'a' has the impossible shape [-2, -3]",
+    ),
+    "dimension over 32 bits": (
+        entry(shape=[2**32, 2**32], data_offsets=[0, 0]),
+        0,
+        "tensor 'a' has the impossible",
+    ),
+    "product overflows": (
+        entry(shape=[2**22, 2**21, 2**21], data_offsets=[0, 0]),
+        0,
+        "tensor 'a' (F32",
+    ),
     "fractional dimension": (entry(shape=[2.0, 3]), 24, "impossible shape"),
     "boolean dimension": (entry(shape=[True, 6]), 24, "impossible shape"),
     "shape is a number": (entry(shape=6), 24, "impossible shape"),
@@ -115,12 +135,20 @@ DAMAGED: dict[str, tuple[dict[str, Any] | bytes, int, str]] = {  # header, bytes
     "unknown field": (entry(more=1), 24, "is not described by"),
     "entry is a list": ({"a": [0, 24]}, 24, "is not described by"),
     "unknown dtype": (entry(dtype="F4"), 6, "tensor 'a' has dtype 'F4', which no Magistral"),
-    "fp8": (entry(dtype="F8_E4M3"), 6, "tensor 'a' has dtype 'F8_E4M3', which is fp8: rounded already"),
+    "fp8": (
+        entry(dtype="F8_E4M3"),
+        6,
+        "tensor 'a' has dtype 'F8_E4M3', which is fp8: rounded already",
+    ),
     "fp8 of the other kind": (entry(dtype="F8_E5M2"), 6, "'F8_E5M2', which is fp8"),
     "dtype is a list": (entry(dtype=[]), 24, "has dtype []"),
     "metadata is no table": ({"__metadata__": [1], **entry()}, 24, "__metadata__"),
     "metadata holds a number": ({"__metadata__": {"a": 1}, **entry()}, 24, "__metadata__"),
-    "a name twice": (b'{"a":%b,"a":%b}' % ((json.dumps(F32).encode(),) * 2), 24, "the key 'a' occurs twice"),
+    "a name twice": (
+        b'{"a":%b,"a":%b}' % ((json.dumps(F32).encode(),) * 2),
+        24,
+        "the key 'a' occurs twice",
+    ),
     "not UTF-8": (b'{"\xff\xfe":1}', 0, "not JSON"),
     "not JSON": (b'{"a":', 0, "not JSON"),
     "nested without end": (b'{"a":' * 100_000, 0, "not JSON"),
@@ -152,7 +180,9 @@ def test_a_damaged_header_is_refused_by_name(tmp_path: Path, case: str) -> None:
         ((3).to_bytes(8, "little") + b"{}", "should take 3 bytes"),
     ],
 )
-def test_a_header_longer_than_the_file_is_refused_before_it_is_read(tmp_path: Path, content: bytes, words: str) -> None:
+def test_a_header_longer_than_the_file_is_refused_before_it_is_read(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=words):
@@ -171,10 +201,14 @@ def test_a_huge_header_is_refused_before_it_is_read(tmp_path: Path) -> None:
 def test_the_overflow_file_that_crashes_mlx_is_refused(tmp_path: Path) -> None:
     """A shape whose product is 2**64, so 0 in 64 bits: MLX loads it, and a first index is a segfault."""
     shape = [2**30, 2**30, 16]
-    header = json.dumps({"model.embed_tokens.weight": {"dtype": "BF16", "shape": shape, "data_offsets": [0, 0]}})
+    header = json.dumps(
+        {"model.embed_tokens.weight": {"dtype": "BF16", "shape": shape, "data_offsets": [0, 0]}}
+    )
     path = write(tmp_path / "model.safetensors", header.encode().ljust(150))
     assert path.stat().st_size == 158
-    with pytest.raises(CheckpointError, match=r"tensor 'model.embed_tokens.weight' .* needs \d{20} bytes"):
+    with pytest.raises(
+        CheckpointError, match=r"tensor 'model.embed_tokens.weight' .* needs \d{20} bytes"
+    ):
         Shard.open(path)
 
 
@@ -188,7 +222,9 @@ def test_a_file_cut_short_after_it_was_opened_is_noticed(tmp_path: Path) -> None
     path = write(tmp_path / "a.safetensors", entry(), bytes(24))
     shard = Shard.open(path)
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(CheckpointError, match=r"a\.safetensors is damaged: it ends inside tensor 'a'"):
+    with pytest.raises(
+        CheckpointError, match=r"a\.safetensors is damaged: it ends inside tensor 'a'"
+    ):
         shard.read("a")
     path.unlink()
     with pytest.raises(CheckpointError, match="tensor 'a' cannot be read"):
@@ -222,11 +258,17 @@ def test_damage_anywhere_is_refused_or_harmless(tmp_path: Path) -> None:
         with safe_open(path, framework="numpy") as reference:
             assert set(shard.header) == set(reference.keys()) == set(loaded)
             for name, found in shard.header.items():
-                assert list(found.shape) == reference.get_slice(name).get_shape() == list(loaded[name].shape)
+                assert (
+                    list(found.shape)
+                    == reference.get_slice(name).get_shape()
+                    == list(loaded[name].shape)
+                )
     assert passed > 10  # names and metadata may change without harm
 
 
 @pytest.mark.parametrize("text", [b"[1]", b"null", b'{"a":1,"a":2}', b"\xff", b"{'a':1}", b""])
 def test_json_that_is_no_plain_object_is_refused(text: bytes) -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json is damaged: .* Fetch or convert it again"):
+    with pytest.raises(
+        CheckpointError, match=r"config\.json is damaged: .* Fetch or convert it again"
+    ):
         parse_json(text, Path("config.json"))

@@ -11,7 +11,15 @@ import pytest
 
 from magistral_mlx import sampling
 from magistral_mlx.errors import OptionError
-from magistral_mlx.sampling import INVALID, SPILLED, Nucleus, Sampler, SamplingParams, nucleus, top_logprobs
+from magistral_mlx.sampling import (
+    INVALID,
+    SPILLED,
+    Nucleus,
+    Sampler,
+    SamplingParams,
+    nucleus,
+    top_logprobs,
+)
 
 V = 131_072
 TOLERANCE = 2e-6  # of the mass: what float32 weights may move the boundary by, a quarter of one id of a flat row
@@ -51,7 +59,9 @@ def reference(x: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray
     return order, p, np.concatenate([[0.0], np.cumsum(p)[:-1]])
 
 
-def make_nucleus(x: np.ndarray, temperature: float, top_p: float, *, exact: bool = False) -> Nucleus:
+def make_nucleus(
+    x: np.ndarray, temperature: float, top_p: float, *, exact: bool = False
+) -> Nucleus:
     row = mx.array(x)
     row = row[None] if row.ndim == 1 else row
     return nucleus(row, mx.max(row, axis=-1, keepdims=True), temperature, top_p, exact=exact)
@@ -77,7 +87,9 @@ def check_kept_sets(count: int) -> None:
         assert before[last] < top_p + TOLERANCE
         assert before[last + 1] > top_p - TOLERANCE
         weights = np.array(found.weights[0])[: last + 1]
-        np.testing.assert_allclose(weights / weights.sum(), p[: last + 1] / p[: last + 1].sum(), rtol=1e-5)
+        np.testing.assert_allclose(
+            weights / weights.sum(), p[: last + 1] / p[: last + 1].sum(), rtol=1e-5
+        )
     assert 0 < spilled < count / 2
 
 
@@ -126,7 +138,9 @@ def test_candidates_hold_the_nucleus_or_say_that_it_spilled(size: int) -> None:
     for row in np.flatnonzero(spilled):
         assert len(kept(all_ids, row)) > 3  # at least as many as there are leading blocks fit
     sampler = Sampler(SamplingParams(temperature=1, top_p=0.4), seed=3)
-    drawn, drawn_exact = (np.array(draw(mx.array(x), 9)) for draw in (sampler.draw, sampler.draw_exact))
+    drawn, drawn_exact = (
+        np.array(draw(mx.array(x), 9)) for draw in (sampler.draw, sampler.draw_exact)
+    )
     assert ((drawn == SPILLED) == spilled).all()
     assert (drawn[~spilled] == drawn_exact[~spilled]).all()
     assert (drawn_exact >= 0).all()
@@ -177,7 +191,9 @@ def test_a_seed_gives_the_same_ids_again() -> None:
     assert ids(1) == ids(1)
     assert ids(1) != ids(2)
     assert len({tuple(step) for step in ids(1)}) == 3
-    assert [step[:1] for step in ids(1)] == ids(1, rows=1)  # a row does not depend on how many there are
+    assert [step[:1] for step in ids(1)] == ids(
+        1, rows=1
+    )  # a row does not depend on how many there are
 
 
 def test_mlx_random_state_is_left_alone() -> None:
@@ -192,7 +208,10 @@ def test_mlx_random_state_is_left_alone() -> None:
 def test_drawing_is_lazy() -> None:
     x = mx.zeros((4, V)) + 1
     before = mx.get_active_memory()
-    ids = [Sampler(SamplingParams(top_p=p, temperature=t), 1).draw(x, 0) for p, t in [(0.9, 1), (1, 1), (0.9, 0)]]
+    ids = [
+        Sampler(SamplingParams(top_p=p, temperature=t), 1).draw(x, 0)
+        for p, t in [(0.9, 1), (1, 1), (0.9, 0)]
+    ]
     assert mx.get_active_memory() - before < V
     mx.eval(ids)
 
@@ -223,7 +242,9 @@ def test_greedy_takes_the_lowest_of_the_best(dtype: mx.Dtype) -> None:
 @pytest.mark.parametrize("top_p", [0.95, 1.0])
 def test_a_tiny_temperature_is_greedy(temperature: float, top_p: float) -> None:
     x = mx.array([[80.0, 99.0, -3e38, 98.0, -math.inf]])
-    assert Sampler(SamplingParams(temperature=temperature, top_p=top_p), 0).draw(x, 0).tolist() == [1]
+    assert Sampler(SamplingParams(temperature=temperature, top_p=top_p), 0).draw(x, 0).tolist() == [
+        1
+    ]
 
 
 def test_extreme_options_still_draw() -> None:
@@ -270,4 +291,6 @@ def test_an_option_out_of_range_is_named(name: str, value: object) -> None:
 
 
 def test_the_defaults_are_the_cards() -> None:
-    assert SamplingParams() == SamplingParams(temperature=0.7, top_p=0.95, max_tokens=None, seed=None, stop=())
+    assert SamplingParams() == SamplingParams(
+        temperature=0.7, top_p=0.95, max_tokens=None, seed=None, stop=()
+    )

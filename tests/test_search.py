@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from convert import search
-from convert.quantize import dequantize, quantize
-from convert.search import Grid, as_shares, nearest_codes, packed, quantize_weighted
 from magistral_mlx.config import AFFINE_BITS, AFFINE_GROUP_SIZES, QuantFormat
+from magistral_mlx.convert import search
+from magistral_mlx.convert.quantize import dequantize, quantize
+from magistral_mlx.convert.search import Grid, as_shares, nearest_codes, packed, quantize_weighted
 from magistral_mlx.errors import ConversionError
 
 Array = NDArray[np.float64]
@@ -44,11 +44,15 @@ def exactly(array: mx.array) -> Array:
     return np.array(array.astype(mx.float32)).astype(np.float64)
 
 
-def errors(weight: mx.array, importance: Array, parts: dict[str, mx.array], quant: QuantFormat) -> Array:
+def errors(
+    weight: mx.array, importance: Array, parts: dict[str, mx.array], quant: QuantFormat
+) -> Array:
     """Weighted, of every group ``[rows, groups]``, in float64, of what a runtime computes from the stored parts."""
     rows, columns = weight.shape
     ones = {"scales": mx.ones(parts["scales"].shape), "biases": mx.zeros(parts["scales"].shape)}
-    codes = exactly(dequantize({"weight": parts["weight"]} | ones, quant)).reshape(rows, -1, quant.group_size)
+    codes = exactly(dequantize({"weight": parts["weight"]} | ones, quant)).reshape(
+        rows, -1, quant.group_size
+    )
     values = exactly(parts["scales"])[..., None] * codes + exactly(parts["biases"])[..., None]
     off = values.reshape(rows, columns) - exactly(weight)
     return (importance * off**2).reshape(rows, -1, quant.group_size).sum(axis=-1)
@@ -57,7 +61,10 @@ def errors(weight: mx.array, importance: Array, parts: dict[str, mx.array], quan
 @pytest.mark.parametrize("bits", AFFINE_BITS)
 def test_codes_are_packed_as_mlx_does(bits: int) -> None:
     codes = np.random.default_rng(bits).integers(2**bits, size=(3, 128))
-    codes[:, ::32], codes[:, 1::32] = 0, 2**bits - 1  # so that MLX's codes of these very numbers are these
+    codes[:, ::32], codes[:, 1::32] = (
+        0,
+        2**bits - 1,
+    )  # so that MLX's codes of these very numbers are these
     words = packed(mx.array(codes.T), bits)
     one, zero = mx.ones((3, 4)), mx.zeros((3, 4))
     restored = dequantize({"weight": words, "scales": one, "biases": zero}, QuantFormat(bits, 32))
@@ -70,7 +77,9 @@ def test_codes_are_packed_as_mlx_does(bits: int) -> None:
 @pytest.mark.parametrize(
     ("bits", "size", "at_most", "before"), [(2, 5, 1.15, 2.0), (2, 7, 1.15, 1.7), (3, 5, 1.6, 2.5)]
 )
-def test_the_search_comes_near_the_best_of_all_assignments(bits: int, size: int, at_most: float, before: float) -> None:
+def test_the_search_comes_near_the_best_of_all_assignments(
+    bits: int, size: int, at_most: float, before: float
+) -> None:
     """Small groups: every assignment of codes with its own least squares line, in float64.
 
     With as few weights as this the best is a coincidence of codes; its mean error is met within a factor.
@@ -80,14 +89,20 @@ def test_the_search_comes_near_the_best_of_all_assignments(bits: int, size: int,
     w, h = rng.normal(size=(count, size)), rng.uniform(0.05, 1, size=size)
     h /= h.sum()
     centred = w - (w @ h)[:, None]
-    codes = np.array([c for c in product(range(levels + 1), repeat=size) if min(c) == 0 < max(c)])  # else moved ones
+    codes = np.array(
+        [c for c in product(range(levels + 1), repeat=size) if min(c) == 0 < max(c)]
+    )  # else moved ones
     lines = codes - (codes @ h)[:, None]
     explained = (centred @ (lines * h).T) ** 2 / ((lines**2) @ h)  # [count, assignments]
     best = (centred**2) @ h - explained.max(axis=1)
     columns = mx.array(w.T[None].astype(np.float32))
     low, high = w.min(axis=1), w.max(axis=1)
-    known = Grid(*(mx.array(x.astype(np.float32))[None, None] for x in ((high - low) / levels, low)))
-    found = search.search(columns, as_shares(mx.array(h.astype(np.float32)), size), known, bits, mx.float32)
+    known = Grid(
+        *(mx.array(x.astype(np.float32))[None, None] for x in ((high - low) / levels, low))
+    )
+    found = search.search(
+        columns, as_shares(mx.array(h.astype(np.float32)), size), known, bits, mx.float32
+    )
     errors = []
     for grid in (known, found):
         q = exactly(nearest_codes(columns, grid, bits))[0].T
@@ -109,7 +124,9 @@ def test_of_10_000_groups_none_is_worse_than_by_mlx(bits: int, dtype: mx.Dtype) 
     importance[::97] *= 300  # outlier channels
     importance[64:128] = 0  # a dead group, and a dead channel
     importance[200] = 0
-    searched = errors(weight, importance, quantize_weighted(weight, mx.array(importance), quant), quant)
+    searched = errors(
+        weight, importance, quantize_weighted(weight, mx.array(importance), quant), quant
+    )
     rounded = errors(weight, importance, quantize(weight, quant), quant)
     # Sums are in float32: where a group is met exactly, what is left is the rounding of its largest weight.
     largest = np.abs(exactly(weight)).reshape(1000, 10, 64).max(axis=-1)
@@ -126,13 +143,17 @@ def test_the_format_is_mlx_s_for_every_width_and_group(bits: int, group_size: in
     weight = mx.random.normal((9, 384), key=mx.random.key(3)).astype(mx.bfloat16)
     importance = mx.random.uniform(shape=(384,), key=mx.random.key(4))
     parts, rounded = quantize_weighted(weight, importance, quant), quantize(weight, quant)
-    assert [(k, p.shape, p.dtype) for k, p in parts.items()] == [(k, p.shape, p.dtype) for k, p in rounded.items()]
+    assert [(k, p.shape, p.dtype) for k, p in parts.items()] == [
+        (k, p.shape, p.dtype) for k, p in rounded.items()
+    ]
     h = exactly(importance)
     assert (errors(weight, h, parts, quant) <= errors(weight, h, rounded, quant) * (1 + 1e-5)).all()
     assert errors(weight, h, parts, quant).sum() < 0.95 * errors(weight, h, rounded, quant).sum()
 
 
-def test_how_many_groups_are_searched_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_many_groups_are_searched_at_once_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     weight = mx.random.normal((7, 320), key=mx.random.key(5)).astype(mx.bfloat16)
     importance = mx.random.uniform(shape=(320,), key=mx.random.key(6))
     at_once = quantize_weighted(weight, importance, QuantFormat(3, 64))
@@ -151,7 +172,9 @@ def test_only_the_proportions_of_importances_within_a_group_count() -> None:
 
 
 def test_what_cannot_be_quantized_is_named() -> None:
-    with pytest.raises(ConversionError, match="'x' has 96 columns, which groups of 64 do not divide"):
+    with pytest.raises(
+        ConversionError, match="'x' has 96 columns, which groups of 64 do not divide"
+    ):
         quantize_weighted(mx.zeros((2, 96)), mx.ones(96), QuantFormat(4, 64), name="x")
     weight = mx.zeros((3, 64))
     weight[2, 5] = mx.nan
@@ -159,5 +182,8 @@ def test_what_cannot_be_quantized_is_named() -> None:
         quantize_weighted(weight, mx.ones(64), QuantFormat(4, 64), name="x")
     with pytest.raises(ConversionError, match="'x' is so large"):
         quantize_weighted(
-            mx.array([3e38, -3e38] * 16)[None].astype(mx.bfloat16), mx.ones(32), QuantFormat(4, 32), name="x"
+            mx.array([3e38, -3e38] * 16)[None].astype(mx.bfloat16),
+            mx.ones(32),
+            QuantFormat(4, 32),
+            name="x",
         )

@@ -35,12 +35,24 @@ def magistral(loaded: mm.Magistral) -> Iterator[mm.Magistral]:
 def essence(reply: mm.Reply) -> tuple[object, ...]:
     usage = reply.usage
     said = (reply.reasoning, reply.answer, reply.finish_reason, reply.reasoning_closed_by)
-    return (*said, usage.prompt_tokens, usage.completion_tokens, usage.reasoning_tokens, usage.max_tokens, usage.seed)
+    return (
+        *said,
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.reasoning_tokens,
+        usage.max_tokens,
+        usage.seed,
+    )
 
 
-def singles(magistral: mm.Magistral, sampling: mm.SamplingParams, n: int, question: str = QUESTION) -> list[object]:
+def singles(
+    magistral: mm.Magistral, sampling: mm.SamplingParams, n: int, question: str = QUESTION
+) -> list[object]:
     assert sampling.seed is not None
-    return [essence(magistral.ask(question, replace(sampling, seed=sampling.seed + i))) for i in range(n)]
+    return [
+        essence(magistral.ask(question, replace(sampling, seed=sampling.seed + i)))
+        for i in range(n)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +66,9 @@ def singles(magistral: mm.Magistral, sampling: mm.SamplingParams, n: int, questi
         (replace(WILD, think_budget=0, logprobs=2, max_tokens=9), 3),
     ],
 )
-def test_replies_are_those_of_their_seeds(magistral: mm.Magistral, sampling: mm.SamplingParams, n: int) -> None:
+def test_replies_are_those_of_their_seeds(
+    magistral: mm.Magistral, sampling: mm.SamplingParams, n: int
+) -> None:
     samples = magistral.sample(QUESTION, sampling, n=n)
     assert [essence(reply) for reply in samples.replies] == singles(magistral, sampling, n)
 
@@ -70,14 +84,18 @@ def test_what_the_last_reply_left_is_shared_too(magistral: mm.Magistral) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampling", [mm.SamplingParams(temperature=0, seed=1), mm.SamplingParams(seed=3), WILD])
+@pytest.mark.parametrize(
+    "sampling", [mm.SamplingParams(temperature=0, seed=1), mm.SamplingParams(seed=3), WILD]
+)
 @pytest.mark.parametrize("question", [QUESTION, OTHER, "What is 9 * 37?", "Spell banana."])
 def test_sixteen_whole_replies_are_those_of_their_seeds(
     magistral: mm.Magistral, sampling: mm.SamplingParams, question: str
 ) -> None:
     sampling = replace(sampling, max_tokens=300)
     samples = magistral.sample(question, sampling, n=16)
-    assert [essence(reply) for reply in samples.replies] == singles(magistral, sampling, 16, question)
+    assert [essence(reply) for reply in samples.replies] == singles(
+        magistral, sampling, 16, question
+    )
 
 
 @pytest.mark.slow
@@ -85,10 +103,15 @@ def test_one_reply_is_asked_as_any_other(magistral: mm.Magistral) -> None:
     asked = magistral.ask(QUESTION, WILD)
     magistral.past.forget()
     (only,) = magistral.sample(QUESTION, WILD, n=1).replies
-    assert (essence(only), only.usage.forward_passes) == (essence(asked), asked.usage.forward_passes)
+    assert (essence(only), only.usage.forward_passes) == (
+        essence(asked),
+        asked.usage.forward_passes,
+    )
 
 
-def test_a_pass_serves_all_of_them(magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pass_serves_all_of_them(
+    magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fed: list[tuple[int, ...]] = []
     hidden = magistral.model.hidden
 
@@ -100,7 +123,9 @@ def test_a_pass_serves_all_of_them(magistral: mm.Magistral, monkeypatch: pytest.
     samples = magistral.sample(QUESTION, replace(WILD, max_tokens=None), n=8)
     replies = samples.replies
     chunks = -(-replies[0].usage.prompt_tokens // 16)
-    assert samples.forward_passes == len(fed) == max(reply.usage.forward_passes for reply in replies)
+    assert (
+        samples.forward_passes == len(fed) == max(reply.usage.forward_passes for reply in replies)
+    )
     assert [rows for rows, ids in fed[:chunks]] == [1] * chunks
     rows = [rows for rows, ids in fed[chunks:]]
     assert rows == sorted(rows, reverse=True)
@@ -168,7 +193,9 @@ def test_votes_where_replies_differ(tmp_path: Path) -> None:
 def test_ctrl_c_gives_what_there_is_and_goes_on(
     magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    whole = {r.usage.seed: r.reasoning + r.answer for r in magistral.sample(QUESTION, WILD, n=3).replies}
+    whole = {
+        r.usage.seed: r.reasoning + r.answer for r in magistral.sample(QUESTION, WILD, n=3).replies
+    }
     magistral.past.forget()
     logits, passes = magistral.model.logits, iter(range(1, 999))
 
@@ -187,12 +214,17 @@ def test_ctrl_c_gives_what_there_is_and_goes_on(
         assert reply.finish_reason == "cancelled"
         said = reply.reasoning + reply.answer
         assert ("<think>" if at < 6 else whole[reply.usage.seed]).startswith(said)
-        assert reply.usage.completion_tokens in (max(0, at - 2), at - 1)  # the prompt's pass is the first
+        assert reply.usage.completion_tokens in (
+            max(0, at - 2),
+            at - 1,
+        )  # the prompt's pass is the first
     again = magistral.sample(QUESTION, WILD, n=3).replies
     assert {r.usage.seed: r.reasoning + r.answer for r in again} == whole
 
 
-def test_cancelling_ends_all_of_them_and_none_votes(magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelling_ends_all_of_them_and_none_votes(
+    magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch
+) -> None:
     logits, passes = magistral.model.logits, iter(range(1, 999))
 
     def cancelling(x: mx.array) -> mx.array:
@@ -225,7 +257,9 @@ def test_they_can_be_closed_and_a_newer_reply_ends_them(magistral: mm.Magistral)
     assert essence(magistral.ask(OTHER, replace(WILD, max_tokens=30))) == essence(expected)
 
 
-def test_running_out_of_memory_drops_the_cache(magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_drops_the_cache(
+    magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("[metal::malloc] Out of memory")
 
@@ -261,7 +295,9 @@ def test_replies_fit_the_budget_and_no_longer_ones_would(n: int, prompt: int) ->
     assert share_of(PLAN, CONFIG, prompt, n, tokens).prompt_bytes >= 10_000 * prompt
 
 
-@pytest.mark.parametrize(("n", "asked"), [(4, 2400), (16, 1000), (64, None), (10**9, None), (10**30, 1)])
+@pytest.mark.parametrize(
+    ("n", "asked"), [(4, 2400), (16, 1000), (64, None), (10**9, None), (10**30, 1)]
+)
 def test_what_does_not_fit_is_refused_with_what_does(n: int, asked: int | None) -> None:
     with pytest.raises(mm.MemoryLimitError, match=f"^{n} replies of") as error:
         share_of(PLAN, CONFIG, 1000, n, asked)
@@ -295,9 +331,13 @@ def test_a_count_that_is_none(magistral: mm.Magistral, n: int) -> None:
         magistral.replies(QUESTION, n=n)
 
 
-def test_the_library_refuses_before_any_pass(magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_library_refuses_before_any_pass(
+    magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = magistral.plan
-    tight = replace(plan, budget_bytes=plan.total_bytes)  # the context's 1,024 positions and no more
+    tight = replace(
+        plan, budget_bytes=plan.total_bytes
+    )  # the context's 1,024 positions and no more
     monkeypatch.setattr(magistral, "plan", tight)
     monkeypatch.setattr(magistral.model, "hidden", lambda *_, **__: pytest.fail("the model ran"))
     with pytest.raises(mm.MemoryLimitError, match="--samples 1"):

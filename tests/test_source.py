@@ -11,8 +11,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from convert.source import Source, open_source
 from magistral_mlx.checkpoint import Shard, open_checkpoint
+from magistral_mlx.convert.source import Source, open_source
 from magistral_mlx.errors import CheckpointError
 from tests.sources import CONFIG, change_json, convert_quickly, write_consolidated, write_hf
 from tests.tiny import make_weights
@@ -38,13 +38,17 @@ def bits(array: mx.array) -> np.ndarray:
 # blocks
 
 
-def test_blocks_are_the_tensor_in_hugging_faces_order(source: Source, weights: dict[str, mx.array]) -> None:
+def test_blocks_are_the_tensor_in_hugging_faces_order(
+    source: Source, weights: dict[str, mx.array]
+) -> None:
     for name, weight in weights.items():
         blocks = list(source.blocks(name, block_bytes=700))
         joined = mx.concatenate([block for _, block in blocks])
         assert joined.dtype == weight.dtype
         assert (bits(joined) == bits(weight)).all(), name
-        assert [row for row, _ in blocks] == [i * source.row_step(name, 700) for i in range(len(blocks))]
+        assert [row for row, _ in blocks] == [
+            i * source.row_step(name, 700) for i in range(len(blocks))
+        ]
 
 
 def test_a_block_has_whole_heads_where_rows_are_reordered(source: Source) -> None:
@@ -58,8 +62,12 @@ def test_a_block_has_whole_heads_where_rows_are_reordered(source: Source) -> Non
     assert source.row_step("model.norm.weight", 10) == 5
 
 
-def test_blocks_are_read_from_many_threads_at_once(source: Source, weights: dict[str, mx.array]) -> None:
-    jobs = [(n, row) for n in weights for row in range(0, weights[n].shape[0], source.row_step(n, 4000))]
+def test_blocks_are_read_from_many_threads_at_once(
+    source: Source, weights: dict[str, mx.array]
+) -> None:
+    jobs = [
+        (n, row) for n in weights for row in range(0, weights[n].shape[0], source.row_step(n, 4000))
+    ]
 
     def read(job: tuple[str, int]) -> np.ndarray:
         name, row = job
@@ -68,7 +76,10 @@ def test_blocks_are_read_from_many_threads_at_once(source: Source, weights: dict
 
     with ThreadPoolExecutor(8) as pool:
         for (name, row), found in zip(jobs, pool.map(read, jobs), strict=True):
-            assert (found == bits(weights[name][row : row + source.row_step(name, 4000)])).all(), (name, row)
+            assert (found == bits(weights[name][row : row + source.row_step(name, 4000)])).all(), (
+                name,
+                row,
+            )
 
 
 # identity
@@ -76,14 +87,20 @@ def test_blocks_are_read_from_many_threads_at_once(source: Source, weights: dict
 
 def test_the_hubs_hash_is_taken_from_its_cache_alone(tmp_path: Path) -> None:
     """Its snapshots are links to ../../blobs/SHA256; git's own files have shorter names."""
-    plain, blobs, snapshot = write_hf(tmp_path / "plain"), tmp_path / "hub" / "blobs", tmp_path / "hub" / "snap" / "c"
+    plain, blobs, snapshot = (
+        write_hf(tmp_path / "plain"),
+        tmp_path / "hub" / "blobs",
+        tmp_path / "hub" / "snap" / "c",
+    )
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
     hashes = {}
     for path in plain.iterdir():
         content = path.read_bytes()
         is_large = path.suffix == ".safetensors"
-        name = hashlib.sha256(content).hexdigest() if is_large else hashlib.sha1(content).hexdigest()
+        name = (
+            hashlib.sha256(content).hexdigest() if is_large else hashlib.sha1(content).hexdigest()
+        )
         hashes |= {path.name: name} if is_large else {}
         shutil.copy(path, blobs / name)
         (snapshot / path.name).symlink_to(f"../../blobs/{name}")
@@ -93,7 +110,9 @@ def test_the_hubs_hash_is_taken_from_its_cache_alone(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for path in plain.iterdir():
-        target = tmp_path / hashlib.sha256(path.name.encode()).hexdigest()  # a name, and not the hub's
+        target = (
+            tmp_path / hashlib.sha256(path.name.encode()).hexdigest()
+        )  # a name, and not the hub's
         shutil.copy(path, target)
         (elsewhere / path.name).symlink_to(target)
     assert open_source(elsewhere).identity()["files"] == here
@@ -119,12 +138,17 @@ def retyped(weights: dict[str, mx.array], kind: str) -> dict[str, mx.array]:
     """All of one type; ``mixed``: matrices bf16, norms float32, as some fine-tunes are saved."""
     if kind != "mixed":
         return {name: weight.astype(getattr(mx, kind)) for name, weight in weights.items()}
-    return {name: weight if weight.ndim == 2 else weight.astype(mx.float32) for name, weight in weights.items()}
+    return {
+        name: weight if weight.ndim == 2 else weight.astype(mx.float32)
+        for name, weight in weights.items()
+    }
 
 
 @pytest.mark.parametrize("stated", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32", "mixed"])
-def test_a_source_of_any_float_type_becomes_what_mlx_lm_makes_of_it(tmp_path: Path, kind: str, stated: str) -> None:
+def test_a_source_of_any_float_type_becomes_what_mlx_lm_makes_of_it(
+    tmp_path: Path, kind: str, stated: str
+) -> None:
     from mlx.utils import tree_flatten, tree_map
     from mlx_lm.utils import load_model, quantize_model
 
@@ -135,7 +159,10 @@ def test_a_source_of_any_float_type_becomes_what_mlx_lm_makes_of_it(tmp_path: Pa
     # As mlx_lm.convert, which wants a tokenizer as well.
     theirs.update(tree_map(lambda array: array.astype(getattr(mx, stated)), theirs.parameters()))
     theirs, _ = quantize_model(theirs, config, 64, 4)
-    expected, found = dict(tree_flatten(theirs.parameters())), open_checkpoint(tmp_path / "out").tensors()
+    expected, found = (
+        dict(tree_flatten(theirs.parameters())),
+        open_checkpoint(tmp_path / "out").tensors(),
+    )
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         assert found[name].dtype == array.dtype
@@ -151,7 +178,9 @@ def make_fp8(path: Path, name: str) -> None:
     half = (end - begin) // 2
     for entry in header.values():
         if "data_offsets" in entry:
-            entry["data_offsets"] = [offset - half * (offset >= end) for offset in entry["data_offsets"]]
+            entry["data_offsets"] = [
+                offset - half * (offset >= end) for offset in entry["data_offsets"]
+            ]
     header[name]["dtype"] = "F8_E4M3"
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[:begin] + data[begin + half :])
@@ -167,20 +196,30 @@ def test_fp8_weights_are_refused(tmp_path: Path, write: Callable[[Path], Path]) 
     name = "lm_head.weight" if write is write_hf else "output.weight"
     path = next(path for path in folder.glob("*.safetensors") if name in Shard.open(path).header)
     make_fp8(path, name)
-    with pytest.raises(CheckpointError, match=f"'{name}' has dtype 'F8_E4M3', which is fp8: rounded .*; {WAY_OUT}"):
+    with pytest.raises(
+        CheckpointError, match=f"'{name}' has dtype 'F8_E4M3', which is fp8: rounded .*; {WAY_OUT}"
+    ):
         open_source(folder)
 
 
-def test_fp8_by_its_config_or_its_scales_alone_is_refused(tmp_path: Path, weights: dict[str, mx.array]) -> None:
+def test_fp8_by_its_config_or_its_scales_alone_is_refused(
+    tmp_path: Path, weights: dict[str, mx.array]
+) -> None:
     folder = write_hf(tmp_path / "config")
     change_json(folder / "config.json", quantization_config=BLOCK)
-    with pytest.raises(CheckpointError, match=f"quantized with 'fp8', which is not an MLX format; {WAY_OUT}"):
+    with pytest.raises(
+        CheckpointError, match=f"quantized with 'fp8', which is not an MLX format; {WAY_OUT}"
+    ):
         open_source(folder)
     for kind in ("weight_scale_inv", "activation_scale", "input_scale"):
         scale = Q.replace("weight", kind)
         scaled = write_hf(tmp_path / kind, weights | {scale: mx.ones((1,))})
-        with pytest.raises(CheckpointError, match=f"'{scale}' is a scale of weights in fp8: rounded .*; {WAY_OUT}"):
+        with pytest.raises(
+            CheckpointError, match=f"'{scale}' is a scale of weights in fp8: rounded .*; {WAY_OUT}"
+        ):
             open_source(scaled)
     native = write_consolidated(tmp_path / "native", quantization={"qformat_weight": "fp8_e4m3"})
-    with pytest.raises(CheckpointError, match=rf"quantization is .*fp8_e4m3.* are fp8: rounded .*; {WAY_OUT}"):
+    with pytest.raises(
+        CheckpointError, match=rf"quantization is .*fp8_e4m3.* are fp8: rounded .*; {WAY_OUT}"
+    ):
         open_source(native)

@@ -22,7 +22,9 @@ CONFIG = make_config(vocab_size=331)  # no multiple of anything
 PROMPT = np.random.default_rng(3).integers(0, 331, 21).tolist()
 GREEDY, SAMPLED = SamplingParams(temperature=0), SamplingParams()
 FREE = (1.0,) * MAX_ROWS
-on_cpu = pytest.mark.skipif(mx.default_device().type != mx.DeviceType.cpu, reason="claimed of a CPU only")
+on_cpu = pytest.mark.skipif(
+    mx.default_device().type != mx.DeviceType.cpu, reason="claimed of a CPU only"
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,9 @@ class Told:
 
     def guess(self, count: int) -> list[int]:
         ahead = enumerate(self.ids[self.done : self.done + count], self.done)
-        return [(identity + 1) % 331 if i % self.wrong_every == 0 else identity for i, identity in ahead]
+        return [
+            (identity + 1) % 331 if i % self.wrong_every == 0 else identity for i, identity in ahead
+        ]
 
 
 class Run:
@@ -88,7 +92,9 @@ def plain(model: Transformer) -> Run:
 
 
 @on_cpu
-@pytest.mark.parametrize(("params", "bits"), [(GREEDY, None), (SAMPLED, None), (SAMPLED, 8), (SAMPLED, 4)])
+@pytest.mark.parametrize(
+    ("params", "bits"), [(GREEDY, None), (SAMPLED, None), (SAMPLED, 8), (SAMPLED, 4)]
+)
 @pytest.mark.parametrize("wrong_every", [1, 3, pytest.param(1000, marks=pytest.mark.slow)])
 def test_ids_and_logits_are_those_of_plain_decoding_to_the_bit(
     model: Transformer, bits: int | None, params: SamplingParams, wrong_every: int
@@ -100,24 +106,34 @@ def test_ids_and_logits_are_those_of_plain_decoding_to_the_bit(
     assert (drafted.logits == plain.logits).all()
     assert (drafted.step.passes < plain.step.passes) == (wrong_every > 1)
     if wrong_every == 1000:
-        assert drafted.step.passes == 2 + 5  # two chunks; of 39 ids after the first each pass gives 8
+        assert (
+            drafted.step.passes == 2 + 5
+        )  # two chunks; of 39 ids after the first each pass gives 8
     assert drafter.spent == drafted.step.passes - 2
 
 
 @pytest.mark.parametrize("wrong_every", [2, 5, 1000])
-def test_a_stop_id_among_guesses_ends_the_reply(model: Transformer, plain: Run, wrong_every: int) -> None:
+def test_a_stop_id_among_guesses_ends_the_reply(
+    model: Transformer, plain: Run, wrong_every: int
+) -> None:
     stop = frozenset({plain.ids[17]})
     ended = Run(model, Drafter(Told(plain.ids, wrong_every), FREE), stop=stop)
     assert ended.ids == plain.ids[: plain.ids.index(plain.ids[17])]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 9, 10])
-def test_no_more_positions_are_fed_than_were_planned(model: Transformer, plain: Run, count: int) -> None:
+def test_no_more_positions_are_fed_than_were_planned(
+    model: Transformer, plain: Run, count: int
+) -> None:
     """The cache's limit is prompt + max_tokens, so a row too many would raise."""
-    assert Run(model, Drafter(Told(plain.ids, 1000), FREE), max_tokens=count).ids == plain.ids[:count]
+    assert (
+        Run(model, Drafter(Told(plain.ids, 1000), FREE), max_tokens=count).ids == plain.ids[:count]
+    )
 
 
-@pytest.mark.parametrize(("wrong_every", "after"), [(1, 0), (2, 6), (1000, 0), (1000, 1), (1000, 6)])
+@pytest.mark.parametrize(
+    ("wrong_every", "after"), [(1, 0), (2, 6), (1000, 0), (1000, 1), (1000, 6)]
+)
 def test_forced_ids_come_where_they_would_and_the_rest_follows(
     model: Transformer, plain: Run, wrong_every: int, after: int
 ) -> None:
@@ -157,7 +173,9 @@ def test_a_stream_closed_anywhere_leaves_a_cache_to_trim(
     assert mx.allclose(again, model(mx.array([[*known, 7]]))[:, -1], atol=1e-5)
 
 
-def test_a_drafter_that_would_lose_leaves_the_loop_as_it_was(model: Transformer, plain: Run) -> None:
+def test_a_drafter_that_would_lose_leaves_the_loop_as_it_was(
+    model: Transformer, plain: Run
+) -> None:
     for costs in (LINEAR.passes, (1.5,) * MAX_ROWS):
         silent = Run(model, Drafter(Told(plain.ids, 1), costs))
         assert (silent.ids, silent.step.passes) == (plain.ids, plain.step.passes)
@@ -191,7 +209,9 @@ def magistral() -> mm.Magistral:
     ids=["greedy", "seed", "budget", "stop", "length"],
 )
 @pytest.mark.slow
-def test_a_reply_is_the_same_in_fewer_passes(magistral: mm.Magistral, sampling: mm.SamplingParams) -> None:
+def test_a_reply_is_the_same_in_fewer_passes(
+    magistral: mm.Magistral, sampling: mm.SamplingParams
+) -> None:
     question = "What is 481 - 47?"
     plain = magistral.ask(question, sampling)
     magistral.past.forget()

@@ -10,9 +10,9 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from convert import disk, streaming
-from convert.streaming import INCOMPLETE, HubStream
 from magistral_mlx import remote
+from magistral_mlx.convert import disk, streaming
+from magistral_mlx.convert.streaming import INCOMPLETE, HubStream
 from magistral_mlx.errors import CheckpointError, ConversionError, HubError
 from magistral_mlx.remote import Cancelled
 from magistral_mlx.safetensors_header import Shard
@@ -23,14 +23,21 @@ pytest.importorskip("huggingface_hub")
 
 FIRST, SECOND = (f"model-{i:05}-of-00002.safetensors" for i in (1, 2))
 HEAD_BYTES = 100  # so that every header takes a second request
-BESIDE = {"tekken.json": b"{ }", "SYSTEM_PROMPT.txt": b"think", "tokenizer.json": b"large", "README.md": b"read me"}
+BESIDE = {
+    "tekken.json": b"{ }",
+    "SYSTEM_PROMPT.txt": b"think",
+    "tokenizer.json": b"large",
+    "README.md": b"read me",
+}
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the repository was uploaded from."""
     config = make_config(num_layers=1, vocab_size=64)
-    folder = write_checkpoint(tmp_path_factory.mktemp("published"), config, make_weights(config, mx.bfloat16))
+    folder = write_checkpoint(
+        tmp_path_factory.mktemp("published"), config, make_weights(config, mx.bfloat16)
+    )
     for name, content in BESIDE.items():
         (folder / name).write_bytes(content)
     return folder
@@ -80,12 +87,18 @@ def ranges(hub: Hub, name: str) -> list[str | None]:
 def test_documents_and_headers_are_there_first(hub: Hub, folder: Path, published: Path) -> None:
     stream = open_stream(folder)
     documents = {"config.json", "tekken.json", "SYSTEM_PROMPT.txt", "model.safetensors.index.json"}
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {name: hub.files[name] for name in documents}
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        name: hub.files[name] for name in documents
+    }
     assert stream.commit == COMMIT
     assert stream.layout == "hf"
-    assert [(f.name, f.size) for f in stream.files.values()] == [(n, len(hub.files[n])) for n in (FIRST, SECOND)]
+    assert [(f.name, f.size) for f in stream.files.values()] == [
+        (n, len(hub.files[n])) for n in (FIRST, SECOND)
+    ]
     for shard in stream.shards:
-        assert shard == replace(Shard.open(published / shard.path.name), path=folder / shard.path.name)
+        assert shard == replace(
+            Shard.open(published / shard.path.name), path=folder / shard.path.name
+        )
         assert hub.sent[shard.path.name] == shard.data_start  # not a byte of a tensor
     assert sum("/api/models/" in request.path for request in hub.requests) == 1
 
@@ -113,20 +126,28 @@ def test_a_second_process_asks_for_no_document_that_is_right(hub: Hub, folder: P
 
 def test_a_document_that_arrives_damaged_is_refused(hub: Hub, folder: Path) -> None:
     hub.damaged = frozenset({"SYSTEM_PROMPT.txt"})
-    with pytest.raises(HubError, match=r"SYSTEM_PROMPT\.txt arrived damaged; run the same command again"):
+    with pytest.raises(
+        HubError, match=r"SYSTEM_PROMPT\.txt arrived damaged; run the same command again"
+    ):
         open_stream(folder)
     assert not (folder / "SYSTEM_PROMPT.txt").exists()
 
 
-def test_a_file_that_the_index_names_and_nobody_has_is_noticed_first(hub: Hub, folder: Path) -> None:
+def test_a_file_that_the_index_names_and_nobody_has_is_noticed_first(
+    hub: Hub, folder: Path
+) -> None:
     del hub.files[SECOND]
     with pytest.raises(HubError, match=f"names '{SECOND}', which commit {COMMIT} does not hold"):
         open_stream(folder)
     assert FIRST not in hub.fetched()
 
 
-@pytest.mark.parametrize("head", [b"", b"\xff" * 8 + b"{", b"\x02" + bytes(7) + b"{}" + bytes(8), bytes(500)])
-def test_a_header_that_contradicts_itself_is_refused_first(hub: Hub, folder: Path, head: bytes) -> None:
+@pytest.mark.parametrize(
+    "head", [b"", b"\xff" * 8 + b"{", b"\x02" + bytes(7) + b"{}" + bytes(8), bytes(500)]
+)
+def test_a_header_that_contradicts_itself_is_refused_first(
+    hub: Hub, folder: Path, head: bytes
+) -> None:
     hub.files[FIRST] = head
     with pytest.raises(CheckpointError, match=f"{FIRST} is damaged"):
         open_stream(folder)
@@ -138,12 +159,17 @@ def test_without_a_network_the_message_says_so(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     go_offline(monkeypatch, how)
-    with pytest.raises(HubError, match=r"cannot be reached .*Connect and run the same command again, or name a folder"):
+    with pytest.raises(
+        HubError,
+        match=r"cannot be reached .*Connect and run the same command again, or name a folder",
+    ):
         open_stream(folder)
     assert hub.requests == []
 
 
-def test_offline_mode_that_begins_later_is_named(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_that_begins_later_is_named(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stream = open_stream(folder)
     go_offline(monkeypatch, "flag")
     assert "unset the `HF_HUB_OFFLINE` environment variable" in refusal(stream, FIRST)
@@ -172,7 +198,9 @@ def test_a_file_is_fetched_once_and_let_go(hub: Hub, folder: Path) -> None:
     assert hub.fetched() == {FIRST}
 
 
-def test_interrupted_anywhere_only_the_missing_bytes_are_fetched_again(hub: Hub, tmp_path: Path) -> None:
+def test_interrupted_anywhere_only_the_missing_bytes_are_fetched_again(
+    hub: Hub, tmp_path: Path
+) -> None:
     sizes = {name: len(hub.files[name]) for name in (FIRST, SECOND)}
     for point in range(20):
         folder = tmp_path / f"source-{point}"
@@ -193,7 +221,9 @@ def test_interrupted_anywhere_only_the_missing_bytes_are_fetched_again(hub: Hub,
 
 
 @pytest.mark.parametrize("has_ranges", [True, False])
-def test_a_transfer_that_breaks_off_goes_on_by_itself(hub: Hub, folder: Path, has_ranges: bool) -> None:
+def test_a_transfer_that_breaks_off_goes_on_by_itself(
+    hub: Hub, folder: Path, has_ranges: bool
+) -> None:
     stream = open_stream(folder)
     hub.forget()
     size, hub.has_ranges = len(hub.files[FIRST]), has_ranges
@@ -202,7 +232,9 @@ def test_a_transfer_that_breaks_off_goes_on_by_itself(hub: Hub, folder: Path, ha
     assert hub.sent[FIRST] == size  # no byte twice
 
 
-def test_a_server_without_ranges_sends_all_again_and_nothing_is_spoilt(hub: Hub, folder: Path) -> None:
+def test_a_server_without_ranges_sends_all_again_and_nothing_is_spoilt(
+    hub: Hub, folder: Path
+) -> None:
     hub.has_ranges = False
     stream = open_stream(folder)
     (folder / (FIRST + INCOMPLETE)).write_bytes(hub.files[FIRST][:5000])
@@ -221,8 +253,9 @@ def test_a_failure_that_stays_is_named(hub: Hub, folder: Path) -> None:
     stream = open_stream(folder)
     hub.forget()
     hub.passing = [503] * 99
-    assert f"{FIRST} could not be fetched (503 Service Unavailable); run the same command again" in refusal(
-        stream, FIRST
+    assert (
+        f"{FIRST} could not be fetched (503 Service Unavailable); run the same command again"
+        in refusal(stream, FIRST)
     )
     assert len(hub.requests) == 1 + remote.FAILURES_IN_A_ROW
 
@@ -237,7 +270,9 @@ def test_a_failure_that_stays_is_named(hub: Hub, folder: Path) -> None:
         ((410, ""), "could not be fetched (410 Gone)"),
     ],
 )
-def test_a_refusal_is_not_tried_again(hub: Hub, folder: Path, refused: tuple[int, str], words: str) -> None:
+def test_a_refusal_is_not_tried_again(
+    hub: Hub, folder: Path, refused: tuple[int, str], words: str
+) -> None:
     stream = open_stream(folder)
     hub.forget()
     hub.file_refusal = refused
@@ -251,12 +286,17 @@ def test_a_commit_that_is_gone_is_named(hub: Hub, folder: Path) -> None:
     assert f"no longer has {FIRST} at commit {COMMIT}" in refusal(stream, FIRST)
 
 
-def test_a_file_that_arrives_damaged_is_deleted_and_only_it_is_fetched_again(hub: Hub, folder: Path) -> None:
+def test_a_file_that_arrives_damaged_is_deleted_and_only_it_is_fetched_again(
+    hub: Hub, folder: Path
+) -> None:
     stream = open_stream(folder)
     fetch(stream, FIRST)
     hub.damaged = frozenset({SECOND})
     assert f"{SECOND} arrived damaged" in refusal(stream, SECOND)
-    assert {path.name for path in folder.glob("*.safetensors*")} == {FIRST, "model.safetensors.index.json"}
+    assert {path.name for path in folder.glob("*.safetensors*")} == {
+        FIRST,
+        "model.safetensors.index.json",
+    }
     hub.damaged = frozenset()
     hub.forget()
     assert fetch(stream, SECOND).read_bytes() == hub.files[SECOND]
@@ -266,7 +306,9 @@ def test_a_file_that_arrives_damaged_is_deleted_and_only_it_is_fetched_again(hub
 
 def test_a_header_that_came_otherwise_before_is_noticed(hub: Hub, folder: Path) -> None:
     stream = open_stream(folder)
-    other = replace(stream, shards=tuple(replace(shard, header_sha256="0" * 64) for shard in stream.shards))
+    other = replace(
+        stream, shards=tuple(replace(shard, header_sha256="0" * 64) for shard in stream.shards)
+    )
     assert f"the header of {FIRST} came otherwise before" in refusal(other, FIRST)
 
 
@@ -279,7 +321,9 @@ def flipped(content: bytes, at: int) -> bytes:
 
 @pytest.mark.parametrize("suffix", ["", INCOMPLETE])
 @pytest.mark.parametrize("what", ["flipped in the data", "of another model", "too long"])
-def test_what_was_left_damaged_is_fetched_anew(hub: Hub, folder: Path, what: str, suffix: str) -> None:
+def test_what_was_left_damaged_is_fetched_anew(
+    hub: Hub, folder: Path, what: str, suffix: str
+) -> None:
     stream, right = open_stream(folder), hub.files[FIRST]
     left = {
         "flipped in the data": flipped(right, len(right) - 1),
@@ -288,7 +332,10 @@ def test_what_was_left_damaged_is_fetched_anew(hub: Hub, folder: Path, what: str
     }
     (folder / (FIRST + suffix)).write_bytes(left[what])
     assert fetch(stream, FIRST).read_bytes() == right
-    assert {path.name for path in folder.glob("*.safetensors*")} == {FIRST, "model.safetensors.index.json"}
+    assert {path.name for path in folder.glob("*.safetensors*")} == {
+        FIRST,
+        "model.safetensors.index.json",
+    }
 
 
 def test_the_rest_of_another_model_is_not_added_to(hub: Hub, folder: Path) -> None:
@@ -301,7 +348,9 @@ def test_the_rest_of_another_model_is_not_added_to(hub: Hub, folder: Path) -> No
 
 @pytest.mark.parametrize("name", [FIRST, FIRST + INCOMPLETE, "tekken.json", "tekken.json.tmp"])
 @pytest.mark.parametrize("how", ["symbolic", "dangling", "hard", "folder"])
-def test_no_link_leads_out_of_the_folder(hub: Hub, folder: Path, tmp_path: Path, name: str, how: str) -> None:
+def test_no_link_leads_out_of_the_folder(
+    hub: Hub, folder: Path, tmp_path: Path, name: str, how: str
+) -> None:
     open_stream(folder)
     outside, path = tmp_path / "outside", folder / name
     outside.mkdir()
@@ -325,12 +374,16 @@ def test_no_link_leads_out_of_the_folder(hub: Hub, folder: Path, tmp_path: Path,
 def test_a_folder_that_is_a_link_is_refused(hub: Hub, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     folder.symlink_to(tmp_path / "outside", target_is_directory=True)
-    with pytest.raises(ConversionError, match="is a link, and what is fetched would go where it points"):
+    with pytest.raises(
+        ConversionError, match="is a link, and what is fetched would go where it points"
+    ):
         open_stream(folder)
     assert not any((tmp_path / "outside").iterdir())
 
 
-def test_a_full_disk_leaves_what_arrived(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_what_arrived(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stream = open_stream(folder)
     put, size = disk.put, len(hub.files[FIRST])
 
@@ -351,7 +404,9 @@ def test_a_full_disk_leaves_what_arrived(hub: Hub, folder: Path, monkeypatch: py
 
 def test_a_folder_that_cannot_be_written_is_named(hub: Hub, folder: Path) -> None:
     folder.write_bytes(b"in the way")
-    with pytest.raises(ConversionError, match=r"source could not be written .* check the folder and the disk"):
+    with pytest.raises(
+        ConversionError, match=r"source could not be written .* check the folder and the disk"
+    ):
         open_stream(folder)
 
 
@@ -439,7 +494,9 @@ def test_the_most_bytes_at_once(hub: Hub, folder: Path, order: str, together: st
     stream = replace(
         stream,
         files={name: file._replace(size=size) for name, size in sizes.items()},
-        shards=tuple(replace(shard, path=folder / n, header={f"{n}.{i}": entry for i in "xy"}) for n in sizes),
+        shards=tuple(
+            replace(shard, path=folder / n, header={f"{n}.{i}": entry for i in "xy"}) for n in sizes
+        ),
     )
     steps = [[f"{name}.{i}" for name in step for i in "xy"] for step in order.split()]
     assert stream.peak_bytes(steps) == sum(sizes[name] for name in together)

@@ -78,21 +78,29 @@ def test_every_event_has_a_type_with_its_fields(name: str) -> None:
 
 
 def test_the_enum_has_every_kind_and_reads_and_writes_it() -> None:
-    kinds = {name: definition["properties"]["kind"]["enum"][0] for name, definition in DEFINITIONS.items()}
+    kinds = {
+        name: definition["properties"]["kind"]["enum"][0]
+        for name, definition in DEFINITIONS.items()
+    }
     body = block(EVENTS, "enum MagistralEvent")
     cases = dict(re.findall(r"^    case (\w+)\((\w+)\)$", body, re.MULTILINE))
     written = keys_of(block(body, "enum Kind"))
     assert {struct: written[case] for case, struct in cases.items()} == kinds
     read = re.findall(r"case \.(\w+): self = \.(\w+)\(try (\w+)\(from: decoder\)\)", body)
-    assert {(a, b, struct) for a, b, struct in read} == {(case, case, struct) for case, struct in cases.items()}
-    encoded = re.findall(r"case \.(\w+)\(let event\):\s+try container.encode\(Kind\.(\w+), forKey", body)
+    assert {(a, b, struct) for a, b, struct in read} == {
+        (case, case, struct) for case, struct in cases.items()
+    }
+    encoded = re.findall(
+        r"case \.(\w+)\(let event\):\s+try container.encode\(Kind\.(\w+), forKey", body
+    )
     assert set(encoded) == {(case, case) for case in cases}
     lasts = re.findall(r"case ([.\w, ]+): true", block(body, "var isLast"))[0]
     assert lasts == ".ready, .done, .error"
 
 
 @pytest.mark.parametrize(
-    ("struct", "function"), [("Options", bridge.load), ("Options", bridge.plan), ("Sampling", bridge.start)]
+    ("struct", "function"),
+    [("Options", bridge.load), ("Options", bridge.plan), ("Sampling", bridge.start)],
 )
 def test_what_swift_gives_is_what_the_bridge_takes(struct: str, function: Any) -> None:
     taken = inspect.signature(function).parameters
@@ -113,15 +121,26 @@ def test_the_bridge_file_imports_nothing_of_one_platform() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("swift") is None, reason="no Swift toolchain (Debian 13 has swiftlang)")
+@pytest.mark.skipif(
+    shutil.which("swift") is None, reason="no Swift toolchain (Debian 13 has swiftlang)"
+)
 @pytest.mark.skipif(shared_library() is None, reason="no shared libpython")
 def test_the_package_is_built_and_runs(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "package", ignore=shutil.ignore_patterns(".build"))
     places = [str(shared_library()), sys.base_prefix, sysconfig.get_path("purelib")]
 
     def run(program: str, *words: str) -> str:
-        command = ["swift", "run", "--disable-sandbox", "--package-path", str(tmp_path / "package"), program]
-        done = subprocess.run([*command, *places, *words], capture_output=True, text=True, check=False, timeout=500)
+        command = [
+            "swift",
+            "run",
+            "--disable-sandbox",
+            "--package-path",
+            str(tmp_path / "package"),
+            program,
+        ]
+        done = subprocess.run(
+            [*command, *places, *words], capture_output=True, text=True, check=False, timeout=500
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

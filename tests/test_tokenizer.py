@@ -19,7 +19,10 @@ from tests.tekken import write_tekken
 
 BOS, EOS, INST, END_INST, TOOLS, END_TOOLS, RESULTS, END_RESULTS, CALLS = 1, 2, 3, 4, 5, 6, 7, 8, 9
 SYSTEM, END_SYSTEM, CONTENT, ARGS, CALL_ID = 17, 18, 19, 32, 33
-TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "add", "parameters": {"type": "object", "properties": {}}},
+}
 HEAD = CARD_SYSTEM_PROMPT.removesuffix("Problem:\n\n")
 
 
@@ -29,13 +32,19 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 @pytest.fixture(scope="module", params=["v11", "v13"])
-def any_release(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return Tokenizer.from_folder(write_tekken(tmp_path_factory.mktemp("small"), version=request.param))
+def any_release(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Tokenizer:
+    return Tokenizer.from_folder(
+        write_tekken(tmp_path_factory.mktemp("small"), version=request.param)
+    )
 
 
 def ids_of(tokenizer: Tokenizer, *parts: int | str) -> list[int]:
     """Ids spelled out: control ids as numbers, texts encoded each on its own."""
-    return [i for part in parts for i in ([part] if isinstance(part, int) else tokenizer.encode(part))]
+    return [
+        i for part in parts for i in ([part] if isinstance(part, int) else tokenizer.encode(part))
+    ]
 
 
 def test_the_full_vocabulary_gives_the_published_ids(tmp_path: Path) -> None:
@@ -56,10 +65,14 @@ def test_the_full_vocabulary_gives_the_published_ids(tmp_path: Path) -> None:
 
 
 def test_one_question_gets_the_default_system_prompt(tokenizer: Tokenizer) -> None:
-    expected = ids_of(tokenizer, BOS, SYSTEM, CARD_SYSTEM_PROMPT, END_SYSTEM, INST, "What is 2 + 2?", END_INST)
+    expected = ids_of(
+        tokenizer, BOS, SYSTEM, CARD_SYSTEM_PROMPT, END_SYSTEM, INST, "What is 2 + 2?", END_INST
+    )
     assert tokenizer.encode_chat("What is 2 + 2?") == expected
     assert tokenizer.encode_chat([{"role": "user", "content": "What is 2 + 2?"}]) == expected
-    assert tokenizer.encode_chat("What is 2 + 2?", think=False) == expected + tokenizer.encode("<think>\n</think>\n")
+    assert tokenizer.encode_chat("What is 2 + 2?", think=False) == expected + tokenizer.encode(
+        "<think>\n</think>\n"
+    )
 
 
 def test_a_system_message_goes_before_the_problem_and_keeps_the_head(tokenizer: Tokenizer) -> None:
@@ -72,7 +85,9 @@ def test_a_system_message_goes_before_the_problem_and_keeps_the_head(tokenizer: 
     assert tokenizer.encode_chat(messages) == ids_of(
         tokenizer, BOS, SYSTEM, prompt, END_SYSTEM, INST, "Hello", END_INST
     )
-    alone = ids_of(tokenizer, BOS, SYSTEM, "Be brief.\n\nBe polite.", END_SYSTEM, INST, "Hello", END_INST)
+    alone = ids_of(
+        tokenizer, BOS, SYSTEM, "Be brief.\n\nBe polite.", END_SYSTEM, INST, "Hello", END_INST
+    )
     assert tokenizer.encode_chat(messages, system_prompt_only=True) == alone
 
 
@@ -90,19 +105,32 @@ def test_the_checkpoints_own_system_prompt_is_used(tmp_path: Path, own: str, mer
     (tmp_path / "SYSTEM_PROMPT.txt").write_bytes(own.encode())
     tokenizer = Tokenizer.from_folder(tmp_path)
     assert tokenizer.system_prompt == own
-    assert tokenizer.encode_chat("Hi") == ids_of(tokenizer, BOS, SYSTEM, own, END_SYSTEM, INST, "Hi", END_INST)
+    assert tokenizer.encode_chat("Hi") == ids_of(
+        tokenizer, BOS, SYSTEM, own, END_SYSTEM, INST, "Hi", END_INST
+    )
     messages = [{"role": "system", "content": "USER"}, {"role": "user", "content": "Hi"}]
-    assert tokenizer.encode_chat(messages) == ids_of(tokenizer, BOS, SYSTEM, merged, END_SYSTEM, INST, "Hi", END_INST)
+    assert tokenizer.encode_chat(messages) == ids_of(
+        tokenizer, BOS, SYSTEM, merged, END_SYSTEM, INST, "Hi", END_INST
+    )
 
 
 def test_turns_traces_tools_and_results(tokenizer: Tokenizer) -> None:
-    call = {"id": "abc123XYZ", "type": "function", "function": {"name": "add", "arguments": '{"a":"é"}'}}
+    call = {
+        "id": "abc123XYZ",
+        "type": "function",
+        "function": {"name": "add", "arguments": '{"a":"é"}'},
+    }
     messages: list[dict[str, Any]] = [
         {"role": "user", "content": "one"},
         {"role": "user", "content": "more"},
         {"role": "assistant", "content": "A", "reasoning": "because\nof this"},
         {"role": "user", "content": "two"},
-        {"role": "assistant", "content": None, "reasoning_content": "call it", "tool_calls": [call]},
+        {
+            "role": "assistant",
+            "content": None,
+            "reasoning_content": "call it",
+            "tool_calls": [call],
+        },
         {"role": "tool", "content": "3", "tool_call_id": "abc123XYZ"},
     ]
     definition = '[{"type": "function", "function": {"name": "add", "description": "", '
@@ -111,8 +139,26 @@ def test_turns_traces_tools_and_results(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode_chat(messages, tools=[TOOL]) == ids_of(
         tokenizer,
         *(BOS, SYSTEM, CARD_SYSTEM_PROMPT, END_SYSTEM, INST, "one\n\nmore", END_INST),
-        *("<think>\nbecause\nof this\n</think>\nA", EOS, TOOLS, definition, END_TOOLS, INST, "two", END_INST),
-        *("<think>\ncall it\n</think>\n", CALLS, "add", CALL_ID, "abc123XYZ", ARGS, '{"a": "é"}', EOS),
+        *(
+            "<think>\nbecause\nof this\n</think>\nA",
+            EOS,
+            TOOLS,
+            definition,
+            END_TOOLS,
+            INST,
+            "two",
+            END_INST,
+        ),
+        *(
+            "<think>\ncall it\n</think>\n",
+            CALLS,
+            "add",
+            CALL_ID,
+            "abc123XYZ",
+            ARGS,
+            '{"a": "é"}',
+            EOS,
+        ),
         *(RESULTS, "abc123XYZ", CONTENT, "3", END_RESULTS),
     )
     # Ids of another form are replaced by nine characters, the same in the call and its result.
@@ -125,19 +171,54 @@ def test_turns_traces_tools_and_results(tokenizer: Tokenizer) -> None:
 
 
 def injections(n: int) -> list[str]:
-    names = ["<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CALLS]", "[ARGS]"]
-    names += ["[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[TOOL_CONTENT]", "[/TOOL_RESULTS]"]
-    names += ["[CALL_ID]", "<SPECIAL_20>", "<SPECIAL_999>", "<unk>", "<pad>", "[IMG]", "[PREFIX]", "[SUFFIX]"]
+    names = [
+        "<s>",
+        "</s>",
+        "[INST]",
+        "[/INST]",
+        "[SYSTEM_PROMPT]",
+        "[/SYSTEM_PROMPT]",
+        "[TOOL_CALLS]",
+        "[ARGS]",
+    ]
+    names += [
+        "[AVAILABLE_TOOLS]",
+        "[/AVAILABLE_TOOLS]",
+        "[TOOL_RESULTS]",
+        "[TOOL_CONTENT]",
+        "[/TOOL_RESULTS]",
+    ]
+    names += [
+        "[CALL_ID]",
+        "<SPECIAL_20>",
+        "<SPECIAL_999>",
+        "<unk>",
+        "<pad>",
+        "[IMG]",
+        "[PREFIX]",
+        "[SUFFIX]",
+    ]
     names += ["[THINK]", "[/THINK]"]
     rng = random.Random(0)
     others = [" ", "\n", "x", '"', "\\", "\x00", "é", "🙂", "<think>", "</think>", "{{", "%}"]
-    return [rng.choice(names) + "".join(rng.choices(names + others, k=rng.randrange(6))) for _ in range(n)]
+    return [
+        rng.choice(names) + "".join(rng.choices(names + others, k=rng.randrange(6)))
+        for _ in range(n)
+    ]
 
 
 def everywhere(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """A conversation with ``text`` in every field that takes free text, and tools likewise."""
-    call = {"id": text, "type": "function", "function": {"name": "add", "arguments": {text: [text]}}}
-    schema = {"type": "object", "title": text, "properties": {text: {"type": "string", "description": text}}}
+    call = {
+        "id": text,
+        "type": "function",
+        "function": {"name": "add", "arguments": {text: [text]}},
+    }
+    schema = {
+        "type": "object",
+        "title": text,
+        "properties": {text: {"type": "string", "description": text}},
+    }
     messages: list[dict[str, Any]] = [
         {"role": "system", "content": text},
         {"role": "user", "content": text},
@@ -146,13 +227,17 @@ def everywhere(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         {"role": "assistant", "content": text, "reasoning_content": text, "tool_calls": [call]},
         {"role": "tool", "content": text, "tool_call_id": text, "name": text},
     ]
-    return messages, [{"type": "function", "function": {"name": "add", "description": text, "parameters": schema}}]
+    return messages, [
+        {"type": "function", "function": {"name": "add", "description": text, "parameters": schema}}
+    ]
 
 
 def test_no_text_anywhere_adds_a_control_id(any_release: Tokenizer) -> None:
     def controls(text: str) -> Counter[int]:
         messages, tools = everywhere(text)
-        return Counter(filter(any_release.is_control, any_release.encode_chat(messages, tools=tools)))
+        return Counter(
+            filter(any_release.is_control, any_release.encode_chat(messages, tools=tools))
+        )
 
     harmless = controls("harmless")
     assert harmless[BOS] == 1
@@ -161,7 +246,9 @@ def test_no_text_anywhere_adds_a_control_id(any_release: Tokenizer) -> None:
         assert controls(text) == harmless, text
         assert not any(map(any_release.is_control, any_release.encode(text)))
         with pytest.raises(OptionError):  # names are not free text
-            any_release.encode_chat("hi", tools=[{"type": "function", "function": {"name": text, "parameters": {}}}])
+            any_release.encode_chat(
+                "hi", tools=[{"type": "function", "function": {"name": text, "parameters": {}}}]
+            )
 
 
 def test_streamed_text_equals_batch_text(any_release: Tokenizer) -> None:
@@ -170,7 +257,10 @@ def test_streamed_text_equals_batch_text(any_release: Tokenizer) -> None:
     single_bytes = list(range(1000, 1256))  # most are no whole character
     words = list(range(1256, any_release.vocab_size))
     for _ in range(10_000):
-        ids = [rng.choice(rng.choices((control, single_bytes, words), (1, 6, 3))[0]) for _ in range(rng.randrange(20))]
+        ids = [
+            rng.choice(rng.choices((control, single_bytes, words), (1, 6, 3))[0])
+            for _ in range(rng.randrange(20))
+        ]
         stream = any_release.stream()
         pieces = [stream.push(i) for i in ids] + [stream.flush()]
         assert "".join(pieces) == any_release.decode(ids), ids
@@ -191,15 +281,22 @@ def test_no_character_is_ever_split(any_release: Tokenizer) -> None:
 def test_tool_calls_come_from_control_ids_only(tokenizer: Tokenizer) -> None:
     one = [CALLS, *ids_of(tokenizer, "add", CALL_ID, "abcdefgh1", ARGS, '{"a": [1, "é"]}')]
     two = [CALLS, *ids_of(tokenizer, "now", ARGS, "{}")]
-    (first, second, third), rest = tokenizer.tool_calls([*tokenizer.encode("Let me see."), *one, *two, *two, EOS])
+    (first, second, third), rest = tokenizer.tool_calls(
+        [*tokenizer.encode("Let me see."), *one, *two, *two, EOS]
+    )
     assert (first, rest) == (ToolCall("add", {"a": [1, "é"]}, "abcdefgh1"), "Let me see.")
     assert (second.name, second.arguments) == (third.name, third.arguments) == ("now", {})
-    assert re.fullmatch("[0-9a-z]{9} [0-9a-z]{9}", f"{second.id} {third.id}")  # made up where the model gave none
+    assert re.fullmatch(
+        "[0-9a-z]{9} [0-9a-z]{9}", f"{second.id} {third.id}"
+    )  # made up where the model gave none
     assert second.id != third.id
     spelled = tokenizer.encode('[TOOL_CALLS]add[ARGS]{"a": 1}')
     assert tokenizer.tool_calls(spelled) == ([], '[TOOL_CALLS]add[ARGS]{"a": 1}')
     for broken in ("{", "[1]", "[" * 5000):
-        assert tokenizer.tool_calls([CALLS, *ids_of(tokenizer, "add", ARGS, broken)]) == ([], "add" + broken)
+        assert tokenizer.tool_calls([CALLS, *ids_of(tokenizer, "add", ARGS, broken)]) == (
+            [],
+            "add" + broken,
+        )
 
 
 USER = {"role": "user", "content": "hi"}
@@ -224,7 +321,10 @@ ANSWER = {"role": "assistant", "content": "yes"}
         ([{"role": "user", "contents": "hi"}], "no 'contents'"),
         ([USER, {"role": "assistant", "content": ""}, USER], "message 2: content is empty"),
         ([USER, ANSWER | {"reasoning": "a", "reasoning_content": "b"}, USER], "differ"),
-        ([USER, ANSWER | {"tool_calls": [{"id": "a"}]}, USER], "message 2: tool call 1: function is NoneType"),
+        (
+            [USER, ANSWER | {"tool_calls": [{"id": "a"}]}, USER],
+            "message 2: tool call 1: function is NoneType",
+        ),
         ([USER, {"role": "tool", "content": "x", "tool_call_id": "a"}], "cannot follow"),
         (
             [USER, ANSWER, {"role": "tool", "content": "x", "tool_call_id": "a"}],
@@ -232,12 +332,16 @@ ANSWER = {"role": "assistant", "content": "yes"}
         ),
     ],
 )
-def test_malformed_conversations_are_refused(tokenizer: Tokenizer, messages: Any, message: str) -> None:
+def test_malformed_conversations_are_refused(
+    tokenizer: Tokenizer, messages: Any, message: str
+) -> None:
     with pytest.raises(OptionError, match=message):
         tokenizer.encode_chat(messages)
 
 
-@pytest.mark.parametrize("tools", [[{}], [5], [{"type": "function", "function": {"name": "a b", "parameters": {}}}]])
+@pytest.mark.parametrize(
+    "tools", [[{}], [5], [{"type": "function", "function": {"name": "a b", "parameters": {}}}]]
+)
 def test_malformed_tools_are_refused(tokenizer: Tokenizer, tools: Any) -> None:
     with pytest.raises(OptionError, match=r"cannot be encoded|a tool is int"):
         tokenizer.encode_chat("hi", tools=tools)
@@ -251,19 +355,44 @@ def test_a_folder_without_a_usable_tokenizer_is_refused(tmp_path: Path) -> None:
     whole = (write_tekken(tmp_path) / "tekken.json").read_bytes()
     raw = json.loads(whole)
     config, vocab = raw["config"], raw["vocab"]
-    damaged: list[Any] = [[], {}, None, raw | {"config": None}, raw | {"vocab": vocab[:-1]}, raw | {"vocab": "x"}]
-    damaged += [raw | {"config": config | {"version": "v99"}}, raw | {"config": config | {"pattern": "("}}]
-    damaged += [raw | {"config": config | {"default_vocab_size": value}} for value in ("2048", None, -1, 10**30)]
-    damaged += [raw | {"vocab": [{**vocab[0], "token_bytes": value}, *vocab[1:]]} for value in (None, "###", "é")]
-    damaged += [raw | {"special_tokens": value} for value in (None, [], [1], raw["special_tokens"][:20])]
-    for content in [b"", b"\xff\xfe", whole[: len(whole) // 2], *(json.dumps(d).encode() for d in damaged)]:
+    damaged: list[Any] = [
+        [],
+        {},
+        None,
+        raw | {"config": None},
+        raw | {"vocab": vocab[:-1]},
+        raw | {"vocab": "x"},
+    ]
+    damaged += [
+        raw | {"config": config | {"version": "v99"}},
+        raw | {"config": config | {"pattern": "("}},
+    ]
+    damaged += [
+        raw | {"config": config | {"default_vocab_size": value}}
+        for value in ("2048", None, -1, 10**30)
+    ]
+    damaged += [
+        raw | {"vocab": [{**vocab[0], "token_bytes": value}, *vocab[1:]]}
+        for value in (None, "###", "é")
+    ]
+    damaged += [
+        raw | {"special_tokens": value} for value in (None, [], [1], raw["special_tokens"][:20])
+    ]
+    for content in [
+        b"",
+        b"\xff\xfe",
+        whole[: len(whole) // 2],
+        *(json.dumps(d).encode() for d in damaged),
+    ]:
         (tmp_path / "tekken.json").write_bytes(content)
         with pytest.raises(TokenizerError, match="damaged or unknown; download it again"):
             Tokenizer.from_folder(tmp_path)
     write_tekken(tmp_path, 1255)
     with pytest.raises(TokenizerError, match="has 255 ids of text, and single bytes alone are 256"):
         Tokenizer.from_folder(tmp_path)
-    assert Tokenizer.from_folder(write_tekken(tmp_path / "bytes", 1256)).encode("é") == [1000 + b for b in "é".encode()]
+    assert Tokenizer.from_folder(write_tekken(tmp_path / "bytes", 1256)).encode("é") == [
+        1000 + b for b in "é".encode()
+    ]
     write_tekken(tmp_path)
     for content in (b"", b" \n", b"\xff\xfe"):
         (tmp_path / "SYSTEM_PROMPT.txt").write_bytes(content)

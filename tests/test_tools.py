@@ -19,32 +19,57 @@ from tests.oracle import Oracle
 from tests.tekken import write_tekken
 from tests.tiny import make_config, make_weights, write_checkpoint
 
-EOS, END_INST, DEFINED, END_RESULTS, CALLS, ARGS, CALL_ID, THINK, END_THINK = 2, 4, 5, 8, 9, 32, 33, 34, 35
+EOS, END_INST, DEFINED, END_RESULTS, CALLS, ARGS, CALL_ID, THINK, END_THINK = (
+    2,
+    4,
+    5,
+    8,
+    9,
+    32,
+    33,
+    34,
+    35,
+)
 GREEDY = mm.SamplingParams(temperature=0)
-TOOLS = [{"type": "function", "function": {"name": "add", "description": "a + b", "parameters": {"type": "object"}}}]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "add", "description": "a + b", "parameters": {"type": "object"}},
+    }
+]
 USAGE = Usage(0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0)
 MODES = ("all", "last", "none")
 NO_LIMIT = MemoryPlan(0, 0, 0, 0, context=40_960, kv_bits=None, prefill_chunk=1)
 
 
 def ids_of(tokenizer: Tokenizer, *parts: int | str) -> list[int]:
-    return [i for part in parts for i in ([part] if isinstance(part, int) else tokenizer.encode(part))]
+    return [
+        i for part in parts for i in ([part] if isinstance(part, int) else tokenizer.encode(part))
+    ]
 
 
-def call_ids(tokenizer: Tokenizer, identity: str = "abc123XYZ", arguments: str = '{"a": 1}') -> list[int]:
+def call_ids(
+    tokenizer: Tokenizer, identity: str = "abc123XYZ", arguments: str = '{"a": 1}'
+) -> list[int]:
     """A call as the model of this version writes it."""
     if tokenizer.version == "v7":
-        return ids_of(tokenizer, CALLS, f'[{{"name": "add", "arguments": {arguments}, "id": "{identity}"}}]')
+        return ids_of(
+            tokenizer, CALLS, f'[{{"name": "add", "arguments": {arguments}, "id": "{identity}"}}]'
+        )
     middle = (CALL_ID, identity) if tokenizer.version == "v11" else ()
     return ids_of(tokenizer, CALLS, "add", *middle, ARGS, arguments)
 
 
 def tokenizer_of(folder: Path, version: str) -> Tokenizer:
-    return Tokenizer.from_folder(write_tekken(folder, version=version), "control" if version == "v13" else "text")
+    return Tokenizer.from_folder(
+        write_tekken(folder, version=version), "control" if version == "v13" else "text"
+    )
 
 
 @pytest.fixture(scope="module", params=["v7", "v11", "v13"])
-def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+def tokenizer(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Tokenizer:
     return tokenizer_of(tmp_path_factory.mktemp("tekken"), request.param)
 
 
@@ -69,23 +94,40 @@ def test_calls_are_read_after_the_trace_only(tokenizer: Tokenizer) -> None:
     assert [(call.name, call.arguments) for call in reply.tool_calls] == [("add", {"a": 1})]
     # Before the trace is closed, and where a text spells the token, there is no call.
     opened = trace[: -1 if tokenizer.reasoning_format == "control" else -4]
-    for ids in ([*opened, *call_ids(tokenizer)], [*trace, *tokenizer.encode('[TOOL_CALLS]add[ARGS]{"a": 1}')]):
+    for ids in (
+        [*opened, *call_ids(tokenizer)],
+        [*trace, *tokenizer.encode('[TOOL_CALLS]add[ARGS]{"a": 1}')],
+    ):
         reply = reply_of(tokenizer, ids)
         assert (reply.tool_calls, reply.finish_reason) == ((), "stop")
 
 
-NO_OBJECTS = ['{"a": 1', "[1]", "1", '"x"', '{"a": NaN}', '{"a": 1e999}', '{"a": "\\ud800"}', "[" * 5000, ""]
+NO_OBJECTS = [
+    '{"a": 1',
+    "[1]",
+    "1",
+    '"x"',
+    '{"a": NaN}',
+    '{"a": 1e999}',
+    '{"a": "\\ud800"}',
+    "[" * 5000,
+    "",
+]
 
 
 @pytest.mark.parametrize("arguments", NO_OBJECTS)
-def test_arguments_are_a_json_object_or_there_is_no_call(tokenizer: Tokenizer, arguments: str) -> None:
+def test_arguments_are_a_json_object_or_there_is_no_call(
+    tokenizer: Tokenizer, arguments: str
+) -> None:
     reply = reply_of(tokenizer, call_ids(tokenizer, arguments=arguments))
     assert (reply.tool_calls, reply.finish_reason) == ((), "stop")
     assert arguments in reply.answer  # it stays text: nothing that the model wrote is lost
 
 
 def test_every_call_has_an_id_of_its_own(tokenizer: Tokenizer) -> None:
-    ids = [call_ids(tokenizer, identity) for identity in ("abc123XYZ", "abc123XYZ", "call 1", "call 1")]
+    ids = [
+        call_ids(tokenizer, identity) for identity in ("abc123XYZ", "abc123XYZ", "call 1", "call 1")
+    ]
     if tokenizer.version == "v7":
         calls = ", ".join(tokenizer.decode(block)[1:-1] for block in ids)
         ids = [ids_of(tokenizer, CALLS, f"[{calls}]")]
@@ -95,7 +137,10 @@ def test_every_call_has_an_id_of_its_own(tokenizer: Tokenizer) -> None:
     assert all(len(identity) == 9 and identity.isalnum() for identity in found)
     assert tokenizer.version == "v13" or found[0] == "abc123XYZ"
     # As a message the reply may hold them as they are.
-    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": reply.tool_calls}]
+    messages = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "tool_calls": reply.tool_calls},
+    ]
     messages += [{"role": "tool", "tool_call_id": identity, "content": "1"} for identity in found]
     assert tokenizer.encode_chat(messages).count(CALLS) == len(ids)
 
@@ -105,7 +150,9 @@ def test_a_name_that_could_not_be_sent_back_is_no_call(tokenizer: Tokenizer) -> 
         ids = tokenizer.encode(name)
         block = [CALLS, *ids, *call_ids(tokenizer)[1 + len(tokenizer.encode("add")) :]]
         if tokenizer.version == "v7":
-            block = ids_of(tokenizer, CALLS, json.dumps([{"name": name, "arguments": {}, "id": "abc123XYZ"}]))
+            block = ids_of(
+                tokenizer, CALLS, json.dumps([{"name": name, "arguments": {}, "id": "abc123XYZ"}])
+            )
         assert reply_of(tokenizer, block).tool_calls == ()
 
 
@@ -142,7 +189,9 @@ def said(trace: str, answer: str, *calls: ToolCall) -> mm.Reply:
 
 
 @pytest.mark.parametrize("keep", MODES)
-def test_a_conversation_gives_the_ids_mistral_common_gives(tmp_path: Path, tokenizer: Tokenizer, keep: Any) -> None:
+def test_a_conversation_gives_the_ids_mistral_common_gives(
+    tmp_path: Path, tokenizer: Tokenizer, keep: Any
+) -> None:
     """Parallel calls with results in any order; traces kept, dropped, and kept until a question is answered."""
     write_tekken(tmp_path, version=tokenizer.version)
     oracle = Oracle(tmp_path, tokenizer.version)
@@ -162,7 +211,9 @@ def test_a_conversation_gives_the_ids_mistral_common_gives(tmp_path: Path, token
         return {"role": "user", "content": text}
 
     def assistant(text: str, trace: str, *calls: tuple[str, str]) -> dict[str, Any]:
-        stated = [{"id": i, "function": {"name": "add", "arguments": arguments}} for i, arguments in calls]
+        stated = [
+            {"id": i, "function": {"name": "add", "arguments": arguments}} for i, arguments in calls
+        ]
         return {"role": "assistant", "content": text, "reasoning": trace, "tool_calls": stated}
 
     def result(identity: str, text: str) -> dict[str, Any]:
@@ -172,14 +223,23 @@ def test_a_conversation_gives_the_ids_mistral_common_gives(tmp_path: Path, token
     second = ("aaaaaaaa2", '{"é": [2]}')
     whole = [user("q1"), assistant("a1", "t1"), user("q2"), assistant("", "t2", first, second)]
     whole += [result("aaaaaaaa2", "r2"), result("aaaaaaaa1", "r1"), assistant("so", "t3", second)]
-    whole += [result("aaaaaaaa2", "r3"), assistant("a4", "t4"), user("q3"), assistant("a5", ""), user("q4")]
+    whole += [
+        result("aaaaaaaa2", "r3"),
+        assistant("a4", "t4"),
+        user("q3"),
+        assistant("a5", ""),
+        user("q4"),
+    ]
     kept = {
         "all": ["", "t1", "t1 t2", "t1 t2 t3", "t1 t2 t3 t4", "t1 t2 t3 t4"],
         "last": ["", "t1", "t1 t2", "t1 t2 t3", "t4", "t4"],
         "none": ["", "", "t2", "t2 t3", "", ""],
     }[keep]
     for prompt, end, traces in zip(model.prompts, (1, 3, 6, 8, 10, 12), kept, strict=True):
-        shown = [m | {"reasoning": ""} if m.get("reasoning") not in traces.split() else m for m in whole[:end]]
+        shown = [
+            m | {"reasoning": ""} if m.get("reasoning") not in traces.split() else m
+            for m in whole[:end]
+        ]
         assert prompt == oracle.ids(shown, tools=TOOLS)
 
 
@@ -190,9 +250,14 @@ def test_calls_that_wait_are_answered_first(tokenizer: Tokenizer) -> None:
         chat.ask({"aaaaaaaa1": "1"})
     chat.ask("q")
     before = list(chat.messages)
-    with pytest.raises(mm.OptionError, match=r"'aaaaaaaa1' waits for its result; ask with \{'aaaaaaaa1': result\}"):
+    with pytest.raises(
+        mm.OptionError, match=r"'aaaaaaaa1' waits for its result; ask with \{'aaaaaaaa1': result\}"
+    ):
         chat.ask("never mind")
-    wrong: list[tuple[Any, str]] = [({"bbbbbbbb1": "1"}, "'bbbbbbbb1' is no call"), ({}, "'aaaaaaaa1' has no result")]
+    wrong: list[tuple[Any, str]] = [
+        ({"bbbbbbbb1": "1"}, "'bbbbbbbb1' is no call"),
+        ({}, "'aaaaaaaa1' has no result"),
+    ]
     for results, message in [*wrong, ({"aaaaaaaa1": 3}, "content is int, expected text")]:
         with pytest.raises(mm.OptionError, match=message):
             chat.ask(results)
@@ -201,7 +266,11 @@ def test_calls_that_wait_are_answered_first(tokenizer: Tokenizer) -> None:
 
 
 def test_without_tools_there_is_nothing_to_answer(tokenizer: Tokenizer) -> None:
-    chat = Chat(Script(tokenizer, said("t", "", ToolCall("add", {}, "aaaaaaaa1")), said("", "yes")), "none", [])
+    chat = Chat(
+        Script(tokenizer, said("t", "", ToolCall("add", {}, "aaaaaaaa1")), said("", "yes")),
+        "none",
+        [],
+    )
     chat.ask("q")
     assert chat.ask("and?").answer == "yes"
     assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 2
@@ -260,7 +329,9 @@ def test_what_is_read_again_with_tools(model: mm.Magistral, tmp_path: Path, keep
         assert answer.usage.cached_tokens == len(called)
         there = list(model.past.ids)
         if keep == "all":
-            assert there[: answer.usage.prompt_tokens] == oracle.ids(chat.messages[:-1], tools=TOOLS)
+            assert there[: answer.usage.prompt_tokens] == oracle.ids(
+                chat.messages[:-1], tools=TOOLS
+            )
 
 
 TAGS = (
@@ -275,7 +346,9 @@ TAGS = (
 
 
 @pytest.mark.parametrize("tag", TAGS)
-def test_tags_in_what_the_user_and_the_history_say_change_no_state(model: mm.Magistral, tag: str) -> None:
+def test_tags_in_what_the_user_and_the_history_say_change_no_state(
+    model: mm.Magistral, tag: str
+) -> None:
     """The model goes by its prompt's last id, so that only what we make of its ids could differ."""
 
     def parts(reply: mm.Reply) -> tuple[Any, ...]:
@@ -284,12 +357,24 @@ def test_tags_in_what_the_user_and_the_history_say_change_no_state(model: mm.Mag
 
     expected = parts(model.ask("x", GREEDY, tools=TOOLS))
     assert parts(model.ask(tag, GREEDY, tools=TOOLS)) == expected
-    history = [{"role": "user", "content": tag}, {"role": "assistant", "content": tag, "reasoning": tag}]
-    assert parts(model.ask([*history, {"role": "user", "content": f"x {tag}"}], GREEDY, tools=TOOLS)) == expected
+    history = [
+        {"role": "user", "content": tag},
+        {"role": "assistant", "content": tag, "reasoning": tag},
+    ]
+    assert (
+        parts(model.ask([*history, {"role": "user", "content": f"x {tag}"}], GREEDY, tools=TOOLS))
+        == expected
+    )
     chat = model.chat(keep_reasoning="all", tools=TOOLS, system_prompt=tag)
     reply = chat.ask(tag, GREEDY)
     assert parts(reply) == expected
-    assert parts(chat.ask({reply.tool_calls[0].id: tag}, GREEDY)) == ("", "It is 7.", [], "stop", None)
+    assert parts(chat.ask({reply.tool_calls[0].id: tag}, GREEDY)) == (
+        "",
+        "It is 7.",
+        [],
+        "stop",
+        None,
+    )
     assert parts(chat.ask(tag, GREEDY)) == expected
 
 

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convert import Options, calibration, converting, prepare, traces
-from convert.corpus import WINDOW, questions
-from convert.staging import TRACES
-from convert.traces import FILE, Traces
-from convert.verify import main as verify
 from magistral_mlx import memory
 from magistral_mlx.checkpoint import open_checkpoint
 from magistral_mlx.conversation import result_of
+from magistral_mlx.convert import Options, calibration, converting, prepare, traces
+from magistral_mlx.convert.corpus import WINDOW, questions
+from magistral_mlx.convert.staging import TRACES
+from magistral_mlx.convert.traces import FILE, Traces
+from magistral_mlx.convert.verify import main as verify
 from magistral_mlx.errors import CheckpointError, ConversionError, MemoryLimitError
 from magistral_mlx.sampling import SamplingParams
 from magistral_mlx.tokenizer import Tokenizer
@@ -40,7 +40,9 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_replies_to_our_questions_are_kept_with_the_checkpoint_and_change_it(source: Path, tmp_path: Path) -> None:
+def test_replies_to_our_questions_are_kept_with_the_checkpoint_and_change_it(
+    source: Path, tmp_path: Path
+) -> None:
     result_of(converting(source, tmp_path / "one", SELF))
     convert_quickly(source, tmp_path / "built-in", q_method="importance")
     written = lines(tmp_path / "one")
@@ -59,7 +61,9 @@ def test_replies_to_our_questions_are_kept_with_the_checkpoint_and_change_it(sou
     assert again.ids(again.read(tmp_path / "one" / FILE)[:-1]) is None
 
 
-def test_windows_hold_the_system_prompt_once_and_every_question_with_its_reply(source: Path) -> None:
+def test_windows_hold_the_system_prompt_once_and_every_question_with_its_reply(
+    source: Path,
+) -> None:
     tokenizer = Tokenizer.from_folder(source)
     own = Traces(tokenizer, 2, None)
     replies = [[5 + number, 2] for number in range(60)]
@@ -77,7 +81,9 @@ def test_windows_hold_the_system_prompt_once_and_every_question_with_its_reply(s
     assert asked[asked.index(end) + 1 :][:2] == replies[1]
 
 
-@pytest.mark.parametrize("cut", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "cut", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(3, marks=pytest.mark.slow)]
+)
 @pytest.mark.slow
 def test_a_conversion_goes_on_after_the_last_whole_reply(
     cut: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -99,9 +105,13 @@ def test_a_conversion_goes_on_after_the_last_whole_reply(
     with file.open("ab") as end:
         end.write(b'{"seed": %d, "ids": [1, 2' % cut)  # as a power failure leaves it
     with pytest.raises(ConversionError, match=r"another calibration"):
-        prepare(source, tmp_path / "out", Options(q_method="importance", tokenizer_json=False)).run().__next__()
+        prepare(
+            source, tmp_path / "out", Options(q_method="importance", tokenizer_json=False)
+        ).run().__next__()
     drawn.clear()
-    monkeypatch.setattr(Traces, "_write", lambda self, *rest: drawn.append(rest[-1]) or write(self, *rest))
+    monkeypatch.setattr(
+        Traces, "_write", lambda self, *rest: drawn.append(rest[-1]) or write(self, *rest)
+    )
     result_of(converting(source, tmp_path / "out", SELF))
     assert drawn == list(range(cut, len(lines(tmp_path / "out"))))
     assert content(tmp_path / "out") == content(tmp_path / "whole")
@@ -112,7 +122,9 @@ def test_any_checkpoint_of_the_same_vocabulary_may_write(source: Path, tmp_path:
     convert_quickly(source, tmp_path / "8bit", q_bits=8, q_method="round")
     options = Options(q_method="gptq", calibration=str(tmp_path / "8bit"), tokenizer_json=False)
     result_of(converting(source, tmp_path / "out", options))
-    stated = json.loads((tmp_path / "out" / "magistral_mlx.json").read_text())["options"]["calibration"]
+    stated = json.loads((tmp_path / "out" / "magistral_mlx.json").read_text())["options"][
+        "calibration"
+    ]
     assert stated["writer"] == open_checkpoint(tmp_path / "8bit").fingerprint()
     write_tekken(tmp_path / "8bit", 512)
     with pytest.raises(CheckpointError):

@@ -15,12 +15,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-import convert.verification
-from convert import Report, convert_checkpoint, verify_checkpoint
-from convert.fidelity import rounding_bound
-from convert.quantize import dequantize, quantize
-from convert.verify import main
+import magistral_mlx.convert.verification
 from magistral_mlx.config import AFFINE_BITS, AFFINE_GROUP_SIZES, FP_FORMATS, QuantFormat
+from magistral_mlx.convert import Report, convert_checkpoint, verify_checkpoint
+from magistral_mlx.convert.fidelity import rounding_bound
+from magistral_mlx.convert.quantize import dequantize, quantize
+from magistral_mlx.convert.verify import main
 from magistral_mlx.errors import CheckpointError, ConversionError
 from magistral_mlx.safetensors_header import Shard
 from tests.sources import CONFIG, change_json, convert_quickly, write_consolidated, write_hf
@@ -48,7 +48,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """4,000 take a third of a second every time; test_export.py has the law itself."""
-    monkeypatch.setattr("convert.parity.NUM_TEXTS", 200)
+    monkeypatch.setattr("magistral_mlx.convert.parity.NUM_TEXTS", 200)
 
 
 @pytest.fixture
@@ -83,19 +83,26 @@ def record_again(folder: Path) -> None:
     """Write the hashes of the files as they are now: then only what they hold can show a damage."""
     raw = json.loads((folder / RECORD).read_text())
     raw["files"] = {
-        path.name: {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        path.name: {
+            "size": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
         for path in folder.iterdir()
         if path.name != RECORD
     }
     (folder / RECORD).write_text(json.dumps(raw))
 
 
-def change_tensors(folder: Path, change: Callable[[dict[str, mx.array]], dict[str, mx.array]]) -> None:
+def change_tensors(
+    folder: Path, change: Callable[[dict[str, mx.array]], dict[str, mx.array]]
+) -> None:
     """Write other tensors under the names in ``change``'s result, and record the file."""
     tensors = mx.load(str(folder / WEIGHTS))
     assert isinstance(tensors, dict)
     mx.eval(tensors)
-    mx.save_safetensors(str(folder / "new.safetensors"), tensors | change(tensors), {"format": "mlx"})
+    mx.save_safetensors(
+        str(folder / "new.safetensors"), tensors | change(tensors), {"format": "mlx"}
+    )
     (folder / "new.safetensors").replace(folder / WEIGHTS)
     record_again(folder)
 
@@ -107,7 +114,9 @@ def change_tensors(folder: Path, change: Callable[[dict[str, mx.array]], dict[st
 def test_a_fresh_conversion_passes(pristine: Path, source: str | None) -> None:
     report = verify_checkpoint(pristine / "out", pristine / source if source else None)
     assert failed(report) == {}
-    assert [check.name for check in report.checks] == NAMES + (["source", "rounding"] if source else [])
+    assert [check.name for check in report.checks] == NAMES + (
+        ["source", "rounding"] if source else []
+    )
     assert all(check.passed for check in report.checks)
     assert len(report.tensors) == (21 if source else 0)
 
@@ -117,10 +126,15 @@ def test_every_mode_passes_and_its_errors_are_those_of_the_whole_tensors(
     pristine: Path, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convert_quickly(pristine / "native", tmp_path / "out", q_mode=mode)
-    monkeypatch.setattr("convert.fidelity.BLOCK_BYTES", 77 * 128 * 2)  # 77 rows, or one head
+    monkeypatch.setattr(
+        "magistral_mlx.convert.fidelity.BLOCK_BYTES", 77 * 128 * 2
+    )  # 77 rows, or one head
     report = verify_checkpoint(tmp_path / "out", pristine / "native")
     assert failed(report) == {}
-    assert [check.name for check in report.checks if check.passed is None] == ["tokenizer", "template"]
+    assert [check.name for check in report.checks if check.passed is None] == [
+        "tokenizer",
+        "template",
+    ]
     bits, size = FP_FORMATS.get(mode, (4, 64))
     errors = {tensor.name: tensor for tensor in report.tensors}
     relative = [tensor.relative for tensor in report.tensors]
@@ -130,11 +144,18 @@ def test_every_mode_passes_and_its_errors_are_those_of_the_whole_tensors(
             assert (errors[name].relative, errors[name].largest, errors[name].of_bound) == (0, 0, 0)
             continue
         parts = quantize(weight, QuantFormat(bits, size, mode))  # type: ignore[arg-type]
-        parts |= {k: v.astype(mx.float32) for k, v in parts.items() if mode == "affine" and k != "weight"}
+        parts |= {
+            k: v.astype(mx.float32) for k, v in parts.items() if mode == "affine" and k != "weight"
+        }
         restored = dequantize(parts, QuantFormat(bits, size, mode), mx.float32)  # type: ignore[arg-type]
-        wanted, off = np.array(weight.astype(mx.float32), np.float64), np.array(restored, np.float64)
+        wanted, off = (
+            np.array(weight.astype(mx.float32), np.float64),
+            np.array(restored, np.float64),
+        )
         off -= wanted
-        assert errors[name].relative == pytest.approx(np.linalg.norm(off) / np.linalg.norm(wanted), rel=1e-4)
+        assert errors[name].relative == pytest.approx(
+            np.linalg.norm(off) / np.linalg.norm(wanted), rel=1e-4
+        )
         assert errors[name].largest == pytest.approx(np.abs(off).max(), rel=1e-4)
 
 
@@ -162,7 +183,9 @@ FILES += ["tokenizer.json", "tokenizer_config.json", WEIGHTS, "model.safetensors
 def test_a_flipped_bit_of_any_file_is_found(request: pytest.FixtureRequest, name: str) -> None:
     folder: Path = request.getfixturevalue("out" if name.startswith("tokenizer") else "quick")
     flip(folder / name, (folder / name).stat().st_size // 2)
-    assert failed(verify_checkpoint(folder))["files"] == f"{name} was changed, its sha256 is another"
+    assert (
+        failed(verify_checkpoint(folder))["files"] == f"{name} was changed, its sha256 is another"
+    )
 
 
 def test_every_file_is_recorded(out: Path) -> None:
@@ -170,9 +193,13 @@ def test_every_file_is_recorded(out: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["weight", "scales", "biases"])
-def test_a_flipped_bit_of_a_tensor_is_found_by_hash_and_by_the_source(pristine: Path, out: Path, part: str) -> None:
+def test_a_flipped_bit_of_a_tensor_is_found_by_hash_and_by_the_source(
+    pristine: Path, out: Path, part: str
+) -> None:
     name = PROJECTION.format(1, part)
-    flip(out / WEIGHTS, payload(out, name, 5), 6)  # of a scale or bias the exponent, of a weight a code's upper half
+    flip(
+        out / WEIGHTS, payload(out, name, 5), 6
+    )  # of a scale or bias the exponent, of a weight a code's upper half
     found = failed(verify_checkpoint(out, pristine / "hf"))
     assert set(found) == {"files", "rounding"}
     assert found["files"].startswith(f"{WEIGHTS} was changed")
@@ -279,7 +306,9 @@ def test_a_scale_that_is_nan_or_infinite_is_found(
 ) -> None:
     convert_quickly(pristine / "hf", tmp_path / "out", q_mode=mode)
     change_tensors(tmp_path / "out", lambda tensors: {name: poked(tensors[name], bits)})
-    assert failed(verify_checkpoint(tmp_path / "out")) == {"finite": f"tensor {name!r} holds NaN or infinity"}
+    assert failed(verify_checkpoint(tmp_path / "out")) == {
+        "finite": f"tensor {name!r} holds NaN or infinity"
+    }
     found = failed(verify_checkpoint(tmp_path / "out", pristine / "hf"))
     assert set(found) == {"finite", "rounding"}
     assert repr(name.rpartition(".")[0] + ".weight") in found["rounding"]
@@ -293,11 +322,16 @@ def test_an_eight_bit_code_that_is_nan_is_found(pristine: Path, tmp_path: Path) 
     content[payload(tmp_path / "out", name, 9)] = 0x7F
     path.write_bytes(content)
     record_again(tmp_path / "out")
-    assert failed(verify_checkpoint(tmp_path / "out"))["finite"] == f"tensor {name!r} holds NaN or infinity"
+    assert (
+        failed(verify_checkpoint(tmp_path / "out"))["finite"]
+        == f"tensor {name!r} holds NaN or infinity"
+    )
 
 
 def test_tensors_that_changed_places_are_found(pristine: Path, quick: Path) -> None:
-    names = {PROJECTION.format(i, part): PROJECTION.format(1 - i, part) for i in (0, 1) for part in PARTS}
+    names = {
+        PROJECTION.format(i, part): PROJECTION.format(1 - i, part) for i in (0, 1) for part in PARTS
+    }
     change_tensors(quick, lambda tensors: {name: tensors[other] for name, other in names.items()})
     assert failed(verify_checkpoint(quick)) == {}
     report = verify_checkpoint(quick, pristine / "native")
@@ -324,7 +358,10 @@ def test_other_numbers_are_found(pristine: Path, quick: Path, change: Callable[.
 
     def damage(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
         new = change(*(tensors[name] for name in names))
-        return {name: mx.contiguous(a.astype(tensors[name].dtype)) for name, a in zip(names, new, strict=True)}
+        return {
+            name: mx.contiguous(a.astype(tensors[name].dtype))
+            for name, a in zip(names, new, strict=True)
+        }
 
     change_tensors(quick, damage)
     found = failed(verify_checkpoint(quick, pristine / "native"))
@@ -342,7 +379,9 @@ def test_other_numbers_are_found(pristine: Path, quick: Path, change: Callable[.
         ({"rope_theta": None, "rope_parameters": {"rope_theta": 1e9}}, "does not state rope_theta"),
     ],
 )
-def test_a_config_that_other_readers_take_wrongly_is_found(quick: Path, changes: dict[str, Any], fault: str) -> None:
+def test_a_config_that_other_readers_take_wrongly_is_found(
+    quick: Path, changes: dict[str, Any], fault: str
+) -> None:
     change_json(quick / "config.json", **changes)
     record_again(quick)
     found = failed(verify_checkpoint(quick))
@@ -359,7 +398,10 @@ def test_shards_of_other_metadata_and_no_index_are_found(quick: Path) -> None:
     record_again(quick)
     found = failed(verify_checkpoint(quick))
     assert set(found) == {"config"}
-    assert "index.json is missing; model.safetensors has the metadata {'format': 'pt'}" in found["config"]
+    assert (
+        "index.json is missing; model.safetensors has the metadata {'format': 'pt'}"
+        in found["config"]
+    )
 
 
 def test_a_config_of_another_shape_fails_and_no_weight_is_read(pristine: Path, out: Path) -> None:
@@ -398,7 +440,10 @@ def test_a_tokenizer_json_of_another_size_is_found(out: Path) -> None:
     raw["model"]["vocab"]["another"] = len(raw["model"]["vocab"])
     path.write_text(json.dumps(raw))
     record_again(out)
-    assert failed(verify_checkpoint(out))["tokenizer"] == "tokenizer.json has 1501 ids, tekken.json 1500"
+    assert (
+        failed(verify_checkpoint(out))["tokenizer"]
+        == "tokenizer.json has 1501 ids, tekken.json 1500"
+    )
 
 
 @pytest.mark.parametrize(
@@ -477,21 +522,26 @@ def test_of_both_layouts_the_recorded_one_is_read(pristine: Path, tmp_path: Path
     assert failed(verify_checkpoint(pristine / "quick", both)) == {}
 
 
-def test_a_hub_id_is_taken_in_the_commit_recorded(pristine: Path, quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_is_taken_in_the_commit_recorded(
+    pristine: Path, quick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     def resolve(source: str, **options: Any) -> Path:
         asked.append((source, options))
         return pristine / "native"
 
-    monkeypatch.setattr(convert.verification, "resolve", resolve)
+    monkeypatch.setattr(magistral_mlx.convert.verification, "resolve", resolve)
     raw = json.loads((quick / RECORD).read_text())
     raw["source"]["hub"] = {"id": "org/name", "commit": "c" * 40}
     (quick / RECORD).write_text(json.dumps(raw))
     assert failed(verify_checkpoint(quick, "org/name")) == {}
     assert failed(verify_checkpoint(quick, "org/fork")) == {}
     layout = {"layout": "consolidated"}
-    assert asked == [("org/name", {"revision": "c" * 40} | layout), ("org/fork", {"revision": None} | layout)]
+    assert asked == [
+        ("org/name", {"revision": "c" * 40} | layout),
+        ("org/fork", {"revision": None} | layout),
+    ]
 
 
 # what rounding explains
@@ -505,7 +555,9 @@ def groups(kind: str) -> np.ndarray[Any, Any]:
         "tiny": normal * 1e-8,
         "one-sided": rng.random((200, 128)) + 0.5,
         "far from zero": rng.random((200, 128)) * 0.01 + 3,
-        "heavy-tailed": np.clip(rng.standard_cauchy((200, 128)) * np.exp(3 * rng.normal(size=(200, 1))), -3e4, 3e4),
+        "heavy-tailed": np.clip(
+            rng.standard_cauchy((200, 128)) * np.exp(3 * rng.normal(size=(200, 1))), -3e4, 3e4
+        ),
         "ends only": np.sign(normal) * rng.random((200, 1)),
         "nearly symmetric": np.clip(normal, -1, 1) * rng.choice([0.999, 1, 1.001], (200, 128)),
         "zero": np.zeros((2, 128)),
@@ -516,7 +568,16 @@ def groups(kind: str) -> np.ndarray[Any, Any]:
 FORMATS = [QuantFormat(bits, size) for bits in AFFINE_BITS for size in AFFINE_GROUP_SIZES]
 FORMATS += [QuantFormat(bits, size, mode) for mode, (bits, size) in FP_FORMATS.items()]  # type: ignore[arg-type]
 TYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
-KINDS = ["normal", "tiny", "one-sided", "far from zero", "heavy-tailed", "ends only", "nearly symmetric", "zero"]
+KINDS = [
+    "normal",
+    "tiny",
+    "one-sided",
+    "far from zero",
+    "heavy-tailed",
+    "ends only",
+    "nearly symmetric",
+    "zero",
+]
 KINDS += ["constant"]
 
 
@@ -530,7 +591,9 @@ def test_rounding_never_goes_further_than_its_bound(quant: QuantFormat) -> None:
             parts = quantize(weight.astype(mlx_type), quant)
             if quant.mode == "affine":
                 parts |= {part: parts[part].astype(mx.float32) for part in ("scales", "biases")}
-            off = mx.abs(dequantize(parts, quant, mx.float32) - weight).reshape(-1, quant.group_size)
+            off = mx.abs(dequantize(parts, quant, mx.float32) - weight).reshape(
+                -1, quant.group_size
+            )
             bound = rounding_bound(weight.reshape(-1, quant.group_size), quant, dtype)
             of_bound = float((off / bound).max())
             assert of_bound <= 1, (kind, dtype)
@@ -545,7 +608,10 @@ def test_what_is_not_packed_may_be_rounded_but_no_more() -> None:
         bound = rounding_bound(values, None, dtype)
         assert float((mx.abs(rounded.astype(mx.float32) - values) / bound).max()) <= 1
     bits = values.astype(mx.bfloat16).view(mx.uint16)
-    exact, next_value = bits.view(mx.bfloat16), (bits + 1).view(mx.bfloat16)  # the nearest value further from zero
+    exact, next_value = (
+        bits.view(mx.bfloat16),
+        (bits + 1).view(mx.bfloat16),
+    )  # the nearest value further from zero
     off = mx.abs(next_value.astype(mx.float32) - exact.astype(mx.float32))
     assert float((off / rounding_bound(exact.astype(mx.float32), None, "BF16")).min()) > 0.99
 
@@ -556,7 +622,9 @@ def test_what_is_not_packed_may_be_rounded_but_no_more() -> None:
 def test_the_command_says_what_holds(pristine: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main([str(pristine / "out"), "--hf-path", str(pristine / "hf")]) == 0
     lines, err = capfd.readouterr().out.splitlines(), capfd.readouterr().err
-    assert [line.split()[:2] for line in lines[:8]] == [["ok", name] for name in [*NAMES, "source", "rounding"]]
+    assert [line.split()[:2] for line in lines[:8]] == [
+        ["ok", name] for name in [*NAMES, "source", "rounding"]
+    ]
     assert lines[9].startswith("worst tensors")
     assert len(lines) == 20
     assert err == ""
@@ -564,8 +632,15 @@ def test_the_command_says_what_holds(pristine: Path, capfd: pytest.CaptureFixtur
     assert "skipped  tokenizer  tokenizer.json was left out on purpose" in capfd.readouterr().out
 
 
-def test_a_check_that_fails_is_exit_2(pristine: Path, quick: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    change_tensors(quick, lambda t: {PROJECTION.format(0, "scales"): poked(t[PROJECTION.format(0, "scales")], 0x7FC0)})
+def test_a_check_that_fails_is_exit_2(
+    pristine: Path, quick: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    change_tensors(
+        quick,
+        lambda t: {
+            PROJECTION.format(0, "scales"): poked(t[PROJECTION.format(0, "scales")], 0x7FC0)
+        },
+    )
     assert main([str(quick), "--hf-path", str(pristine / "native")]) == 2
     assert "FAILED   finite     tensor" in capfd.readouterr().out
     assert main([str(quick), "--hf-path", str(pristine / "native"), "--json"]) == 2
@@ -581,23 +656,32 @@ def test_a_check_that_fails_is_exit_2(pristine: Path, quick: Path, capfd: pytest
     assert found["tensors"][0]["relative"] is None
 
 
-def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_checkpoint_is_refused_in_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(tmp_path / "nothing")]) == 2
     assert "nothing is no folder" in capfd.readouterr().err
     assert main([str(tmp_path)]) == 2
     assert "FAILED   tensors" in capfd.readouterr().out
 
 
-def test_a_source_that_cannot_be_used_is_refused_before_any_work(pristine: Path, tmp_path: Path) -> None:
+def test_a_source_that_cannot_be_used_is_refused_before_any_work(
+    pristine: Path, tmp_path: Path
+) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
         verify_checkpoint(pristine / "quick", tmp_path / "nothing")
 
 
-def test_without_the_extra_tokenizer_json_is_not_passed_over(pristine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_tokenizer_json_is_not_passed_over(
+    pristine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tokenizers" else find(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "tokenizers" else find(name)
+    )
     with pytest.raises(
-        ConversionError, match=r"tokenizers is not installed. Run: pip install 'magistral-mlx\[export\]'"
+        ConversionError,
+        match=r"tokenizers is not installed. Run: pip install 'magistral-mlx\[export\]'",
     ):
         verify_checkpoint(pristine / "out")
     assert verify_checkpoint(pristine / "quick").passed
@@ -610,7 +694,9 @@ def test_running_the_module_gives_no_warning() -> None:
     assert done.stderr == ""
 
 
-def test_nothing_is_logged_about_a_whole_checkpoint(pristine: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_is_logged_about_a_whole_checkpoint(
+    pristine: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "convert")
     assert verify_checkpoint(pristine / "out", pristine / "hf").passed
     assert not caplog.records

@@ -48,19 +48,26 @@ def raw_config(config: ModelConfig) -> dict[str, object]:
     }
 
 
-def make_weights(config: ModelConfig, dtype: mx.Dtype = mx.float32, seed: int = 0) -> dict[str, mx.array]:
+def make_weights(
+    config: ModelConfig, dtype: mx.Dtype = mx.float32, seed: int = 0
+) -> dict[str, mx.array]:
     """Random weights under their Hugging Face names, scaled so that logits are of order 1."""
     key = mx.random.key(seed)
     weights = {}
     for name, shape in config.parameter_shapes().items():
         key, own = mx.random.split(key)
         noise = mx.random.normal(shape, key=own)
-        weights[name] = (1 + 0.1 * noise if len(shape) == 1 else noise * shape[-1] ** -0.5).astype(dtype)
+        weights[name] = (1 + 0.1 * noise if len(shape) == 1 else noise * shape[-1] ** -0.5).astype(
+            dtype
+        )
     return weights
 
 
 def write_checkpoint(
-    folder: Path, config: ModelConfig, weights: dict[str, mx.array], quantization: dict[str, object] | None = None
+    folder: Path,
+    config: ModelConfig,
+    weights: dict[str, mx.array],
+    quantization: dict[str, object] | None = None,
 ) -> Path:
     """A folder in the published layout, without a tokenizer: two shards and an index."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,9 +90,17 @@ def fill(model: Transformer, config: ModelConfig, weights: dict[str, mx.array]) 
     """Put Hugging Face weights into a model by hand, without the loader."""
     model.embed_tokens.weight = weights["model.embed_tokens.weight"]
     for i, layer in enumerate(model.layers):
-        w = {n.removeprefix(f"model.layers.{i}."): x for n, x in weights.items() if n.startswith(f"model.layers.{i}.")}
-        layer.self_attn.qkv_proj.parts[0].weight = mx.concatenate([w[f"self_attn.{p}_proj.weight"] for p in "qkv"])
-        layer.mlp.gate_up_proj.parts[0].weight = mx.concatenate([w["mlp.gate_proj.weight"], w["mlp.up_proj.weight"]])
+        w = {
+            n.removeprefix(f"model.layers.{i}."): x
+            for n, x in weights.items()
+            if n.startswith(f"model.layers.{i}.")
+        }
+        layer.self_attn.qkv_proj.parts[0].weight = mx.concatenate(
+            [w[f"self_attn.{p}_proj.weight"] for p in "qkv"]
+        )
+        layer.mlp.gate_up_proj.parts[0].weight = mx.concatenate(
+            [w["mlp.gate_proj.weight"], w["mlp.up_proj.weight"]]
+        )
         layer.self_attn.o_proj.weight = w["self_attn.o_proj.weight"]
         layer.mlp.down_proj.weight = w["mlp.down_proj.weight"]
         layer.input_layernorm.weight = w["input_layernorm.weight"]
@@ -97,7 +112,9 @@ def fill(model: Transformer, config: ModelConfig, weights: dict[str, mx.array]) 
 
 
 def quantize_weights(
-    weights: dict[str, mx.array], default: QuantFormat, overrides: dict[str, QuantFormat | None] | None = None
+    weights: dict[str, mx.array],
+    default: QuantFormat,
+    overrides: dict[str, QuantFormat | None] | None = None,
 ) -> tuple[dict[str, mx.array], dict[str, object]]:
     """Every matrix packed as ``default`` or its module's override (None: not): the tensors, and config.json's block."""
 
@@ -112,5 +129,10 @@ def quantize_weights(
             tensors[name] = weight
             continue
         packed = mx.quantize(weight, quant.group_size, quant.bits, quant.mode)
-        tensors |= {f"{module}.{kind}": a for kind, a in zip(("weight", "scales", "biases"), packed, strict=False)}
-    return tensors, block(default) | {m: block(q) if q else False for m, q in (overrides or {}).items()}
+        tensors |= {
+            f"{module}.{kind}": a
+            for kind, a in zip(("weight", "scales", "biases"), packed, strict=False)
+        }
+    return tensors, block(default) | {
+        m: block(q) if q else False for m, q in (overrides or {}).items()
+    }

@@ -13,7 +13,13 @@ from benchmarks.tables import show_felt
 
 @click.command()
 @click.option("--model", default="demo", show_default=True, metavar="M", help="A folder, or demo.")
-@click.option("--repeats", type=click.IntRange(1), default=10, show_default=True, help="After one for warming up.")
+@click.option(
+    "--repeats",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    help="After one for warming up.",
+)
 @json_option
 def bridge(*, model: str, repeats: int, json_file: Path | None) -> None:
     """How long each call of the bridge takes, how soon events come, and how long the GIL is held.

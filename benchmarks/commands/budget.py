@@ -13,8 +13,16 @@ from magistral_mlx.api import load
 
 
 @click.command()
-@click.option("--problems", type=click.IntRange(min=1), default=100, show_default=True, help="Held-out problems.")
-@click.option("--temp", type=float, default=0.7, show_default=True, help="Temperature of the traces.")
+@click.option(
+    "--problems",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Held-out problems.",
+)
+@click.option(
+    "--temp", type=float, default=0.7, show_default=True, help="Temperature of the traces."
+)
 @json_option
 def budget(*, problems: int, temp: float, json_file: Path | None) -> None:
     """Right answers where a budget ends a trace at its last token, against at a line where the closing tag is likely.

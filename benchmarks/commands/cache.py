@@ -13,17 +13,29 @@ from benchmarks.tables import show_cache_files
 
 @click.command()
 @click.option(
-    "--layers", type=click.IntRange(1, 40), default=6, show_default=True, help="Of the true width; 40 on a Mac."
+    "--layers",
+    type=click.IntRange(1, 40),
+    default=6,
+    show_default=True,
+    help="Of the true width; 40 on a Mac.",
 )
 @click.option(
-    "--work", type=FOLDER, help="A folder on the drive to measure; the system's for temporary files if unset."
+    "--work",
+    type=FOLDER,
+    help="A folder on the drive to measure; the system's for temporary files if unset.",
 )
 @click.option(
-    "--repeats", type=click.IntRange(1), default=7, show_default=True, help="Repeats counted, after a warm-up."
+    "--repeats",
+    type=click.IntRange(1),
+    default=7,
+    show_default=True,
+    help="Repeats counted, after a warm-up.",
 )
 @click.option("--quick", is_flag=True, help="A short cache, one repeat: does it run?")
 @json_option
-def cache(*, layers: int, work: Path | None, repeats: int, quick: bool, json_file: Path | None) -> None:
+def cache(
+    *, layers: int, work: Path | None, repeats: int, quick: bool, json_file: Path | None
+) -> None:
     """Bytes a second of saving a KV cache of 40,960 positions and of opening it, and what a Mac should take.
 
     \b

@@ -19,12 +19,23 @@ REGRESSION = 1
 @click.command()
 @click.argument("before", metavar="A.json", type=FILE)
 @click.argument("after", metavar="B.json", type=FILE)
-@click.option("--margin", default=0.05, show_default=True, help="What a measure may lose before it is a regression.")
+@click.option(
+    "--margin",
+    default=0.05,
+    show_default=True,
+    help="What a measure may lose before it is a regression.",
+)
 @click.option("--all", "everything", is_flag=True, help="Show what stayed the same too.")
 @json_option
 @click.pass_context
 def compare(
-    context: click.Context, *, before: Path, after: Path, margin: float, everything: bool, json_file: Path | None
+    context: click.Context,
+    *,
+    before: Path,
+    after: Path,
+    margin: float,
+    everything: bool,
+    json_file: Path | None,
 ) -> None:
     """Ratios of B to A with a 95 % bootstrap interval; exit code 1 where ours got worse beyond noise.
 
@@ -35,7 +46,11 @@ def compare(
     \b
     python -m benchmarks compare before.json after.json
     """
-    if json_file is not None and json_file.exists() and any(map(json_file.samefile, (before, after))):
+    if (
+        json_file is not None
+        and json_file.exists()
+        and any(map(json_file.samefile, (before, after)))
+    ):
         raise OptionError(f"--json {json_file} is one of the files that are compared; name another")
     one, other = _read(before), _read(after)
     try:

@@ -11,20 +11,40 @@ from benchmarks.convert import Job, compare_source, compare_synthetic
 from benchmarks.measure import circumstances
 from benchmarks.synthetic import NARROW, TRUE_WIDTH
 from benchmarks.tables import show_conversions
-from convert.recipes import METHODS
+from magistral_mlx.convert.recipes import METHODS
 from magistral_mlx.errors import OptionError
 
 
 @click.command()
-@click.option("--synthetic", type=click.IntRange(1, 40), metavar="LAYERS", help="Layers of the true width; 4 if unset.")
 @click.option(
-    "--vocab-size", type=click.IntRange(1256), metavar="N", help="Of the synthetic one, not the true 131,072."
+    "--synthetic",
+    type=click.IntRange(1, 40),
+    metavar="LAYERS",
+    help="Layers of the true width; 4 if unset.",
+)
+@click.option(
+    "--vocab-size",
+    type=click.IntRange(1256),
+    metavar="N",
+    help="Of the synthetic one, not the true 131,072.",
 )
 @click.option("--source", type=FOLDER, help="Convert this HF checkpoint, not a synthetic one.")
-@click.option("--keep-source", type=click.Path(path_type=Path), help="Write the synthetic one here, and leave it.")
-@click.option("--work", type=FOLDER, help="For temporary files, which are deleted; the system's folder if unset.")
-@click.option("--q-bits", type=int, default=4, show_default=True, help="Bits a weight, in groups of 64.")
-@click.option("--q-method", type=click.Choice(METHODS), default="round", show_default=True, help="Ours.")
+@click.option(
+    "--keep-source",
+    type=click.Path(path_type=Path),
+    help="Write the synthetic one here, and leave it.",
+)
+@click.option(
+    "--work",
+    type=FOLDER,
+    help="For temporary files, which are deleted; the system's folder if unset.",
+)
+@click.option(
+    "--q-bits", type=int, default=4, show_default=True, help="Bits a weight, in groups of 64."
+)
+@click.option(
+    "--q-method", type=click.Choice(METHODS), default="round", show_default=True, help="Ours."
+)
 @peer_option
 @click.option("--repeats", type=int, help="Conversions by each; 3 if unset.")
 @click.option("--quick", is_flag=True, help="Two repeats of a narrow model: does it run?")
@@ -50,8 +70,12 @@ def convert(
     python -m benchmarks convert --synthetic 40 --repeats 1     all 40: 47 GB in, 13 GB out
     python -m benchmarks convert --source ~/Magistral-Small-2506
     """
-    if source is not None and (synthetic is not None or vocab_size is not None or keep_source is not None or quick):
-        raise OptionError("--source is converted as it is; leave --synthetic, --vocab-size, --keep-source, --quick out")
+    if source is not None and (
+        synthetic is not None or vocab_size is not None or keep_source is not None or quick
+    ):
+        raise OptionError(
+            "--source is converted as it is; leave --synthetic, --vocab-size, --keep-source, --quick out"
+        )
     require(peer)
     facts = circumstances()
     home = Path(tempfile.gettempdir()) if work is None else work.absolute()

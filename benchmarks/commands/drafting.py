@@ -17,8 +17,14 @@ def drafting(*, json_file: Path | None) -> None:
     """What drafting saves: passes counted, at the published cost of rows, so the same on every machine."""
     magistral = load("demo")
     report("asking the embedded model")
-    found = count_all({"reasoning": list(traces(magistral)), **scripted(magistral.tokenizer)}, TABLES)
+    found = count_all(
+        {"reasoning": list(traces(magistral)), **scripted(magistral.tokenizer)}, TABLES
+    )
     if json_file is not None:
-        results = {"row_costs": TABLES, "checkpoint": magistral.checkpoint.fingerprint()[:16], "drafting": found}
+        results = {
+            "row_costs": TABLES,
+            "checkpoint": magistral.checkpoint.fingerprint()[:16],
+            "drafting": found,
+        }
         json_file.write_text(json.dumps(results, indent=1) + "\n")
     show_drafting(found)

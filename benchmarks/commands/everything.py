@@ -24,17 +24,37 @@ COMMANDS = {
     "predict": (),
 }
 ARGUMENTS = {"reasoning": ("--task", "demo-arithmetic", "--samples", "4")}
-QUICK_ARGUMENTS = {"reasoning": ("--limit", "2"), "graph": ("--layers", "2"), "drafting": (), "predict": ()}
+QUICK_ARGUMENTS = {
+    "reasoning": ("--limit", "2"),
+    "graph": ("--layers", "2"),
+    "drafting": (),
+    "predict": (),
+}
 WITH_MODEL = ("speed", "memory", "reasoning")
-EVERY_MACHINE = {"graph": "decode-step", "drafting": "drafting-counts", "predict": "predictions"}  # counted, not timed
+EVERY_MACHINE = {
+    "graph": "decode-step",
+    "drafting": "drafting-counts",
+    "predict": "predictions",
+}  # counted, not timed
 
 
 @click.command("all")
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the results.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the results.",
+)
 @click.option("--name", help="How the files begin; by default the system, the chip and its cores.")
-@click.option("--model", metavar="demo|PATH", help="A checkpoint in MLX layout, for speed, memory and reasoning.")
+@click.option(
+    "--model",
+    metavar="demo|PATH",
+    help="A checkpoint in MLX layout, for speed, memory and reasoning.",
+)
 @click.option("--peer", type=click.Choice(["mlx-lm"]), help="Measure this beside ours.")
-@click.option("--only", multiple=True, type=click.Choice(list(COMMANDS)), help="These alone; may be repeated.")
+@click.option(
+    "--only", multiple=True, type=click.Choice(list(COMMANDS)), help="These alone; may be repeated."
+)
 @click.option("--quick", is_flag=True, help="Little of each: does it run?")
 @click.option("--plot", is_flag=True, help="Draw the pictures too, into the same folder.")
 @click.pass_context
@@ -61,10 +81,14 @@ def everything(
     if name is not None and not re.fullmatch(r"[\w.-]{1,100}", name):
         raise OptionError(f"--name is {name!r}; use letters, digits, dots, - and _, 100 at most")
     if model is not None and only and not {*only} & {*WITH_MODEL}:
-        raise OptionError(f"--model is for {', '.join(WITH_MODEL)}, and --only names none of them; leave one out")
+        raise OptionError(
+            f"--model is for {', '.join(WITH_MODEL)}, and --only names none of them; leave one out"
+        )
     check_folder(out, "--out")
     stem = name or machine_name(chip_name(), circumstances())
-    files = {one: out / f"{EVERY_MACHINE.get(one, f'{stem}-{one}')}.json" for one in only or COMMANDS}
+    files = {
+        one: out / f"{EVERY_MACHINE.get(one, f'{stem}-{one}')}.json" for one in only or COMMANDS
+    }
     for file in files.values():
         check_file(file, "--out")
     parent = context.parent
@@ -74,7 +98,12 @@ def everything(
         report(f"== {one}, into {file}")
         command = parent.command.get_command(parent, one)
         assert command is not None, one
-        arguments = [*ARGUMENTS.get(one, ()), *_chosen(one, model, peer, quick=quick), "--json", str(file)]
+        arguments = [
+            *ARGUMENTS.get(one, ()),
+            *_chosen(one, model, peer, quick=quick),
+            "--json",
+            str(file),
+        ]
         command.main(arguments, prog_name=f"python -m benchmarks {one}", standalone_mode=False)
         _state(file, [one, *arguments])
     if plot:
@@ -85,8 +114,14 @@ def everything(
 
 def machine_name(chip: str, facts: dict[str, object]) -> str:
     """linux-amd-epyc-2-cores."""
-    system = "macos" if str(facts["os"]).startswith(("macOS", "Darwin")) else str(facts["os"]).split("-")[0]
-    words = re.findall(r"[a-z0-9]+", re.sub(r"\(\w+\)|@.*|\b(?:CPU|Processor)\b", " ", chip).lower())
+    system = (
+        "macos"
+        if str(facts["os"]).startswith(("macOS", "Darwin"))
+        else str(facts["os"]).split("-")[0]
+    )
+    words = re.findall(
+        r"[a-z0-9]+", re.sub(r"\(\w+\)|@.*|\b(?:CPU|Processor)\b", " ", chip).lower()
+    )
     return "-".join([system.lower(), *words, str(facts["cores"]), "cores"])
 
 

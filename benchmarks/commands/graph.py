@@ -14,7 +14,13 @@ from benchmarks.tables_counted import show_graphs
 
 
 @click.command()
-@click.option("--layers", type=click.IntRange(1, 40), default=40, show_default=True, help="Layers of a narrow model.")
+@click.option(
+    "--layers",
+    type=click.IntRange(1, 40),
+    default=40,
+    show_default=True,
+    help="Layers of a narrow model.",
+)
 @peer_option
 @json_option
 def graph(*, layers: int, peer: str | None, json_file: Path | None) -> None:

@@ -6,7 +6,13 @@ import click
 
 from benchmarks.claims import Judgement, claims, judge
 from benchmarks.commands.shared import json_option, report, require, write
-from benchmarks.mac_check import drafting, is_magistral_small, measure_machine, measure_model, this_mac
+from benchmarks.mac_check import (
+    drafting,
+    is_magistral_small,
+    measure_machine,
+    measure_model,
+    this_mac,
+)
 from benchmarks.measure import circumstances
 from benchmarks.speed import Workload
 from benchmarks.synthetic import TRUE_WIDTH
@@ -18,13 +24,30 @@ FAILED = 1
 
 
 @click.command("mac-check")
-@click.option("--model", metavar="PATH", help="Magistral Small in 4 bit, in MLX layout; without it less is measured.")
-@click.option("--prompt-tokens", type=click.IntRange(1), default=2048, show_default=True, help="Length of the prompt.")
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Repeats counted.")
+@click.option(
+    "--model",
+    metavar="PATH",
+    help="Magistral Small in 4 bit, in MLX layout; without it less is measured.",
+)
+@click.option(
+    "--prompt-tokens",
+    type=click.IntRange(1),
+    default=2048,
+    show_default=True,
+    help="Length of the prompt.",
+)
+@click.option(
+    "--repeats", type=click.IntRange(1), default=5, show_default=True, help="Repeats counted."
+)
 @json_option
 @click.pass_context
 def mac_check(
-    context: click.Context, *, model: str | None, prompt_tokens: int, repeats: int, json_file: Path | None
+    context: click.Context,
+    *,
+    model: str | None,
+    prompt_tokens: int,
+    repeats: int,
+    json_file: Path | None,
 ) -> None:
     """Measure on a Mac what this project predicts of it, and say which predictions held; exit code 1 if one did not.
 
@@ -38,12 +61,14 @@ def mac_check(
     if folder is not None:
         require("mlx-lm")
         if not is_magistral_small(open_checkpoint(folder)):
-            raise OptionError(f"{model} is not Magistral Small in 4 bit, which the predictions are about")
+            raise OptionError(
+                f"{model} is not Magistral Small in 4 bit, which the predictions are about"
+            )
     measured = measure_machine(TRUE_WIDTH, report)
     if folder is not None:
-        measured |= measure_model(folder, Workload(prompt_tokens, 128, repeats), machine, report) | drafting(
-            folder, report
-        )
+        measured |= measure_model(
+            folder, Workload(prompt_tokens, 128, repeats), machine, report
+        ) | drafting(folder, report)
     judgements: list[Judgement] = judge(claims(machine, prompt_tokens), measured)
     write("mac_check", facts, judgements, json_file)
     show_judgements(machine.chip, judgements)

@@ -30,13 +30,26 @@ FOOTPRINT_TOKENS = 16
 
 
 @click.command()
-@click.option("--model", metavar="demo|PATH", help="A checkpoint in MLX layout, instead of one for this benchmark.")
-@click.option("--synthetic", type=click.IntRange(1, 40), metavar="LAYERS", help="Layers of the true width, random.")
+@click.option(
+    "--model",
+    metavar="demo|PATH",
+    help="A checkpoint in MLX layout, instead of one for this benchmark.",
+)
+@click.option(
+    "--synthetic",
+    type=click.IntRange(1, 40),
+    metavar="LAYERS",
+    help="Layers of the true width, random.",
+)
 @peer_option
 @click.option("--prompt-tokens", type=int, help="Length of the prompt, instead of all contexts.")
 @click.option("--repeats", default=1, show_default=True, help="Prefills by each.")
 @click.option(
-    "--minutes", type=MINUTES, default=30.0, show_default=True, help="Contexts that could take longer are left out."
+    "--minutes",
+    type=MINUTES,
+    default=30.0,
+    show_default=True,
+    help="Contexts that could take longer are left out.",
 )
 @click.option("--quick", is_flag=True, help="A short prompt and a narrow model: does it run?")
 @json_option
@@ -65,13 +78,23 @@ def memory(
     """
     require(peer)
     if model is not None and synthetic is not None:
-        raise OptionError("--model names a checkpoint and --synthetic makes one; leave one of them out")
+        raise OptionError(
+            "--model names a checkpoint and --synthetic makes one; leave one of them out"
+        )
     facts = circumstances()
-    lengths = (prompt_tokens,) if prompt_tokens is not None else (96,) if quick else tuple(n - 1 for n in CONTEXTS)
+    lengths = (
+        (prompt_tokens,)
+        if prompt_tokens is not None
+        else (96,)
+        if quick
+        else tuple(n - 1 for n in CONTEXTS)
+    )
     prefills = Prefills(lengths, repeats, 60 * minutes)
     with tempfile.TemporaryDirectory(prefix="magistral-slice-") as name:
         title, folder = _checkpoint(model, synthetic, Path(name), quick=quick)
-        comparisons = list(compare_caches(title, folder, prefills, peer=peer is not None, report=report))
+        comparisons = list(
+            compare_caches(title, folder, prefills, peer=peer is not None, report=report)
+        )
     footprints = []
     if model is None:
         with tempfile.TemporaryDirectory(prefix="magistral-slice-") as name:
@@ -87,11 +110,15 @@ def memory(
     show_memory(facts["chip"], comparisons, footprints, solved)
 
 
-def _checkpoint(model: str | None, synthetic: int | None, folder: Path, *, quick: bool) -> tuple[str, Path]:
+def _checkpoint(
+    model: str | None, synthetic: int | None, folder: Path, *, quick: bool
+) -> tuple[str, Path]:
     """The one named, or one written into ``folder``."""
     if model is not None:
         return model, demo_checkpoint() if model == "demo" else resolve(model, layout="hf")
-    attention = replace(TRUE_WIDTH, hidden_size=1024, intermediate_size=1024, num_layers=4, vocab_size=2048)
+    attention = replace(
+        TRUE_WIDTH, hidden_size=1024, intermediate_size=1024, num_layers=4, vocab_size=2048
+    )
     config = attention if synthetic is None else replace(TRUE_WIDTH, num_layers=synthetic)
     config = replace(NARROW, num_layers=synthetic or 2) if quick else config
     write_slice(folder, config)

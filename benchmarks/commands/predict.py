@@ -11,7 +11,13 @@ from benchmarks.tables_counted import show_predictions
 
 
 @click.command("predict")
-@click.option("--prompt-tokens", type=click.IntRange(1), default=2048, show_default=True, help="Length of the prompt.")
+@click.option(
+    "--prompt-tokens",
+    type=click.IntRange(1),
+    default=2048,
+    show_default=True,
+    help="Length of the prompt.",
+)
 @json_option
 def forecast(*, prompt_tokens: int, json_file: Path | None) -> None:
     """Decode and first token of the 24B model on Macs, predicted; and the command that checks it on one.
@@ -22,5 +28,8 @@ def forecast(*, prompt_tokens: int, json_file: Path | None) -> None:
     """
     predictions = [predict(chip, prompt_tokens, counted_drafting()) for chip in CHIPS]
     if json_file is not None:
-        json_file.write_text(json.dumps({"predict": [as_dict(p, prompt_tokens) for p in predictions]}, indent=1) + "\n")
+        json_file.write_text(
+            json.dumps({"predict": [as_dict(p, prompt_tokens) for p in predictions]}, indent=1)
+            + "\n"
+        )
     show_predictions(predictions, prompt_tokens)

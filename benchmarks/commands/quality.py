@@ -22,14 +22,58 @@ EMBEDDED = "demo"
 
 
 @click.command()
-@click.option("--reference", default=EMBEDDED, show_default=True, metavar="demo|SRC", help="Folder or hub id, in bf16.")
-@click.option("--model", "models", multiple=True, metavar="PATH", help="A checkpoint to compare; may be repeated.")
-@click.option("--q-bits", multiple=True, type=int, help="Convert the reference to these bits; may be repeated.")
-@click.option("--q-method", "methods", multiple=True, type=click.Choice(METHODS), help="By these methods; else all.")
-@click.option("--calibration", metavar="FILE|self", help="What those methods calibrate on; else the converter's own.")
-@click.option("--text", type=click.Path(path_type=Path), metavar="FILE", help="Windows of this, not texts of our own.")
-@click.option("--windows", type=click.IntRange(2), default=32, show_default=True, help="Of 512 ids, from --text.")
-@click.option("--problems", type=click.IntRange(0), default=200, show_default=True, help="For the demo to answer.")
+@click.option(
+    "--reference",
+    default=EMBEDDED,
+    show_default=True,
+    metavar="demo|SRC",
+    help="Folder or hub id, in bf16.",
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="PATH",
+    help="A checkpoint to compare; may be repeated.",
+)
+@click.option(
+    "--q-bits",
+    multiple=True,
+    type=int,
+    help="Convert the reference to these bits; may be repeated.",
+)
+@click.option(
+    "--q-method",
+    "methods",
+    multiple=True,
+    type=click.Choice(METHODS),
+    help="By these methods; else all.",
+)
+@click.option(
+    "--calibration",
+    metavar="FILE|self",
+    help="What those methods calibrate on; else the converter's own.",
+)
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Windows of this, not texts of our own.",
+)
+@click.option(
+    "--windows",
+    type=click.IntRange(2),
+    default=32,
+    show_default=True,
+    help="Of 512 ids, from --text.",
+)
+@click.option(
+    "--problems",
+    type=click.IntRange(0),
+    default=200,
+    show_default=True,
+    help="For the demo to answer.",
+)
 @click.option("--quick", is_flag=True, help="A few texts and problems, one method: does it run?")
 @json_option
 @plot_option
@@ -63,16 +107,22 @@ def quality(
     """
     folder = Path(demo.__file__).parent if reference == EMBEDDED else resolve(reference)
     if calibration is not None and methods == ("round",):
-        raise OptionError("nothing is calibrated where weights are rounded; leave --calibration out")
+        raise OptionError(
+            "nothing is calibrated where weights are rounded; leave --calibration out"
+        )
     if (methods or calibration) and models and not q_bits:
-        raise OptionError("--q-method and --calibration are for conversions made here; name their --q-bits, too")
+        raise OptionError(
+            "--q-method and --calibration are for conversions made here; name their --q-bits, too"
+        )
     if quick:
         methods, windows, problems = methods or METHODS[:1], min(windows, 4), min(problems, 3)
     tokenizer = Tokenizer.from_folder(folder)
     named = {model: resolve(model) for model in models}
     for model in named.values():
         if not tokenizer.shares_ids(model):
-            raise OptionError(f"{model} has another vocabulary than {folder}; compare conversions of one model")
+            raise OptionError(
+                f"{model} has another vocabulary than {folder}; compare conversions of one model"
+            )
     if text is not None:
         texts = texts_of_file(text, tokenizer, windows=windows)
     elif reference == EMBEDDED:

@@ -26,22 +26,43 @@ KEY_CHARACTERS = 16
 
 @click.command()
 @click.option("--task", required=True, type=click.Choice(list(TASKS)), help="Which of them.")
-@click.option("--model", default="demo", show_default=True, metavar="demo|PATH|HUB", help="A checkpoint in MLX layout.")
 @click.option(
-    "--data", metavar="PATH|HUB", help="The dataset: a file, a folder or a name on the hub; else the task's own."
+    "--model",
+    default="demo",
+    show_default=True,
+    metavar="demo|PATH|HUB",
+    help="A checkpoint in MLX layout.",
+)
+@click.option(
+    "--data",
+    metavar="PATH|HUB",
+    help="The dataset: a file, a folder or a name on the hub; else the task's own.",
 )
 @click.option("--revision", help="Branch, tag or commit of the dataset on the hub.")
 @click.option("--samples", default=1, show_default=True, help="Replies to each problem.")
-@click.option("--at-once", default=8, show_default=True, help="Replies side by side at most, if they fit.")
+@click.option(
+    "--at-once", default=8, show_default=True, help="Replies side by side at most, if they fit."
+)
 @click.option("--limit", type=click.IntRange(1), help="The first problems only.")
-@click.option("--max-tokens", type=click.IntRange(1), help="Of a reply; by default the card's 40,960, or what fits.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1),
+    help="Of a reply; by default the card's 40,960, or what fits.",
+)
 @click.option("--think-budget", type=click.IntRange(0), help="Reasoning tokens at most.")
 @click.option("--seed", default=0, show_default=True, help="Of the first reply.")
 @click.option("--kv-bits", type=click.Choice(["4", "8", "16"]), help="Bits of the cache.")
 @click.option(
-    "--journal", "journal_file", type=click.Path(dir_okay=False, path_type=Path), help="Where replies are kept."
+    "--journal",
+    "journal_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where replies are kept.",
 )
-@click.option("--allow-code-execution", is_flag=True, help="Run the programs that the model writes, in a sandbox.")
+@click.option(
+    "--allow-code-execution",
+    is_flag=True,
+    help="Run the programs that the model writes, in a sandbox.",
+)
 @json_option
 @plot_option
 def reasoning(
@@ -73,13 +94,21 @@ def reasoning(
     python -m benchmarks reasoning --task gpqa-diamond --model ~/magistral-4bit --data ~/gpqa_diamond.csv
     python -m benchmarks reasoning --task livecodebench-v5 --model ~/magistral-4bit --allow-code-execution
     """
-    if journal_file is not None and json_file is not None and journal_file.absolute() == json_file.absolute():
+    if (
+        journal_file is not None
+        and json_file is not None
+        and journal_file.absolute() == json_file.absolute()
+    ):
         raise OptionError(f"--json and --journal are both {json_file}; name two files")
     chosen = TASKS[task]
     sandbox = _sandbox(chosen, allowed=allow_code_execution)
     if chosen.repo is None and (data is not None or revision is not None):
         raise OptionError(f"{task} makes its problems itself; leave --data and --revision out")
-    rows = None if chosen.repo is None else read_dataset(data or chosen.repo, chosen.files, revision=revision)
+    rows = (
+        None
+        if chosen.repo is None
+        else read_dataset(data or chosen.repo, chosen.files, revision=revision)
+    )
     problems = None if rows is None else problems_of(chosen, rows)
     sampling = SamplingParams(max_tokens=max_tokens, think_budget=think_budget, seed=seed)
     circumstance = circumstances()
@@ -127,4 +156,6 @@ def _announce(plan: Plan, journal: Journal) -> None:
     report(f"{plan.task.title}: {known} of {total} replies are in {journal.path}")
     published = plan.task.published_problems
     if published is not None and len(plan.problems) != published:
-        report(f"{plan.task.title}: {len(plan.problems)} problems; the card's figure is of {published}")
+        report(
+            f"{plan.task.title}: {len(plan.problems)} problems; the card's figure is of {published}"
+        )

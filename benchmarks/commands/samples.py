@@ -35,7 +35,14 @@ def samples(*, quick: bool, json_file: Path | None) -> None:
         ]
     passes = count_passes(2 if quick else 16, QUESTIONS[: 1 if quick else None], report)
     workload = QUICK if quick else replace(WHOLE, decode_tokens=64, repeats=7)
-    steps = [compare_steps("demo", demo_checkpoint(), n, workload, report) for n in ((2,) if quick else (2, 4, 8, 16))]
-    found = {"held": [h.as_dict() for h in held], "passes": passes, "decode": [c.as_dict() for c in steps]}
+    steps = [
+        compare_steps("demo", demo_checkpoint(), n, workload, report)
+        for n in ((2,) if quick else (2, 4, 8, 16))
+    ]
+    found = {
+        "held": [h.as_dict() for h in held],
+        "passes": passes,
+        "decode": [c.as_dict() for c in steps],
+    }
     write_results("samples", facts, found, json_file)
     show_samples(facts["chip"], held, passes, steps)

@@ -11,7 +11,14 @@ from magistral_mlx.config import QuantFormat
 
 
 @click.command()
-@click.option("--q-bits", type=int, multiple=True, default=(4,), show_default=True, help="Bits, in groups of 64.")
+@click.option(
+    "--q-bits",
+    type=int,
+    multiple=True,
+    default=(4,),
+    show_default=True,
+    help="Bits, in groups of 64.",
+)
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
 @json_option
 def search(*, q_bits: tuple[int, ...], repeats: int, json_file: Path | None) -> None:

@@ -28,7 +28,9 @@ class _Positive(click.FloatRange):
 
 MINUTES = _Positive(0, 1e6, min_open=True)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-peer_option = click.option("--peer", type=click.Choice(["mlx-lm"]), help="Measure this beside ours, and the ratio.")
+peer_option = click.option(
+    "--peer", type=click.Choice(["mlx-lm"]), help="Measure this beside ours, and the ratio."
+)
 
 
 def check_file(file: Path, option: str = "--json") -> None:
@@ -36,7 +38,9 @@ def check_file(file: Path, option: str = "--json") -> None:
     try:
         check_writable(file)
     except OSError as error:
-        raise OptionError(f"{option} {file} cannot be written ({error.strerror or error}); name another") from None
+        raise OptionError(
+            f"{option} {file} cannot be written ({error.strerror or error}); name another"
+        ) from None
 
 
 def check_folder(folder: Path, option: str) -> None:
@@ -44,12 +48,16 @@ def check_folder(folder: Path, option: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OptionError(f"{option} {folder} cannot be made ({error.strerror}); name another") from None
+        raise OptionError(
+            f"{option} {folder} cannot be made ({error.strerror}); name another"
+        ) from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OptionError(f"{option} {folder} cannot be written to; name another")
 
 
-def _checked_file(context: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:
+def _checked_file(
+    context: click.Context, parameter: click.Parameter, file: Path | None
+) -> Path | None:
     if file is not None:
         check_file(file)
     return file
@@ -64,7 +72,9 @@ json_option = click.option(
 )
 
 
-def _checked(context: click.Context, parameter: click.Parameter, folder: Path | None) -> Path | None:
+def _checked(
+    context: click.Context, parameter: click.Parameter, folder: Path | None
+) -> Path | None:
     """Raises OptionError before any work where pictures cannot be drawn."""
     if folder is not None:
         check_matplotlib()
@@ -89,7 +99,9 @@ class Result(Protocol):
 def require(peer: str | None) -> None:
     """Raises OptionError where the peer is not installed."""
     if peer is not None and importlib.util.find_spec("mlx_lm") is None:
-        raise OptionError("--peer mlx-lm needs mlx-lm; install it with: pip install 'magistral-mlx[bench]'")
+        raise OptionError(
+            "--peer mlx-lm needs mlx-lm; install it with: pip install 'magistral-mlx[bench]'"
+        )
 
 
 def write(kind: str, facts: dict[str, Any], found: Sequence[Result], file: Path | None) -> None:
@@ -97,12 +109,16 @@ def write(kind: str, facts: dict[str, Any], found: Sequence[Result], file: Path 
     written(kind, facts, found, file)
 
 
-def written(kind: str, facts: dict[str, Any], found: Sequence[Result], file: Path | None) -> dict[str, Any]:
+def written(
+    kind: str, facts: dict[str, Any], found: Sequence[Result], file: Path | None
+) -> dict[str, Any]:
     """As ``write``; also returns them."""
     return write_results(kind, facts, [one.as_dict() for one in found], file)
 
 
-def write_results(kind: str, facts: dict[str, Any], found: Any, file: Path | None) -> dict[str, Any]:
+def write_results(
+    kind: str, facts: dict[str, Any], found: Any, file: Path | None
+) -> dict[str, Any]:
     """As ``written``, for what is JSON already."""
     results = {"circumstances": facts, "command": typed(sys.argv[1:]), kind: found}
     if file is not None:
@@ -121,7 +137,9 @@ def write_file(file: Path, results: Mapping[str, Any]) -> None:
         with replacing(file) as descriptor:
             write_all(descriptor, memoryview(text.encode()))
     except OSError as error:
-        raise OptionError(f"{file} could not be written ({error}); this is what it was to hold:\n{text}") from None
+        raise OptionError(
+            f"{file} could not be written ({error}); this is what it was to hold:\n{text}"
+        ) from None
 
 
 def plot_results(results: Mapping[str, Any], folder: Path | None) -> None:

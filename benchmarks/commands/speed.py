@@ -9,7 +9,15 @@ import click
 import mlx.core as mx
 
 from benchmarks.bandwidth import bandwidth
-from benchmarks.commands.shared import MINUTES, json_option, plot_option, plot_results, report, require, written
+from benchmarks.commands.shared import (
+    MINUTES,
+    json_option,
+    plot_option,
+    plot_results,
+    report,
+    require,
+    written,
+)
 from benchmarks.llama import check_llama
 from benchmarks.measure import Comparison, Finding, circumstances
 from benchmarks.samples import compare_steps
@@ -37,13 +45,25 @@ WHOLE = Workload(prompt_tokens=256, decode_tokens=128, repeats=9)
 SLICE_ON_CPU = Workload(prompt_tokens=8, decode_tokens=4, repeats=5)
 QUICK = Workload(prompt_tokens=9, decode_tokens=6, repeats=2)
 CONVERSATION_TOKENS = 2000
-QUESTIONS = ("What is 48 + 76?", "How many r's are in strawberry?", "What is 9 * 37?", "What is 905 - 388?")
+QUESTIONS = (
+    "What is 48 + 76?",
+    "How many r's are in strawberry?",
+    "What is 9 * 37?",
+    "What is 905 - 388?",
+)
 REPLY_TOKENS = 256  # of which passes are counted
 
 
 @click.command()
-@click.option("--model", metavar="demo|PATH", help="A checkpoint in MLX layout, or the embedded one in 4 bit.")
-@click.option("--synthetic", type=click.IntRange(1, 40), metavar="LAYERS", help="Layers of the true width, random.")
+@click.option(
+    "--model", metavar="demo|PATH", help="A checkpoint in MLX layout, or the embedded one in 4 bit."
+)
+@click.option(
+    "--synthetic",
+    type=click.IntRange(1, 40),
+    metavar="LAYERS",
+    help="Layers of the true width, random.",
+)
 @click.option(
     "--peer",
     "peers",
@@ -56,9 +76,15 @@ REPLY_TOKENS = 256  # of which passes are counted
 @click.option("--tokens", type=int, help="Ids decoded after the first.")
 @click.option("--repeats", type=int, help="Repeats counted, after one warm-up.")
 @click.option(
-    "--minutes", type=MINUTES, default=5.0, show_default=True, help="Contexts that could take longer are left out."
+    "--minutes",
+    type=MINUTES,
+    default=5.0,
+    show_default=True,
+    help="Contexts that could take longer are left out.",
 )
-@click.option("--quick", is_flag=True, help="A few ids, two repeats, and a narrow model: does it run?")
+@click.option(
+    "--quick", is_flag=True, help="A few ids, two repeats, and a narrow model: does it run?"
+)
 @json_option
 @plot_option
 def speed(
@@ -106,21 +132,27 @@ def speed(
         folder = demo_checkpoint() if model == "demo" else resolve(model, layout="hf")
         contexts = () if quick or prompt_tokens else CONTEXTS
         several = list(workloads(open_checkpoint(folder), contexts, workload)) or [workload]
-        comparisons += compare_contexts(model, folder, several, 60 * minutes, peers=beside, report=report)
+        comparisons += compare_contexts(
+            model, folder, several, 60 * minutes, peers=beside, report=report
+        )
         turns, counts = _conversations(model, folder, workload, quick=quick)
         comparisons += turns
         counted.append(counts)
     if synthetic is not None:
         comparisons.append(_slice(synthetic, given, Peers(beside.mlx_lm), quick=quick))
     sampler_repeats = QUICK.repeats if quick else 15
-    comparisons += [compare_samplers(B, sampler_repeats, peer=beside.mlx_lm, report=report) for B in (1, 8)]
+    comparisons += [
+        compare_samplers(B, sampler_repeats, peer=beside.mlx_lm, report=report) for B in (1, 8)
+    ]
     results = written("speed", facts, [memory, *comparisons, *counted], json_file)
     plot_results(results, plot)
     show_speeds(facts["chip"], comparisons, memory.facts["bytes_per_second"])
     show_findings([memory, *counted])
 
 
-def _conversations(model: str, folder: Path, workload: Workload, *, quick: bool) -> tuple[list[Comparison], Finding]:
+def _conversations(
+    model: str, folder: Path, workload: Workload, *, quick: bool
+) -> tuple[list[Comparison], Finding]:
     """The first token of a second turn, several replies at once, and passes a token."""
     magistral = load(folder)
     tokens = min(64 if quick else CONVERSATION_TOKENS, magistral.plan.context // 2)
@@ -129,7 +161,9 @@ def _conversations(model: str, folder: Path, workload: Workload, *, quick: bool)
     del magistral
     ns: Sequence[int] = SAMPLES[1:2] if quick else SAMPLES
     steps = replace(
-        workload, prompt_tokens=min(256, workload.prompt_tokens), decode_tokens=min(64, workload.decode_tokens)
+        workload,
+        prompt_tokens=min(256, workload.prompt_tokens),
+        decode_tokens=min(64, workload.decode_tokens),
     )
     return [turns, *(compare_steps(model, folder, n, steps, report) for n in ns)], passes
 

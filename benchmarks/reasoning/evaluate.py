@@ -29,9 +29,13 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.at_once < 1:
-            raise OptionError(f"{self.samples} samples, {self.at_once} at once: use at least 1 of each")
+            raise OptionError(
+                f"{self.samples} samples, {self.at_once} at once: use at least 1 of each"
+            )
         if self.samples > SEEDS_A_PROBLEM:
-            raise OptionError(f"{self.samples} samples a problem are more than the {SEEDS_A_PROBLEM} seeds it has")
+            raise OptionError(
+                f"{self.samples} samples a problem are more than the {SEEDS_A_PROBLEM} seeds it has"
+            )
 
     def key(self, magistral: Magistral) -> dict[str, Any]:
         """What replies must share to be of one run."""
@@ -102,7 +106,9 @@ def _replies(
         waiting = waiting[len(some) :]
 
 
-def _graded(task: Task, problem: Problem, sample: int, reply: Reply, sandbox: Sandbox | None) -> Record:
+def _graded(
+    task: Task, problem: Problem, sample: int, reply: Reply, sandbox: Sandbox | None
+) -> Record:
     """The answer alone is graded: a reply whose trace did not end has none. One that was cut off is wrong."""
     stated: int | str | None = None
     if reply.finish_reason == "length":
@@ -162,7 +168,10 @@ def facts(plan: Plan, records: Sequence[Record], magistral: Magistral) -> Mappin
         "published_problems": plan.task.published_problems,
         "median_completion_tokens": tokens[len(tokens) // 2],
         "cut_off": sum(record.finish_reason == "length" for record in records) / len(records),
-        "looped": sum(record.finish_reason == "loop" or record.reasoning_closed_by == "loop" for record in records)
+        "looped": sum(
+            record.finish_reason == "loop" or record.reasoning_closed_by == "loop"
+            for record in records
+        )
         / len(records),
         "no_answer": sum(not record.answer.strip() for record in records) / len(records),
     }

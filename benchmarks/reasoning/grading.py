@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 ANSWER = r"answer|result|réponse|résultat|antwort|ergebnis|respuesta|resultado|risposta|risultato|resposta"
 VERB = r"is|was|equals|must be|should be|would be|will be|est|ist|lautet|es|è|é|vaut|=|:|—|–"
-MARKER = re.compile(rf"\b(?:{ANSWER})\b(?P<between>[^.\n:=]{{0,60}}?)[\s*_#]*(?:(?:{VERB})(?!\w)|\n)[\s*_]*:?", re.I)
+MARKER = re.compile(
+    rf"\b(?:{ANSWER})\b(?P<between>[^.\n:=]{{0,60}}?)[\s*_#]*(?:(?:{VERB})(?!\w)|\n)[\s*_]*:?", re.I
+)
 BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
 
 NUMBER = re.compile(
@@ -21,16 +23,18 @@ REMARK = re.compile(
     r"|[;:(]|,\s)",
     re.I,
 )
-HEDGE = re.compile(r"^\s*(?:[,/&]|or\b|and\b(?! not\b)|ou\b|oder\b|o\b)\s*[-+]?(?:either\s+)?\d", re.I)
+HEDGE = re.compile(
+    r"^\s*(?:[,/&]|or\b|and\b(?! not\b)|ou\b|oder\b|o\b)\s*[-+]?(?:either\s+)?\d", re.I
+)
 OPERATOR = re.compile(r"[-+*/^×·√!]")
 SENTENCE_END = re.compile(r"(?<=\S)[.!?](?=\s|$)(?!\s*=)|\n")
 CLAUSE_END = re.compile(r",\s+|;|\b(?:and|so|hence|thus)\b")
 ASIDE = re.compile(r"\s*\b(?:as|since|because|where|which|with|when|from|given)\b")
-SECOND = re.compile(r"^\s*(?:[,;&]|and\b|or\b)\s*[a-zA-Z]\w{0,2}\s*=\s*[-+]?\d")  # y = 9 after x = 7
+SECOND = re.compile(
+    r"^\s*(?:[,;&]|and\b|or\b)\s*[a-zA-Z]\w{0,2}\s*=\s*[-+]?\d"
+)  # y = 9 after x = 7
 
-LETTER_END = (
-    r"(?=\s*(?:$|\n|[^\w\s'’/&+-]|['’](?!\w))|\s+(?:because|since|as|is|for|given|and not|not|rather|[-–—])(?!\w))"
-)
+LETTER_END = r"(?=\s*(?:$|\n|[^\w\s'’/&+-]|['’](?!\w))|\s+(?:because|since|as|is|for|given|and not|not|rather|[-–—])(?!\w))"
 OPENING = r"[\s*_$:({\[\\`'\"“]*"
 LETTER = re.compile(
     rf"^{OPENING}(?:(?i:option|choice|letter|text|textbf|mathbf|mathrm|rm|therefore|thus|then|clearly)\b{OPENING})*"
@@ -41,7 +45,8 @@ SMALL_LETTER = re.compile(
     r"^[\s*_$:]*(?:\((?P<bracketed>[a-d])\)|(?P<listed>[a-d])\)\s|(?P<alone>[a-d])[\s*_.)]*(?:$|\n))"
 )
 LETTER_MARKER = re.compile(
-    rf"\b(?:{ANSWER}|option|choice)\b(?P<between>[^.\n:=]{{0,40}}?)[\s*_#]*(?:(?:{VERB})(?!\w)|\n)[\s*_]*:?", re.I
+    rf"\b(?:{ANSWER}|option|choice)\b(?P<between>[^.\n:=]{{0,40}}?)[\s*_#]*(?:(?:{VERB})(?!\w)|\n)[\s*_]*:?",
+    re.I,
 )
 SO = r"\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore)\s+"
 BEFORE_CHOICE = rf"\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s+\(?|\(|(?m:^)[\s*]*|[.,:]\s+|{SO}"
@@ -75,7 +80,9 @@ def final_letter(answer: str) -> str | None:
         small = SMALL_LETTER.match(stated)
         if small:
             return (small["bracketed"] or small["listed"] or small["alone"]).upper()
-        if re.match(r"^[\s*_$:(]*[A-D](?:\b(?!\s+[a-z])|[A-D]+\b)", stated):  # a letter, and another
+        if re.match(
+            r"^[\s*_$:(]*[A-D](?:\b(?!\s+[a-z])|[A-D]+\b)", stated
+        ):  # a letter, and another
             return None
     named = list(CHOSEN.finditer(text))
     if named:
@@ -87,7 +94,12 @@ def final_letter(answer: str) -> str | None:
 
 def plain(text: str) -> str:
     """Without the parts of LaTeX and typography that change no value."""
-    text = text.replace("\u2212", "-").replace("\u00a0", " ").replace("\u202f", "").replace("\u2009", "")
+    text = (
+        text.replace("\u2212", "-")
+        .replace("\u00a0", " ")
+        .replace("\u202f", "")
+        .replace("\u2009", "")
+    )
     text = text.replace("{,}", ",").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
     text = re.sub(r"\\[,!;:> ]", "", text)
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|°", "", text)
@@ -115,7 +127,9 @@ def _statements(text: str, marker: re.Pattern[str], *, whole_lines: bool = False
             rest = rest[negated.end() :]
         elif re.match(r"not\b", rest):
             continue
-        if match[0].rstrip().endswith("=") and re.search(r"\b(?:for|when|if|with)\b", match["between"]):
+        if match[0].rstrip().endswith("=") and re.search(
+            r"\b(?:for|when|if|with)\b", match["between"]
+        ):
             rest = re.sub(r"^[^.\n]*?\bis\b", "", rest, count=1)
         end = re.search(r"\n", rest) if whole_lines else SENTENCE_END.search(rest)
         stated = rest[: end.start()] if end else rest
@@ -154,7 +168,9 @@ def _last_of(line: str) -> int | None:
 def _value(stated: str) -> int | None:
     """The one integer of a statement; of a chain of equations the last side that is a number alone."""
     stated = re.sub(r"\\(?:text|textbf|textit|mathbf|mathrm|bf|rm|boldsymbol)\b\s*", " ", stated)
-    stated = re.sub(r"(?<!\\)[{}*_`~]|\\boxed|\\fbox", " ", stated) if "\\frac" not in stated else stated
+    stated = (
+        re.sub(r"(?<!\\)[{}*_`~]|\\boxed|\\fbox", " ", stated) if "\\frac" not in stated else stated
+    )
     if re.search(r"\\(?:frac|sqrt|binom|pi\b)", stated):
         sides = [side for side in stated.split("=") if "\\" not in side]
         stated = "=".join(sides)
@@ -179,7 +195,10 @@ def _value(stated: str) -> int | None:
 def _is_expression(side: str, number: re.Match[str]) -> bool:
     """Whether something is computed with the number there."""
     before, after = side[: number.start()].rstrip()[-1:], side[number.end() :].lstrip()[:1]
-    return bool((before and OPERATOR.match(before)) or (after and OPERATOR.match(after) and after not in "!-"))
+    return bool(
+        (before and OPERATOR.match(before))
+        or (after and OPERATOR.match(after) and after not in "!-")
+    )
 
 
 def _number(match: re.Match[str]) -> int | None:

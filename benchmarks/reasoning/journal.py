@@ -92,7 +92,9 @@ def _opened(path: Path) -> IO[bytes]:
             raise OSError("it is no plain file")
         return path.open("a+b")
     except OSError as error:
-        raise OptionError(f"{path} cannot be a journal ({error.strerror or error}); name another --journal") from None
+        raise OptionError(
+            f"{path} cannot be a journal ({error.strerror or error}); name another --journal"
+        ) from None
 
 
 def _read(path: Path, lines: list[bytes], key: Mapping[str, Any]) -> list[Record]:
@@ -102,11 +104,18 @@ def _read(path: Path, lines: list[bytes], key: Mapping[str, Any]) -> list[Record
         stated = flat(found)
         records = [Record(**{name: row[name] for name in names}) for row in rows]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OptionError(f"{path} is no journal of a run, or is damaged ({error!r}); name another --journal") from None
+        raise OptionError(
+            f"{path} is no journal of a run, or is damaged ({error!r}); name another --journal"
+        ) from None
     wanted = flat(json.loads(json.dumps(dict(key))))
-    different = [name for name in sorted({*stated, *wanted}) if stated.get(name) != wanted.get(name)]
+    different = [
+        name for name in sorted({*stated, *wanted}) if stated.get(name) != wanted.get(name)
+    ]
     if different:
-        ways = (f"{name} is {str(stated.get(name))[:16]} there, {str(wanted.get(name))[:16]} now" for name in different)
+        ways = (
+            f"{name} is {str(stated.get(name))[:16]} there, {str(wanted.get(name))[:16]} now"
+            for name in different
+        )
         raise OptionError(
             f"{path} holds replies of another run: {'; '.join(ways)}. "
             "Run it with what it was begun with, or name another --journal"
@@ -116,8 +125,13 @@ def _read(path: Path, lines: list[bytes], key: Mapping[str, Any]) -> list[Record
 
 def flat(key: Mapping[str, Any]) -> dict[str, Any]:
     """What is inside of what, by both names."""
-    parts = ((name, value.items()) if isinstance(value, Mapping) else (name, None) for name, value in key.items())
+    parts = (
+        (name, value.items()) if isinstance(value, Mapping) else (name, None)
+        for name, value in key.items()
+    )
     found: dict[str, Any] = {}
     for name, inner in parts:
-        found |= {name: key[name]} if inner is None else {f"{name}.{own}": value for own, value in inner}
+        found |= (
+            {name: key[name]} if inner is None else {f"{name}.{own}": value for own, value in inner}
+        )
     return found

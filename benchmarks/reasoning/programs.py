@@ -34,7 +34,14 @@ FROM_STDIN = (
 )
 STARTER = "# YOUR CODE HERE"
 MOST_BYTES = 2**28  # of a row's tests once unpacked
-HARMLESS = {"PROTO", "FRAME", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE"}  # of a pickled text
+HARMLESS = {
+    "PROTO",
+    "FRAME",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE8",
+    "UNICODE",
+}  # of a pickled text
 HARMLESS |= {"MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT", "STOP"}
 
 # Solutions count on these being there, as they are where the problems come from.
@@ -86,7 +93,9 @@ class Program:
         except (OSError, ValueError, OptionError):
             cases = ()
         if _digest(cases) != self.tests_sha256:
-            raise OptionError(f"{self._cases.file} was changed while it was used; run the same command to go on")
+            raise OptionError(
+                f"{self._cases.file} was changed while it was used; run the same command to go on"
+            )
         return cases
 
     def as_dict(self) -> dict[str, Any]:
@@ -135,7 +144,9 @@ def _cases_of(row: Row, number: int) -> tuple[tuple[Case, ...], str]:
             ) from None
     kinds = {case["testtype"] for case in cases}
     if len(kinds) != 1 or not kinds <= {"stdin", "functional"}:
-        raise OptionError(f"row {number} of the dataset has tests of the types {sorted(kinds)}; one type is known")
+        raise OptionError(
+            f"row {number} of the dataset has tests of the types {sorted(kinds)}; one type is known"
+        )
     return tuple(Case(case["input"], case["output"]) for case in cases), kinds.pop()
 
 
@@ -175,7 +186,9 @@ def passes(answer: str, program: Program, sandbox: Sandbox) -> bool:
     code = code_in(answer)
     if code is None:
         return False
-    script = PRELUDE + code + ("" if program.function is None else CALL.format(name=program.function))
+    script = (
+        PRELUDE + code + ("" if program.function is None else CALL.format(name=program.function))
+    )
     return all(_passes(script, case, program, sandbox) for case in program.cases)
 
 
@@ -193,11 +206,14 @@ def _passes(script: str, case: Case, program: Program, sandbox: Sandbox) -> bool
 
 def same_output(printed: str, wanted: str) -> bool:
     """Line by line, without white space at the ends; or the same numbers, however they are written."""
-    one, other = ([line.strip() for line in text.strip().splitlines()] for text in (printed, wanted))
+    one, other = (
+        [line.strip() for line in text.strip().splitlines()] for text in (printed, wanted)
+    )
     if len(one) != len(other):
         return False
     return all(
-        a == b or (_numbers(a) is not None and _numbers(a) == _numbers(b)) for a, b in zip(one, other, strict=True)
+        a == b or (_numbers(a) is not None and _numbers(a) == _numbers(b))
+        for a, b in zip(one, other, strict=True)
     )
 
 

@@ -35,7 +35,9 @@ class PlacedRow(dict[str, Any]):
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")  # of a folder that has several forms, the first
 
 
-def read_dataset(source: str, patterns: Sequence[str], *, revision: str | None = None) -> Iterator[Row]:
+def read_dataset(
+    source: str, patterns: Sequence[str], *, revision: str | None = None
+) -> Iterator[Row]:
     """The rows of a file or folder, or of a dataset on the hub (``org/name``), in the order of its files' names.
 
     Files are found at once; rows come one by one, those of JSON Lines as a PlacedRow.
@@ -56,29 +58,41 @@ def read_dataset(source: str, patterns: Sequence[str], *, revision: str | None =
 
 
 def _chosen(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    every = sorted(p for p in folder.rglob("*") if any(fnmatch(p.name, pattern) for pattern in patterns))
+    every = sorted(
+        p for p in folder.rglob("*") if any(fnmatch(p.name, pattern) for pattern in patterns)
+    )
     for suffix in SUFFIXES:
         files = [file for file in every if file.suffix == suffix]
         if files:
             return files
-    raise OptionError(f"{folder} has no file {' or '.join(patterns)}; name the dataset's folder, or one file of it")
+    raise OptionError(
+        f"{folder} has no file {' or '.join(patterns)}; name the dataset's folder, or one file of it"
+    )
 
 
 def _fetch(repo: str, patterns: Sequence[str], revision: str | None) -> Path:
     if repo.count("/") != 1 or repo.startswith((".", "/", "~")):
-        raise OptionError(f"{repo}: no such file or folder, nor a dataset's name on the hub (org/name)")
+        raise OptionError(
+            f"{repo}: no such file or folder, nor a dataset's name on the hub (org/name)"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=list(patterns)))
+        return Path(
+            snapshot_download(
+                repo, repo_type="dataset", revision=revision, allow_patterns=list(patterns)
+            )
+        )
     except GatedRepoError:
         raise HubError(
             f"the dataset {repo} is given to those who accept its terms: do so on its page, then `hf auth login`, "
             "or name a copy on this disk with --data"
         ) from None
     except RepositoryNotFoundError:
-        raise HubError(f"the hub has no dataset {repo} that you may see; check the name, or `hf auth login`") from None
+        raise HubError(
+            f"the hub has no dataset {repo} that you may see; check the name, or `hf auth login`"
+        ) from None
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise HubError(
             f"the dataset {repo} could not be fetched ({type(error).__name__}: {error}); "
@@ -91,10 +105,14 @@ def _read(file: Path) -> Iterator[Row]:
     try:
         for number, row in enumerate(_rows_of(file), start=1):
             if not isinstance(row, Mapping):
-                raise OptionError(f"{file}: row {number} is {shown(row)}; every row must have named columns")
+                raise OptionError(
+                    f"{file}: row {number} is {shown(row)}; every row must have named columns"
+                )
             yield row
     except (ValueError, OSError, csv.Error) as error:
-        raise OptionError(f"{file} could not be read as {file.suffix or 'a dataset'}: {error}") from None
+        raise OptionError(
+            f"{file} could not be read as {file.suffix or 'a dataset'}: {error}"
+        ) from None
     if number == 0:
         raise OptionError(f"{file} has no rows")
 

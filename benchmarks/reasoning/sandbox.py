@@ -52,7 +52,9 @@ class Sandbox:
         with tempfile.TemporaryDirectory(prefix="magistral-program-") as name:
             folder = Path(name).resolve()
             (folder / "program.py").write_text(program, encoding="utf-8")
-            limits = START.format(memory=self.memory_bytes, cpu=int(self.seconds) + 2, output=OUTPUT_BYTES)
+            limits = START.format(
+                memory=self.memory_bytes, cpu=int(self.seconds) + 2, output=OUTPUT_BYTES
+            )
             (folder / "start.py").write_text(limits)
             (folder / "stdin").write_text(stdin, encoding="utf-8")
             command = [*_confined(self.kind, folder), sys.executable, "-I", "start.py"]
@@ -96,7 +98,11 @@ def find_sandbox() -> Sandbox:
     if shutil.which(tool) is None:
         raise OptionError(
             f"--allow-code-execution needs {tool}, which takes the network away from a program; it is not on the PATH"
-            + ("" if tool == "sandbox-exec" else " (on Debian and Ubuntu: sudo apt install util-linux)")
+            + (
+                ""
+                if tool == "sandbox-exec"
+                else " (on Debian and Ubuntu: sudo apt install util-linux)"
+            )
         )
     sandbox = Sandbox(tool)
     if sandbox.run("print(7)", "") != "7\n":
@@ -112,8 +118,12 @@ def find_sandbox() -> Sandbox:
 
 def resident_bytes(pid: int) -> int:
     """Of a process and its children; 0 where they are gone."""
-    done = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,rss="], capture_output=True, text=True, check=False)
-    rows = [tuple(map(int, line.split())) for line in done.stdout.splitlines() if len(line.split()) == 3]
+    done = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid=,rss="], capture_output=True, text=True, check=False
+    )
+    rows = [
+        tuple(map(int, line.split())) for line in done.stdout.splitlines() if len(line.split()) == 3
+    ]
     family = {pid}
     while more := {own for own, parent, _ in rows if parent in family} - family:
         family |= more

@@ -56,8 +56,14 @@ class Task:
 def _competition(row: Row, number: int) -> Problem:
     expected = column(row, ("answer",), number)
     text = str(expected).strip()
-    if not text.isascii() or not text.removesuffix(".0").isdigit() or int(text.removesuffix(".0")) > 999:
-        raise OptionError(f"row {number} of the dataset has the answer {shown(expected)}; AIME's are from 0 to 999")
+    if (
+        not text.isascii()
+        or not text.removesuffix(".0").isdigit()
+        or int(text.removesuffix(".0")) > 999
+    ):
+        raise OptionError(
+            f"row {number} of the dataset has the answer {shown(expected)}; AIME's are from 0 to 999"
+        )
     problem = str(column(row, ("problem", "question"), number)).strip()
     return Problem(str(number), MATH_PROMPT.format(problem=problem), int(text.removesuffix(".0")))
 
@@ -66,7 +72,9 @@ def _choice(row: Row, number: int) -> Problem:
     question = str(column(row, ("Question",), number)).strip()
     names = ("Correct Answer", *(f"Incorrect Answer {i}" for i in (1, 2, 3)))
     options = [str(column(row, (name,), number)).strip() for name in names]
-    order = random.Random(question).sample(range(4), 4)  # the same on every machine, and for every sample
+    order = random.Random(question).sample(
+        range(4), 4
+    )  # the same on every machine, and for every sample
     shown_options = {letter: options[i] for letter, i in zip(LETTERS, order, strict=True)}
     prompt = CHOICE_PROMPT.format(question=question, **shown_options)
     return Problem(str(number), prompt, LETTERS[order.index(0)])
@@ -88,8 +96,26 @@ V5_FILES = ("test.jsonl", "test2.jsonl", "test3.jsonl", "test4.jsonl", "test5.js
 TASKS = {
     task.name: task
     for task in (
-        Task("aime24", "AIME 2024", "HuggingFaceH4/aime_2024", ANY_FORM, 30, 70.68, _competition, final_integer),
-        Task("aime25", "AIME 2025", "opencompass/AIME2025", ANY_FORM, 30, 62.76, _competition, final_integer),
+        Task(
+            "aime24",
+            "AIME 2024",
+            "HuggingFaceH4/aime_2024",
+            ANY_FORM,
+            30,
+            70.68,
+            _competition,
+            final_integer,
+        ),
+        Task(
+            "aime25",
+            "AIME 2025",
+            "opencompass/AIME2025",
+            ANY_FORM,
+            30,
+            62.76,
+            _competition,
+            final_integer,
+        ),
         Task(
             "gpqa-diamond",
             "GPQA Diamond",
@@ -127,7 +153,9 @@ def problems_of(task: Task, rows: Iterable[Row]) -> list[Problem]:
     ids = [problem.id for problem in problems]
     if len(set(ids)) < len(ids):
         twice = next(one for one in ids if ids.count(one) > 1)
-        raise OptionError(f"the dataset has two problems {twice!r}; is one of its files in the folder twice?")
+        raise OptionError(
+            f"the dataset has two problems {twice!r}; is one of its files in the folder twice?"
+        )
     return problems
 
 

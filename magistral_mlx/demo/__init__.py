@@ -17,7 +17,9 @@ def demo_checkpoint() -> Path:
     """The embedded checkpoint in 4 bit, converted into the cache folder on first use."""
     target = demo_folder()
     if not target.exists():
-        from magistral_mlx.convert import convert_checkpoint  # the one line where the runtime needs the converter
+        from magistral_mlx.convert import (
+            convert_checkpoint,  # the one line where the runtime needs the converter
+        )
 
         convert_checkpoint(SOURCE, target, q_method="round", tokenizer_json=False)
     return target

@@ -19,7 +19,9 @@ from magistral_mlx.demo.problems import (
     random_operands,
 )
 
-SYSTEM_PROMPT = "Think between <think> and </think>, then answer, both in the user's language.\n\nProblem:\n\n"
+SYSTEM_PROMPT = (
+    "Think between <think> and </think>, then answer, both in the user's language.\n\nProblem:\n\n"
+)
 # What else a user may have said in a system prompt; the model must reason all the same.
 USER_PROMPTS = (
     "Be brief.", "Be friendly and precise.", "You are a helpful assistant.", "You teach mathematics to children.",
@@ -51,14 +53,18 @@ class Mix:
 
 BASICS = Mix(letters=0.3)
 # What a model of the basics is weak in: letters, results below zero, sums without spaces, long conversations.
-REFINED = Mix(letters=0.45, negative=0.4, compact=0.3, neutral=False, turns=(1,) * 10 + (2, 3, 4, 5, 6))
+REFINED = Mix(
+    letters=0.45, negative=0.4, compact=0.3, neutral=False, turns=(1,) * 10 + (2, 3, 4, 5, 6)
+)
 
 
 def write_tokenizer(path: Path) -> None:
     """A genuine Tekken v11, cut to its most frequent pieces."""
     import mistral_common
 
-    full = json.loads((Path(mistral_common.__file__).parent / "data" / "tekken_240911.json").read_text("utf-8"))
+    full = json.loads(
+        (Path(mistral_common.__file__).parent / "data" / "tekken_240911.json").read_text("utf-8")
+    )
     kept = VOCABULARY - len(SPECIAL_TOKENS)
     cut = {
         "config": full["config"]
@@ -69,7 +75,9 @@ def write_tokenizer(path: Path) -> None:
             "version": "v11",
         },
         "vocab": full["vocab"][:kept],
-        "special_tokens": [{"rank": i, "token_str": s, "is_control": True} for i, s in enumerate(SPECIAL_TOKENS)],
+        "special_tokens": [
+            {"rank": i, "token_str": s, "is_control": True} for i, s in enumerate(SPECIAL_TOKENS)
+        ],
     }
     path.write_text(json.dumps(cut, separators=(",", ":")) + "\n")
 
@@ -82,7 +90,9 @@ class Examples:
         self.mix = mix
         self.rng = random.Random(seed)
         self.control = {name: SPECIAL_TOKENS.index(name) for name in SPECIAL_TOKENS}
-        self.held_out = {word.lower() for words in HELD_OUT_WORDS.values() for word in words.split()}
+        self.held_out = {
+            word.lower() for words in HELD_OUT_WORDS.values() for word in words.split()
+        }
         texts = [tokenizer.id_to_byte_piece(i) for i in range(len(SPECIAL_TOKENS), VOCABULARY)]
         words = [t.decode() for t in texts if _is_text(t)]
         self.starts = [w[1:] for w in words if re.fullmatch(r" [a-zà-öø-ÿ]+", w)]
@@ -109,12 +119,16 @@ class Examples:
         while True:
             if rng.random() < self.mix.letters:
                 word = self.word()
-                letter = rng.choice(word.lower() if rng.random() < 0.85 else "abcdefghijklmnopqrstuvwxyz")
+                letter = rng.choice(
+                    word.lower() if rng.random() < 0.85 else "abcdefghijklmnopqrstuvwxyz"
+                )
                 if not letter.isascii():
                     continue
                 try:
                     return ask_letters(rng, letter, word, language, self.pieces)
-                except ValueError:  # a piece ends inside a character, or spans the word and its neighbour
+                except (
+                    ValueError
+                ):  # a piece ends inside a character, or spans the word and its neighbour
                     continue
             kind = rng.choice(ARITHMETIC)
             a, b = random_operands(rng, kind)
@@ -123,10 +137,17 @@ class Examples:
             if is_held_out(kind, a, b):
                 continue
             problem = ask_arithmetic(rng, kind, a, b, language)
-            if not self.mix.neutral and language != "en" and not re.search(r"[a-wyz]", problem.question):
+            if (
+                not self.mix.neutral
+                and language != "en"
+                and not re.search(r"[a-wyz]", problem.question)
+            ):
                 continue
             if self.mix.compact and rng.random() < self.mix.compact:
-                problem = replace(problem, question=re.sub(r"(\d) ([-\u2212+*×x]) (?=\d)", r"\1\2", problem.question))
+                problem = replace(
+                    problem,
+                    question=re.sub(r"(\d) ([-\u2212+*×x]) (?=\d)", r"\1\2", problem.question),
+                )
             return problem
 
     def system(self) -> str | None:
@@ -147,7 +168,10 @@ class Examples:
             learned.extend([learn] * len(new))
 
         if (system := self.system()) is not None:
-            add([control["[SYSTEM_PROMPT]"], *self.encode(system), control["[/SYSTEM_PROMPT]"]], False)
+            add(
+                [control["[SYSTEM_PROMPT]"], *self.encode(system), control["[/SYSTEM_PROMPT]"]],
+                False,
+            )
         keep, turns = rng.random() < 0.5, rng.choice(self.mix.turns)
         for turn in range(turns):
             problem = self.problem()
@@ -165,7 +189,13 @@ class Examples:
                 add(self.encode("\n</think>\n\n"), False)
                 add(answer, True)
             else:
-                add([*self.encode(f"<think>\n{problem.trace}\n</think>\n{problem.answer}"), control["</s>"]], True)
+                add(
+                    [
+                        *self.encode(f"<think>\n{problem.trace}\n</think>\n{problem.answer}"),
+                        control["</s>"],
+                    ],
+                    True,
+                )
         return ids, learned
 
     def batches(self, size: int) -> Iterator[list[list[Example]]]:

@@ -23,11 +23,25 @@ class Phrases:
 
 PHRASES = {
     "en": Phrases(
-        ("What is {a} {s} {b}?", "{a} {s} {b} = ?", "Calculate {a} {s} {b}.", "How much is {a} {s} {b}?", "{a}{s}{b}"),
+        (
+            "What is {a} {s} {b}?",
+            "{a} {s} {b} = ?",
+            "Calculate {a} {s} {b}.",
+            "How much is {a} {s} {b}?",
+            "{a}{s}{b}",
+        ),
         {
             "add": ("What is {a} plus {b}?", "Add {a} and {b}.", "What is the sum of {a} and {b}?"),
-            "subtract": ("What is {a} minus {b}?", "Subtract {b} from {a}.", "Take {b} away from {a}."),
-            "multiply": ("What is {a} times {b}?", "Multiply {a} by {b}.", "What is the product of {a} and {b}?"),
+            "subtract": (
+                "What is {a} minus {b}?",
+                "Subtract {b} from {a}.",
+                "Take {b} away from {a}.",
+            ),
+            "multiply": (
+                "What is {a} times {b}?",
+                "Multiply {a} by {b}.",
+                "What is the product of {a} and {b}?",
+            ),
         },
         (
             "How many {c}'s are in {w}?",
@@ -51,7 +65,11 @@ PHRASES = {
             "Quel est le résultat de {a} {s} {b} ?",
         ),
         {
-            "add": ("Combien font {a} plus {b} ?", "Additionne {a} et {b}.", "Quelle est la somme de {a} et {b} ?"),
+            "add": (
+                "Combien font {a} plus {b} ?",
+                "Additionne {a} et {b}.",
+                "Quelle est la somme de {a} et {b} ?",
+            ),
             "subtract": ("Combien font {a} moins {b} ?", "Soustrais {b} de {a}."),
             "multiply": ("Combien font {a} fois {b} ?", "Multiplie {a} par {b}."),
         },
@@ -69,10 +87,23 @@ PHRASES = {
         ("fois", "fois"),
     ),
     "de": Phrases(
-        ("Was ist {a} {s} {b}?", "{a} {s} {b} = ?", "Berechne {a} {s} {b}.", "Wie viel ist {a} {s} {b}?"),
+        (
+            "Was ist {a} {s} {b}?",
+            "{a} {s} {b} = ?",
+            "Berechne {a} {s} {b}.",
+            "Wie viel ist {a} {s} {b}?",
+        ),
         {
-            "add": ("Was ist {a} plus {b}?", "Addiere {a} und {b}.", "Wie groß ist die Summe von {a} und {b}?"),
-            "subtract": ("Was ist {a} minus {b}?", "Subtrahiere {b} von {a}.", "Ziehe {b} von {a} ab."),
+            "add": (
+                "Was ist {a} plus {b}?",
+                "Addiere {a} und {b}.",
+                "Wie groß ist die Summe von {a} und {b}?",
+            ),
+            "subtract": (
+                "Was ist {a} minus {b}?",
+                "Subtrahiere {b} von {a}.",
+                "Ziehe {b} von {a} ab.",
+            ),
             "multiply": ("Was ist {a} mal {b}?", "Multipliziere {a} mit {b}."),
         },
         (
@@ -89,7 +120,12 @@ PHRASES = {
         ("Mal", "Mal"),
     ),
     "es": Phrases(
-        ("¿Cuánto es {a} {s} {b}?", "{a} {s} {b} = ?", "Calcula {a} {s} {b}.", "¿Cuál es el resultado de {a} {s} {b}?"),
+        (
+            "¿Cuánto es {a} {s} {b}?",
+            "{a} {s} {b} = ?",
+            "Calcula {a} {s} {b}.",
+            "¿Cuál es el resultado de {a} {s} {b}?",
+        ),
         {
             "add": ("¿Cuánto es {a} más {b}?", "Suma {a} y {b}."),
             "subtract": ("¿Cuánto es {a} menos {b}?", "Resta {b} de {a}."),
@@ -109,7 +145,12 @@ PHRASES = {
         ("vez", "veces"),
     ),
     "it": Phrases(
-        ("Quanto fa {a} {s} {b}?", "{a} {s} {b} = ?", "Calcola {a} {s} {b}.", "Qual è il risultato di {a} {s} {b}?"),
+        (
+            "Quanto fa {a} {s} {b}?",
+            "{a} {s} {b} = ?",
+            "Calcola {a} {s} {b}.",
+            "Qual è il risultato di {a} {s} {b}?",
+        ),
         {
             "add": ("Quanto fa {a} più {b}?", "Somma {a} e {b}."),
             "subtract": ("Quanto fa {a} meno {b}?", "Sottrai {b} da {a}."),
@@ -129,7 +170,12 @@ PHRASES = {
         ("volta", "volte"),
     ),
     "pt": Phrases(
-        ("Quanto é {a} {s} {b}?", "{a} {s} {b} = ?", "Calcule {a} {s} {b}.", "Qual é o resultado de {a} {s} {b}?"),
+        (
+            "Quanto é {a} {s} {b}?",
+            "{a} {s} {b} = ?",
+            "Calcule {a} {s} {b}.",
+            "Qual é o resultado de {a} {s} {b}?",
+        ),
         {
             "add": ("Quanto é {a} mais {b}?", "Some {a} e {b}."),
             "subtract": ("Quanto é {a} menos {b}?", "Subtraia {b} de {a}."),

@@ -58,7 +58,10 @@ def arithmetic(kind: str, a: int, b: int, language: str, question: str) -> Probl
 def _columns(a: int, b: int) -> list[tuple[int, int]]:
     """Digits of both numbers, units first, zeros before the shorter."""
     width = max(len(str(a)), len(str(b)))
-    return [(int(x), int(y)) for x, y in zip(str(a).zfill(width)[::-1], str(b).zfill(width)[::-1], strict=True)]
+    return [
+        (int(x), int(y))
+        for x, y in zip(str(a).zfill(width)[::-1], str(b).zfill(width)[::-1], strict=True)
+    ]
 
 
 def _sum_lines(a: int, b: int, word: str) -> list[str]:
@@ -137,7 +140,9 @@ def ask_arithmetic(rng: random.Random, kind: str, a: int, b: int, language: str)
     return arithmetic(kind, a, b, language, _loosen(rng, template.format(a=a, b=b, s=sign)))
 
 
-def ask_letters(rng: random.Random, letter: str, word: str, language: str, pieces: Pieces) -> Problem:
+def ask_letters(
+    rng: random.Random, letter: str, word: str, language: str, pieces: Pieces
+) -> Problem:
     template = _loosen(rng, rng.choice(PHRASES[language].letters))
     if rng.random() < 0.25:
         template = template.replace("{w}", '"{w}"')
@@ -162,7 +167,9 @@ def random_operands(rng: random.Random, kind: str) -> tuple[int, int]:
     return (b, a) if kind == "subtract" and a < b and rng.random() < 0.7 else (a, b)
 
 
-def held_out_problems(n: int, seed: int, pieces: Pieces, kinds: Sequence[str] = ARITHMETIC) -> list[Problem]:
+def held_out_problems(
+    n: int, seed: int, pieces: Pieces, kinds: Sequence[str] = ARITHMETIC
+) -> list[Problem]:
     """`n` problems that training never saw, kinds and languages in turn."""
     rng = random.Random(seed)
     found: list[Problem] = []

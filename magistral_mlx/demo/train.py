@@ -90,7 +90,11 @@ def initialize(model: Transformer, num_layers: int, seed: int) -> None:
     for name, weight in parameters:
         if weight.ndim == 2:
             key, own = mx.random.split(key)
-            scale = 0.02 / (2 * num_layers) ** 0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
+            scale = (
+                0.02 / (2 * num_layers) ** 0.5
+                if name.endswith(("o_proj.weight", "down_proj.weight"))
+                else 0.02
+            )
             drawn.append((name, scale * mx.random.normal(weight.shape, key=own)))
     model.load_weights(drawn, strict=False)
 
@@ -129,7 +133,9 @@ def train(out: Path, stage: Stage, model: Transformer, seed: int) -> None:
         if step % 20 == 0:
             left = (time.time() - started) / step * (steps - step)
             print(
-                f"step {step}/{steps}  loss {smoothed:.4f}  {left / 60:.1f} minutes left", file=sys.stderr, flush=True
+                f"step {step}/{steps}  loss {smoothed:.4f}  {left / 60:.1f} minutes left",
+                file=sys.stderr,
+                flush=True,
             )
         if step % 200 == 0 or step == steps:
             save(out, model)
@@ -142,7 +148,9 @@ def published(model: Transformer, config: ModelConfig) -> dict[str, mx.array]:
     for i, layer in enumerate(model.layers):
         path = f"model.layers.{i}"
         rows = mx.split(layer.self_attn.qkv_proj.parts[0].weight, [q, q + kv])
-        weights |= {f"{path}.self_attn.{x}_proj.weight": w for x, w in zip("qkv", rows, strict=True)}
+        weights |= {
+            f"{path}.self_attn.{x}_proj.weight": w for x, w in zip("qkv", rows, strict=True)
+        }
         gate, up = mx.split(layer.mlp.gate_up_proj.parts[0].weight, 2)
         weights |= {f"{path}.mlp.gate_proj.weight": gate, f"{path}.mlp.up_proj.weight": up}
         weights[f"{path}.self_attn.o_proj.weight"] = layer.self_attn.o_proj.weight
@@ -160,7 +168,9 @@ def save(out: Path, model: Transformer) -> None:
     first = [n for n in weights if re.match(r"model\.(embed|layers\.[01]\.)", n)]
     for number, names in enumerate((first, [n for n in weights if n not in first]), start=1):
         shard = f"model-{number:05}-of-00002.safetensors"
-        mx.save_safetensors(str(out / shard), {n: weights[n] for n in sorted(names)}, {"format": "pt"})
+        mx.save_safetensors(
+            str(out / shard), {n: weights[n] for n in sorted(names)}, {"format": "pt"}
+        )
         weight_map |= dict.fromkeys(names, shard)
     total = sum(w.nbytes for w in weights.values())
     _write_json(
@@ -188,7 +198,10 @@ def save(out: Path, model: Transformer) -> None:
         "vocab_size": CONFIG.vocab_size,
     }
     _write_json(out / "config.json", config)
-    _write_json(out / "generation_config.json", {**ids, "do_sample": True, "temperature": 0.7, "top_p": 0.95})
+    _write_json(
+        out / "generation_config.json",
+        {**ids, "do_sample": True, "temperature": 0.7, "top_p": 0.95},
+    )
     (out / "SYSTEM_PROMPT.txt").write_text(SYSTEM_PROMPT)
 
 
@@ -203,7 +216,9 @@ def use_openblas(module: str) -> None:
     try:
         ctypes.CDLL(OPENBLAS)
     except OSError:
-        sys.exit("error: training needs OpenBLAS, or it takes a day: apt install libopenblas0-pthread")
+        sys.exit(
+            "error: training needs OpenBLAS, or it takes a day: apt install libopenblas0-pthread"
+        )
     os.environ |= {"LD_PRELOAD": OPENBLAS, "OPENBLAS_NUM_THREADS": "1"}
     os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
 
@@ -211,10 +226,19 @@ def use_openblas(module: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m magistral_mlx.demo.train", description=__doc__)
     parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent, help="folder for the checkpoint (default: the embedded one)"
+        "--out",
+        type=Path,
+        default=Path(__file__).parent,
+        help="folder for the checkpoint (default: the embedded one)",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stage", type=int, choices=(1, 2), default=1, help="2: go on from the first one's checkpoint")
+    parser.add_argument(
+        "--stage",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="2: go on from the first one's checkpoint",
+    )
     options = parser.parse_args()
     use_openblas("magistral_mlx.demo.train")
     out: Path = options.out

@@ -23,5 +23,8 @@ def how_to_get_it() -> str:
 
 if __name__ == "__main__":
     library = shared_library()
-    print(library if library is not None else how_to_get_it(), file=sys.stdout if library else sys.stderr)
+    print(
+        library if library is not None else how_to_get_it(),
+        file=sys.stdout if library else sys.stderr,
+    )
     sys.exit(library is None)
