@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from benchmarks.measure import Lap, Run, Stopwatch
 from magistral_mlx.cache import KVCache
-from magistral_mlx.checkpoint import Checkpoint
+from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.conversation import result_of
 from magistral_mlx.decoding import Stepper, decode, prefill
 from magistral_mlx.loader import load_model

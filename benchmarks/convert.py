@@ -19,10 +19,10 @@ import numpy as np
 from benchmarks.contender import GROUP_SIZE
 from benchmarks.measure import OURS, Comparison, Lap, Run, interleave
 from benchmarks.source import source_bytes, write_source
-from magistral_mlx.checkpoint import open_checkpoint
-from magistral_mlx.config import ModelConfig, QuantFormat
+from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat
+from magistral_mlx.checkpoint.folder import open_checkpoint
+from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.errors import ConversionError, OptionError
-from magistral_mlx.safetensors_header import Shard
 
 ROOT = Path(__file__).parent.parent
 PHASE = "convert"

@@ -14,7 +14,7 @@ import mlx.core as mx
 from benchmarks.measure import OURS
 from magistral_mlx import model
 from magistral_mlx.cache import KVCache
-from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.conversation import result_of
 from magistral_mlx.loader import load_model
 

@@ -2,7 +2,7 @@
 
 from math import prod
 
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.checkpoint.config import ModelConfig
 
 ENDS = (
     "model.embed_tokens.weight",

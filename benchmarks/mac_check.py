@@ -20,8 +20,8 @@ from benchmarks.samples import ALONE, PHASE, compare_steps
 from benchmarks.speed import Peers, Workload, compare_models
 from benchmarks.synthetic import FORMAT, TRUE_WIDTH, write_slice
 from magistral_mlx.api import load
-from magistral_mlx.checkpoint import Checkpoint, open_checkpoint
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint
 from magistral_mlx.conversation import result_of
 from magistral_mlx.errors import OptionError
 from magistral_mlx.loader import load_model

@@ -17,8 +17,8 @@ from benchmarks.lengths import times_as_long
 from benchmarks.measure import OURS, Comparison, Finding, Lap, Stopwatch, interleave
 from magistral_mlx.api import load
 from magistral_mlx.cache import KVCache
-from magistral_mlx.checkpoint import Checkpoint, open_checkpoint
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint
 from magistral_mlx.conversation import result_of
 from magistral_mlx.decoding import Stepper, prefill
 from magistral_mlx.demo.problems import ARITHMETIC, held_out_problems, is_correct

@@ -23,7 +23,7 @@ import numpy as np
 from mlx import nn
 
 from benchmarks.synthetic import raw_config
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.demo.examples import SYSTEM_PROMPT, VOCABULARY, write_tokenizer
 from magistral_mlx.demo.train import initialize, published, use_openblas
 from magistral_mlx.model import Transformer

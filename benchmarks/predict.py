@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.synthetic import FORMAT, TRUE_WIDTH
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.memory import kv_bytes, packed_bytes
 
 CHECK = "python -m benchmarks speed --model magistral-4bit --peer mlx-lm --prompt-tokens {} --tokens 256"

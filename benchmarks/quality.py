@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from benchmarks.quality_logits import layers_then_inputs, logits_of, open_streamed
 from benchmarks.quality_text import Texts
-from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.convert.corpus import digest
 from magistral_mlx.convert.statistics import from_file, to_bytes
 from magistral_mlx.errors import CheckpointError, OptionError

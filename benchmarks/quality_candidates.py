@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.quality import Ratio, Report, Scores
 from benchmarks.quality_text import Texts
-from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.checkpoint.folder import open_checkpoint
 
 ALL = "all"  # parts together
 METHODS = ("round", "importance", "gptq")

@@ -14,7 +14,7 @@ from benchmarks.measure import OURS, Comparison, Lap, Run, Stopwatch, interleave
 from benchmarks.speed import Workload
 from magistral_mlx.batch import BatchStepper, decode_rows
 from magistral_mlx.cache import KVCache
-from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.conversation import result_of
 from magistral_mlx.decoding import Stepper, decode, prefill
 from magistral_mlx.loader import load_model

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.synthetic import raw_config
-from magistral_mlx.config import ModelConfig, Shape
+from magistral_mlx.checkpoint.config import ModelConfig, Shape
 from magistral_mlx.messages import CARD_SYSTEM_PROMPT
 from magistral_mlx.release import SYSTEM_PROMPT_FILE
 

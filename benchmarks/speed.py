@@ -13,7 +13,7 @@ from benchmarks.contenders import Job, Loaded, Memory, mlx_lm, ours
 from benchmarks.lengths import times_as_long
 from benchmarks.llama import llama_cpp, llama_version
 from benchmarks.measure import OURS, Comparison, Finding, Lap, Run, Stopwatch, interleave
-from magistral_mlx.checkpoint import Checkpoint, open_checkpoint
+from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint
 from magistral_mlx.device import budget_bytes
 from magistral_mlx.errors import MemoryLimitError, OptionError
 from magistral_mlx.magistral import Magistral

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from magistral_mlx.config import ModelConfig, QuantFormat, Shape
+from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat, Shape
 
 FORMAT = QuantFormat(bits=4, group_size=64)
 TRUE_WIDTH = ModelConfig(

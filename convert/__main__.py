@@ -13,8 +13,8 @@ from typing import Any, get_args
 import click
 
 from magistral_mlx import command_line
-from magistral_mlx.checkpoint import Layout, open_checkpoint
-from magistral_mlx.config import Mode, QuantFormat
+from magistral_mlx.checkpoint.config import Mode, QuantFormat
+from magistral_mlx.checkpoint.folder import Layout, open_checkpoint
 from magistral_mlx.convert import fits
 from magistral_mlx.convert.bar import shown
 from magistral_mlx.convert.conversion import Conversion, Summary

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from magistral_mlx.config import AFFINE_BITS, QuantFormat
+from magistral_mlx.checkpoint.config import AFFINE_BITS, QuantFormat
 from magistral_mlx.convert.calibrate import MeanSquares
 from magistral_mlx.convert.calibration import Calibration
 from magistral_mlx.convert.gains import Errors

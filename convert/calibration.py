@@ -8,8 +8,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from magistral_mlx.checkpoint import open_checkpoint
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.convert.corpus import built_in, digest, read_calibration
 from magistral_mlx.convert.recipes import Options
 from magistral_mlx.convert.traces import Traces, check_vocabulary

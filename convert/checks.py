@@ -11,7 +11,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from magistral_mlx.checkpoint import INDEX, Checkpoint
+from magistral_mlx.checkpoint.folder import INDEX, Checkpoint
+from magistral_mlx.checkpoint.manifest import recorded_files
+from magistral_mlx.checkpoint.safetensors import parse_json, read_document
 from magistral_mlx.convert.disk import sha256_of
 from magistral_mlx.convert.parallel import unordered
 from magistral_mlx.convert.provenance import PROVENANCE
@@ -21,8 +23,6 @@ from magistral_mlx.convert.source import FLOAT_TYPES
 from magistral_mlx.convert.target import in_units
 from magistral_mlx.convert.writer import METADATA
 from magistral_mlx.errors import CheckpointError, shown
-from magistral_mlx.record import recorded_files
-from magistral_mlx.safetensors_header import parse_json, read_document
 
 BLOCK_BYTES = 16 * 2**20
 STATED = (

@@ -7,12 +7,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from magistral_mlx.checkpoint import Shard
-from magistral_mlx.config import ModelConfig, Shape
+from magistral_mlx.checkpoint.config import ModelConfig, Shape
+from magistral_mlx.checkpoint.folder import Shard
+from magistral_mlx.checkpoint.multimodal import language_config
+from magistral_mlx.checkpoint.safetensors import FP8, Entry, parse_json, read_document
 from magistral_mlx.convert.names import VISION, native_name
 from magistral_mlx.errors import CheckpointError, shown
-from magistral_mlx.multimodal import language_config
-from magistral_mlx.safetensors_header import FP8, Entry, parse_json, read_document
 
 log = logging.getLogger(__name__)
 

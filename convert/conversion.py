@@ -9,7 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.checkpoint.folder import open_checkpoint
+from magistral_mlx.checkpoint.safetensors import parse_json, read_document
 from magistral_mlx.convert import disk
 from magistral_mlx.convert.auto import deciding
 from magistral_mlx.convert.calibrate import EMBEDDING, MeanSquares
@@ -33,7 +34,6 @@ from magistral_mlx.convert.traces import ROUNDED, Traces
 from magistral_mlx.convert.weights import LAYERS_AHEAD, Progress, WeightsWork
 from magistral_mlx.errors import CheckpointError, ConversionError
 from magistral_mlx.release import STATED
-from magistral_mlx.safetensors_header import parse_json, read_document
 from magistral_mlx.tokenizer import Tokenizer
 
 HASHES = ("size", "sha256")

@@ -9,8 +9,8 @@ import shutil
 import stat
 from pathlib import Path
 
+from magistral_mlx.checkpoint.safetensors import leave_file_cache
 from magistral_mlx.durable import flush, flush_folder
-from magistral_mlx.safetensors_header import leave_file_cache
 
 WRITE_BYTES = 2**30  # a single write of 2 GiB or more fails on macOS
 HASH_BYTES = 4 * 2**20

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.convert.card import model_card
 from magistral_mlx.errors import ConversionError
 from magistral_mlx.messages import prompt_around

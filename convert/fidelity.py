@@ -9,8 +9,8 @@ from functools import partial
 import mlx.core as mx
 import numpy as np
 
-from magistral_mlx.checkpoint import Checkpoint
-from magistral_mlx.config import QuantFormat
+from magistral_mlx.checkpoint.config import QuantFormat
+from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.convert.parallel import unordered
 from magistral_mlx.convert.quantize import PARTS, dequantize
 from magistral_mlx.convert.source import Source

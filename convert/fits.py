@@ -1,6 +1,6 @@
 """What of a conversion's result fits which Mac: a forecast from shapes."""
 
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.errors import MemoryLimitError
 from magistral_mlx.mac_table import MAC_GB, mac_budget_bytes
 from magistral_mlx.memory import make_plan

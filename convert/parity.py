@@ -7,8 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from magistral_mlx.checkpoint.safetensors import parse_json, read_document
 from magistral_mlx.errors import CheckpointError, ConversionError, shown
-from magistral_mlx.safetensors_header import parse_json, read_document
 from magistral_mlx.tokenizer import Tokenizer
 
 TOKENIZER_JSON, TEMPLATE = "tokenizer.json", "chat_template.jinja"

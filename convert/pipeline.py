@@ -6,7 +6,7 @@ from collections.abc import Generator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from magistral_mlx.checkpoint import resolve
+from magistral_mlx.checkpoint.folder import resolve
 from magistral_mlx.convert.auto import check_target
 from magistral_mlx.convert.calibration import make_calibration
 from magistral_mlx.convert.conversion import Conversion, Summary, stated_with

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from magistral_mlx import __version__
-from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.checkpoint.folder import open_checkpoint
+from magistral_mlx.checkpoint.manifest import RECORD
+from magistral_mlx.checkpoint.safetensors import parse_json
 from magistral_mlx.errors import CheckpointError
-from magistral_mlx.record import RECORD
-from magistral_mlx.safetensors_header import parse_json
 
 PROVENANCE = RECORD
 HASHES = ("sha256", "sample_sha256")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from magistral_mlx.config import AFFINE_BITS, FP_FORMATS, Mode, ModelConfig, QuantFormat
+from magistral_mlx.checkpoint.config import AFFINE_BITS, FP_FORMATS, Mode, ModelConfig, QuantFormat
 from magistral_mlx.convert.recipe_file import (
     DEFAULT_GROUP_SIZE,
     UNPACKED_BITS,

@@ -8,7 +8,7 @@ from functools import partial
 
 import mlx.core as mx
 
-from magistral_mlx.config import QuantFormat
+from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.convert import heap
 from magistral_mlx.convert.calibrate import EMBEDDING
 from magistral_mlx.convert.embedding import column_weights

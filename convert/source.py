@@ -10,14 +10,14 @@ from typing import Any, cast, get_args
 
 import mlx.core as mx
 
-from magistral_mlx.checkpoint import Layout, Shard, open_checkpoint
-from magistral_mlx.config import ModelConfig, QuantFormat
+from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat
+from magistral_mlx.checkpoint.folder import Layout, Shard, open_checkpoint
+from magistral_mlx.checkpoint.hub_api import HubFile
+from magistral_mlx.checkpoint.safetensors import Entry
 from magistral_mlx.convert.consolidated import CONSOLIDATED, PARAMS, open_consolidated
 from magistral_mlx.convert.names import halves_from_pairs, is_rotated, native_name
 from magistral_mlx.convert.quantize import PARTS, dequantize
 from magistral_mlx.errors import CheckpointError, ConversionError, OptionError, shown
-from magistral_mlx.remote import HubFile
-from magistral_mlx.safetensors_header import Entry
 
 log = logging.getLogger(__name__)
 

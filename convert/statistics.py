@@ -6,10 +6,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.convert.products import product
 from magistral_mlx.convert.writer import MLX_TYPES, header_bytes, lay_out
 from magistral_mlx.errors import NumericsError
-from magistral_mlx.safetensors_header import Shard
 
 WIDEST = 6144  # columns that share one Hessian: float64 factors of 8 blocks of 4096 are 1/8 of those of 32768
 RUN = 4096  # columns of each Hessian of a wider input: a multiple of every group size

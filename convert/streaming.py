@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from magistral_mlx import durable
+from magistral_mlx.checkpoint.hub_api import Cancelled, HubFile, Layout, Listing, list_files, read
+from magistral_mlx.checkpoint.safetensors import MAX_JSON_BYTES, Shard, parse_json
 from magistral_mlx.convert import disk
 from magistral_mlx.errors import ConversionError, HubError, shown
-from magistral_mlx.remote import Cancelled, HubFile, Layout, Listing, list_files, read
-from magistral_mlx.safetensors_header import MAX_JSON_BYTES, Shard, parse_json
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import Any
 import mlx.core as mx
 
 from magistral_mlx.cache import KVCache
-from magistral_mlx.checkpoint import Checkpoint
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.convert import disk
 from magistral_mlx.convert.corpus import WINDOW, questions, windows_of
 from magistral_mlx.convert.recipes import Options

@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
-from magistral_mlx.checkpoint import Checkpoint, Layout, open_checkpoint, resolve
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.checkpoint.folder import Checkpoint, Layout, open_checkpoint, resolve
 from magistral_mlx.convert.checks import (
     Check,
     Record,

@@ -9,7 +9,7 @@ from functools import partial
 
 import mlx.core as mx
 
-from magistral_mlx.config import QuantFormat
+from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.convert.calibrate import MeanSquares
 from magistral_mlx.convert.gains import Errors
 from magistral_mlx.convert.output import Output

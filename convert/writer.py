@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import mlx.core as mx
 
 from magistral_mlx import durable
-from magistral_mlx.config import Shape
+from magistral_mlx.checkpoint.config import Shape
+from magistral_mlx.checkpoint.safetensors import DTYPES, Entry, Shard
 from magistral_mlx.convert import disk
-from magistral_mlx.safetensors_header import DTYPES, Entry, Shard
 
 T = TypeVar("T")
 

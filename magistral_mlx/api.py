@@ -3,7 +3,7 @@
 from collections.abc import Generator
 from pathlib import Path
 
-from magistral_mlx.checkpoint import open_checkpoint, resolve
+from magistral_mlx.checkpoint.folder import open_checkpoint, resolve
 from magistral_mlx.conversation import result_of
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.device import limit_memory

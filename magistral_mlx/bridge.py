@@ -16,7 +16,7 @@ from typing import Any, get_args
 import mlx.core as mx
 
 from magistral_mlx import __version__
-from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.errors import OptionError
 from magistral_mlx.hosted import Desk
 from magistral_mlx.memory import plan_for

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.errors import ContextError, OptionError
 
 STEP = 256  # capacity grows in multiples of this

@@ -14,10 +14,10 @@ import mlx.core as mx
 import numpy as np
 
 from magistral_mlx.cache import KVCache
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.checkpoint.safetensors import AGAIN, Shard
 from magistral_mlx.durable import check_writable, replacing, write_all
 from magistral_mlx.errors import CheckpointError, OptionError, shown
-from magistral_mlx.safetensors_header import AGAIN, Shard
 
 FORMAT = "magistral-mlx prompt cache 3"
 TYPES = {

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 from magistral_mlx.cache import KVCache
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.decoding import Stepper, prefill
 from magistral_mlx.model import Transformer
 from magistral_mlx.sampling import Sampler

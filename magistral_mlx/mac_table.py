@@ -1,6 +1,6 @@
 """What of Magistral Small fits which Mac: forecasts from shapes, without a checkpoint."""
 
-from magistral_mlx.config import ModelConfig, QuantFormat
+from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat
 from magistral_mlx.errors import MemoryLimitError
 from magistral_mlx.memory import make_plan, packed_bytes
 

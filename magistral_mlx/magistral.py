@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from magistral_mlx.cache_file import check_cache_file
-from magistral_mlx.checkpoint import Checkpoint
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.conversation import Chat, KeepReasoning, result_of
 from magistral_mlx.errors import OptionError, shown
 from magistral_mlx.memory import MemoryPlan

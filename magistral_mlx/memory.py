@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from magistral_mlx.checkpoint import Checkpoint
-from magistral_mlx.config import ModelConfig, QuantFormat
+from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat
+from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.device import budget_bytes, on_gpu
 from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError, shown
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from magistral_mlx.cache import KVCache
 from magistral_mlx.cache_file import load_cache, save_cache
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.errors import MemoryLimitError, OptionError
 
 

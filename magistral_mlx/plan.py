@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 
 from magistral_mlx import command_line, console
-from magistral_mlx.checkpoint import Checkpoint, open_checkpoint, resolve
+from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint, resolve
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.mac_table import mac_table
 from magistral_mlx.memory import MemoryPlan, plan_for

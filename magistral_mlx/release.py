@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import cast, get_args
 
+from magistral_mlx.checkpoint.manifest import RECORD
+from magistral_mlx.checkpoint.safetensors import parse_json, read_document
 from magistral_mlx.errors import CheckpointError, TokenizerError, shown
 from magistral_mlx.messages import (
     CARD_SYSTEM_PROMPT,
@@ -12,8 +14,6 @@ from magistral_mlx.messages import (
     CONTROL_TRACE,
 )
 from magistral_mlx.reasoning import OPEN, ReasoningFormat
-from magistral_mlx.record import RECORD
-from magistral_mlx.safetensors_header import parse_json, read_document
 
 SYSTEM_PROMPT_FILE = "SYSTEM_PROMPT.txt"
 MAX_PROMPT_BYTES = 1_000_000

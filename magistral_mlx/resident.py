@@ -13,7 +13,7 @@ import mlx.core as mx
 from magistral_mlx import events
 from magistral_mlx.api import loading
 from magistral_mlx.channel import Channel
-from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.demo import demo_checkpoint, demo_folder
 from magistral_mlx.device import budget_bytes, limit_memory
 from magistral_mlx.errors import CheckpointError, MemoryLimitError, OptionError, shown

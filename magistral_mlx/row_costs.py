@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from magistral_mlx.cache import KVCache
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.decoding import Stepper
 from magistral_mlx.drafting import MAX_ROWS
 from magistral_mlx.model import Transformer

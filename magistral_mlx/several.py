@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from magistral_mlx.batch import BatchStepper, decode_rows
 from magistral_mlx.cache import STEP
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.decoding import Stepper, prefill
 from magistral_mlx.errors import MemoryLimitError
 from magistral_mlx.memory import REPLY_ROOM, MemoryPlan

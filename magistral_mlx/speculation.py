@@ -3,7 +3,7 @@
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
-from magistral_mlx.checkpoint import Checkpoint, open_checkpoint
+from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint
 from magistral_mlx.draft_model import DraftModel
 from magistral_mlx.drafting import MAX_ROWS, SILENT, Drafter, Ngrams, Silent, pays
 from magistral_mlx.errors import OptionError

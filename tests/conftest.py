@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.checkpoint.config import ModelConfig
 from tests.tiny import make_config, make_weights, write_checkpoint
 
 # CI's Mac runs the suite on its CPU stream: MAGISTRAL_TEST_DEVICE=cpu. Left unset, MLX's own default.

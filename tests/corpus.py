@@ -13,8 +13,8 @@ from typing import Literal
 
 import mlx.core as mx
 
-from magistral_mlx.checkpoint import open_checkpoint
-from magistral_mlx.config import QuantFormat
+from magistral_mlx.checkpoint.config import QuantFormat
+from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.conversation import result_of
 from magistral_mlx.convert.export import read_tokenizer
 from magistral_mlx.convert.source import open_source

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.convert.source import open_source
 from magistral_mlx.tokenizer import Tokenizer
 from tests.corpus import SOUND, Step, Watch, faults_of

@@ -7,7 +7,7 @@ grouped-query attention https://arxiv.org/abs/2305.13245, SwiGLU https://arxiv.o
 import numpy as np
 from numpy.typing import NDArray
 
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.checkpoint.config import ModelConfig
 
 Array = NDArray[np.float64]
 

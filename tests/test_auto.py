@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.convert import Options, converting, prepare
 from magistral_mlx.convert.__main__ import main
 from magistral_mlx.convert.auto import allocated

@@ -25,7 +25,7 @@ from benchmarks.source import source_bytes, write_source
 from benchmarks.speed import bytes_per_token, compare_turns
 from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
 from magistral_mlx.api import load
-from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.errors import OptionError
 from magistral_mlx.tokenizer import Tokenizer
 

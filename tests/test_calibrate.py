@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mlx import nn
 
-from magistral_mlx.config import ModelConfig, QuantFormat
+from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat
 from magistral_mlx.convert import calibrate
 from magistral_mlx.convert.calibrate import MeanSquares, Stage, visiting
 from magistral_mlx.convert.quantize import dequantize

@@ -9,9 +9,9 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from magistral_mlx import checkpoint as module
-from magistral_mlx.checkpoint import Checkpoint, Shard, open_checkpoint, resolve
-from magistral_mlx.config import ModelConfig, QuantFormat
+from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat
+from magistral_mlx.checkpoint.folder import Checkpoint, Shard, open_checkpoint, resolve
+from magistral_mlx.checkpoint.folder import folder as module
 from magistral_mlx.errors import CheckpointError, HubError, OptionError
 from tests.tiny import make_config, make_weights, quantize_weights, write_checkpoint
 

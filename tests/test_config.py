@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from magistral_mlx.config import ModelConfig, QuantFormat, QuantizationConfig
+from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat, QuantizationConfig
 from magistral_mlx.errors import CheckpointError
 from tests.tiny import make_config, raw_config
 

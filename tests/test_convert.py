@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import magistral_mlx.convert.pipeline
-from magistral_mlx.checkpoint import open_checkpoint
-from magistral_mlx.config import FP_FORMATS
+from magistral_mlx.checkpoint.config import FP_FORMATS
+from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.convert import convert_checkpoint
 from magistral_mlx.convert.planning import make_plan
 from magistral_mlx.convert.source import open_source

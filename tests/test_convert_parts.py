@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from magistral_mlx.config import (
+from magistral_mlx.checkpoint.config import (
     AFFINE_BITS,
     AFFINE_GROUP_SIZES,
     FP_FORMATS,

@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from magistral_mlx import remote
+from magistral_mlx.checkpoint.folder import hub_api as remote
 from magistral_mlx.conversation import result_of
 from magistral_mlx.convert import Options, converting, prepare
 from magistral_mlx.convert.planning import in_order

@@ -18,7 +18,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 import magistral_mlx as mm
-from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.demo.examples import SPECIAL_TOKENS, Examples
 from magistral_mlx.demo.phrases import HELD_OUT_WORDS, LANGUAGES, PHRASES
 from magistral_mlx.demo.problems import (

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.convert.export import exports, make_config, read_tokenizer, require_export_extra
 from magistral_mlx.errors import ConversionError, TokenizerError
 from magistral_mlx.messages import CARD_SYSTEM_PROMPT

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from magistral_mlx.config import AFFINE_BITS, QuantFormat
+from magistral_mlx.checkpoint.config import AFFINE_BITS, QuantFormat
 from magistral_mlx.convert import gptq
 from magistral_mlx.convert.gptq import DAMPING, Curvature, inverse_upper, quantize_gptq
 from magistral_mlx.convert.quantize import dequantize, quantize

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from magistral_mlx import hub as hub_module
-from magistral_mlx.checkpoint import open_checkpoint, resolve
+from magistral_mlx.checkpoint.folder import hub_cache as hub_module
+from magistral_mlx.checkpoint.folder import open_checkpoint, resolve
+from magistral_mlx.checkpoint.hub_cache import fetch
 from magistral_mlx.errors import HubError
-from magistral_mlx.hub import fetch
 from tests import hub_server
 from tests.hub_server import COMMIT, OLDER, REPO, Hub, git_sha1, go_offline, serving, use
 from tests.tiny import make_config, make_weights, write_checkpoint

@@ -15,7 +15,7 @@ from benchmarks.mac_check import drafting, is_magistral_small, joined, measure_m
 from benchmarks.predict import CHIPS
 from benchmarks.speed import Workload
 from benchmarks.synthetic import NARROW, write_slice
-from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.errors import OptionError
 

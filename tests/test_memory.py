@@ -10,8 +10,8 @@ from mlx.utils import tree_flatten
 
 from magistral_mlx import memory
 from magistral_mlx.cache import KVCache
-from magistral_mlx.checkpoint import open_checkpoint
-from magistral_mlx.config import QuantFormat
+from magistral_mlx.checkpoint.config import QuantFormat
+from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.conversation import result_of
 from magistral_mlx.decoding import Stepper, prefill
 from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError

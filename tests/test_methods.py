@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from magistral_mlx.checkpoint import open_checkpoint
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.checkpoint.folder import open_checkpoint
+from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.conversation import result_of
 from magistral_mlx.convert import Options, converting, verify_checkpoint
 from magistral_mlx.convert.__main__ import main
@@ -25,7 +26,6 @@ from magistral_mlx.convert.staging import CALIBRATION
 from magistral_mlx.convert.statistics import mean_squares
 from magistral_mlx.errors import ConversionError, NumericsError, OptionError
 from magistral_mlx.loader import load_model
-from magistral_mlx.safetensors_header import Shard
 from magistral_mlx.tokenizer import Tokenizer
 from tests.killing import in_small_pieces
 from tests.sources import CONFIG, content, convert_quickly, write_hf

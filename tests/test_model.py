@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from magistral_mlx.cache import KVCache
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.errors import ContextError, OptionError
 from magistral_mlx.model import Transformer
 from tests.reference import forward

@@ -9,8 +9,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from magistral_mlx.checkpoint import open_checkpoint
-from magistral_mlx.config import QuantFormat
+from magistral_mlx.checkpoint.config import QuantFormat
+from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.conversation import result_of
 from magistral_mlx.convert.source import open_source
 from magistral_mlx.errors import CheckpointError

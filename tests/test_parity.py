@@ -10,7 +10,7 @@ import mlx.core as mx
 import pytest
 
 from magistral_mlx.cache import KVCache
-from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.conversation import result_of
 from magistral_mlx.convert import convert_checkpoint
 from magistral_mlx.decoding import Stepper, decode, prefill

@@ -19,7 +19,7 @@ from benchmarks.llama import check_llama, clock_seconds, cpu_seconds, llama_cpp
 from benchmarks.measure import Comparison, Lap
 from benchmarks.speed import Peers, Workload, compare_contexts, compare_models, workloads
 from benchmarks.synthetic import NARROW, write_slice
-from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.errors import OptionError
 
 JOB = Job([5, 6, 7], 4)

@@ -10,8 +10,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from magistral_mlx.checkpoint import open_checkpoint
-from magistral_mlx.config import AFFINE_BITS, AFFINE_GROUP_SIZES, FP_FORMATS, QuantFormat
+from magistral_mlx.checkpoint.config import AFFINE_BITS, AFFINE_GROUP_SIZES, FP_FORMATS, QuantFormat
+from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.convert import convert_checkpoint, prepare
 from magistral_mlx.convert.planning import make_plan
 from magistral_mlx.convert.recipe_file import RecipeFile

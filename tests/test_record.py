@@ -12,12 +12,12 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from magistral_mlx import record
-from magistral_mlx.checkpoint import open_checkpoint
-from magistral_mlx.config import QuantFormat
+from magistral_mlx.checkpoint.config import QuantFormat
+from magistral_mlx.checkpoint.folder import manifest as record
+from magistral_mlx.checkpoint.folder import open_checkpoint
+from magistral_mlx.checkpoint.manifest import RECORD
 from magistral_mlx.convert.source import open_source
 from magistral_mlx.errors import CheckpointError
-from magistral_mlx.record import RECORD
 from tests.sources import CONFIG, change_json, convert_quickly, write_hf
 from tests.tiny import make_weights, quantize_weights, write_checkpoint
 

@@ -10,9 +10,9 @@ import mlx.core as mx
 import pytest
 
 import magistral_mlx as mm
+from magistral_mlx.checkpoint.manifest import RECORD
 from magistral_mlx.errors import CheckpointError, TokenizerError
 from magistral_mlx.messages import CARD_SYSTEM_PROMPT, CONTROL_CARD_SYSTEM_PROMPT
-from magistral_mlx.record import RECORD
 from magistral_mlx.reply import ReplyBuilder, Usage
 from magistral_mlx.tokenizer import Tokenizer
 from tests.sources import convert_quickly

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from magistral_mlx.checkpoint.safetensors import Shard, parse_json
 from magistral_mlx.errors import CheckpointError
-from magistral_mlx.safetensors_header import Shard, parse_json
 
 F32 = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from magistral_mlx import remote
+from magistral_mlx.checkpoint.folder import hub_api as remote
+from magistral_mlx.checkpoint.hub_api import Cancelled
+from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.convert import disk, streaming
 from magistral_mlx.convert.streaming import INCOMPLETE, HubStream
 from magistral_mlx.errors import CheckpointError, ConversionError, HubError
-from magistral_mlx.remote import Cancelled
-from magistral_mlx.safetensors_header import Shard
 from tests.hub_server import COMMIT, OLDER, REPO, Hub, go_offline, serving, use
 from tests.tiny import make_config, make_weights, write_checkpoint
 

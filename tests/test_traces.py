@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from magistral_mlx import memory
-from magistral_mlx.checkpoint import open_checkpoint
+from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.conversation import result_of
 from magistral_mlx.convert import Options, calibration, converting, prepare, traces
 from magistral_mlx.convert.corpus import WINDOW, questions

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 import magistral_mlx.convert.verification
-from magistral_mlx.config import AFFINE_BITS, AFFINE_GROUP_SIZES, FP_FORMATS, QuantFormat
+from magistral_mlx.checkpoint.config import AFFINE_BITS, AFFINE_GROUP_SIZES, FP_FORMATS, QuantFormat
+from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.convert import Report, convert_checkpoint, verify_checkpoint
 from magistral_mlx.convert.fidelity import rounding_bound
 from magistral_mlx.convert.quantize import dequantize, quantize
 from magistral_mlx.convert.verify import main
 from magistral_mlx.errors import CheckpointError, ConversionError
-from magistral_mlx.safetensors_header import Shard
 from tests.sources import CONFIG, change_json, convert_quickly, write_consolidated, write_hf
 from tests.tiny import make_config, make_weights, write_checkpoint
 

@@ -17,7 +17,7 @@ from benchmarks.measure import circumstances
 from benchmarks.speed import Workload
 from benchmarks.synthetic import TRUE_WIDTH
 from benchmarks.tables_counted import show_judgements
-from magistral_mlx.checkpoint import open_checkpoint, resolve
+from magistral_mlx.checkpoint.folder import open_checkpoint, resolve
 from magistral_mlx.errors import OptionError
 
 FAILED = 1

@@ -13,7 +13,7 @@ from benchmarks.quality_candidates import METHODS, Conversions, Findings, candid
 from benchmarks.quality_table import show_quality
 from benchmarks.quality_text import demo_texts, our_texts, texts_of_file
 from magistral_mlx import demo
-from magistral_mlx.checkpoint import open_checkpoint, resolve
+from magistral_mlx.checkpoint.folder import open_checkpoint, resolve
 from magistral_mlx.errors import OptionError
 from magistral_mlx.paths import cache_dir
 from magistral_mlx.tokenizer import Tokenizer

@@ -7,7 +7,7 @@ import click
 from benchmarks.commands.shared import json_option, write
 from benchmarks.measure import circumstances, spread
 from benchmarks.search import time_search
-from magistral_mlx.config import QuantFormat
+from magistral_mlx.checkpoint.config import QuantFormat
 
 
 @click.command()

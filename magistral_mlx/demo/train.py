@@ -21,8 +21,8 @@ from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from mlx import nn
 from mlx.utils import tree_flatten, tree_map
 
-from magistral_mlx.checkpoint import open_checkpoint
-from magistral_mlx.config import ModelConfig
+from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.conversation import result_of
 from magistral_mlx.demo.examples import (
     BASICS,

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from magistral_mlx.errors import HubError
-from magistral_mlx.remote import (
+from magistral_mlx.checkpoint.hub_api import (
     BESIDE_THE_WEIGHTS,
     WEIGHTS,
     HubFile,
@@ -19,6 +18,7 @@ from magistral_mlx.remote import (
     explain,
     list_files,
 )
+from magistral_mlx.errors import HubError
 
 log = logging.getLogger(__name__)
 

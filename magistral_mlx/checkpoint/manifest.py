@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from magistral_mlx.checkpoint.safetensors import Shard, parse_json, read_document
 from magistral_mlx.errors import CheckpointError, shown
-from magistral_mlx.safetensors_header import Shard, parse_json, read_document
 
 log = logging.getLogger(__name__)
 

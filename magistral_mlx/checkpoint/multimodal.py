@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.errors import CheckpointError, shown
-from magistral_mlx.safetensors_header import Shard
 
 log = logging.getLogger(__name__)
 

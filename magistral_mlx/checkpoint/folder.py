@@ -10,13 +10,13 @@ from typing import Any
 
 import mlx.core as mx
 
-from magistral_mlx.config import ModelConfig, QuantFormat, Shape
+from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat, Shape
+from magistral_mlx.checkpoint.hub_api import Layout
+from magistral_mlx.checkpoint.hub_cache import fetch
+from magistral_mlx.checkpoint.manifest import compare_record
+from magistral_mlx.checkpoint.multimodal import MODEL_TYPE, language_config, text_name, text_shards
+from magistral_mlx.checkpoint.safetensors import FP8, Entry, Shard, parse_json, read_document
 from magistral_mlx.errors import CheckpointError, OptionError, shown
-from magistral_mlx.hub import fetch
-from magistral_mlx.multimodal import MODEL_TYPE, language_config, text_name, text_shards
-from magistral_mlx.record import compare_record
-from magistral_mlx.remote import Layout
-from magistral_mlx.safetensors_header import FP8, Entry, Shard, parse_json, read_document
 
 __all__ = ["Checkpoint", "Layout", "Shard", "open_checkpoint", "resolve"]
 

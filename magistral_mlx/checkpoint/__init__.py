@@ -1,0 +1,1 @@
+"""Checkpoints on disk and on the hub: files, headers, config and manifest."""
