@@ -17,7 +17,7 @@ from magistral_mlx.decoding import decode
 from magistral_mlx.demo.problems import KINDS, held_out_problems
 from magistral_mlx.drafting import Drafter, Ngrams, Source
 from magistral_mlx.sampling import Sampler, SamplingParams
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.tekken import Tokenizer
 
 # M4 Pro, 4 bit, relative to one row: published for 1 to 4 and 8 rows (of a range the upper end), linear between.
 M4_PRO = (1.0, 1.0, 1.13, 1.45, 1.8125, 2.175, 2.5375, 2.9)

@@ -13,7 +13,7 @@ import mlx.core as mx
 
 import magistral_mlx as mm
 from benchmarks.contender import measured
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.tekken import Tokenizer
 
 QUESTION = "How many r's are in strawberry?"
 

@@ -27,7 +27,7 @@ from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.demo.examples import SYSTEM_PROMPT, VOCABULARY, write_tokenizer
 from magistral_mlx.demo.train import initialize, published, use_openblas
 from magistral_mlx.model import Transformer
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.tekken import Tokenizer
 
 CONFIG = ModelConfig(
     hidden_size=320,  # a multiple of 64, but not of 128

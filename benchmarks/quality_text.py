@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from magistral_mlx.convert.corpus import BETWEEN_PARTS, BETWEEN_TEXTS, read_calibration
 from magistral_mlx.demo.problems import KINDS, held_out_problems
 from magistral_mlx.errors import OptionError
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.tekken import Tokenizer
 
 OURS = Path(__file__).parent / "quality.txt"  # no text of it is in convert/calibration.txt
 TRACE, ANSWER, TEXT = "trace", "answer", "text"

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from benchmarks.synthetic import raw_config
 from magistral_mlx.checkpoint.config import ModelConfig, Shape
-from magistral_mlx.messages import CARD_SYSTEM_PROMPT
-from magistral_mlx.release import SYSTEM_PROMPT_FILE
+from magistral_mlx.tokenizer.messages import CARD_SYSTEM_PROMPT
+from magistral_mlx.tokenizer.release import SYSTEM_PROMPT_FILE
 
 SHARD_BYTES = 5 * 10**9  # of the published checkpoint: 40 layers make ten files
 POOL_VALUES = 2**24 + 43  # prime: no tensor or row is the copy of another

@@ -23,7 +23,7 @@ from magistral_mlx.convert.recipe_file import UNPACKED_BITS
 from magistral_mlx.convert.recipes import AUTO, METHODS, RECIPES, Options
 from magistral_mlx.convert.staging import partial_of
 from magistral_mlx.convert.target import in_units
-from magistral_mlx.reasoning import ReasoningFormat
+from magistral_mlx.tokenizer.reasoning import ReasoningFormat
 
 # Flags of mlx-lm's convert, and what to do instead.
 MLX_LM_FLAGS = {

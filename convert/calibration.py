@@ -14,7 +14,7 @@ from magistral_mlx.convert.corpus import built_in, digest, read_calibration
 from magistral_mlx.convert.recipes import Options
 from magistral_mlx.convert.traces import Traces, check_vocabulary
 from magistral_mlx.errors import OptionError
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.tekken import Tokenizer
 
 SELF = "self"
 WINDOWS = {

@@ -33,8 +33,8 @@ from magistral_mlx.convert.traces import FILE as TRACES
 from magistral_mlx.convert.traces import ROUNDED, Traces
 from magistral_mlx.convert.weights import LAYERS_AHEAD, Progress, WeightsWork
 from magistral_mlx.errors import CheckpointError, ConversionError
-from magistral_mlx.release import STATED
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.release import STATED
+from magistral_mlx.tokenizer.tekken import Tokenizer
 
 HASHES = ("size", "sha256")
 SURVEY, PASS = (

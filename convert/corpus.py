@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from magistral_mlx.errors import OptionError
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.tekken import Tokenizer
 
 TEXTS = Path(__file__).parent / "calibration.txt"
 BETWEEN_TEXTS, BETWEEN_PARTS = "===\n", "---\n"

@@ -15,10 +15,10 @@ from typing import Any
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.convert.card import model_card
 from magistral_mlx.errors import ConversionError
-from magistral_mlx.messages import prompt_around
-from magistral_mlx.reasoning import ReasoningFormat
-from magistral_mlx.release import SYSTEM_PROMPT_FILE
-from magistral_mlx.tokenizer import TEKKEN_FILE, Tokenizer
+from magistral_mlx.tokenizer.messages import prompt_around
+from magistral_mlx.tokenizer.reasoning import ReasoningFormat
+from magistral_mlx.tokenizer.release import SYSTEM_PROMPT_FILE
+from magistral_mlx.tokenizer.tekken import TEKKEN_FILE, Tokenizer
 
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 MAX_NEW_TOKENS = 40_960  # the model card's, like the sampling below

@@ -9,7 +9,7 @@ from typing import Any
 
 from magistral_mlx.checkpoint.safetensors import parse_json, read_document
 from magistral_mlx.errors import CheckpointError, ConversionError, shown
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.tekken import Tokenizer
 
 TOKENIZER_JSON, TEMPLATE = "tokenizer.json", "chat_template.jinja"
 NUM_TEXTS = 4000

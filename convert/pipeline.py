@@ -26,7 +26,7 @@ from magistral_mlx.convert.target import (
 )
 from magistral_mlx.convert.weights import Progress
 from magistral_mlx.errors import ConversionError, OptionError
-from magistral_mlx.reasoning import ReasoningFormat
+from magistral_mlx.tokenizer.reasoning import ReasoningFormat
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from magistral_mlx.convert.recipe_file import (
     stated_format,
 )
 from magistral_mlx.errors import CheckpointError, OptionError
-from magistral_mlx.reasoning import ReasoningFormat
+from magistral_mlx.tokenizer.reasoning import ReasoningFormat
 
 RECIPES: Mapping[str, tuple[int, str]] = {  # bits of what it does not raise, and what it does
     "4bit": (4, "every matrix in 4 bit"),

@@ -24,7 +24,7 @@ from magistral_mlx.memory import MemoryPlan, make_plan, packed_bytes, plan_for
 from magistral_mlx.model import Transformer
 from magistral_mlx.reply import ReplyBuilder
 from magistral_mlx.sampling import Sampler, SamplingParams
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.tekken import Tokenizer
 
 FILE = "calibration.jsonl"  # in the target
 SAMPLING = SamplingParams(

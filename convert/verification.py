@@ -35,7 +35,7 @@ from magistral_mlx.convert.recipes import METHODS
 from magistral_mlx.convert.source import Source, open_source
 from magistral_mlx.convert.weights import Progress
 from magistral_mlx.errors import CheckpointError, TokenizerError
-from magistral_mlx.tokenizer import TEKKEN_FILE, Tokenizer
+from magistral_mlx.tokenizer.tekken import TEKKEN_FILE, Tokenizer
 
 T = TypeVar("T")
 

@@ -12,9 +12,9 @@ from magistral_mlx.loader import load_model
 from magistral_mlx.magistral import Magistral
 from magistral_mlx.memory import plan_for
 from magistral_mlx.paths import as_path
-from magistral_mlx.reasoning import ReasoningFormat
 from magistral_mlx.speculation import Speculation, check_draft_tokens, open_draft
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.reasoning import ReasoningFormat
+from magistral_mlx.tokenizer.tekken import Tokenizer
 
 
 def load(

@@ -21,9 +21,9 @@ from magistral_mlx.errors import OptionError
 from magistral_mlx.hosted import Desk
 from magistral_mlx.memory import plan_for
 from magistral_mlx.plain import guarded
-from magistral_mlx.reasoning import ReasoningFormat
 from magistral_mlx.resident import Loading, Request, existing
 from magistral_mlx.sampling import SamplingParams
+from magistral_mlx.tokenizer.reasoning import ReasoningFormat
 
 INTERFACE = 1  # grows when a function or an event changes in a way that a host must know
 LONGEST_SECONDS = 1.0  # a pull is short, so that a host sees its own cancellation between two

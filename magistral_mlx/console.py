@@ -13,8 +13,8 @@ from magistral_mlx import cache_file, command_line
 from magistral_mlx.api import loading
 from magistral_mlx.display import show_status
 from magistral_mlx.magistral import Magistral
-from magistral_mlx.reasoning import ReasoningFormat
 from magistral_mlx.sampling import OnLoop, SamplingParams
+from magistral_mlx.tokenizer.reasoning import ReasoningFormat
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

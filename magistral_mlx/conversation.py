@@ -12,10 +12,10 @@ from magistral_mlx.errors import CheckpointError, OptionError, shown
 from magistral_mlx.memory import REPLY_ROOM, MemoryPlan
 from magistral_mlx.past import Past
 from magistral_mlx.paths import as_path
-from magistral_mlx.reasoning import Segment
 from magistral_mlx.reply import Reply
 from magistral_mlx.sampling import SamplingParams
-from magistral_mlx.tool_calls import stated
+from magistral_mlx.tokenizer.reasoning import Segment
+from magistral_mlx.tokenizer.tool_calls import stated
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from functools import partial
 from textwrap import TextWrapper
 from typing import TYPE_CHECKING, TextIO
 
-from magistral_mlx.reasoning import Segment, visible
+from magistral_mlx.tokenizer.reasoning import Segment, visible
 from magistral_mlx.window import can_draw, dim, width
 
 if TYPE_CHECKING:

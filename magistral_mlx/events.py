@@ -8,9 +8,9 @@ from typing import Literal, TypedDict
 
 from magistral_mlx.failures import failure_of
 from magistral_mlx.memory import MemoryPlan
-from magistral_mlx.reasoning import Segment
 from magistral_mlx.reply import ClosedBy, FinishReason, Reply, Usage
-from magistral_mlx.tool_calls import json_text
+from magistral_mlx.tokenizer.reasoning import Segment
+from magistral_mlx.tokenizer.tool_calls import json_text
 
 
 class Figures(TypedDict):

@@ -14,13 +14,13 @@ from magistral_mlx.memory import MemoryPlan
 from magistral_mlx.model import Transformer
 from magistral_mlx.past import Past
 from magistral_mlx.paths import as_path
-from magistral_mlx.reasoning import Segment
 from magistral_mlx.reply import Reply, Samples
 from magistral_mlx.sampling import SamplingParams
 from magistral_mlx.several import Several, share_of
 from magistral_mlx.single import Single
 from magistral_mlx.speculation import Speculation
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.reasoning import Segment
+from magistral_mlx.tokenizer.tekken import Tokenizer
 
 Messages = str | Sequence[Mapping[str, Any]]
 Item = TypeVar("Item")

@@ -12,9 +12,9 @@ import numpy as np
 
 from magistral_mlx.budget import ThinkBudget
 from magistral_mlx.looping import LoopDetector
-from magistral_mlx.reasoning import THINK_CLOSE, Segment, Splitter, StopStrings, ToolCall
 from magistral_mlx.sampling import SamplingParams, top_logprobs
-from magistral_mlx.tokenizer import TextStream, Tokenizer
+from magistral_mlx.tokenizer.reasoning import THINK_CLOSE, Segment, Splitter, StopStrings, ToolCall
+from magistral_mlx.tokenizer.tekken import TextStream, Tokenizer
 
 FinishReason = Literal["stop", "length", "tool_calls", "loop", "cancelled"]
 ClosedBy = Literal["model", "budget", "loop"]

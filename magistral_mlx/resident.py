@@ -21,10 +21,10 @@ from magistral_mlx.failures import CancelledError
 from magistral_mlx.magistral import Magistral
 from magistral_mlx.memory import MemoryPlan, plan_for
 from magistral_mlx.plain import plain
-from magistral_mlx.reasoning import ReasoningFormat
 from magistral_mlx.reply import Reply
 from magistral_mlx.sampling import SamplingParams
-from magistral_mlx.tool_calls import stated
+from magistral_mlx.tokenizer.reasoning import ReasoningFormat
+from magistral_mlx.tokenizer.tool_calls import stated
 
 Steps = Generator[None, None, None]
 Messages = list[dict[str, Any]]

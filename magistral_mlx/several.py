@@ -18,7 +18,7 @@ from magistral_mlx.past import Past
 from magistral_mlx.reply import FinishReason, Reply, ReplyBuilder, Usage
 from magistral_mlx.sampling import SamplingParams
 from magistral_mlx.shared_cache import SharedCache
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.tekken import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ import mlx.core as mx
 from magistral_mlx.decoding import Stepper, decode, prefill
 from magistral_mlx.model import Transformer
 from magistral_mlx.past import Past
-from magistral_mlx.reasoning import Segment
 from magistral_mlx.reply import FinishReason, Reply, ReplyBuilder, Usage
 from magistral_mlx.sampling import Sampler, SamplingParams
 from magistral_mlx.speculation import Speculation
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.reasoning import Segment
+from magistral_mlx.tokenizer.tekken import Tokenizer
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,7 @@ from magistral_mlx.memory import MemoryPlan, kv_bytes
 from magistral_mlx.model import Transformer
 from magistral_mlx.row_costs import LINEAR, RowCosts, row_costs
 from magistral_mlx.sampling import Sampler
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.tekken import Tokenizer
 
 
 def open_draft(folder: Path, tokenizer: Tokenizer) -> Checkpoint:

@@ -7,7 +7,7 @@ from typing import TextIO
 
 from rich.cells import chop_cells
 
-from magistral_mlx.reasoning import visible
+from magistral_mlx.tokenizer.reasoning import visible
 from magistral_mlx.window import Window, dim, width
 
 ROWS = 6

@@ -21,7 +21,7 @@ import magistral_mlx.convert.pipeline
 import magistral_mlx.convert.weights
 from magistral_mlx.convert.planning import make_plan
 from magistral_mlx.errors import MagistralError
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.tekken import Tokenizer
 
 CALLS = (
     "pwrite",

@@ -27,7 +27,7 @@ from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
 from magistral_mlx.api import load
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.errors import OptionError
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.tekken import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 SMALL = replace(NARROW, num_layers=2)

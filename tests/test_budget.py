@@ -12,11 +12,11 @@ from magistral_mlx.budget import LIKELY_ENOUGH
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.demo.phrases import PHRASES
 from magistral_mlx.demo.problems import KINDS, held_out_problems
-from magistral_mlx.reasoning import TagSplitter, closing
 from magistral_mlx.reply import ReplyBuilder
 from magistral_mlx.row_costs import LINEAR, RowCosts
 from magistral_mlx.sampling import INVALID, SPILLED
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.reasoning import TagSplitter, closing
+from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.tekken import write_tekken
 
 GREEDY = mm.SamplingParams(temperature=0)

@@ -9,7 +9,7 @@ import pytest
 
 from magistral_mlx.convert.card import model_card
 from magistral_mlx.convert.export import exports, make_config
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests import tiny
 from tests.tekken import write_tekken
 

@@ -16,8 +16,8 @@ import pytest
 import magistral_mlx as mm
 from magistral_mlx import chat
 from magistral_mlx.display import Display
-from magistral_mlx.reasoning import Segment
 from magistral_mlx.session import COMMANDS
+from magistral_mlx.tokenizer.reasoning import Segment
 from tests.tiny import DEMO
 
 TypeIn = Callable[..., None]

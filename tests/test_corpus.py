@@ -20,7 +20,7 @@ from magistral_mlx.convert.corpus import (
     read_calibration,
 )
 from magistral_mlx.errors import OptionError
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.tiny import DEMO
 
 PROSE = " ".join(

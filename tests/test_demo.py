@@ -29,7 +29,7 @@ from magistral_mlx.demo.problems import (
     is_correct,
     is_unseen,
 )
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.tiny import DEMO
 
 GREEDY = mm.SamplingParams(temperature=0)

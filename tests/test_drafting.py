@@ -11,7 +11,7 @@ import benchmarks
 from benchmarks.__main__ import main
 from benchmarks.drafting import LINEAR, M4_PRO, count, count_all, numbers, scripted
 from magistral_mlx.drafting import MAX_ROWS, SILENT, Drafter, Ngrams, pays
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.tiny import DEMO
 
 FREE = (1.0,) * MAX_ROWS

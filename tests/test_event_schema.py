@@ -8,8 +8,8 @@ import pytest
 from magistral_mlx import events
 from magistral_mlx.errors import OptionError
 from magistral_mlx.event_schema import SCHEMA, event_schema
-from magistral_mlx.reasoning import Segment
 from magistral_mlx.reply import Reply, Usage
+from magistral_mlx.tokenizer.reasoning import Segment
 from tests.hosting import VALIDATOR
 
 REPLY = Reply("r", "a", (), "stop", None, Usage(1, 2, 3, 4, 5, 6.5, 7, 8, 9, 10))

@@ -13,8 +13,8 @@ import pytest
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.convert.export import exports, make_config, read_tokenizer, require_export_extra
 from magistral_mlx.errors import ConversionError, TokenizerError
-from magistral_mlx.messages import CARD_SYSTEM_PROMPT
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.messages import CARD_SYSTEM_PROMPT
+from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests import tiny
 from tests.conversations import TEXTS, conversations
 from tests.tekken import write_tekken

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.reasoning.grading import final_integer, final_letter
-from magistral_mlx.reasoning import TagSplitter
+from magistral_mlx.tokenizer.reasoning import TagSplitter
 from tests.stated_answers import INTEGERS, LETTERS, TRACED_INTEGERS, TRACED_LETTERS
 
 

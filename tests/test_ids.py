@@ -13,8 +13,8 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.protocol.instruct.tool_calls import FunctionCall, Tool, ToolCall
 
 from magistral_mlx.errors import OptionError
-from magistral_mlx.messages import CARD_SYSTEM_PROMPT, CONTROL_CARD_SYSTEM_PROMPT
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.messages import CARD_SYSTEM_PROMPT, CONTROL_CARD_SYSTEM_PROMPT
+from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.conversations import conversations
 from tests.oracle import AFTER, BEFORE, INSIDE, Oracle
 from tests.tekken import write_tekken

@@ -11,7 +11,7 @@ from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 import magistral_mlx as mm
 from magistral_mlx.demo.phrases import LANGUAGES, PHRASES
 from magistral_mlx.reply import ReplyBuilder
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.tekken import write_tekken
 
 # The first words of the Universal Declaration of Human Rights, article 1.

@@ -18,7 +18,7 @@ from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.loader import load_model
 from magistral_mlx.model import Transformer
 from magistral_mlx.sampling import Sampler, SamplingParams
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.tiny import DEMO
 
 TOKENS = 256

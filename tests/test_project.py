@@ -15,7 +15,7 @@ import pytest
 import magistral_mlx as mm
 from magistral_mlx import __main__ as group
 from magistral_mlx import bridge
-from magistral_mlx.reasoning import ToolCall
+from magistral_mlx.tokenizer.reasoning import ToolCall
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

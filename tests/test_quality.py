@@ -14,7 +14,7 @@ from benchmarks.quality import Ratio, Scores, make_reference, reference_of, scor
 from benchmarks.quality_text import OURS, Texts, conversations, demo_texts, our_texts, texts_of_file
 from magistral_mlx.convert.corpus import BETWEEN_PARTS, BETWEEN_TEXTS, TEXTS
 from magistral_mlx.errors import OptionError
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests import reference
 from tests.tekken import write_tekken
 from tests.tiny import DEMO, make_config, make_weights

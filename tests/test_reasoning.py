@@ -5,7 +5,14 @@ import re
 
 import pytest
 
-from magistral_mlx.reasoning import CLOSE, Segment, Splitter, StopStrings, TagSplitter, visible
+from magistral_mlx.tokenizer.reasoning import (
+    CLOSE,
+    Segment,
+    Splitter,
+    StopStrings,
+    TagSplitter,
+    visible,
+)
 
 PIECES = [
     "<think>",

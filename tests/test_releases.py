@@ -12,9 +12,9 @@ import pytest
 import magistral_mlx as mm
 from magistral_mlx.checkpoint.manifest import RECORD
 from magistral_mlx.errors import CheckpointError, TokenizerError
-from magistral_mlx.messages import CARD_SYSTEM_PROMPT, CONTROL_CARD_SYSTEM_PROMPT
 from magistral_mlx.reply import ReplyBuilder, Usage
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.messages import CARD_SYSTEM_PROMPT, CONTROL_CARD_SYSTEM_PROMPT
+from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.sources import convert_quickly
 from tests.tekken import write_tekken
 from tests.tiny import make_config, make_weights, write_checkpoint

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from magistral_mlx.errors import OptionError, TokenizerError
-from magistral_mlx.messages import CARD_SYSTEM_PROMPT
-from magistral_mlx.reasoning import THINK_CLOSE, ToolCall
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.messages import CARD_SYSTEM_PROMPT
+from magistral_mlx.tokenizer.reasoning import THINK_CLOSE, ToolCall
+from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.tekken import write_tekken
 
 BOS, EOS, INST, END_INST, TOOLS, END_TOOLS, RESULTS, END_RESULTS, CALLS = 1, 2, 3, 4, 5, 6, 7, 8, 9
@@ -401,5 +401,5 @@ def test_a_folder_without_a_usable_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_importing_the_module_does_not_import_mistral_common() -> None:
-    probe = "import sys, magistral_mlx.tokenizer; sys.exit('mistral_common' in sys.modules)"
+    probe = "import sys, magistral_mlx.tokenizer.tekken; sys.exit('mistral_common' in sys.modules)"
     subprocess.run([sys.executable, "-c", probe], cwd=Path(__file__).parent.parent, check=True)

@@ -12,9 +12,9 @@ import pytest
 import magistral_mlx as mm
 from magistral_mlx.conversation import Chat
 from magistral_mlx.memory import MemoryPlan
-from magistral_mlx.reasoning import ToolCall
 from magistral_mlx.reply import ReplyBuilder, Usage
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.reasoning import ToolCall
+from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.oracle import Oracle
 from tests.tekken import write_tekken
 from tests.tiny import make_config, make_weights, write_checkpoint

@@ -17,7 +17,7 @@ from magistral_mlx.convert.traces import FILE, Traces
 from magistral_mlx.convert.verify import main as verify
 from magistral_mlx.errors import CheckpointError, ConversionError, MemoryLimitError
 from magistral_mlx.sampling import SamplingParams
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.sources import content, convert_quickly, write_hf
 from tests.tekken import write_tekken
 

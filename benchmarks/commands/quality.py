@@ -16,7 +16,7 @@ from magistral_mlx import demo
 from magistral_mlx.checkpoint.folder import open_checkpoint, resolve
 from magistral_mlx.errors import OptionError
 from magistral_mlx.paths import cache_dir
-from magistral_mlx.tokenizer import Tokenizer
+from magistral_mlx.tokenizer.tekken import Tokenizer
 
 EMBEDDED = "demo"
 

@@ -7,13 +7,13 @@ from typing import cast, get_args
 from magistral_mlx.checkpoint.manifest import RECORD
 from magistral_mlx.checkpoint.safetensors import parse_json, read_document
 from magistral_mlx.errors import CheckpointError, TokenizerError, shown
-from magistral_mlx.messages import (
+from magistral_mlx.tokenizer.messages import (
     CARD_SYSTEM_PROMPT,
     CONTROL_CARD_SYSTEM_PROMPT,
     CONTROL_TAGS,
     CONTROL_TRACE,
 )
-from magistral_mlx.reasoning import OPEN, ReasoningFormat
+from magistral_mlx.tokenizer.reasoning import OPEN, ReasoningFormat
 
 SYSTEM_PROMPT_FILE = "SYSTEM_PROMPT.txt"
 MAX_PROMPT_BYTES = 1_000_000

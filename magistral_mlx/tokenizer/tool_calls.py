@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from magistral_mlx.content import checked, fields
 from magistral_mlx.errors import OptionError, shown
-from magistral_mlx.reasoning import ToolCall
+from magistral_mlx.tokenizer.content import checked, fields
+from magistral_mlx.tokenizer.reasoning import ToolCall
 
 ID = re.compile("[a-zA-Z0-9]{9}")  # all that mistral-common takes
 NAME = re.compile("[a-zA-Z0-9_-]{1,64}")

@@ -4,10 +4,18 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from magistral_mlx.content import BETWEEN, Part, checked, fields, joined, parts_of, separated
 from magistral_mlx.errors import OptionError, shown
-from magistral_mlx.reasoning import CLOSE, OPEN, ReasoningFormat
-from magistral_mlx.tool_calls import CallIds
+from magistral_mlx.tokenizer.content import (
+    BETWEEN,
+    Part,
+    checked,
+    fields,
+    joined,
+    parts_of,
+    separated,
+)
+from magistral_mlx.tokenizer.reasoning import CLOSE, OPEN, ReasoningFormat
+from magistral_mlx.tokenizer.tool_calls import CallIds
 
 CONTROL_TAGS = (
     "[THINK]",

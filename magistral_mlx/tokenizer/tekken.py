@@ -8,10 +8,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from magistral_mlx.content import checked, fields
 from magistral_mlx.errors import OptionError, TokenizerError
-from magistral_mlx.messages import CONTROL_TAGS, Messages, conversation
-from magistral_mlx.reasoning import (
+from magistral_mlx.tokenizer.content import checked, fields
+from magistral_mlx.tokenizer.messages import CONTROL_TAGS, Messages, conversation
+from magistral_mlx.tokenizer.reasoning import (
     EMPTY_TRACE,
     ReasoningFormat,
     Splitter,
@@ -20,8 +20,8 @@ from magistral_mlx.reasoning import (
     closing,
     last_line,
 )
-from magistral_mlx.release import read_system_prompt, reasoning_format
-from magistral_mlx.tool_calls import parse_call, parse_call_list
+from magistral_mlx.tokenizer.release import read_system_prompt, reasoning_format
+from magistral_mlx.tokenizer.tool_calls import parse_call, parse_call_list
 
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.tekken import Tekkenizer
