@@ -9,10 +9,10 @@ import mlx.core as mx
 import numpy as np
 
 from magistral_mlx.budget import NEARING
-from magistral_mlx.cache import KVCache
 from magistral_mlx.decoding import Stepper
 from magistral_mlx.demo.problems import KINDS, Problem, held_out_problems
 from magistral_mlx.magistral import Magistral
+from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.sampling import SamplingParams
 
 SEED = 2027  # of the problems

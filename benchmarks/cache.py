@@ -13,9 +13,9 @@ import mlx.core as mx
 from benchmarks.measure import OURS, Comparison, Lap, Stopwatch, interleave
 from benchmarks.predict import Range
 from benchmarks.synthetic import TRUE_WIDTH
-from magistral_mlx.cache import KVCache
-from magistral_mlx.cache_file import HASHERS, load_cache, save_cache
-from magistral_mlx.memory import kv_bytes
+from magistral_mlx.model.cache_file import HASHERS, load_cache, save_cache
+from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.memory import kv_bytes
 
 SAVE, OPEN, OPEN_COLD = "save", "open", "open, out of the file cache"
 PEER = "mlx, no hash, no fsync"

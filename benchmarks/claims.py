@@ -8,7 +8,7 @@ from typing import Any, Literal
 from benchmarks.cache import OPENED
 from benchmarks.drafting import M4_PRO
 from benchmarks.predict import CHIPS, Chip, Range, counted_drafting, predict
-from magistral_mlx.mac_table import mac_budget_bytes
+from magistral_mlx.model.mac_table import mac_budget_bytes
 
 Verdict = Literal["held", "failed", "not measured", "no prediction"]
 ROWS = (2, 3, 4, 8)  # of a pass, whose costs were published

@@ -9,11 +9,11 @@ from typing import Any
 import mlx.core as mx
 
 from benchmarks.measure import Lap, Run, Stopwatch
-from magistral_mlx.cache import KVCache
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.conversation import result_of
 from magistral_mlx.decoding import Stepper, decode, prefill
-from magistral_mlx.loader import load_model
+from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.loader import load_model
 from magistral_mlx.sampling import Sampler, SamplingParams
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import mlx.core as mx
 
 from benchmarks.measure import OURS
-from magistral_mlx import model
-from magistral_mlx.cache import KVCache
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.conversation import result_of
-from magistral_mlx.loader import load_model
+from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.loader import load_model
+from magistral_mlx.model.transformer import transformer as model
 
 PROMPT = mx.array([[1, 5, 9, 13]])
 NEXT = mx.array([[7]])

@@ -26,7 +26,7 @@ from benchmarks.synthetic import raw_config
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.demo.examples import SYSTEM_PROMPT, VOCABULARY, write_tokenizer
 from magistral_mlx.demo.train import initialize, published, use_openblas
-from magistral_mlx.model import Transformer
+from magistral_mlx.model.transformer import Transformer
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 CONFIG = ModelConfig(

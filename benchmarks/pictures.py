@@ -8,8 +8,8 @@ import numpy as np
 from benchmarks.drawing import COLOURS, MARKS, across, note, panels
 from benchmarks.measure import OURS
 from benchmarks.synthetic import FORMAT
-from magistral_mlx.mac_table import MAC_GB, MAGISTRAL_SMALL, mac_budget_bytes
-from magistral_mlx.memory import make_plan, packed_bytes
+from magistral_mlx.model.mac_table import MAC_GB, MAGISTRAL_SMALL, mac_budget_bytes
+from magistral_mlx.model.memory import make_plan, packed_bytes
 
 Results = Mapping[str, Any]
 INSIDE = {"trace": "inside the trace", "answer": "inside the answer"}

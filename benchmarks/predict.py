@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.synthetic import FORMAT, TRUE_WIDTH
 from magistral_mlx.checkpoint.config import ModelConfig
-from magistral_mlx.memory import kv_bytes, packed_bytes
+from magistral_mlx.model.memory import kv_bytes, packed_bytes
 
 CHECK = "python -m benchmarks speed --model magistral-4bit --peer mlx-lm --prompt-tokens {} --tokens 256"
 

@@ -1,8 +1,8 @@
 """One forward pass over some ids, a layer at a time, that shows a visitor what comes into every linear.
 
-In float32, by the equations of ``magistral_mlx.model``, with the weights read from the source as they are wanted: in
+In float32, by the equations of ``magistral_mlx.model.transformer``, with the weights read from the source as they are wanted: in
 memory are the residual stream, the inputs of one linear and a few blocks of its rows. Letters as in
-``magistral_mlx.model``: B sequences, T tokens in each, D hidden, H query heads, K key/value heads, d head size.
+``magistral_mlx.model.transformer``: B sequences, T tokens in each, D hidden, H query heads, K key/value heads, d head size.
 """
 
 from collections.abc import Generator, Iterator, Sequence

@@ -2,8 +2,8 @@
 
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.errors import MemoryLimitError
-from magistral_mlx.mac_table import MAC_GB, mac_budget_bytes
-from magistral_mlx.memory import make_plan
+from magistral_mlx.model.mac_table import MAC_GB, mac_budget_bytes
+from magistral_mlx.model.memory import make_plan
 
 
 def contexts(config: ModelConfig, weights_bytes: int) -> dict[int, int | None]:

@@ -10,18 +10,18 @@ from typing import Any
 
 import mlx.core as mx
 
-from magistral_mlx.cache import KVCache
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.convert import disk
 from magistral_mlx.convert.corpus import WINDOW, questions, windows_of
 from magistral_mlx.convert.recipes import Options
 from magistral_mlx.decoding import Stepper, decode, prefill
-from magistral_mlx.device import on_gpu
 from magistral_mlx.errors import CheckpointError
-from magistral_mlx.loader import load_model
-from magistral_mlx.memory import MemoryPlan, make_plan, packed_bytes, plan_for
-from magistral_mlx.model import Transformer
+from magistral_mlx.model.device import on_gpu
+from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.loader import load_model
+from magistral_mlx.model.memory import MemoryPlan, make_plan, packed_bytes, plan_for
+from magistral_mlx.model.transformer import Transformer
 from magistral_mlx.reply import ReplyBuilder
 from magistral_mlx.sampling import Sampler, SamplingParams
 from magistral_mlx.tokenizer.tekken import Tokenizer

@@ -19,7 +19,7 @@ from magistral_mlx import __version__
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.errors import OptionError
 from magistral_mlx.hosted import Desk
-from magistral_mlx.memory import plan_for
+from magistral_mlx.model.memory import plan_for
 from magistral_mlx.plain import guarded
 from magistral_mlx.resident import Loading, Request, existing
 from magistral_mlx.sampling import SamplingParams

@@ -5,10 +5,10 @@ from collections.abc import Generator, Sequence
 import mlx.core as mx
 import numpy as np
 
-from magistral_mlx.cache import KVCache
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.decoding import Stepper, prefill
-from magistral_mlx.model import Transformer
+from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.transformer import Transformer
 from magistral_mlx.sampling import Sampler
 
 PRIOR_RATE, PRIOR_WEIGHT = (

@@ -5,13 +5,13 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from magistral_mlx.cache_file import check_cache_file
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.conversation import Chat, KeepReasoning, result_of
 from magistral_mlx.errors import OptionError, shown
-from magistral_mlx.memory import MemoryPlan
-from magistral_mlx.model import Transformer
+from magistral_mlx.model.cache_file import check_cache_file
+from magistral_mlx.model.memory import MemoryPlan
+from magistral_mlx.model.transformer import Transformer
 from magistral_mlx.past import Past
 from magistral_mlx.paths import as_path
 from magistral_mlx.reply import Reply, Samples

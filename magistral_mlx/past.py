@@ -6,10 +6,10 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from magistral_mlx.cache import KVCache
-from magistral_mlx.cache_file import load_cache, save_cache
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.errors import MemoryLimitError, OptionError
+from magistral_mlx.model.cache_file import load_cache, save_cache
+from magistral_mlx.model.kv_cache import KVCache
 
 
 class Past:

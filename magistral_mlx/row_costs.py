@@ -13,11 +13,11 @@ from importlib import metadata
 import mlx.core as mx
 import numpy as np
 
-from magistral_mlx.cache import KVCache
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.decoding import Stepper
 from magistral_mlx.drafting import MAX_ROWS
-from magistral_mlx.model import Transformer
+from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.transformer import Transformer
 from magistral_mlx.paths import cache_dir
 from magistral_mlx.sampling import Sampler, SamplingParams
 

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from magistral_mlx.decoding import Stepper, decode, prefill
-from magistral_mlx.model import Transformer
+from magistral_mlx.model.transformer import Transformer
 from magistral_mlx.past import Past
 from magistral_mlx.reply import FinishReason, Reply, ReplyBuilder, Usage
 from magistral_mlx.sampling import Sampler, SamplingParams

@@ -7,9 +7,9 @@ from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint
 from magistral_mlx.draft_model import DraftModel
 from magistral_mlx.drafting import MAX_ROWS, SILENT, Drafter, Ngrams, Silent, pays
 from magistral_mlx.errors import OptionError
-from magistral_mlx.loader import load_model
-from magistral_mlx.memory import MemoryPlan, kv_bytes
-from magistral_mlx.model import Transformer
+from magistral_mlx.model.loader import load_model
+from magistral_mlx.model.memory import MemoryPlan, kv_bytes
+from magistral_mlx.model.transformer import Transformer
 from magistral_mlx.row_costs import LINEAR, RowCosts, row_costs
 from magistral_mlx.sampling import Sampler
 from magistral_mlx.tokenizer.tekken import Tokenizer

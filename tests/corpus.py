@@ -19,7 +19,7 @@ from magistral_mlx.conversation import result_of
 from magistral_mlx.convert.export import read_tokenizer
 from magistral_mlx.convert.source import open_source
 from magistral_mlx.errors import CheckpointError, ConversionError, TokenizerError
-from magistral_mlx.loader import load_model
+from magistral_mlx.model.loader import load_model
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.sources import PARAMS, convert_quickly, write_consolidated
 from tests.tekken import write_tekken

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from magistral_mlx.cache import KVCache
-from magistral_mlx.cache_file import load_cache, save_cache
+from magistral_mlx.model.cache_file import load_cache, save_cache
+from magistral_mlx.model.kv_cache import KVCache
 from tests.killing import count_calls, run_in_child
 from tests.tiny import make_config
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from magistral_mlx.cache import KVCache
-from magistral_mlx.cache_file import load_cache, save_cache
+from magistral_mlx.model.cache_file import load_cache, save_cache
+from magistral_mlx.model.kv_cache import KVCache
 from tests.tiny import make_config
 
 LAYERS = 8

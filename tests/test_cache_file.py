@@ -15,11 +15,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from magistral_mlx import cache_file
-from magistral_mlx.cache import KVCache
-from magistral_mlx.cache_file import check_cache_file, load_cache, save_cache
 from magistral_mlx.durable import flush
 from magistral_mlx.errors import CheckpointError, MagistralError, OptionError
+from magistral_mlx.model.cache_file import check_cache_file, load_cache, save_cache
+from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.transformer import cache_file
 from tests.tiny import make_config
 
 CONFIG = make_config(num_layers=2)

@@ -23,7 +23,7 @@ from magistral_mlx.convert.statistics import (
     to_bytes,
 )
 from magistral_mlx.errors import CheckpointError, NumericsError
-from magistral_mlx.model import Transformer
+from magistral_mlx.model.transformer import Transformer
 from tests import reference, sources
 from tests.tiny import fill, make_config, make_weights
 

@@ -12,7 +12,7 @@ import pytest
 
 import magistral_mlx as mm
 from magistral_mlx.conversation import Chat, KeepReasoning
-from magistral_mlx.memory import MemoryPlan
+from magistral_mlx.model.memory import MemoryPlan
 from magistral_mlx.reply import Usage
 
 GREEDY = mm.SamplingParams(temperature=0)

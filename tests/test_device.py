@@ -5,8 +5,8 @@ import os
 import mlx.core as mx
 import pytest
 
-from magistral_mlx import device
 from magistral_mlx.errors import MemoryLimitError, OptionError
+from magistral_mlx.model.transformer import device
 
 
 @pytest.fixture

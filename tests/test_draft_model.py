@@ -11,8 +11,8 @@ from magistral_mlx.conversation import result_of
 from magistral_mlx.draft_model import DraftModel
 from magistral_mlx.drafting import Drafter
 from magistral_mlx.errors import MagistralError, MemoryLimitError, OptionError
-from magistral_mlx.memory import plan_for
-from magistral_mlx.model import Transformer
+from magistral_mlx.model.memory import plan_for
+from magistral_mlx.model.transformer import Transformer
 from magistral_mlx.row_costs import RowCosts
 from magistral_mlx.sampling import Sampler, SamplingParams
 from tests.test_speculation import CONFIG, FREE, GREEDY, PROMPT, SAMPLED, Run

@@ -13,8 +13,8 @@ from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.conversation import result_of
 from magistral_mlx.errors import CheckpointError
-from magistral_mlx.loader import load_model
-from magistral_mlx.model import Transformer
+from magistral_mlx.model.loader import load_model
+from magistral_mlx.model.transformer import Transformer
 from tests.tiny import fill, make_config, make_weights, quantize_weights, write_checkpoint
 
 CONFIG = make_config(intermediate_size=128)

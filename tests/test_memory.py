@@ -8,17 +8,16 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from magistral_mlx import memory
-from magistral_mlx.cache import KVCache
 from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.conversation import result_of
 from magistral_mlx.decoding import Stepper, prefill
 from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError
-from magistral_mlx.loader import load_model
-from magistral_mlx.mac_table import MAGISTRAL_SMALL, mac_budget_bytes, mac_table
-from magistral_mlx.memory import MemoryPlan, kv_bytes, make_plan
-from magistral_mlx.model import Transformer
+from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.loader import load_model
+from magistral_mlx.model.mac_table import MAGISTRAL_SMALL, mac_budget_bytes, mac_table
+from magistral_mlx.model.memory import MemoryPlan, kv_bytes, make_plan
+from magistral_mlx.model.transformer import Transformer, memory
 from tests.tiny import make_config, make_weights, quantize_weights, write_checkpoint
 
 README = Path(__file__).parent.parent / "README.md"

@@ -25,7 +25,7 @@ from magistral_mlx.convert.quantize import dequantize
 from magistral_mlx.convert.staging import CALIBRATION
 from magistral_mlx.convert.statistics import mean_squares
 from magistral_mlx.errors import ConversionError, NumericsError, OptionError
-from magistral_mlx.loader import load_model
+from magistral_mlx.model.loader import load_model
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.killing import in_small_pieces
 from tests.sources import CONFIG, content, convert_quickly, write_hf

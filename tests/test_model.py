@@ -4,10 +4,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from magistral_mlx.cache import KVCache
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.errors import ContextError, OptionError
-from magistral_mlx.model import Transformer
+from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.transformer import Transformer
 from tests.reference import forward
 from tests.tiny import fill, make_config, make_weights
 

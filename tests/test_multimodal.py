@@ -14,7 +14,7 @@ from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.conversation import result_of
 from magistral_mlx.convert.source import open_source
 from magistral_mlx.errors import CheckpointError
-from magistral_mlx.loader import load_model
+from magistral_mlx.model.loader import load_model
 from tests.sources import (
     CONFIG,
     HF_VISION,

@@ -9,14 +9,14 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from magistral_mlx.cache import KVCache
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.conversation import result_of
 from magistral_mlx.convert import convert_checkpoint
 from magistral_mlx.decoding import Stepper, decode, prefill
 from magistral_mlx.demo import demo_checkpoint
-from magistral_mlx.loader import load_model
-from magistral_mlx.model import Transformer
+from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.loader import load_model
+from magistral_mlx.model.transformer import Transformer
 from magistral_mlx.sampling import Sampler, SamplingParams
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.tiny import DEMO

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from magistral_mlx import plan
-from magistral_mlx.mac_table import mac_table
+from magistral_mlx.model.mac_table import mac_table
 from tests.tiny import make_config
 
 Folder = Callable[..., Path]

@@ -11,7 +11,7 @@ from benchmarks.drafting import M4_PRO
 from magistral_mlx import row_costs as row_costs_module
 from magistral_mlx.decoding import Stepper
 from magistral_mlx.drafting import MAX_ROWS
-from magistral_mlx.model import Transformer
+from magistral_mlx.model.transformer import Transformer
 from magistral_mlx.row_costs import LINEAR, RowCosts, measure, remembered
 from tests.tiny import fill, make_config, make_weights
 

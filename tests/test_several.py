@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 
 import magistral_mlx as mm
-from magistral_mlx.memory import MemoryPlan
+from magistral_mlx.model.memory import MemoryPlan
 from magistral_mlx.reply import vote
 from magistral_mlx.several import share_of
 from tests.sources import convert_quickly

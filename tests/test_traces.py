@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from magistral_mlx import memory
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.conversation import result_of
 from magistral_mlx.convert import Options, calibration, converting, prepare, traces
@@ -16,6 +15,7 @@ from magistral_mlx.convert.staging import TRACES
 from magistral_mlx.convert.traces import FILE, Traces
 from magistral_mlx.convert.verify import main as verify
 from magistral_mlx.errors import CheckpointError, ConversionError, MemoryLimitError
+from magistral_mlx.model.transformer import memory
 from magistral_mlx.sampling import SamplingParams
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.sources import content, convert_quickly, write_hf

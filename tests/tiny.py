@@ -6,7 +6,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat
-from magistral_mlx.model import Transformer
+from magistral_mlx.model.transformer import Transformer
 
 DEMO = Path(__file__).parent.parent / "magistral_mlx" / "demo"
 

@@ -35,8 +35,8 @@ from magistral_mlx.demo.examples import (
     Mix,
     write_tokenizer,
 )
-from magistral_mlx.loader import load_model
-from magistral_mlx.model import Transformer
+from magistral_mlx.model.loader import load_model
+from magistral_mlx.model.transformer import Transformer
 
 OPENBLAS = "libopenblas.so.0"
 BATCH = 48

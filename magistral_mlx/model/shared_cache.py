@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from magistral_mlx.cache import STEP, FloatLayer, KVCache
+from magistral_mlx.model.kv_cache import STEP, FloatLayer, KVCache
 
 
 class SharedLayer:

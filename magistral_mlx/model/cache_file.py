@@ -13,11 +13,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from magistral_mlx.cache import KVCache
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.safetensors import AGAIN, Shard
 from magistral_mlx.durable import check_writable, replacing, write_all
 from magistral_mlx.errors import CheckpointError, OptionError, shown
+from magistral_mlx.model.kv_cache import KVCache
 
 FORMAT = "magistral-mlx prompt cache 3"
 TYPES = {

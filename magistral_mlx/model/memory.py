@@ -6,8 +6,8 @@ from functools import partial
 
 from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat
 from magistral_mlx.checkpoint.folder import Checkpoint
-from magistral_mlx.device import budget_bytes, on_gpu
 from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError, shown
+from magistral_mlx.model.device import budget_bytes, on_gpu
 
 DEFAULT_CONTEXT = 40_960  # the model card advises no more
 CHUNKS = (

@@ -2,7 +2,7 @@
 
 from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat
 from magistral_mlx.errors import MemoryLimitError
-from magistral_mlx.memory import make_plan, packed_bytes
+from magistral_mlx.model.memory import make_plan, packed_bytes
 
 # The published file may state more positions.
 MAGISTRAL_SMALL = ModelConfig(

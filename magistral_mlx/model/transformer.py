@@ -11,8 +11,8 @@ from itertools import accumulate
 import mlx.core as mx
 from mlx import nn
 
-from magistral_mlx.cache import LayerCache, Uncached
 from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.model.kv_cache import LayerCache, Uncached
 
 # Compiled, so that a CPU, where MLX takes fused operations apart, runs 3 primitives instead of 11, and 15 instead
 # of 28, to the same bits. On a GPU the first two are one kernel as they are, and the third becomes one.

@@ -10,7 +10,7 @@ from mlx import nn
 from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.errors import CheckpointError
-from magistral_mlx.model import Joint, Transformer
+from magistral_mlx.model.transformer import Joint, Transformer
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The transformer, its caches, and the memory that both need."""
