@@ -11,10 +11,10 @@ import mlx.core as mx
 from benchmarks.measure import Lap, Run, Stopwatch
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.conversation import result_of
-from magistral_mlx.decoding import Stepper, decode, prefill
+from magistral_mlx.generation.decoding import Stepper, decode, prefill
+from magistral_mlx.generation.sampling import Sampler, SamplingParams
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.loader import load_model
-from magistral_mlx.sampling import Sampler, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)

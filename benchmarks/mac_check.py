@@ -24,10 +24,10 @@ from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint
 from magistral_mlx.conversation import result_of
 from magistral_mlx.errors import OptionError
+from magistral_mlx.generation.row_costs import measure as measure_rows
+from magistral_mlx.generation.sampling import SamplingParams
 from magistral_mlx.magistral import Magistral
 from magistral_mlx.model.loader import load_model
-from magistral_mlx.row_costs import measure as measure_rows
-from magistral_mlx.sampling import SamplingParams
 
 SLICE_LAYERS = 2
 SLICE_PROMPT = 2047

@@ -19,14 +19,14 @@ from magistral_mlx.api import load
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint
 from magistral_mlx.conversation import result_of
-from magistral_mlx.decoding import Stepper, prefill
 from magistral_mlx.demo.problems import ARITHMETIC, held_out_problems, is_correct
 from magistral_mlx.errors import MemoryLimitError, OptionError
+from magistral_mlx.generation.decoding import Stepper, prefill
+from magistral_mlx.generation.sampling import SamplingParams
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.memory import MemoryPlan, plan_for
 from magistral_mlx.model.transformer import Transformer
-from magistral_mlx.sampling import SamplingParams
 
 ROOT = Path(__file__).parent.parent
 PHASE = "prefill"

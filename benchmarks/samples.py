@@ -12,14 +12,14 @@ import numpy as np
 import magistral_mlx as mm
 from benchmarks.measure import OURS, Comparison, Lap, Run, Stopwatch, interleave
 from benchmarks.speed import Workload
-from magistral_mlx.batch import BatchStepper, decode_rows
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.conversation import result_of
-from magistral_mlx.decoding import Stepper, decode, prefill
+from magistral_mlx.generation.batch import BatchStepper, decode_rows
+from magistral_mlx.generation.decoding import Stepper, decode, prefill
+from magistral_mlx.generation.sampling import Sampler, SamplingParams
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.shared_cache import SharedCache
-from magistral_mlx.sampling import Sampler, SamplingParams
 
 ALONE = "one after another"
 PHASE = "ids of all"

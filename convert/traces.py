@@ -15,15 +15,15 @@ from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.convert import disk
 from magistral_mlx.convert.corpus import WINDOW, questions, windows_of
 from magistral_mlx.convert.recipes import Options
-from magistral_mlx.decoding import Stepper, decode, prefill
 from magistral_mlx.errors import CheckpointError
+from magistral_mlx.generation.decoding import Stepper, decode, prefill
+from magistral_mlx.generation.reply import ReplyBuilder
+from magistral_mlx.generation.sampling import Sampler, SamplingParams
 from magistral_mlx.model.device import on_gpu
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.memory import MemoryPlan, make_plan, packed_bytes, plan_for
 from magistral_mlx.model.transformer import Transformer
-from magistral_mlx.reply import ReplyBuilder
-from magistral_mlx.sampling import Sampler, SamplingParams
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 FILE = "calibration.jsonl"  # in the target

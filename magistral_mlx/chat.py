@@ -12,8 +12,8 @@ from magistral_mlx.conversation import KeepReasoning
 from magistral_mlx.display import tell
 from magistral_mlx.entry import is_interactive, piped, typed
 from magistral_mlx.errors import MagistralError, OptionError
+from magistral_mlx.generation.sampling import SamplingParams
 from magistral_mlx.paths import cache_dir
-from magistral_mlx.sampling import SamplingParams
 from magistral_mlx.session import COMMANDS, Session
 
 EPILOG = """\b

@@ -14,7 +14,7 @@ from magistral_mlx.window import can_draw, dim, width
 if TYPE_CHECKING:
     from magistral_mlx.markdown import MarkdownWriter
     from magistral_mlx.trace_window import TraceWindow
-from magistral_mlx.reply import Reply, Usage
+from magistral_mlx.generation.reply import Reply, Usage
 
 WRAPPER = partial(TextWrapper, expand_tabs=False, replace_whitespace=False, break_on_hyphens=False)
 

@@ -7,8 +7,8 @@ import json
 from typing import Literal, TypedDict
 
 from magistral_mlx.failures import failure_of
+from magistral_mlx.generation.reply import ClosedBy, FinishReason, Reply, Usage
 from magistral_mlx.model.memory import MemoryPlan
-from magistral_mlx.reply import ClosedBy, FinishReason, Reply, Usage
 from magistral_mlx.tokenizer.reasoning import Segment
 from magistral_mlx.tokenizer.tool_calls import json_text
 

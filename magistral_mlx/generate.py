@@ -12,8 +12,8 @@ import click
 from magistral_mlx import command_line, console
 from magistral_mlx.display import Display, report, show_status, write
 from magistral_mlx.errors import OptionError
-from magistral_mlx.reply import Reply, Samples
-from magistral_mlx.sampling import SamplingParams
+from magistral_mlx.generation.reply import Reply, Samples
+from magistral_mlx.generation.sampling import SamplingParams
 
 USAGE_KEYS = (
     "prompt_tokens",

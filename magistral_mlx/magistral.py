@@ -9,16 +9,16 @@ from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.conversation import Chat, KeepReasoning, result_of
 from magistral_mlx.errors import OptionError, shown
+from magistral_mlx.generation.reply import Reply, Samples
+from magistral_mlx.generation.sampling import SamplingParams
+from magistral_mlx.generation.speculation import Speculation
 from magistral_mlx.model.cache_file import check_cache_file
 from magistral_mlx.model.memory import MemoryPlan
 from magistral_mlx.model.transformer import Transformer
 from magistral_mlx.past import Past
 from magistral_mlx.paths import as_path
-from magistral_mlx.reply import Reply, Samples
-from magistral_mlx.sampling import SamplingParams
 from magistral_mlx.several import Several, share_of
 from magistral_mlx.single import Single
-from magistral_mlx.speculation import Speculation
 from magistral_mlx.tokenizer.reasoning import Segment
 from magistral_mlx.tokenizer.tekken import Tokenizer
 

@@ -17,12 +17,12 @@ from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.demo import demo_checkpoint, demo_folder
 from magistral_mlx.errors import CheckpointError, MemoryLimitError, OptionError, shown
 from magistral_mlx.failures import CancelledError
+from magistral_mlx.generation.reply import Reply
+from magistral_mlx.generation.sampling import SamplingParams
 from magistral_mlx.magistral import Magistral
 from magistral_mlx.model.device import budget_bytes, limit_memory
 from magistral_mlx.model.memory import MemoryPlan, plan_for
 from magistral_mlx.plain import plain
-from magistral_mlx.reply import Reply
-from magistral_mlx.sampling import SamplingParams
 from magistral_mlx.tokenizer.reasoning import ReasoningFormat
 from magistral_mlx.tokenizer.tool_calls import stated
 

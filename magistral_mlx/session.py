@@ -10,9 +10,9 @@ from magistral_mlx.conversation import Chat
 from magistral_mlx.display import Display, in_units, rate, report, tell, write
 from magistral_mlx.entry import interruptible
 from magistral_mlx.errors import OptionError
+from magistral_mlx.generation.reply import Reply, Usage
+from magistral_mlx.generation.sampling import SamplingParams
 from magistral_mlx.magistral import Magistral
-from magistral_mlx.reply import Reply, Usage
-from magistral_mlx.sampling import SamplingParams
 
 KEYS = """Enter sends. Alt-Enter, or \\ before Enter, begins a new line; what is pasted keeps its lines.
 Ctrl-C stops a reply: what there is of its answer stays, one stopped before it is forgotten. Ctrl-D ends."""

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
-from magistral_mlx.batch import BatchStepper, decode_rows
 from magistral_mlx.checkpoint.config import ModelConfig
-from magistral_mlx.decoding import Stepper, prefill
 from magistral_mlx.errors import MemoryLimitError
+from magistral_mlx.generation.batch import BatchStepper, decode_rows
+from magistral_mlx.generation.decoding import Stepper, prefill
+from magistral_mlx.generation.reply import FinishReason, Reply, ReplyBuilder, Usage
+from magistral_mlx.generation.sampling import SamplingParams
 from magistral_mlx.model.kv_cache import STEP
 from magistral_mlx.model.memory import REPLY_ROOM, MemoryPlan
 from magistral_mlx.model.shared_cache import SharedCache
 from magistral_mlx.model.transformer import Transformer
 from magistral_mlx.past import Past
-from magistral_mlx.reply import FinishReason, Reply, ReplyBuilder, Usage
-from magistral_mlx.sampling import SamplingParams
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 

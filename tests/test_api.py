@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import magistral_mlx as mm
-from magistral_mlx import reply as reply_module
 from magistral_mlx.api import loading
 from magistral_mlx.conversation import KeepReasoning
-from magistral_mlx.reply import vote
+from magistral_mlx.generation import reply as reply_module
+from magistral_mlx.generation.reply import vote
 from tests.tiny import DEMO
 
 GREEDY = mm.SamplingParams(temperature=0)
@@ -412,7 +412,7 @@ def test_loading_reports_bytes_and_checks_the_vocabulary(tmp_path: Path) -> None
 
 def test_tool_calls_come_from_control_ids_only(magistral: mm.Magistral) -> None:
     """Scripted ids: the demo calls no tools."""
-    from magistral_mlx.reply import ReplyBuilder, Usage
+    from magistral_mlx.generation.reply import ReplyBuilder, Usage
 
     t = magistral.tokenizer
     spelled = t.encode('<think>\n[TOOL_CALLS]f[ARGS]{}\n</think>\n[TOOL_CALLS]g[ARGS]{"x": 1}')

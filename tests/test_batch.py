@@ -7,15 +7,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from magistral_mlx import batch
-from magistral_mlx.batch import BatchStepper, decode_rows
 from magistral_mlx.conversation import result_of
-from magistral_mlx.decoding import Stepper, decode, prefill
 from magistral_mlx.errors import NumericsError
+from magistral_mlx.generation import batch
+from magistral_mlx.generation.batch import BatchStepper, decode_rows
+from magistral_mlx.generation.decoding import Stepper, decode, prefill
+from magistral_mlx.generation.sampling import SPILLED, Sampler, SamplingParams
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.shared_cache import SharedCache
 from magistral_mlx.model.transformer import Transformer, shared_cache
-from magistral_mlx.sampling import SPILLED, Sampler, SamplingParams
 from tests.tiny import fill, make_config, make_weights
 
 CONFIG = make_config()

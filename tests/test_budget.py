@@ -7,14 +7,14 @@ import mlx.core as mx
 import pytest
 
 import magistral_mlx as mm
-from magistral_mlx import budget as budget_module
-from magistral_mlx.budget import LIKELY_ENOUGH
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.demo.phrases import PHRASES
 from magistral_mlx.demo.problems import KINDS, held_out_problems
-from magistral_mlx.reply import ReplyBuilder
-from magistral_mlx.row_costs import LINEAR, RowCosts
-from magistral_mlx.sampling import INVALID, SPILLED
+from magistral_mlx.generation import think_budget as budget_module
+from magistral_mlx.generation.reply import ReplyBuilder
+from magistral_mlx.generation.row_costs import LINEAR, RowCosts
+from magistral_mlx.generation.sampling import INVALID, SPILLED
+from magistral_mlx.generation.think_budget import LIKELY_ENOUGH
 from magistral_mlx.tokenizer.reasoning import TagSplitter, closing
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.tekken import write_tekken

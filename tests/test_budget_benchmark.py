@@ -9,8 +9,8 @@ import magistral_mlx as mm
 from benchmarks import budget as benchmark
 from benchmarks.__main__ import main
 from benchmarks.budget import NEVER, SEED, SHARES, Place, Trace, at_line_ends, counts, traces
-from magistral_mlx.budget import LIKELY_ENOUGH
 from magistral_mlx.demo.problems import KINDS, held_out_problems, is_correct
+from magistral_mlx.generation.think_budget import LIKELY_ENOUGH
 
 
 def test_a_trace_ends_at_the_first_line_that_is_enough_or_with_its_budget() -> None:

@@ -12,8 +12,8 @@ import pytest
 
 import magistral_mlx as mm
 from magistral_mlx.conversation import Chat, KeepReasoning
+from magistral_mlx.generation.reply import Usage
 from magistral_mlx.model.memory import MemoryPlan
-from magistral_mlx.reply import Usage
 
 GREEDY = mm.SamplingParams(temperature=0)
 QUESTIONS = ("What is 48 + 76?", "What is 7 * 8?", "What is 90 - 13?")

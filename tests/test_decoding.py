@@ -6,11 +6,11 @@ import mlx.core as mx
 import pytest
 
 from magistral_mlx.conversation import result_of
-from magistral_mlx.decoding import Stepper, decode, prefill
 from magistral_mlx.errors import NumericsError
+from magistral_mlx.generation.decoding import Stepper, decode, prefill
+from magistral_mlx.generation.sampling import INVALID, SPILLED, Sampler, SamplingParams
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.transformer import Transformer
-from magistral_mlx.sampling import INVALID, SPILLED, Sampler, SamplingParams
 from tests.tiny import fill, make_config, make_weights
 
 CONFIG = make_config()

@@ -8,13 +8,13 @@ import pytest
 import magistral_mlx as mm
 from benchmarks.drafting import M4_PRO
 from magistral_mlx.conversation import result_of
-from magistral_mlx.draft_model import DraftModel
-from magistral_mlx.drafting import Drafter
 from magistral_mlx.errors import MagistralError, MemoryLimitError, OptionError
+from magistral_mlx.generation.draft_model import DraftModel
+from magistral_mlx.generation.drafting import Drafter
+from magistral_mlx.generation.row_costs import RowCosts
+from magistral_mlx.generation.sampling import Sampler, SamplingParams
 from magistral_mlx.model.memory import plan_for
 from magistral_mlx.model.transformer import Transformer
-from magistral_mlx.row_costs import RowCosts
-from magistral_mlx.sampling import Sampler, SamplingParams
 from tests.test_speculation import CONFIG, FREE, GREEDY, PROMPT, SAMPLED, Run
 from tests.tiny import DEMO, fill, make_config, make_weights, write_checkpoint
 

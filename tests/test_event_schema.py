@@ -8,7 +8,7 @@ import pytest
 from magistral_mlx import events
 from magistral_mlx.errors import OptionError
 from magistral_mlx.event_schema import SCHEMA, event_schema
-from magistral_mlx.reply import Reply, Usage
+from magistral_mlx.generation.reply import Reply, Usage
 from magistral_mlx.tokenizer.reasoning import Segment
 from tests.hosting import VALIDATOR
 

@@ -14,8 +14,8 @@ import pytest
 
 from magistral_mlx import console, generate
 from magistral_mlx.errors import HubError
-from magistral_mlx.reply import Reply, Usage
-from magistral_mlx.sampling import SamplingParams
+from magistral_mlx.generation.reply import Reply, Usage
+from magistral_mlx.generation.sampling import SamplingParams
 from magistral_mlx.tokenizer.reasoning import Segment
 
 USAGE = Usage(

@@ -10,7 +10,7 @@ from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 import magistral_mlx as mm
 from magistral_mlx.demo.phrases import LANGUAGES, PHRASES
-from magistral_mlx.reply import ReplyBuilder
+from magistral_mlx.generation.reply import ReplyBuilder
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.tekken import write_tekken
 

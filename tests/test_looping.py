@@ -13,8 +13,8 @@ import pytest
 import magistral_mlx as mm
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.demo.problems import KINDS, held_out_problems
-from magistral_mlx.looping import EXACT_TOKENS, LONGEST, LoopDetector
-from magistral_mlx.reply import ReplyBuilder
+from magistral_mlx.generation.loop_detector import EXACT_TOKENS, LONGEST, LoopDetector
+from magistral_mlx.generation.reply import ReplyBuilder
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.tekken import write_tekken
 from tests.tiny import make_config, make_weights, write_checkpoint

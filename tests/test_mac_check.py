@@ -163,7 +163,7 @@ def test_everything_measured_of_a_model_is_claimed(
 
 
 def fake_costs() -> Any:
-    from magistral_mlx.row_costs import LINEAR
+    from magistral_mlx.generation.row_costs import LINEAR
 
     return LINEAR
 

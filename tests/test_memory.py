@@ -11,8 +11,8 @@ from mlx.utils import tree_flatten
 from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.conversation import result_of
-from magistral_mlx.decoding import Stepper, prefill
 from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError
+from magistral_mlx.generation.decoding import Stepper, prefill
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.mac_table import MAGISTRAL_SMALL, mac_budget_bytes, mac_table

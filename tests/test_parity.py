@@ -12,12 +12,12 @@ import pytest
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.conversation import result_of
 from magistral_mlx.convert import convert_checkpoint
-from magistral_mlx.decoding import Stepper, decode, prefill
 from magistral_mlx.demo import demo_checkpoint
+from magistral_mlx.generation.decoding import Stepper, decode, prefill
+from magistral_mlx.generation.sampling import Sampler, SamplingParams
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.transformer import Transformer
-from magistral_mlx.sampling import Sampler, SamplingParams
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.tiny import DEMO
 

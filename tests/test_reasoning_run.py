@@ -15,7 +15,7 @@ from benchmarks.reasoning.journal import Journal, Record, open_journal
 from benchmarks.reasoning.score import against_budget, score
 from benchmarks.reasoning.tasks import TASKS, Problem
 from magistral_mlx.errors import OptionError
-from magistral_mlx.reply import Reply, Usage
+from magistral_mlx.generation.reply import Reply, Usage
 from tests import published
 
 KEY = {"task": "t", "checkpoint": "c" * 64, "sampling": {"seed": 0}, "dataset": "d"}

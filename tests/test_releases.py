@@ -12,7 +12,7 @@ import pytest
 import magistral_mlx as mm
 from magistral_mlx.checkpoint.manifest import RECORD
 from magistral_mlx.errors import CheckpointError, TokenizerError
-from magistral_mlx.reply import ReplyBuilder, Usage
+from magistral_mlx.generation.reply import ReplyBuilder, Usage
 from magistral_mlx.tokenizer.messages import CARD_SYSTEM_PROMPT, CONTROL_CARD_SYSTEM_PROMPT
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.sources import convert_quickly

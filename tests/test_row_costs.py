@@ -8,11 +8,11 @@ import mlx.core as mx
 import pytest
 
 from benchmarks.drafting import M4_PRO
-from magistral_mlx import row_costs as row_costs_module
-from magistral_mlx.decoding import Stepper
-from magistral_mlx.drafting import MAX_ROWS
+from magistral_mlx.generation import row_costs as row_costs_module
+from magistral_mlx.generation.decoding import Stepper
+from magistral_mlx.generation.drafting import MAX_ROWS
+from magistral_mlx.generation.row_costs import LINEAR, RowCosts, measure, remembered
 from magistral_mlx.model.transformer import Transformer
-from magistral_mlx.row_costs import LINEAR, RowCosts, measure, remembered
 from tests.tiny import fill, make_config, make_weights
 
 CONFIG = make_config()

@@ -9,9 +9,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from magistral_mlx import sampling
 from magistral_mlx.errors import OptionError
-from magistral_mlx.sampling import (
+from magistral_mlx.generation import sampling
+from magistral_mlx.generation.sampling import (
     INVALID,
     SPILLED,
     Nucleus,

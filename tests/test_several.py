@@ -9,8 +9,8 @@ import mlx.core as mx
 import pytest
 
 import magistral_mlx as mm
+from magistral_mlx.generation.reply import vote
 from magistral_mlx.model.memory import MemoryPlan
-from magistral_mlx.reply import vote
 from magistral_mlx.several import share_of
 from tests.sources import convert_quickly
 from tests.test_batch import address

@@ -9,13 +9,13 @@ import pytest
 import magistral_mlx as mm
 from benchmarks.drafting import M4_PRO
 from magistral_mlx.conversation import result_of
-from magistral_mlx.decoding import Stepper, decode, prefill
-from magistral_mlx.drafting import MAX_ROWS, SILENT, Drafter, Silent
 from magistral_mlx.errors import OptionError
+from magistral_mlx.generation.decoding import Stepper, decode, prefill
+from magistral_mlx.generation.drafting import MAX_ROWS, SILENT, Drafter, Silent
+from magistral_mlx.generation.row_costs import LINEAR, RowCosts
+from magistral_mlx.generation.sampling import SPILLED, Sampler, SamplingParams
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.transformer import Transformer
-from magistral_mlx.row_costs import LINEAR, RowCosts
-from magistral_mlx.sampling import SPILLED, Sampler, SamplingParams
 from tests.tiny import fill, make_config, make_weights
 
 CONFIG = make_config(vocab_size=331)  # no multiple of anything

@@ -11,8 +11,8 @@ import pytest
 
 import magistral_mlx as mm
 from magistral_mlx.conversation import Chat
+from magistral_mlx.generation.reply import ReplyBuilder, Usage
 from magistral_mlx.model.memory import MemoryPlan
-from magistral_mlx.reply import ReplyBuilder, Usage
 from magistral_mlx.tokenizer.reasoning import ToolCall
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.oracle import Oracle

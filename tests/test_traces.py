@@ -15,8 +15,8 @@ from magistral_mlx.convert.staging import TRACES
 from magistral_mlx.convert.traces import FILE, Traces
 from magistral_mlx.convert.verify import main as verify
 from magistral_mlx.errors import CheckpointError, ConversionError, MemoryLimitError
+from magistral_mlx.generation.sampling import SamplingParams
 from magistral_mlx.model.transformer import memory
-from magistral_mlx.sampling import SamplingParams
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.sources import content, convert_quickly, write_hf
 from tests.tekken import write_tekken

@@ -18,8 +18,8 @@ from benchmarks.reasoning.tasks import TASKS, Task, demo_rows, problems_of
 from benchmarks.tables_counted import show_reasoning
 from magistral_mlx.api import load
 from magistral_mlx.errors import OptionError
+from magistral_mlx.generation.sampling import SamplingParams
 from magistral_mlx.paths import cache_dir
-from magistral_mlx.sampling import SamplingParams
 
 KEY_CHARACTERS = 16
 

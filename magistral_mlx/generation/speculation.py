@@ -4,14 +4,14 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint
-from magistral_mlx.draft_model import DraftModel
-from magistral_mlx.drafting import MAX_ROWS, SILENT, Drafter, Ngrams, Silent, pays
 from magistral_mlx.errors import OptionError
+from magistral_mlx.generation.draft_model import DraftModel
+from magistral_mlx.generation.drafting import MAX_ROWS, SILENT, Drafter, Ngrams, Silent, pays
+from magistral_mlx.generation.row_costs import LINEAR, RowCosts, row_costs
+from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.memory import MemoryPlan, kv_bytes
 from magistral_mlx.model.transformer import Transformer
-from magistral_mlx.row_costs import LINEAR, RowCosts, row_costs
-from magistral_mlx.sampling import Sampler
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 

@@ -10,9 +10,9 @@ from typing import Literal
 import mlx.core as mx
 import numpy as np
 
-from magistral_mlx.budget import ThinkBudget
-from magistral_mlx.looping import LoopDetector
-from magistral_mlx.sampling import SamplingParams, top_logprobs
+from magistral_mlx.generation.loop_detector import LoopDetector
+from magistral_mlx.generation.sampling import SamplingParams, top_logprobs
+from magistral_mlx.generation.think_budget import ThinkBudget
 from magistral_mlx.tokenizer.reasoning import THINK_CLOSE, Segment, Splitter, StopStrings, ToolCall
 from magistral_mlx.tokenizer.tekken import TextStream, Tokenizer
 

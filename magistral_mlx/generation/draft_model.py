@@ -6,10 +6,10 @@ import mlx.core as mx
 import numpy as np
 
 from magistral_mlx.checkpoint.config import ModelConfig
-from magistral_mlx.decoding import Stepper, prefill
+from magistral_mlx.generation.decoding import Stepper, prefill
+from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.transformer import Transformer
-from magistral_mlx.sampling import Sampler
 
 PRIOR_RATE, PRIOR_WEIGHT = (
     0.7,

@@ -4,11 +4,11 @@ from collections.abc import Callable, Generator, Sequence
 
 import mlx.core as mx
 
-from magistral_mlx.drafting import SILENT, Silent
 from magistral_mlx.errors import NumericsError
+from magistral_mlx.generation.drafting import SILENT, Silent
+from magistral_mlx.generation.sampling import INVALID, SPILLED, Sampler
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.transformer import Transformer
-from magistral_mlx.sampling import INVALID, SPILLED, Sampler
 
 # Of the next id its logits [1, V] and its draw [1]; the ids to force instead.
 Steer = Callable[[mx.array, mx.array], Sequence[int]]

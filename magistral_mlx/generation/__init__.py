@@ -1,0 +1,1 @@
+"""Logits to ids: sampling, decoding, speculation, budgets and the reply."""
