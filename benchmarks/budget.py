@@ -9,10 +9,10 @@ import mlx.core as mx
 import numpy as np
 
 from magistral_mlx.demo.problems import KINDS, Problem, held_out_problems
+from magistral_mlx.engine.magistral import Magistral
 from magistral_mlx.generation.decoding import Stepper
 from magistral_mlx.generation.sampling import SamplingParams
 from magistral_mlx.generation.think_budget import NEARING
-from magistral_mlx.magistral import Magistral
 from magistral_mlx.model.kv_cache import KVCache
 
 SEED = 2027  # of the problems

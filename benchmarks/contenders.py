@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from benchmarks.measure import Lap, Run, Stopwatch
 from magistral_mlx.checkpoint.folder import Checkpoint
-from magistral_mlx.conversation import result_of
+from magistral_mlx.engine.chat import result_of
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
 from magistral_mlx.generation.sampling import Sampler, SamplingParams
 from magistral_mlx.model.kv_cache import KVCache

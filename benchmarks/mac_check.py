@@ -19,14 +19,14 @@ from benchmarks.memory import Prefills, compare_caches
 from benchmarks.samples import ALONE, PHASE, compare_steps
 from benchmarks.speed import Peers, Workload, compare_models
 from benchmarks.synthetic import FORMAT, TRUE_WIDTH, write_slice
-from magistral_mlx.api import load
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint
-from magistral_mlx.conversation import result_of
+from magistral_mlx.engine.chat import result_of
+from magistral_mlx.engine.load import load
+from magistral_mlx.engine.magistral import Magistral
 from magistral_mlx.errors import OptionError
 from magistral_mlx.generation.row_costs import measure as measure_rows
 from magistral_mlx.generation.sampling import SamplingParams
-from magistral_mlx.magistral import Magistral
 from magistral_mlx.model.loader import load_model
 
 SLICE_LAYERS = 2

@@ -15,11 +15,11 @@ import numpy as np
 
 from benchmarks.lengths import times_as_long
 from benchmarks.measure import OURS, Comparison, Finding, Lap, Stopwatch, interleave
-from magistral_mlx.api import load
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint
-from magistral_mlx.conversation import result_of
 from magistral_mlx.demo.problems import ARITHMETIC, held_out_problems, is_correct
+from magistral_mlx.engine.chat import result_of
+from magistral_mlx.engine.load import load
 from magistral_mlx.errors import MemoryLimitError, OptionError
 from magistral_mlx.generation.decoding import Stepper, prefill
 from magistral_mlx.generation.sampling import SamplingParams

@@ -13,7 +13,7 @@ import magistral_mlx as mm
 from benchmarks.measure import OURS, Comparison, Lap, Run, Stopwatch, interleave
 from benchmarks.speed import Workload
 from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.conversation import result_of
+from magistral_mlx.engine.chat import result_of
 from magistral_mlx.generation.batch import BatchStepper, decode_rows
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
 from magistral_mlx.generation.sampling import Sampler, SamplingParams

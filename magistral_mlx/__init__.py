@@ -1,7 +1,8 @@
 """Magistral Small on Apple silicon. ``load`` a checkpoint, then ``ask``, ``stream``, ``sample`` or ``chat``."""
 
-from magistral_mlx.api import load
-from magistral_mlx.conversation import Chat
+from magistral_mlx.engine.chat import Chat
+from magistral_mlx.engine.load import load
+from magistral_mlx.engine.magistral import Magistral
 from magistral_mlx.errors import (
     CheckpointError,
     ContextError,
@@ -15,7 +16,6 @@ from magistral_mlx.errors import (
 )
 from magistral_mlx.generation.reply import Reply, Samples, Usage
 from magistral_mlx.generation.sampling import SamplingParams
-from magistral_mlx.magistral import Magistral
 from magistral_mlx.tokenizer.reasoning import Segment
 
 __version__ = "0.1.0"

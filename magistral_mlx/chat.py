@@ -8,8 +8,8 @@ from typing import get_args
 import click
 
 from magistral_mlx import command_line, console
-from magistral_mlx.conversation import KeepReasoning
 from magistral_mlx.display import tell
+from magistral_mlx.engine.chat import KeepReasoning
 from magistral_mlx.entry import is_interactive, piped, typed
 from magistral_mlx.errors import MagistralError, OptionError
 from magistral_mlx.generation.sampling import SamplingParams

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import magistral_mlx as mm
-from magistral_mlx.api import loading
-from magistral_mlx.conversation import KeepReasoning
+from magistral_mlx.engine.chat import KeepReasoning
+from magistral_mlx.engine.load import loading
 from magistral_mlx.generation import reply as reply_module
 from magistral_mlx.generation.reply import vote
 from tests.tiny import DEMO

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from magistral_mlx.conversation import result_of
+from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import NumericsError
 from magistral_mlx.generation import batch
 from magistral_mlx.generation.batch import BatchStepper, decode_rows

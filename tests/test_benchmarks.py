@@ -24,8 +24,8 @@ from benchmarks.measure import Lap, Stopwatch, circumstances, interleave, speedu
 from benchmarks.source import source_bytes, write_source
 from benchmarks.speed import bytes_per_token, compare_turns
 from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
-from magistral_mlx.api import load
 from magistral_mlx.checkpoint.folder import open_checkpoint
+from magistral_mlx.engine.load import load
 from magistral_mlx.errors import OptionError
 from magistral_mlx.tokenizer.tekken import Tokenizer
 

@@ -13,7 +13,7 @@ import mlx.core as mx
 import pytest
 
 import magistral_mlx as mm
-from magistral_mlx.conversation import result_of
+from magistral_mlx.engine.chat import result_of
 
 GREEDY = mm.SamplingParams(temperature=0)
 QUESTIONS = ("What is 48 + 76?", "How many r's are in strawberry?", "What is 7 * 8?")

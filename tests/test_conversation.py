@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import magistral_mlx as mm
-from magistral_mlx.conversation import Chat, KeepReasoning
+from magistral_mlx.engine.chat import Chat, KeepReasoning
 from magistral_mlx.generation.reply import Usage
 from magistral_mlx.model.memory import MemoryPlan
 

@@ -5,7 +5,7 @@ from collections.abc import Generator
 import mlx.core as mx
 import pytest
 
-from magistral_mlx.conversation import result_of
+from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import NumericsError
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
 from magistral_mlx.generation.sampling import INVALID, SPILLED, Sampler, SamplingParams

@@ -7,7 +7,7 @@ import pytest
 
 import magistral_mlx as mm
 from benchmarks.drafting import M4_PRO
-from magistral_mlx.conversation import result_of
+from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import MagistralError, MemoryLimitError, OptionError
 from magistral_mlx.generation.draft_model import DraftModel
 from magistral_mlx.generation.drafting import Drafter

@@ -10,9 +10,9 @@ import mlx.core as mx
 import pytest
 
 from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.conversation import result_of
 from magistral_mlx.convert import convert_checkpoint
 from magistral_mlx.demo import demo_checkpoint
+from magistral_mlx.engine.chat import result_of
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
 from magistral_mlx.generation.sampling import Sampler, SamplingParams
 from magistral_mlx.model.kv_cache import KVCache

@@ -9,9 +9,9 @@ import mlx.core as mx
 import pytest
 
 import magistral_mlx as mm
+from magistral_mlx.engine.samples import share_of
 from magistral_mlx.generation.reply import vote
 from magistral_mlx.model.memory import MemoryPlan
-from magistral_mlx.several import share_of
 from tests.sources import convert_quickly
 from tests.test_batch import address
 from tests.tiny import DEMO, make_config

@@ -8,7 +8,7 @@ import pytest
 
 import magistral_mlx as mm
 from benchmarks.drafting import M4_PRO
-from magistral_mlx.conversation import result_of
+from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import OptionError
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
 from magistral_mlx.generation.drafting import MAX_ROWS, SILENT, Drafter, Silent

@@ -10,7 +10,7 @@ import mlx.core as mx
 import pytest
 
 import magistral_mlx as mm
-from magistral_mlx.conversation import Chat
+from magistral_mlx.engine.chat import Chat
 from magistral_mlx.generation.reply import ReplyBuilder, Usage
 from magistral_mlx.model.memory import MemoryPlan
 from magistral_mlx.tokenizer.reasoning import ToolCall

@@ -9,7 +9,7 @@ from benchmarks.budget import at_line_ends, counts, traces
 from benchmarks.commands.shared import json_option, report, write_results
 from benchmarks.measure import circumstances
 from benchmarks.tables_counted import show_budgets
-from magistral_mlx.api import load
+from magistral_mlx.engine.load import load
 
 
 @click.command()

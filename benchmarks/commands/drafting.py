@@ -8,7 +8,7 @@ import click
 from benchmarks.commands.shared import json_option, report
 from benchmarks.drafting import TABLES, count_all, scripted, traces
 from benchmarks.tables_counted import show_drafting
-from magistral_mlx.api import load
+from magistral_mlx.engine.load import load
 
 
 @click.command()

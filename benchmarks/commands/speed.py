@@ -33,9 +33,9 @@ from benchmarks.speed import (
 )
 from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
 from benchmarks.tables import show_findings, show_speeds
-from magistral_mlx.api import load
 from magistral_mlx.checkpoint.folder import open_checkpoint, resolve
 from magistral_mlx.demo import demo_checkpoint
+from magistral_mlx.engine.load import load
 from magistral_mlx.errors import OptionError
 
 CONTEXTS = (512, 4096, 16_384, 40_960)

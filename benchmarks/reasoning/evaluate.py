@@ -8,10 +8,10 @@ from benchmarks.reasoning.journal import Journal, Record
 from benchmarks.reasoning.programs import Program, passes
 from benchmarks.reasoning.sandbox import Sandbox
 from benchmarks.reasoning.tasks import Problem, Task, digest
+from magistral_mlx.engine.magistral import Magistral
 from magistral_mlx.errors import MemoryLimitError, OptionError
 from magistral_mlx.generation.reply import Reply
 from magistral_mlx.generation.sampling import SamplingParams
-from magistral_mlx.magistral import Magistral
 from magistral_mlx.model.memory import DEFAULT_CONTEXT
 
 SEEDS_A_PROBLEM = 10_000

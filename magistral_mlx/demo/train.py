@@ -23,7 +23,6 @@ from mlx.utils import tree_flatten, tree_map
 
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.conversation import result_of
 from magistral_mlx.demo.examples import (
     BASICS,
     REFINED,
@@ -35,6 +34,7 @@ from magistral_mlx.demo.examples import (
     Mix,
     write_tokenizer,
 )
+from magistral_mlx.engine.chat import result_of
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.transformer import Transformer
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import mlx.core as mx
 
+from magistral_mlx.engine.prefix_cache import Past
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
 from magistral_mlx.generation.reply import FinishReason, Reply, ReplyBuilder, Usage
 from magistral_mlx.generation.sampling import Sampler, SamplingParams
 from magistral_mlx.generation.speculation import Speculation
 from magistral_mlx.model.transformer import Transformer
-from magistral_mlx.past import Past
 from magistral_mlx.tokenizer.reasoning import Segment
 from magistral_mlx.tokenizer.tekken import Tokenizer
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.engine.prefix_cache import Past
 from magistral_mlx.errors import MemoryLimitError
 from magistral_mlx.generation.batch import BatchStepper, decode_rows
 from magistral_mlx.generation.decoding import Stepper, prefill
@@ -17,7 +18,6 @@ from magistral_mlx.model.kv_cache import STEP
 from magistral_mlx.model.memory import REPLY_ROOM, MemoryPlan
 from magistral_mlx.model.shared_cache import SharedCache
 from magistral_mlx.model.transformer import Transformer
-from magistral_mlx.past import Past
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 

@@ -1,0 +1,1 @@
+"""A loaded model and its replies: ask, stream, sample, chat."""
