@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 
 from magistral_mlx import bridge
-from magistral_mlx.event_schema import SCHEMA
+from magistral_mlx.serving.event_schema import SCHEMA
 
 LAST = ("ready", "done", "error")
 VALIDATOR = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))

@@ -13,7 +13,8 @@ import mlx.core as mx
 import pytest
 
 import magistral_mlx as mm
-from magistral_mlx import bridge, resident
+from magistral_mlx import bridge
+from magistral_mlx.serving import hosted_model as resident
 from tests.hosting import LAST, last_of, opened, pulled, text_of, threads
 
 QUESTION = "What is 48 + 76?"
@@ -389,8 +390,8 @@ def test_an_error_that_cannot_be_described_is_one_all_the_same(
 
     monkeypatch.setattr(mm.Magistral, "stream", raising)
     assert failure(bridge.ask(handle, QUESTION)) == "internal"
-    monkeypatch.setattr("magistral_mlx.failures.failure_of", out_of_memory)
-    monkeypatch.setattr("magistral_mlx.owner.failed", out_of_memory)
+    monkeypatch.setattr("magistral_mlx.serving.failures.failure_of", out_of_memory)
+    monkeypatch.setattr("magistral_mlx.serving.worker.failed", out_of_memory)
     assert failure(bridge.stats(-1)) == "internal"
     assert failure(bridge.ask(handle, QUESTION)) == "internal"
 

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from magistral_mlx.channel import Channel
-from magistral_mlx.failures import ClosedError
+from magistral_mlx.serving.event_queue import Channel
+from magistral_mlx.serving.failures import ClosedError
 
 
 def drained(channel: Channel) -> list[dict[str, object]]:

@@ -5,10 +5,10 @@ import json
 import jsonschema
 import pytest
 
-from magistral_mlx import events
 from magistral_mlx.errors import OptionError
-from magistral_mlx.event_schema import SCHEMA, event_schema
 from magistral_mlx.generation.reply import Reply, Usage
+from magistral_mlx.serving import events
+from magistral_mlx.serving.event_schema import SCHEMA, event_schema
 from magistral_mlx.tokenizer.reasoning import Segment
 from tests.hosting import VALIDATOR
 
@@ -17,7 +17,7 @@ REPLY = Reply("r", "a", (), "stop", None, Usage(1, 2, 3, 4, 5, 6.5, 7, 8, 9, 10)
 
 def test_the_file_is_what_the_types_say() -> None:
     assert json.loads(SCHEMA.read_text()) == event_schema(), (
-        "python -m magistral_mlx.event_schema > the file"
+        "python -m magistral_mlx.serving.event_schema > the file"
     )
     jsonschema.Draft202012Validator.check_schema(event_schema())
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from magistral_mlx.channel import Channel
-from magistral_mlx.owner import Job, Line, Owner
+from magistral_mlx.serving.event_queue import Channel
+from magistral_mlx.serving.worker import Job, Line, Owner
 
 Log = list[tuple[str, int, str]]
 

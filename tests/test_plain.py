@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from magistral_mlx.errors import OptionError
-from magistral_mlx.plain import DEEPEST, guarded, plain
+from magistral_mlx.serving.plain_values import DEEPEST, guarded, plain
 
 
 def nested(levels: int) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from magistral_mlx import bridge
-from magistral_mlx.event_schema import SCHEMA
+from magistral_mlx.serving.event_schema import SCHEMA
 from tests.host.libpython import shared_library
 
 PACKAGE = Path(__file__).parent.parent / "examples" / "swift"

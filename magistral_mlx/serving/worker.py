@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from magistral_mlx.channel import Channel
-from magistral_mlx.events import failed
-from magistral_mlx.failures import ClosedError
+from magistral_mlx.serving.event_queue import Channel
+from magistral_mlx.serving.events import failed
+from magistral_mlx.serving.failures import ClosedError
 
 
 @dataclass(slots=True)

@@ -4,11 +4,11 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from magistral_mlx.channel import Channel
-from magistral_mlx.events import never_begun
-from magistral_mlx.failures import BusyError, ClosedError
-from magistral_mlx.owner import Job, Line, Owner
-from magistral_mlx.resident import Loading, Request, Resident, Steps
+from magistral_mlx.serving.event_queue import Channel
+from magistral_mlx.serving.events import never_begun
+from magistral_mlx.serving.failures import BusyError, ClosedError
+from magistral_mlx.serving.hosted_model import Loading, Request, Resident, Steps
+from magistral_mlx.serving.worker import Job, Line, Owner
 
 MOST_WAITING = 16  # streams of one model: a host that starts more has lost count of them
 

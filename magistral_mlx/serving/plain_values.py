@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec
 
 from magistral_mlx.errors import OptionError
-from magistral_mlx.failures import refusal
+from magistral_mlx.serving.failures import refusal
 
 DEEPEST = 64  # levels of lists and dictionaries; also what ends one that contains itself
 INT64 = range(-(2**63), 2**63)  # a host's integers

@@ -4,8 +4,8 @@ import threading
 from collections import deque
 from typing import Any
 
-from magistral_mlx.events import TEXT, failed
-from magistral_mlx.failures import BrokenError, ClosedError
+from magistral_mlx.serving.events import TEXT, failed
+from magistral_mlx.serving.failures import BrokenError, ClosedError
 
 
 class Channel:

@@ -6,9 +6,9 @@ This is the one place that says what they hold; event_schema makes the JSON Sche
 import json
 from typing import Literal, TypedDict
 
-from magistral_mlx.failures import failure_of
 from magistral_mlx.generation.reply import ClosedBy, FinishReason, Reply, Usage
 from magistral_mlx.model.memory import MemoryPlan
+from magistral_mlx.serving.failures import failure_of
 from magistral_mlx.tokenizer.reasoning import Segment
 from magistral_mlx.tokenizer.tool_calls import json_text
 

@@ -1,4 +1,4 @@
-"""The JSON Schema of events, made from their types: ``python -m magistral_mlx.event_schema > FILE`` writes SCHEMA."""
+"""The JSON Schema of events, made from their types: ``python -m magistral_mlx.serving.event_schema > FILE`` writes SCHEMA."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ import types
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints, is_typeddict
 
-from magistral_mlx.events import Event
+from magistral_mlx.serving.events import Event
 
 SCHEMA = Path(__file__).with_name("bridge_events.schema.json")
 TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
