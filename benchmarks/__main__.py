@@ -22,7 +22,7 @@ from benchmarks.commands.reasoning import reasoning
 from benchmarks.commands.samples import samples
 from benchmarks.commands.search import search
 from benchmarks.commands.speed import speed
-from magistral_mlx import command_line
+from magistral_mlx.terminal import command_line
 
 
 @click.group()

@@ -12,7 +12,6 @@ from typing import Any, get_args
 
 import click
 
-from magistral_mlx import command_line
 from magistral_mlx.checkpoint.config import Mode, QuantFormat
 from magistral_mlx.checkpoint.folder import Layout, open_checkpoint
 from magistral_mlx.convert import fits
@@ -23,6 +22,7 @@ from magistral_mlx.convert.recipe_file import UNPACKED_BITS
 from magistral_mlx.convert.recipes import AUTO, METHODS, RECIPES, Options
 from magistral_mlx.convert.staging import partial_of
 from magistral_mlx.convert.target import in_units
+from magistral_mlx.terminal import command_line
 from magistral_mlx.tokenizer.reasoning import ReasoningFormat
 
 # Flags of mlx-lm's convert, and what to do instead.

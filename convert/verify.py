@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from magistral_mlx import command_line
 from magistral_mlx.convert.bar import shown
 from magistral_mlx.convert.verification import Report, verifying
+from magistral_mlx.terminal import command_line
 
 STATES = {True: "ok", False: "FAILED", None: "skipped"}
 WORST = 10

@@ -6,7 +6,8 @@ from importlib import import_module
 
 import click
 
-from magistral_mlx import __version__, command_line
+from magistral_mlx import __version__
+from magistral_mlx.terminal import command_line
 
 COMMANDS = {
     "generate": "magistral_mlx.generate",

@@ -7,14 +7,15 @@ from typing import get_args
 
 import click
 
-from magistral_mlx import command_line, console
-from magistral_mlx.display import tell
 from magistral_mlx.engine.chat import KeepReasoning
-from magistral_mlx.entry import is_interactive, piped, typed
 from magistral_mlx.errors import MagistralError, OptionError
 from magistral_mlx.generation.sampling import SamplingParams
 from magistral_mlx.paths import cache_dir
-from magistral_mlx.session import COMMANDS, Session
+from magistral_mlx.terminal import command_line
+from magistral_mlx.terminal import options as console
+from magistral_mlx.terminal.display import tell
+from magistral_mlx.terminal.prompt import is_interactive, piped, typed
+from magistral_mlx.terminal.repl import COMMANDS, Session
 
 EPILOG = """\b
 Examples:

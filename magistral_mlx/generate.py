@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
-from magistral_mlx import command_line, console
-from magistral_mlx.display import Display, report, show_status, write
 from magistral_mlx.errors import OptionError
 from magistral_mlx.generation.reply import Reply, Samples
 from magistral_mlx.generation.sampling import SamplingParams
+from magistral_mlx.terminal import command_line
+from magistral_mlx.terminal import options as console
+from magistral_mlx.terminal.display import Display, report, show_status, write
 
 USAGE_KEYS = (
     "prompt_tokens",

@@ -7,11 +7,12 @@ from dataclasses import asdict
 
 import click
 
-from magistral_mlx import command_line, console
 from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint, resolve
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.model.mac_table import mac_table
 from magistral_mlx.model.memory import MemoryPlan, plan_for
+from magistral_mlx.terminal import command_line
+from magistral_mlx.terminal import options as console
 
 EPILOG = """\b
 Examples:

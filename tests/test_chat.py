@@ -15,8 +15,8 @@ import pytest
 
 import magistral_mlx as mm
 from magistral_mlx import chat
-from magistral_mlx.display import Display
-from magistral_mlx.session import COMMANDS
+from magistral_mlx.terminal.display import Display
+from magistral_mlx.terminal.repl import COMMANDS
 from magistral_mlx.tokenizer.reasoning import Segment
 from tests.tiny import DEMO
 

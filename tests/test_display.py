@@ -7,10 +7,10 @@ from collections.abc import Callable, Generator
 
 import pytest
 
-from magistral_mlx.display import Display, report, show_status, tell
 from magistral_mlx.generation.reply import Reply, Usage
+from magistral_mlx.terminal.display import Display, report, show_status, tell
+from magistral_mlx.terminal.trace_window import TraceWindow
 from magistral_mlx.tokenizer.reasoning import Segment
-from magistral_mlx.trace_window import TraceWindow
 from tests.screen import Screen
 
 USAGE = Usage(

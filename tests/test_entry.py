@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from magistral_mlx.entry import goes_on, interruptible, is_interactive, piped, typed
+from magistral_mlx.terminal.prompt import goes_on, interruptible, is_interactive, piped, typed
 
 COMMANDS = ["/help", "/retry"]
 ENTER, ALT_ENTER, CTRL_C, CTRL_D, UP, TAB = "\r", "\x1b\r", "\x03", "\x04", "\x1b[A", "\t"

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from magistral_mlx import console, generate
+from magistral_mlx import generate
 from magistral_mlx.errors import HubError
 from magistral_mlx.generation.reply import Reply, Usage
 from magistral_mlx.generation.sampling import SamplingParams
+from magistral_mlx.terminal import options as console
 from magistral_mlx.tokenizer.reasoning import Segment
 
 USAGE = Usage(

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from magistral_mlx.markdown import MarkdownWriter, blocks
+from magistral_mlx.terminal.markdown import MarkdownWriter, blocks
 from tests.screen import Screen
 
 ANSWER = """# Title

@@ -8,12 +8,12 @@ from functools import partial
 from textwrap import TextWrapper
 from typing import TYPE_CHECKING, TextIO
 
+from magistral_mlx.terminal.window import can_draw, dim, width
 from magistral_mlx.tokenizer.reasoning import Segment, visible
-from magistral_mlx.window import can_draw, dim, width
 
 if TYPE_CHECKING:
-    from magistral_mlx.markdown import MarkdownWriter
-    from magistral_mlx.trace_window import TraceWindow
+    from magistral_mlx.terminal.markdown import MarkdownWriter
+    from magistral_mlx.terminal.trace_window import TraceWindow
 from magistral_mlx.generation.reply import Reply, Usage
 
 WRAPPER = partial(TextWrapper, expand_tabs=False, replace_whitespace=False, break_on_hyphens=False)
@@ -70,7 +70,9 @@ class Display:
 
     def _show_reasoning(self, text: str) -> None:
         if self.folds and self._trace is None and can_draw(sys.stderr):
-            from magistral_mlx.trace_window import TraceWindow  # rich takes a while to import
+            from magistral_mlx.terminal.trace_window import (
+                TraceWindow,  # rich takes a while to import
+            )
 
             self._trace = TraceWindow(sys.stderr)
         if self._trace is None:
@@ -86,7 +88,7 @@ class Display:
 
     def _show_answer(self, text: str) -> None:
         if self.renders and self._markdown is None and can_draw(sys.stdout):
-            from magistral_mlx.markdown import MarkdownWriter
+            from magistral_mlx.terminal.markdown import MarkdownWriter
 
             self._markdown = MarkdownWriter(sys.stdout)
         if self._markdown is None:

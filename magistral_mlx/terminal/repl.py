@@ -6,13 +6,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from magistral_mlx.display import Display, in_units, rate, report, tell, write
 from magistral_mlx.engine.chat import Chat
 from magistral_mlx.engine.magistral import Magistral
-from magistral_mlx.entry import interruptible
 from magistral_mlx.errors import OptionError
 from magistral_mlx.generation.reply import Reply, Usage
 from magistral_mlx.generation.sampling import SamplingParams
+from magistral_mlx.terminal.display import Display, in_units, rate, report, tell, write
+from magistral_mlx.terminal.prompt import interruptible
 
 KEYS = """Enter sends. Alt-Enter, or \\ before Enter, begins a new line; what is pasted keeps its lines.
 Ctrl-C stops a reply: what there is of its answer stays, one stopped before it is forgotten. Ctrl-D ends."""

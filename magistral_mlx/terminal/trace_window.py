@@ -7,8 +7,8 @@ from typing import TextIO
 
 from rich.cells import chop_cells
 
+from magistral_mlx.terminal.window import Window, dim, width
 from magistral_mlx.tokenizer.reasoning import visible
-from magistral_mlx.window import Window, dim, width
 
 ROWS = 6
 FOLDED = "▸ thought for {seconds:.1f} s, {characters:,} characters; /trace shows them"

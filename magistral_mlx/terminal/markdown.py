@@ -14,8 +14,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.syntax import Syntax
 from rich.theme import Theme
 
+from magistral_mlx.terminal.window import Window, width
 from magistral_mlx.tokenizer.reasoning import visible
-from magistral_mlx.window import Window, width
 
 # Left out, so that what the model wrote is seen: HTML would vanish, a reference would change what came long before,
 # a backslash that escapes would vanish from LaTeX, and an entity may stand for a control character.
