@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from magistral_mlx.convert.calibrate import BLOCK_BYTES, EMBEDDING, visiting
-from magistral_mlx.convert.source import Source, open_source
+from magistral_mlx.convert.source.source import Source, open_source
 from magistral_mlx.errors import NumericsError
 
 ROWS = 256  # positions whose logits are in memory at once: 134 MB of 131,072

@@ -15,7 +15,7 @@ from magistral_mlx.convert.parallel import unordered
 from magistral_mlx.convert.planning import Plan, in_order, make_plan, packed_sizes
 from magistral_mlx.convert.recipes import Options
 from magistral_mlx.convert.search import quantize_weighted
-from magistral_mlx.convert.source import FLOAT_TYPES, Source
+from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
 from magistral_mlx.convert.stages import StagedPass
 from magistral_mlx.convert.weights import Progress, cast
 from magistral_mlx.errors import OptionError

@@ -16,7 +16,7 @@ from mlx import nn
 from magistral_mlx.convert.embedding import column_weights
 from magistral_mlx.convert.products import product
 from magistral_mlx.convert.quantize import check_finite
-from magistral_mlx.convert.source import Source
+from magistral_mlx.convert.source.source import Source
 from magistral_mlx.convert.statistics import mean_squares
 
 EMBEDDING = "model.embed_tokens"

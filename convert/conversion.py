@@ -24,10 +24,10 @@ from magistral_mlx.convert.planning import Plan, in_order, make_plan, read_in_or
 from magistral_mlx.convert.provenance import PROVENANCE, difference, entry_of, make_plan_record
 from magistral_mlx.convert.recipes import AUTO, Options
 from magistral_mlx.convert.report import Gain, gain_of, make_report
-from magistral_mlx.convert.source import Source
+from magistral_mlx.convert.source.hub_stream import HubStream
+from magistral_mlx.convert.source.source import Source
 from magistral_mlx.convert.stages import StagedPass
 from magistral_mlx.convert.staging import Staging, discard_replaced
-from magistral_mlx.convert.streaming import HubStream
 from magistral_mlx.convert.target import free_bytes, in_units
 from magistral_mlx.convert.traces import FILE as TRACES
 from magistral_mlx.convert.traces import ROUNDED, Traces

@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from magistral_mlx.convert.source import Source
+from magistral_mlx.convert.source.source import Source
 
 BLOCK_BYTES = 16 * 2**20  # of a weight, as it is stored
 READERS = {

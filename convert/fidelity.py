@@ -13,7 +13,7 @@ from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.convert.parallel import unordered
 from magistral_mlx.convert.quantize import PARTS, dequantize
-from magistral_mlx.convert.source import Source
+from magistral_mlx.convert.source.source import Source
 
 BLOCK_BYTES = (
     2**20

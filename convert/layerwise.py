@@ -13,11 +13,11 @@ from magistral_mlx.convert.gains import Errors
 from magistral_mlx.convert.output import Output
 from magistral_mlx.convert.planning import Plan, in_order
 from magistral_mlx.convert.sequential import Parts, Sequential
-from magistral_mlx.convert.source import FLOAT_TYPES, Source
+from magistral_mlx.convert.source.hub_stream import HubStream
+from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
+from magistral_mlx.convert.source.supply import Supply
 from magistral_mlx.convert.stages import StagedPass
 from magistral_mlx.convert.statistics import outlier_ratio
-from magistral_mlx.convert.streaming import HubStream
-from magistral_mlx.convert.supply import Supply
 from magistral_mlx.convert.weights import Progress, cast, files_of_step, packed, rechecked
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from magistral_mlx.checkpoint.config import AFFINE_BITS, ModelConfig, QuantForma
 from magistral_mlx.checkpoint.safetensors import Entry
 from magistral_mlx.convert.quantize import check_divisible
 from magistral_mlx.convert.recipes import Options, make_formats, quantization_block
-from magistral_mlx.convert.source import FLOAT_TYPES, Source
+from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
 from magistral_mlx.convert.writer import MAX_DATA_BYTES, divide, header_bytes, lay_out
 
 

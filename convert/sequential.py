@@ -17,7 +17,7 @@ from magistral_mlx.convert.gptq import Curvature, quantize_gptq
 from magistral_mlx.convert.parallel import unordered
 from magistral_mlx.convert.quantize import check_finite, quantize
 from magistral_mlx.convert.search import quantize_weighted
-from magistral_mlx.convert.source import FLOAT_TYPES, Source
+from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
 from magistral_mlx.convert.statistics import hessian, mean_squares, runs
 
 BLOCK_BYTES = (

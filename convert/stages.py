@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from magistral_mlx.convert import disk, heap
 from magistral_mlx.convert.calibrate import Stage, Visitor, visiting
-from magistral_mlx.convert.source import Source
+from magistral_mlx.convert.source.source import Source
 from magistral_mlx.convert.statistics import from_file, to_bytes
 
 STREAM = "stream"

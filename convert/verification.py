@@ -18,7 +18,6 @@ from magistral_mlx.convert.checks import (
     nbytes_of,
     verdict,
 )
-from magistral_mlx.convert.consolidated import CONSOLIDATED
 from magistral_mlx.convert.fidelity import TensorError, measuring
 from magistral_mlx.convert.parity import (
     CHATS,
@@ -32,7 +31,8 @@ from magistral_mlx.convert.parity import (
 )
 from magistral_mlx.convert.provenance import first_difference
 from magistral_mlx.convert.recipes import METHODS
-from magistral_mlx.convert.source import Source, open_source
+from magistral_mlx.convert.source.consolidated import CONSOLIDATED
+from magistral_mlx.convert.source.source import Source, open_source
 from magistral_mlx.convert.weights import Progress
 from magistral_mlx.errors import CheckpointError, TokenizerError
 from magistral_mlx.tokenizer.tekken import TEKKEN_FILE, Tokenizer

@@ -17,11 +17,11 @@ from magistral_mlx.convert.parallel import WORKERS, unordered
 from magistral_mlx.convert.planning import Plan, in_order, read_in_order
 from magistral_mlx.convert.quantize import check_finite, quantize
 from magistral_mlx.convert.search import quantize_weighted
-from magistral_mlx.convert.source import FLOAT_TYPES, Source
+from magistral_mlx.convert.source.hub_stream import HubStream
+from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
+from magistral_mlx.convert.source.supply import Supply
 from magistral_mlx.convert.stages import StagedPass
 from magistral_mlx.convert.statistics import outlier_ratio
-from magistral_mlx.convert.streaming import HubStream
-from magistral_mlx.convert.supply import Supply
 
 BLOCK_BYTES = 4 * 2**20  # of the source: larger ones cost page faults, smaller ones calls
 AHEAD = 512  # blocks that wait for their search while the pass goes on

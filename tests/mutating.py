@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.convert.source import open_source
+from magistral_mlx.convert.source.source import open_source
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.corpus import SOUND, Step, Watch, faults_of
 from tests.damage import PARAMS

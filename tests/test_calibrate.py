@@ -13,7 +13,7 @@ from magistral_mlx.convert import calibrate
 from magistral_mlx.convert.calibrate import MeanSquares, Stage, visiting
 from magistral_mlx.convert.quantize import dequantize
 from magistral_mlx.convert.sequential import Parts, Sequential
-from magistral_mlx.convert.source import open_source
+from magistral_mlx.convert.source.source import open_source
 from magistral_mlx.convert.statistics import (
     from_file,
     hessian,

@@ -15,7 +15,7 @@ from magistral_mlx.checkpoint.config import FP_FORMATS
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.convert import convert_checkpoint
 from magistral_mlx.convert.planning import make_plan
-from magistral_mlx.convert.source import open_source
+from magistral_mlx.convert.source.source import open_source
 from magistral_mlx.errors import CheckpointError
 from tests.sources import (
     CONFIG,
@@ -85,7 +85,7 @@ def test_the_same_weights_in_other_shards_and_blocks_convert_to_the_same_bytes(
     )  # no index, another order
     native = write_consolidated(tmp_path / "native", weights)
     monkeypatch.setattr(
-        "magistral_mlx.convert.source.Source.blocks.__defaults__", (3 * 128 * 2,)
+        "magistral_mlx.convert.source.source.Source.blocks.__defaults__", (3 * 128 * 2,)
     )  # three rows, or one head
     assert len(list(open_source(other).blocks("lm_head.weight"))) == 500
     assert len(list(open_source(native).blocks("model.layers.0.self_attn.q_proj.weight"))) == 4

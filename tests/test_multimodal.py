@@ -11,7 +11,7 @@ import pytest
 
 from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.convert.source import open_source
+from magistral_mlx.convert.source.source import open_source
 from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.model.loader import load_model

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import outlier_model
 from benchmarks.outlier_model import BATCH, CONFIG, WINDOW, make_model, save, texts, windows
 from magistral_mlx.convert.calibrate import MeanSquares, visiting
-from magistral_mlx.convert.source import open_source
+from magistral_mlx.convert.source.source import open_source
 from magistral_mlx.convert.statistics import outlier_ratio
 
 

@@ -16,7 +16,7 @@ from magistral_mlx.convert import convert_checkpoint, prepare
 from magistral_mlx.convert.planning import make_plan
 from magistral_mlx.convert.recipe_file import RecipeFile
 from magistral_mlx.convert.recipes import Options, make_formats
-from magistral_mlx.convert.source import open_source
+from magistral_mlx.convert.source.source import open_source
 from magistral_mlx.errors import OptionError
 from tests.sources import CONFIG, change_json, content, convert_quickly, write_hf, write_multimodal
 from tests.tekken import write_tekken

@@ -16,7 +16,7 @@ from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.checkpoint.folder import manifest as record
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.checkpoint.manifest import RECORD
-from magistral_mlx.convert.source import open_source
+from magistral_mlx.convert.source.source import open_source
 from magistral_mlx.errors import CheckpointError
 from tests.sources import CONFIG, change_json, convert_quickly, write_hf
 from tests.tiny import make_weights, quantize_weights, write_checkpoint

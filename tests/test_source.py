@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from magistral_mlx.checkpoint.folder import Shard, open_checkpoint
-from magistral_mlx.convert.source import Source, open_source
+from magistral_mlx.convert.source.source import Source, open_source
 from magistral_mlx.errors import CheckpointError
 from tests.sources import CONFIG, change_json, convert_quickly, write_consolidated, write_hf
 from tests.tiny import make_weights

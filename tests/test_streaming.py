@@ -13,8 +13,9 @@ import pytest
 from magistral_mlx.checkpoint.folder import hub_api as remote
 from magistral_mlx.checkpoint.hub_api import Cancelled
 from magistral_mlx.checkpoint.safetensors import Shard
-from magistral_mlx.convert import disk, streaming
-from magistral_mlx.convert.streaming import INCOMPLETE, HubStream
+from magistral_mlx.convert import disk
+from magistral_mlx.convert.source.hub_stream import INCOMPLETE, HubStream
+from magistral_mlx.convert.source.source import hub_stream as streaming
 from magistral_mlx.errors import CheckpointError, ConversionError, HubError
 from tests.hub_server import COMMIT, OLDER, REPO, Hub, go_offline, serving, use
 from tests.tiny import make_config, make_weights, write_checkpoint

@@ -11,7 +11,7 @@ from magistral_mlx.checkpoint.config import ModelConfig, Shape
 from magistral_mlx.checkpoint.folder import Shard
 from magistral_mlx.checkpoint.multimodal import language_config
 from magistral_mlx.checkpoint.safetensors import FP8, Entry, parse_json, read_document
-from magistral_mlx.convert.names import VISION, native_name
+from magistral_mlx.convert.source.names import VISION, native_name
 from magistral_mlx.errors import CheckpointError, shown
 
 log = logging.getLogger(__name__)

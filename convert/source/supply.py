@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from magistral_mlx.convert.streaming import HubStream
+from magistral_mlx.convert.source.hub_stream import HubStream
 
 PATIENCE_SECONDS = 0.5
 

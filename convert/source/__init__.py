@@ -1,0 +1,1 @@
+"""Read published weights: shards, one consolidated file, or the hub."""
