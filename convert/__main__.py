@@ -18,8 +18,8 @@ from magistral_mlx.convert import fits
 from magistral_mlx.convert.bar import shown
 from magistral_mlx.convert.conversion import Conversion, Summary
 from magistral_mlx.convert.pipeline import prepare
-from magistral_mlx.convert.recipe_file import UNPACKED_BITS
-from magistral_mlx.convert.recipes import AUTO, METHODS, RECIPES, Options
+from magistral_mlx.convert.recipe.options import AUTO, METHODS, RECIPES, Options
+from magistral_mlx.convert.recipe.recipe_file import UNPACKED_BITS
 from magistral_mlx.convert.staging import partial_of
 from magistral_mlx.convert.target import in_units
 from magistral_mlx.terminal import command_line

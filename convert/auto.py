@@ -12,8 +12,8 @@ from magistral_mlx.convert.calibrate import MeanSquares
 from magistral_mlx.convert.calibration import Calibration
 from magistral_mlx.convert.gains import Errors
 from magistral_mlx.convert.parallel import unordered
-from magistral_mlx.convert.planning import Plan, in_order, make_plan, packed_sizes
-from magistral_mlx.convert.recipes import Options
+from magistral_mlx.convert.recipe.layout import Plan, in_order, make_plan, packed_sizes
+from magistral_mlx.convert.recipe.options import Options
 from magistral_mlx.convert.search import quantize_weighted
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
 from magistral_mlx.convert.stages import StagedPass

@@ -18,7 +18,7 @@ from magistral_mlx.convert.disk import sha256_of
 from magistral_mlx.convert.parallel import unordered
 from magistral_mlx.convert.provenance import PROVENANCE
 from magistral_mlx.convert.quantize import EXPONENTS, is_finite
-from magistral_mlx.convert.recipes import METHODS
+from magistral_mlx.convert.recipe.options import METHODS
 from magistral_mlx.convert.source.source import FLOAT_TYPES
 from magistral_mlx.convert.target import in_units
 from magistral_mlx.convert.writer import METADATA

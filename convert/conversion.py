@@ -20,9 +20,9 @@ from magistral_mlx.convert.export import exports, json_text, make_config
 from magistral_mlx.convert.layerwise import LayerwiseWork
 from magistral_mlx.convert.output import Output
 from magistral_mlx.convert.parallel import unordered
-from magistral_mlx.convert.planning import Plan, in_order, make_plan, read_in_order
 from magistral_mlx.convert.provenance import PROVENANCE, difference, entry_of, make_plan_record
-from magistral_mlx.convert.recipes import AUTO, Options
+from magistral_mlx.convert.recipe.layout import Plan, in_order, make_plan, read_in_order
+from magistral_mlx.convert.recipe.options import AUTO, Options
 from magistral_mlx.convert.report import Gain, gain_of, make_report
 from magistral_mlx.convert.source.hub_stream import HubStream
 from magistral_mlx.convert.source.source import Source

@@ -11,7 +11,7 @@ import mlx.core as mx
 from magistral_mlx.convert import disk
 from magistral_mlx.convert.gains import Errors
 from magistral_mlx.convert.output import Output
-from magistral_mlx.convert.planning import Plan, in_order
+from magistral_mlx.convert.recipe.layout import Plan, in_order
 from magistral_mlx.convert.sequential import Parts, Sequential
 from magistral_mlx.convert.source.hub_stream import HubStream
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source

@@ -11,9 +11,9 @@ from magistral_mlx.convert.auto import check_target
 from magistral_mlx.convert.calibration import make_calibration
 from magistral_mlx.convert.conversion import Conversion, Summary, stated_with
 from magistral_mlx.convert.export import read_tokenizer, require_export_extra
-from magistral_mlx.convert.planning import make_plan
 from magistral_mlx.convert.provenance import difference
-from magistral_mlx.convert.recipes import AUTO, Options
+from magistral_mlx.convert.recipe.layout import make_plan
+from magistral_mlx.convert.recipe.options import AUTO, Options
 from magistral_mlx.convert.source.hub_stream import HubStream
 from magistral_mlx.convert.source.source import checked_layout, open_source, warn_of_rounding_twice
 from magistral_mlx.convert.staging import begun_commit, partial_of

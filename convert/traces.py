@@ -14,7 +14,7 @@ from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.convert import disk
 from magistral_mlx.convert.corpus import WINDOW, questions, windows_of
-from magistral_mlx.convert.recipes import Options
+from magistral_mlx.convert.recipe.options import Options
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
 from magistral_mlx.generation.reply import ReplyBuilder

@@ -30,7 +30,7 @@ from magistral_mlx.convert.parity import (
     tokenizer_fault,
 )
 from magistral_mlx.convert.provenance import first_difference
-from magistral_mlx.convert.recipes import METHODS
+from magistral_mlx.convert.recipe.options import METHODS
 from magistral_mlx.convert.source.consolidated import CONSOLIDATED
 from magistral_mlx.convert.source.source import Source, open_source
 from magistral_mlx.convert.weights import Progress

@@ -14,8 +14,8 @@ from magistral_mlx.convert.calibrate import MeanSquares
 from magistral_mlx.convert.gains import Errors
 from magistral_mlx.convert.output import Output
 from magistral_mlx.convert.parallel import WORKERS, unordered
-from magistral_mlx.convert.planning import Plan, in_order, read_in_order
 from magistral_mlx.convert.quantize import check_finite, quantize
+from magistral_mlx.convert.recipe.layout import Plan, in_order, read_in_order
 from magistral_mlx.convert.search import quantize_weighted
 from magistral_mlx.convert.source.hub_stream import HubStream
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source

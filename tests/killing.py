@@ -19,7 +19,7 @@ from pathlib import Path
 import magistral_mlx.convert.corpus
 import magistral_mlx.convert.pipeline
 import magistral_mlx.convert.weights
-from magistral_mlx.convert.planning import make_plan
+from magistral_mlx.convert.recipe.layout import make_plan
 from magistral_mlx.errors import MagistralError
 from magistral_mlx.tokenizer.tekken import Tokenizer
 

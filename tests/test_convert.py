@@ -14,7 +14,7 @@ import magistral_mlx.convert.pipeline
 from magistral_mlx.checkpoint.config import FP_FORMATS
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.convert import convert_checkpoint
-from magistral_mlx.convert.planning import make_plan
+from magistral_mlx.convert.recipe.layout import make_plan
 from magistral_mlx.convert.source.source import open_source
 from magistral_mlx.errors import CheckpointError
 from tests.sources import (

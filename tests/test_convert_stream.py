@@ -10,7 +10,7 @@ import pytest
 
 from magistral_mlx.checkpoint.folder import hub_api as remote
 from magistral_mlx.convert import Options, converting, prepare
-from magistral_mlx.convert.planning import in_order
+from magistral_mlx.convert.recipe.layout import in_order
 from magistral_mlx.convert.source.hub_stream import HEAD_BYTES
 from magistral_mlx.convert.staging import JOURNAL
 from magistral_mlx.engine.chat import result_of

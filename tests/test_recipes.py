@@ -13,9 +13,9 @@ import pytest
 from magistral_mlx.checkpoint.config import AFFINE_BITS, AFFINE_GROUP_SIZES, FP_FORMATS, QuantFormat
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.convert import convert_checkpoint, prepare
-from magistral_mlx.convert.planning import make_plan
-from magistral_mlx.convert.recipe_file import RecipeFile
-from magistral_mlx.convert.recipes import Options, make_formats
+from magistral_mlx.convert.recipe.layout import make_plan
+from magistral_mlx.convert.recipe.options import Options, make_formats
+from magistral_mlx.convert.recipe.recipe_file import RecipeFile
 from magistral_mlx.convert.source.source import open_source
 from magistral_mlx.errors import OptionError
 from tests.sources import CONFIG, change_json, content, convert_quickly, write_hf, write_multimodal

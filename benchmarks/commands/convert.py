@@ -11,7 +11,7 @@ from benchmarks.convert import Job, compare_source, compare_synthetic
 from benchmarks.measure import circumstances
 from benchmarks.synthetic import NARROW, TRUE_WIDTH
 from benchmarks.tables import show_conversions
-from magistral_mlx.convert.recipes import METHODS
+from magistral_mlx.convert.recipe.options import METHODS
 from magistral_mlx.errors import OptionError
 
 

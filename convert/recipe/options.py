@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from magistral_mlx.checkpoint.config import AFFINE_BITS, FP_FORMATS, Mode, ModelConfig, QuantFormat
-from magistral_mlx.convert.recipe_file import (
+from magistral_mlx.convert.recipe.recipe_file import (
     DEFAULT_GROUP_SIZE,
     UNPACKED_BITS,
     RecipeFile,
