@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from benchmarks.quality_logits import layers_then_inputs, logits_of, open_streamed
 from benchmarks.quality_text import Texts
 from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.convert.corpus import digest
-from magistral_mlx.convert.statistics import from_file, to_bytes
+from magistral_mlx.convert.calibration.corpus import digest
+from magistral_mlx.convert.calibration.statistics import from_file, to_bytes
 from magistral_mlx.errors import CheckpointError, OptionError
 
 LEAST_KL = 1e-9  # below which float32 logits show nothing

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from magistral_mlx.convert.calibrate import BLOCK_BYTES, EMBEDDING, visiting
+from magistral_mlx.convert.calibration.forward import BLOCK_BYTES, EMBEDDING, visiting
 from magistral_mlx.convert.source.source import Source, open_source
 from magistral_mlx.errors import NumericsError
 

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from magistral_mlx.convert.corpus import BETWEEN_PARTS, BETWEEN_TEXTS, read_calibration
+from magistral_mlx.convert.calibration.corpus import BETWEEN_PARTS, BETWEEN_TEXTS, read_calibration
 from magistral_mlx.demo.problems import KINDS, held_out_problems
 from magistral_mlx.errors import OptionError
 from magistral_mlx.tokenizer.tekken import Tokenizer

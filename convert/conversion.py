@@ -13,9 +13,12 @@ from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.checkpoint.safetensors import parse_json, read_document
 from magistral_mlx.convert import disk
 from magistral_mlx.convert.auto import deciding
-from magistral_mlx.convert.calibrate import EMBEDDING, MeanSquares
-from magistral_mlx.convert.calibration import WINDOWS, Calibration
-from magistral_mlx.convert.corpus import WINDOW
+from magistral_mlx.convert.calibration.choose import WINDOWS, Calibration
+from magistral_mlx.convert.calibration.corpus import WINDOW
+from magistral_mlx.convert.calibration.forward import EMBEDDING, MeanSquares
+from magistral_mlx.convert.calibration.resumable_pass import StagedPass
+from magistral_mlx.convert.calibration.traces import FILE as TRACES
+from magistral_mlx.convert.calibration.traces import ROUNDED, Traces
 from magistral_mlx.convert.export import exports, json_text, make_config
 from magistral_mlx.convert.layerwise import LayerwiseWork
 from magistral_mlx.convert.output import Output
@@ -26,11 +29,8 @@ from magistral_mlx.convert.recipe.options import AUTO, Options
 from magistral_mlx.convert.report import Gain, gain_of, make_report
 from magistral_mlx.convert.source.hub_stream import HubStream
 from magistral_mlx.convert.source.source import Source
-from magistral_mlx.convert.stages import StagedPass
 from magistral_mlx.convert.staging import Staging, discard_replaced
 from magistral_mlx.convert.target import free_bytes, in_units
-from magistral_mlx.convert.traces import FILE as TRACES
-from magistral_mlx.convert.traces import ROUNDED, Traces
 from magistral_mlx.convert.weights import LAYERS_AHEAD, Progress, WeightsWork
 from magistral_mlx.errors import CheckpointError, ConversionError
 from magistral_mlx.tokenizer.release import STATED

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from magistral_mlx.checkpoint.config import QuantFormat
-from magistral_mlx.convert.products import product
+from magistral_mlx.convert.calibration.products import product
 from magistral_mlx.convert.quantize import dequantize, quantize
 
 

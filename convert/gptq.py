@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magistral_mlx.checkpoint.config import QuantFormat
-from magistral_mlx.convert.products import product
+from magistral_mlx.convert.calibration.products import product
 from magistral_mlx.convert.quantize import check_divisible, check_finite
 from magistral_mlx.convert.search import (
     Grid,

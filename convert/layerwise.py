@@ -9,6 +9,8 @@ from pathlib import Path
 import mlx.core as mx
 
 from magistral_mlx.convert import disk
+from magistral_mlx.convert.calibration.resumable_pass import StagedPass
+from magistral_mlx.convert.calibration.statistics import outlier_ratio
 from magistral_mlx.convert.gains import Errors
 from magistral_mlx.convert.output import Output
 from magistral_mlx.convert.recipe.layout import Plan, in_order
@@ -16,8 +18,6 @@ from magistral_mlx.convert.sequential import Parts, Sequential
 from magistral_mlx.convert.source.hub_stream import HubStream
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
 from magistral_mlx.convert.source.supply import Supply
-from magistral_mlx.convert.stages import StagedPass
-from magistral_mlx.convert.statistics import outlier_ratio
 from magistral_mlx.convert.weights import Progress, cast, files_of_step, packed, rechecked
 
 log = logging.getLogger(__name__)

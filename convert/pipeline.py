@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from magistral_mlx.checkpoint.folder import resolve
 from magistral_mlx.convert.auto import check_target
-from magistral_mlx.convert.calibration import make_calibration
+from magistral_mlx.convert.calibration.choose import make_calibration
 from magistral_mlx.convert.conversion import Conversion, Summary, stated_with
 from magistral_mlx.convert.export import read_tokenizer, require_export_extra
 from magistral_mlx.convert.provenance import difference

@@ -9,16 +9,16 @@ from functools import partial
 import mlx.core as mx
 
 from magistral_mlx.checkpoint.config import QuantFormat
-from magistral_mlx.convert import heap
-from magistral_mlx.convert.calibrate import EMBEDDING
-from magistral_mlx.convert.embedding import column_weights
+from magistral_mlx.convert.calibration.choose import heap
+from magistral_mlx.convert.calibration.embedding import column_weights
+from magistral_mlx.convert.calibration.forward import EMBEDDING
+from magistral_mlx.convert.calibration.statistics import hessian, mean_squares, runs
 from magistral_mlx.convert.gains import Errors, as_read
 from magistral_mlx.convert.gptq import Curvature, quantize_gptq
 from magistral_mlx.convert.parallel import unordered
 from magistral_mlx.convert.quantize import check_finite, quantize
 from magistral_mlx.convert.search import quantize_weighted
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
-from magistral_mlx.convert.statistics import hessian, mean_squares, runs
 
 BLOCK_BYTES = (
     32 * 2**20

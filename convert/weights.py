@@ -10,7 +10,9 @@ from functools import partial
 import mlx.core as mx
 
 from magistral_mlx.checkpoint.config import QuantFormat
-from magistral_mlx.convert.calibrate import MeanSquares
+from magistral_mlx.convert.calibration.forward import MeanSquares
+from magistral_mlx.convert.calibration.resumable_pass import StagedPass
+from magistral_mlx.convert.calibration.statistics import outlier_ratio
 from magistral_mlx.convert.gains import Errors
 from magistral_mlx.convert.output import Output
 from magistral_mlx.convert.parallel import WORKERS, unordered
@@ -20,8 +22,6 @@ from magistral_mlx.convert.search import quantize_weighted
 from magistral_mlx.convert.source.hub_stream import HubStream
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
 from magistral_mlx.convert.source.supply import Supply
-from magistral_mlx.convert.stages import StagedPass
-from magistral_mlx.convert.statistics import outlier_ratio
 
 BLOCK_BYTES = 4 * 2**20  # of the source: larger ones cost page faults, smaller ones calls
 AHEAD = 512  # blocks that wait for their search while the pass goes on

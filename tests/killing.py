@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import magistral_mlx.convert.corpus
+import magistral_mlx.convert.calibration.corpus
 import magistral_mlx.convert.pipeline
 import magistral_mlx.convert.weights
 from magistral_mlx.convert.recipe.layout import make_plan
@@ -47,7 +47,7 @@ def in_small_pieces(set_attribute: Callable[[object, str, object], None] = setat
     )
     set_attribute(magistral_mlx.convert.weights, "BLOCK_BYTES", BLOCK_BYTES)
     set_attribute(magistral_mlx.convert.weights, "AHEAD", AHEAD)
-    set_attribute(magistral_mlx.convert.corpus, "WINDOW", WINDOW)
+    set_attribute(magistral_mlx.convert.calibration.corpus, "WINDOW", WINDOW)
 
 
 def count_calls(at: int, then: Callable[[], None], names: Sequence[str] = CALLS) -> list[int]:

@@ -9,12 +9,9 @@ import pytest
 from mlx import nn
 
 from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat
-from magistral_mlx.convert import calibrate
-from magistral_mlx.convert.calibrate import MeanSquares, Stage, visiting
-from magistral_mlx.convert.quantize import dequantize
-from magistral_mlx.convert.sequential import Parts, Sequential
-from magistral_mlx.convert.source.source import open_source
-from magistral_mlx.convert.statistics import (
+from magistral_mlx.convert.calibration.choose import forward as calibrate
+from magistral_mlx.convert.calibration.forward import MeanSquares, Stage, visiting
+from magistral_mlx.convert.calibration.statistics import (
     from_file,
     hessian,
     mean_squares,
@@ -22,6 +19,9 @@ from magistral_mlx.convert.statistics import (
     runs,
     to_bytes,
 )
+from magistral_mlx.convert.quantize import dequantize
+from magistral_mlx.convert.sequential import Parts, Sequential
+from magistral_mlx.convert.source.source import open_source
 from magistral_mlx.errors import CheckpointError, NumericsError
 from magistral_mlx.model.transformer import Transformer
 from tests import reference, sources

@@ -8,9 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from magistral_mlx.convert import corpus
-from magistral_mlx.convert.card import LANGUAGES
-from magistral_mlx.convert.corpus import (
+from magistral_mlx.convert.calibration.choose import corpus
+from magistral_mlx.convert.calibration.corpus import (
     BETWEEN_PARTS,
     BETWEEN_TEXTS,
     TEXTS,
@@ -19,6 +18,7 @@ from magistral_mlx.convert.corpus import (
     digest,
     read_calibration,
 )
+from magistral_mlx.convert.card import LANGUAGES
 from magistral_mlx.errors import OptionError
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.tiny import DEMO

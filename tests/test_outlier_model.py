@@ -9,9 +9,9 @@ import pytest
 
 from benchmarks import outlier_model
 from benchmarks.outlier_model import BATCH, CONFIG, WINDOW, make_model, save, texts, windows
-from magistral_mlx.convert.calibrate import MeanSquares, visiting
+from magistral_mlx.convert.calibration.forward import MeanSquares, visiting
+from magistral_mlx.convert.calibration.statistics import outlier_ratio
 from magistral_mlx.convert.source.source import open_source
-from magistral_mlx.convert.statistics import outlier_ratio
 
 
 def test_before_it_learns_what_comes_into_q_k_and_v_has_outlier_channels(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from benchmarks import quality
 from benchmarks.__main__ import main
 from benchmarks.quality import Ratio, Scores, make_reference, reference_of, score
 from benchmarks.quality_text import OURS, Texts, conversations, demo_texts, our_texts, texts_of_file
-from magistral_mlx.convert.corpus import BETWEEN_PARTS, BETWEEN_TEXTS, TEXTS
+from magistral_mlx.convert.calibration.corpus import BETWEEN_PARTS, BETWEEN_TEXTS, TEXTS
 from magistral_mlx.errors import OptionError
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests import reference

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.convert import Options, calibration, converting, prepare, traces
-from magistral_mlx.convert.corpus import WINDOW, questions
+from magistral_mlx.convert import Options, converting, prepare
+from magistral_mlx.convert.calibration.choose import choose as calibration
+from magistral_mlx.convert.calibration.choose import traces
+from magistral_mlx.convert.calibration.corpus import WINDOW, questions
+from magistral_mlx.convert.calibration.traces import FILE, Traces
 from magistral_mlx.convert.staging import TRACES
-from magistral_mlx.convert.traces import FILE, Traces
 from magistral_mlx.convert.verify import main as verify
 from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import CheckpointError, ConversionError, MemoryLimitError

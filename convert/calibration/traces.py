@@ -13,7 +13,7 @@ import mlx.core as mx
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.convert import disk
-from magistral_mlx.convert.corpus import WINDOW, questions, windows_of
+from magistral_mlx.convert.calibration.corpus import WINDOW, questions, windows_of
 from magistral_mlx.convert.recipe.options import Options
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.generation.decoding import Stepper, decode, prefill

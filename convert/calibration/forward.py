@@ -13,11 +13,11 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from magistral_mlx.convert.embedding import column_weights
-from magistral_mlx.convert.products import product
+from magistral_mlx.convert.calibration.embedding import column_weights
+from magistral_mlx.convert.calibration.products import product
+from magistral_mlx.convert.calibration.statistics import mean_squares
 from magistral_mlx.convert.quantize import check_finite
 from magistral_mlx.convert.source.source import Source
-from magistral_mlx.convert.statistics import mean_squares
 
 EMBEDDING = "model.embed_tokens"
 BLOCK_BYTES = 16 * 2**20  # of a weight, as it is stored

@@ -8,10 +8,11 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from magistral_mlx.convert import disk, heap
-from magistral_mlx.convert.calibrate import Stage, Visitor, visiting
+from magistral_mlx.convert import disk
+from magistral_mlx.convert.calibration.choose import heap
+from magistral_mlx.convert.calibration.forward import Stage, Visitor, visiting
+from magistral_mlx.convert.calibration.statistics import from_file, to_bytes
 from magistral_mlx.convert.source.source import Source
-from magistral_mlx.convert.statistics import from_file, to_bytes
 
 STREAM = "stream"
 NAME = "layers-{layers:05}-{sha256}.safetensors"  # content and name agree, or it is not whole

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 
 from magistral_mlx.checkpoint.safetensors import Shard
-from magistral_mlx.convert.products import product
+from magistral_mlx.convert.calibration.products import product
 from magistral_mlx.convert.writer import MLX_TYPES, header_bytes, lay_out
 from magistral_mlx.errors import NumericsError
 

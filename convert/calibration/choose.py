@@ -10,9 +10,9 @@ import mlx.core as mx
 
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.convert.corpus import built_in, digest, read_calibration
+from magistral_mlx.convert.calibration.corpus import built_in, digest, read_calibration
+from magistral_mlx.convert.calibration.traces import Traces, check_vocabulary
 from magistral_mlx.convert.recipe.options import Options
-from magistral_mlx.convert.traces import Traces, check_vocabulary
 from magistral_mlx.errors import OptionError
 from magistral_mlx.tokenizer.tekken import Tokenizer
 

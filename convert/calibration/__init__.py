@@ -1,0 +1,1 @@
+"""Run the model over a text and measure the inputs of every matrix."""
