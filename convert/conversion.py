@@ -12,7 +12,6 @@ from typing import Any
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.checkpoint.safetensors import parse_json, read_document
 from magistral_mlx.convert import disk
-from magistral_mlx.convert.auto import deciding
 from magistral_mlx.convert.calibration.choose import WINDOWS, Calibration
 from magistral_mlx.convert.calibration.corpus import WINDOW
 from magistral_mlx.convert.calibration.forward import EMBEDDING, MeanSquares
@@ -21,6 +20,7 @@ from magistral_mlx.convert.calibration.traces import FILE as TRACES
 from magistral_mlx.convert.calibration.traces import ROUNDED, Traces
 from magistral_mlx.convert.export import exports, json_text, make_config
 from magistral_mlx.convert.layerwise import LayerwiseWork
+from magistral_mlx.convert.methods.auto import deciding
 from magistral_mlx.convert.output import Output
 from magistral_mlx.convert.parallel import unordered
 from magistral_mlx.convert.provenance import PROVENANCE, difference, entry_of, make_plan_record

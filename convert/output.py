@@ -8,7 +8,7 @@ from functools import partial
 import mlx.core as mx
 
 from magistral_mlx.convert import disk
-from magistral_mlx.convert.gains import Errors
+from magistral_mlx.convert.methods.error import Errors
 from magistral_mlx.convert.recipe.layout import Plan, PlannedShard
 from magistral_mlx.convert.staging import Staging
 from magistral_mlx.convert.writer import ShardWriter

@@ -7,10 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from magistral_mlx.checkpoint.folder import resolve
-from magistral_mlx.convert.auto import check_target
 from magistral_mlx.convert.calibration.choose import make_calibration
 from magistral_mlx.convert.conversion import Conversion, Summary, stated_with
 from magistral_mlx.convert.export import read_tokenizer, require_export_extra
+from magistral_mlx.convert.methods.auto import check_target
 from magistral_mlx.convert.provenance import difference
 from magistral_mlx.convert.recipe.layout import make_plan
 from magistral_mlx.convert.recipe.options import AUTO, Options

@@ -13,12 +13,12 @@ from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.convert.calibration.forward import MeanSquares
 from magistral_mlx.convert.calibration.resumable_pass import StagedPass
 from magistral_mlx.convert.calibration.statistics import outlier_ratio
-from magistral_mlx.convert.gains import Errors
+from magistral_mlx.convert.methods.error import Errors
+from magistral_mlx.convert.methods.search import quantize_weighted
 from magistral_mlx.convert.output import Output
 from magistral_mlx.convert.parallel import WORKERS, unordered
 from magistral_mlx.convert.quantize import check_finite, quantize
 from magistral_mlx.convert.recipe.layout import Plan, in_order, read_in_order
-from magistral_mlx.convert.search import quantize_weighted
 from magistral_mlx.convert.source.hub_stream import HubStream
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
 from magistral_mlx.convert.source.supply import Supply

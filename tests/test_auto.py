@@ -12,7 +12,7 @@ import pytest
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.convert import Options, converting, prepare
 from magistral_mlx.convert.__main__ import main
-from magistral_mlx.convert.auto import allocated
+from magistral_mlx.convert.methods.auto import allocated
 from magistral_mlx.convert.staging import CALIBRATION
 from magistral_mlx.errors import MagistralError, OptionError
 from tests.killing import in_small_pieces

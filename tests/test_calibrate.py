@@ -19,8 +19,8 @@ from magistral_mlx.convert.calibration.statistics import (
     runs,
     to_bytes,
 )
+from magistral_mlx.convert.methods.sequential import Parts, Sequential
 from magistral_mlx.convert.quantize import dequantize
-from magistral_mlx.convert.sequential import Parts, Sequential
 from magistral_mlx.convert.source.source import open_source
 from magistral_mlx.errors import CheckpointError, NumericsError
 from magistral_mlx.model.transformer import Transformer

@@ -8,9 +8,15 @@ import pytest
 from numpy.typing import NDArray
 
 from magistral_mlx.checkpoint.config import AFFINE_BITS, AFFINE_GROUP_SIZES, QuantFormat
-from magistral_mlx.convert import search
+from magistral_mlx.convert.methods import search
+from magistral_mlx.convert.methods.search import (
+    Grid,
+    as_shares,
+    nearest_codes,
+    packed,
+    quantize_weighted,
+)
 from magistral_mlx.convert.quantize import dequantize, quantize
-from magistral_mlx.convert.search import Grid, as_shares, nearest_codes, packed, quantize_weighted
 from magistral_mlx.errors import ConversionError
 
 Array = NDArray[np.float64]

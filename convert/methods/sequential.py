@@ -13,11 +13,11 @@ from magistral_mlx.convert.calibration.choose import heap
 from magistral_mlx.convert.calibration.embedding import column_weights
 from magistral_mlx.convert.calibration.forward import EMBEDDING
 from magistral_mlx.convert.calibration.statistics import hessian, mean_squares, runs
-from magistral_mlx.convert.gains import Errors, as_read
-from magistral_mlx.convert.gptq import Curvature, quantize_gptq
+from magistral_mlx.convert.methods.error import Errors, as_read
+from magistral_mlx.convert.methods.gptq import Curvature, quantize_gptq
+from magistral_mlx.convert.methods.search import quantize_weighted
 from magistral_mlx.convert.parallel import unordered
 from magistral_mlx.convert.quantize import check_finite, quantize
-from magistral_mlx.convert.search import quantize_weighted
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
 
 BLOCK_BYTES = (

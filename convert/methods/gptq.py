@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.convert.calibration.products import product
-from magistral_mlx.convert.quantize import check_divisible, check_finite
-from magistral_mlx.convert.search import (
+from magistral_mlx.convert.methods.search import (
     Grid,
     as_groups,
     as_shares,
@@ -22,6 +21,7 @@ from magistral_mlx.convert.search import (
     best_grid,
     nearest_codes,
 )
+from magistral_mlx.convert.quantize import check_divisible, check_finite
 
 DAMPING = 0.01  # of the mean of the diagonal, added to it: few inputs leave a Hessian without rank
 SLAB = 512  # columns whose errors reach the columns after them in one product

@@ -1,0 +1,1 @@
+"""Quantize: weighted search, GPTQ, and the choice of bits."""
