@@ -15,13 +15,13 @@ from magistral_mlx.checkpoint.folder import INDEX, Checkpoint
 from magistral_mlx.checkpoint.manifest import recorded_files
 from magistral_mlx.checkpoint.safetensors import parse_json, read_document
 from magistral_mlx.convert.disk import sha256_of
+from magistral_mlx.convert.output.manifest import PROVENANCE
+from magistral_mlx.convert.output.target import in_units
+from magistral_mlx.convert.output.writer import METADATA
 from magistral_mlx.convert.parallel import unordered
-from magistral_mlx.convert.provenance import PROVENANCE
 from magistral_mlx.convert.quantize import EXPONENTS, is_finite
 from magistral_mlx.convert.recipe.options import METHODS
 from magistral_mlx.convert.source.source import FLOAT_TYPES
-from magistral_mlx.convert.target import in_units
-from magistral_mlx.convert.writer import METADATA
 from magistral_mlx.errors import CheckpointError, shown
 
 BLOCK_BYTES = 16 * 2**20

@@ -13,7 +13,7 @@ from magistral_mlx.convert.calibration.resumable_pass import StagedPass
 from magistral_mlx.convert.calibration.statistics import outlier_ratio
 from magistral_mlx.convert.methods.error import Errors
 from magistral_mlx.convert.methods.sequential import Parts, Sequential
-from magistral_mlx.convert.output import Output
+from magistral_mlx.convert.output.shards import Output
 from magistral_mlx.convert.recipe.layout import Plan, in_order
 from magistral_mlx.convert.source.hub_stream import HubStream
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source

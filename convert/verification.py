@@ -19,6 +19,7 @@ from magistral_mlx.convert.checks import (
     verdict,
 )
 from magistral_mlx.convert.fidelity import TensorError, measuring
+from magistral_mlx.convert.output.manifest import first_difference
 from magistral_mlx.convert.parity import (
     CHATS,
     NUM_TEXTS,
@@ -29,7 +30,6 @@ from magistral_mlx.convert.parity import (
     template_fault,
     tokenizer_fault,
 )
-from magistral_mlx.convert.provenance import first_difference
 from magistral_mlx.convert.recipe.options import METHODS
 from magistral_mlx.convert.source.consolidated import CONSOLIDATED
 from magistral_mlx.convert.source.source import Source, open_source

@@ -15,7 +15,7 @@ from magistral_mlx.convert.calibration.resumable_pass import StagedPass
 from magistral_mlx.convert.calibration.statistics import outlier_ratio
 from magistral_mlx.convert.methods.error import Errors
 from magistral_mlx.convert.methods.search import quantize_weighted
-from magistral_mlx.convert.output import Output
+from magistral_mlx.convert.output.shards import Output
 from magistral_mlx.convert.parallel import WORKERS, unordered
 from magistral_mlx.convert.quantize import check_finite, quantize
 from magistral_mlx.convert.recipe.layout import Plan, in_order, read_in_order

@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.convert.export import read_tokenizer
+from magistral_mlx.convert.output.export import read_tokenizer
 from magistral_mlx.convert.source.source import open_source
 from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import CheckpointError, ConversionError, TokenizerError

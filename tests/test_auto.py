@@ -13,7 +13,7 @@ from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.convert import Options, converting, prepare
 from magistral_mlx.convert.__main__ import main
 from magistral_mlx.convert.methods.auto import allocated
-from magistral_mlx.convert.staging import CALIBRATION
+from magistral_mlx.convert.output.staging import CALIBRATION
 from magistral_mlx.errors import MagistralError, OptionError
 from tests.killing import in_small_pieces
 from tests.sources import content, convert_quickly, write_hf

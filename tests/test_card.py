@@ -7,8 +7,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from magistral_mlx.convert.card import model_card
-from magistral_mlx.convert.export import exports, make_config
+from magistral_mlx.convert.output.card import model_card
+from magistral_mlx.convert.output.export import exports, make_config
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests import tiny
 from tests.tekken import write_tekken

@@ -10,9 +10,9 @@ import pytest
 
 from magistral_mlx.checkpoint.folder import hub_api as remote
 from magistral_mlx.convert import Options, converting, prepare
+from magistral_mlx.convert.output.staging import JOURNAL
 from magistral_mlx.convert.recipe.layout import in_order
 from magistral_mlx.convert.source.hub_stream import HEAD_BYTES
-from magistral_mlx.convert.staging import JOURNAL
 from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import ConversionError, HubError, MagistralError, OptionError
 from tests.hub_server import COMMIT, OLDER, REPO, Hub, serving, use

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import magistral_mlx.convert.target
+import magistral_mlx.convert.output.target
 from magistral_mlx.convert import converting
 from magistral_mlx.errors import ConversionError
 from tests.sources import CONFIG, content, convert_quickly, write_hf
@@ -30,7 +30,7 @@ def test_progress_counts_every_byte_of_the_source(tmp_path: Path, hf_folder: Pat
 def test_disk_space_is_checked_before_work(
     tmp_path: Path, hf_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(magistral_mlx.convert.target, "free_bytes", lambda target: 500_000)
+    monkeypatch.setattr(magistral_mlx.convert.output.target, "free_bytes", lambda target: 500_000)
     with pytest.raises(
         ConversionError, match=r"needs [\d,]+ bytes more, and 500,000 bytes are free"
     ):

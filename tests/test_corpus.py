@@ -18,7 +18,7 @@ from magistral_mlx.convert.calibration.corpus import (
     digest,
     read_calibration,
 )
-from magistral_mlx.convert.card import LANGUAGES
+from magistral_mlx.convert.output.card import LANGUAGES
 from magistral_mlx.errors import OptionError
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.tiny import DEMO

@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 
 from magistral_mlx.checkpoint.config import ModelConfig
-from magistral_mlx.convert.export import exports, make_config, read_tokenizer, require_export_extra
+from magistral_mlx.convert.output.export import (
+    exports,
+    make_config,
+    read_tokenizer,
+    require_export_extra,
+)
 from magistral_mlx.errors import ConversionError, TokenizerError
 from magistral_mlx.tokenizer.messages import CARD_SYSTEM_PROMPT
 from magistral_mlx.tokenizer.tekken import Tokenizer

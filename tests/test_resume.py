@@ -15,7 +15,7 @@ import pytest
 
 import magistral_mlx.convert.conversion
 from magistral_mlx.convert import Options, converting
-from magistral_mlx.convert.staging import JOURNAL, Staging
+from magistral_mlx.convert.output.staging import JOURNAL, Staging
 from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import ConversionError
 from tests.killing import in_small_pieces

@@ -13,7 +13,7 @@ from magistral_mlx.convert.calibration.choose import choose as calibration
 from magistral_mlx.convert.calibration.choose import traces
 from magistral_mlx.convert.calibration.corpus import WINDOW, questions
 from magistral_mlx.convert.calibration.traces import FILE, Traces
-from magistral_mlx.convert.staging import TRACES
+from magistral_mlx.convert.output.staging import TRACES
 from magistral_mlx.convert.verify import main as verify
 from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import CheckpointError, ConversionError, MemoryLimitError

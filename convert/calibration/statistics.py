@@ -8,7 +8,7 @@ import numpy as np
 
 from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.convert.calibration.products import product
-from magistral_mlx.convert.writer import MLX_TYPES, header_bytes, lay_out
+from magistral_mlx.convert.output.writer import MLX_TYPES, header_bytes, lay_out
 from magistral_mlx.errors import NumericsError
 
 WIDEST = 6144  # columns that share one Hessian: float64 factors of 8 blocks of 4096 are 1/8 of those of 32768

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from magistral_mlx.checkpoint.config import ModelConfig
-from magistral_mlx.convert.card import model_card
+from magistral_mlx.convert.output.card import model_card
 from magistral_mlx.errors import ConversionError
 from magistral_mlx.tokenizer.messages import prompt_around
 from magistral_mlx.tokenizer.reasoning import ReasoningFormat

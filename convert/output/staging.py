@@ -18,7 +18,7 @@ from typing import Any
 
 from magistral_mlx import durable
 from magistral_mlx.convert import disk
-from magistral_mlx.convert.provenance import first_difference
+from magistral_mlx.convert.output.manifest import first_difference
 from magistral_mlx.errors import ConversionError
 
 log = logging.getLogger(__name__)

@@ -4,8 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
-from magistral_mlx.convert.provenance import PROVENANCE
-from magistral_mlx.convert.staging import JOURNAL, aside_of, partial_of
+from magistral_mlx.convert.output.manifest import PROVENANCE
+from magistral_mlx.convert.output.staging import JOURNAL, aside_of, partial_of
 from magistral_mlx.errors import ConversionError
 
 

@@ -9,9 +9,9 @@ import mlx.core as mx
 
 from magistral_mlx.convert import disk
 from magistral_mlx.convert.methods.error import Errors
+from magistral_mlx.convert.output.staging import Staging
+from magistral_mlx.convert.output.writer import ShardWriter
 from magistral_mlx.convert.recipe.layout import Plan, PlannedShard
-from magistral_mlx.convert.staging import Staging
-from magistral_mlx.convert.writer import ShardWriter
 
 log = logging.getLogger(__name__)
 

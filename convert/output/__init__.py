@@ -1,0 +1,1 @@
+"""Write the checkpoint: shards, manifest, tokenizer files, card and report."""
