@@ -4,11 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from magistral_mlx.convert.conversion import Conversion, Summary
-    from magistral_mlx.convert.pipeline import convert_checkpoint, converting, prepare
+    from magistral_mlx.convert.pipeline.conversion import Conversion, Summary
+    from magistral_mlx.convert.pipeline.prepare import convert_checkpoint, converting, prepare
+    from magistral_mlx.convert.pipeline.rowwise import Progress
     from magistral_mlx.convert.recipe.options import Options
     from magistral_mlx.convert.verification import Report, verify_checkpoint
-    from magistral_mlx.convert.weights import Progress
 
 HOMES = {
     "Conversion": ".conversion",

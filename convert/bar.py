@@ -14,7 +14,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from magistral_mlx.convert.weights import Progress
+from magistral_mlx.convert.pipeline.rowwise import Progress
 
 T = TypeVar("T")
 

@@ -30,10 +30,10 @@ from magistral_mlx.convert.parity import (
     template_fault,
     tokenizer_fault,
 )
+from magistral_mlx.convert.pipeline.rowwise import Progress
 from magistral_mlx.convert.recipe.options import METHODS
 from magistral_mlx.convert.source.consolidated import CONSOLIDATED
 from magistral_mlx.convert.source.source import Source, open_source
-from magistral_mlx.convert.weights import Progress
 from magistral_mlx.errors import CheckpointError, TokenizerError
 from magistral_mlx.tokenizer.tekken import TEKKEN_FILE, Tokenizer
 

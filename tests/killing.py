@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 
 import magistral_mlx.convert.calibration.corpus
-import magistral_mlx.convert.pipeline
-import magistral_mlx.convert.weights
+import magistral_mlx.convert.pipeline.prepare
+import magistral_mlx.convert.pipeline.rowwise
 from magistral_mlx.convert.recipe.layout import make_plan
 from magistral_mlx.errors import MagistralError
 from magistral_mlx.tokenizer.tekken import Tokenizer
@@ -43,10 +43,12 @@ WINDOW = 48  # ids of a sequence that calibrates
 def in_small_pieces(set_attribute: Callable[[object, str, object], None] = setattr) -> None:
     """Let conversions here write many files, and calibrate on little."""
     set_attribute(
-        magistral_mlx.convert.pipeline, "make_plan", partial(make_plan, max_bytes=FILE_BYTES)
+        magistral_mlx.convert.pipeline.prepare,
+        "make_plan",
+        partial(make_plan, max_bytes=FILE_BYTES),
     )
-    set_attribute(magistral_mlx.convert.weights, "BLOCK_BYTES", BLOCK_BYTES)
-    set_attribute(magistral_mlx.convert.weights, "AHEAD", AHEAD)
+    set_attribute(magistral_mlx.convert.pipeline.rowwise, "BLOCK_BYTES", BLOCK_BYTES)
+    set_attribute(magistral_mlx.convert.pipeline.rowwise, "AHEAD", AHEAD)
     set_attribute(magistral_mlx.convert.calibration.corpus, "WINDOW", WINDOW)
 
 
@@ -113,7 +115,7 @@ def main() -> None:
     rng = random.Random(0)
 
     def convert_it() -> None:
-        magistral_mlx.convert.pipeline.convert_checkpoint(
+        magistral_mlx.convert.pipeline.prepare.convert_checkpoint(
             options.source, target, q_method=options.method, tokenizer_json=False, force=force
         )
 

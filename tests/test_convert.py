@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-import magistral_mlx.convert.pipeline
+import magistral_mlx.convert.pipeline.prepare
 from magistral_mlx.checkpoint.config import FP_FORMATS
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.convert import convert_checkpoint
@@ -217,7 +217,7 @@ def test_several_files_load(
 ) -> None:
     convert_quickly(hf_folder, tmp_path / "one")
     monkeypatch.setattr(
-        magistral_mlx.convert.pipeline,
+        magistral_mlx.convert.pipeline.prepare,
         "make_plan",
         lambda config, kind, options: make_plan(config, kind, options, max_bytes=90_000),
     )

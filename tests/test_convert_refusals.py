@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-import magistral_mlx.convert.pipeline
+import magistral_mlx.convert.pipeline.prepare
 from magistral_mlx.convert.__main__ import main
 from magistral_mlx.errors import ConversionError
 from tests.sources import CONFIG, change_json, content, write_consolidated, write_hf
@@ -320,7 +320,7 @@ def test_without_the_extra_nothing_begins(
             "tokenizer.json cannot be made; leave it out with --no-tokenizer-json"
         )
 
-    monkeypatch.setattr(magistral_mlx.convert.pipeline, "require_export_extra", missing)
+    monkeypatch.setattr(magistral_mlx.convert.pipeline.prepare, "require_export_extra", missing)
     assert main(["--hf-path", str(pristine / "hf"), "--mlx-path", str(tmp_path / "out")]) == 2
     assert "--no-tokenizer-json" in capfd.readouterr().err
     assert not list(tmp_path.iterdir())

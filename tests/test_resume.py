@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-import magistral_mlx.convert.conversion
+import magistral_mlx.convert.pipeline.conversion
 from magistral_mlx.convert import Options, converting
 from magistral_mlx.convert.output.staging import JOURNAL, Staging
 from magistral_mlx.engine.chat import result_of
@@ -116,7 +116,7 @@ def test_ctrl_c_in_any_phase_loses_nothing(
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(magistral_mlx.convert.conversion, stage, stop)
+        patch.setattr(magistral_mlx.convert.pipeline.conversion, stage, stop)
         with pytest.raises(KeyboardInterrupt):
             convert_quickly(source, tmp_path / "a" / "b" / "out")
     assert not (tmp_path / "a" / "b" / "out").exists()
@@ -128,7 +128,7 @@ def test_a_conversion_let_go_at_once_leaves_nothing(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "magistral_mlx.convert.weights.BLOCK_BYTES", 5_000
+        "magistral_mlx.convert.pipeline.rowwise.BLOCK_BYTES", 5_000
     )  # so that no file is whole by the blocks begun
     steps = converting(source, tmp_path / "a" / "out", Options(q_method="round"))
     assert next(steps).name in CONFIG.parameter_shapes()

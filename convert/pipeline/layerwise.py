@@ -14,11 +14,11 @@ from magistral_mlx.convert.calibration.statistics import outlier_ratio
 from magistral_mlx.convert.methods.error import Errors
 from magistral_mlx.convert.methods.sequential import Parts, Sequential
 from magistral_mlx.convert.output.shards import Output
+from magistral_mlx.convert.pipeline.rowwise import Progress, cast, files_of_step, packed, rechecked
 from magistral_mlx.convert.recipe.layout import Plan, in_order
 from magistral_mlx.convert.source.hub_stream import HubStream
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
 from magistral_mlx.convert.source.supply import Supply
-from magistral_mlx.convert.weights import Progress, cast, files_of_step, packed, rechecked
 
 log = logging.getLogger(__name__)
 

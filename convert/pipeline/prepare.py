@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 
 from magistral_mlx.checkpoint.folder import resolve
 from magistral_mlx.convert.calibration.choose import make_calibration
-from magistral_mlx.convert.conversion import Conversion, Summary, stated_with
 from magistral_mlx.convert.methods.auto import check_target
 from magistral_mlx.convert.output.export import read_tokenizer, require_export_extra
 from magistral_mlx.convert.output.manifest import difference
@@ -20,11 +19,12 @@ from magistral_mlx.convert.output.target import (
     check_space,
     in_units,
 )
+from magistral_mlx.convert.pipeline.conversion import Conversion, Summary, stated_with
+from magistral_mlx.convert.pipeline.rowwise import Progress
 from magistral_mlx.convert.recipe.layout import make_plan
 from magistral_mlx.convert.recipe.options import AUTO, Options
 from magistral_mlx.convert.source.hub_stream import HubStream
 from magistral_mlx.convert.source.source import checked_layout, open_source, warn_of_rounding_twice
-from magistral_mlx.convert.weights import Progress
 from magistral_mlx.errors import ConversionError, OptionError
 from magistral_mlx.tokenizer.reasoning import ReasoningFormat
 
