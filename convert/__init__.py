@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from magistral_mlx.convert.pipeline.prepare import convert_checkpoint, converting, prepare
     from magistral_mlx.convert.pipeline.rowwise import Progress
     from magistral_mlx.convert.recipe.options import Options
-    from magistral_mlx.convert.verification import Report, verify_checkpoint
+    from magistral_mlx.convert.verification.verification import Report, verify_checkpoint
 
 HOMES = {
     "Conversion": ".conversion",

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from magistral_mlx.convert.bar import shown
-from magistral_mlx.convert.verification import Report, verifying
+from magistral_mlx.convert.verification.verification import Report, verifying
 from magistral_mlx.terminal import command_line
 
 STATES = {True: "ok", False: "FAILED", None: "skipped"}

@@ -20,9 +20,9 @@ from magistral_mlx.convert import Options, converting, verify_checkpoint
 from magistral_mlx.convert.__main__ import main
 from magistral_mlx.convert.calibration.corpus import built_in
 from magistral_mlx.convert.calibration.statistics import mean_squares
-from magistral_mlx.convert.checks import Check
 from magistral_mlx.convert.output.staging import CALIBRATION
 from magistral_mlx.convert.quantize import dequantize
+from magistral_mlx.convert.verification.checks import Check
 from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import ConversionError, NumericsError, OptionError
 from magistral_mlx.model.loader import load_model

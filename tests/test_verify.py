@@ -15,12 +15,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-import magistral_mlx.convert.verification
+import magistral_mlx.convert.verification.verification
 from magistral_mlx.checkpoint.config import AFFINE_BITS, AFFINE_GROUP_SIZES, FP_FORMATS, QuantFormat
 from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.convert import Report, convert_checkpoint, verify_checkpoint
-from magistral_mlx.convert.fidelity import rounding_bound
 from magistral_mlx.convert.quantize import dequantize, quantize
+from magistral_mlx.convert.verification.fidelity import rounding_bound
 from magistral_mlx.convert.verify import main
 from magistral_mlx.errors import CheckpointError, ConversionError
 from tests.sources import CONFIG, change_json, convert_quickly, write_consolidated, write_hf
@@ -48,7 +48,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """4,000 take a third of a second every time; test_export.py has the law itself."""
-    monkeypatch.setattr("magistral_mlx.convert.parity.NUM_TEXTS", 200)
+    monkeypatch.setattr("magistral_mlx.convert.verification.parity.NUM_TEXTS", 200)
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_every_mode_passes_and_its_errors_are_those_of_the_whole_tensors(
 ) -> None:
     convert_quickly(pristine / "native", tmp_path / "out", q_mode=mode)
     monkeypatch.setattr(
-        "magistral_mlx.convert.fidelity.BLOCK_BYTES", 77 * 128 * 2
+        "magistral_mlx.convert.verification.fidelity.BLOCK_BYTES", 77 * 128 * 2
     )  # 77 rows, or one head
     report = verify_checkpoint(tmp_path / "out", pristine / "native")
     assert failed(report) == {}
@@ -531,7 +531,7 @@ def test_a_hub_id_is_taken_in_the_commit_recorded(
         asked.append((source, options))
         return pristine / "native"
 
-    monkeypatch.setattr(magistral_mlx.convert.verification, "resolve", resolve)
+    monkeypatch.setattr(magistral_mlx.convert.verification.verification, "resolve", resolve)
     raw = json.loads((quick / RECORD).read_text())
     raw["source"]["hub"] = {"id": "org/name", "commit": "c" * 40}
     (quick / RECORD).write_text(json.dumps(raw))

@@ -8,7 +8,12 @@ from typing import TypeVar
 
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint, Layout, open_checkpoint, resolve
-from magistral_mlx.convert.checks import (
+from magistral_mlx.convert.output.manifest import first_difference
+from magistral_mlx.convert.pipeline.rowwise import Progress
+from magistral_mlx.convert.recipe.options import METHODS
+from magistral_mlx.convert.source.consolidated import CONSOLIDATED
+from magistral_mlx.convert.source.source import Source, open_source
+from magistral_mlx.convert.verification.checks import (
     Check,
     Record,
     check_config,
@@ -18,9 +23,8 @@ from magistral_mlx.convert.checks import (
     nbytes_of,
     verdict,
 )
-from magistral_mlx.convert.fidelity import TensorError, measuring
-from magistral_mlx.convert.output.manifest import first_difference
-from magistral_mlx.convert.parity import (
+from magistral_mlx.convert.verification.fidelity import TensorError, measuring
+from magistral_mlx.convert.verification.parity import (
     CHATS,
     NUM_TEXTS,
     TEMPLATE,
@@ -30,10 +34,6 @@ from magistral_mlx.convert.parity import (
     template_fault,
     tokenizer_fault,
 )
-from magistral_mlx.convert.pipeline.rowwise import Progress
-from magistral_mlx.convert.recipe.options import METHODS
-from magistral_mlx.convert.source.consolidated import CONSOLIDATED
-from magistral_mlx.convert.source.source import Source, open_source
 from magistral_mlx.errors import CheckpointError, TokenizerError
 from magistral_mlx.tokenizer.tekken import TEKKEN_FILE, Tokenizer
 

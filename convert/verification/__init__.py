@@ -1,0 +1,1 @@
+"""Check a finished checkpoint, alone or against its source."""
