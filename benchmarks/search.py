@@ -13,8 +13,8 @@ from benchmarks.measure import Lap, Stopwatch, spread
 from benchmarks.synthetic import TRUE_WIDTH
 from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.convert.methods.search import quantize_weighted
-from magistral_mlx.convert.parallel import unordered
 from magistral_mlx.convert.pipeline.rowwise import BLOCK_BYTES
+from magistral_mlx.convert.threads import unordered
 
 BLOCKS = 16  # a repeat: 34 million weights
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from magistral_mlx.convert.bar import shown
+from magistral_mlx.convert.progress import shown
 from magistral_mlx.convert.verification.verification import Report, verifying
 from magistral_mlx.terminal import command_line
 

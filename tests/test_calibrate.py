@@ -20,7 +20,7 @@ from magistral_mlx.convert.calibration.statistics import (
     to_bytes,
 )
 from magistral_mlx.convert.methods.sequential import Parts, Sequential
-from magistral_mlx.convert.quantize import dequantize
+from magistral_mlx.convert.packing import dequantize
 from magistral_mlx.convert.source.source import open_source
 from magistral_mlx.errors import CheckpointError, NumericsError
 from magistral_mlx.model.transformer import Transformer

@@ -9,7 +9,7 @@ from magistral_mlx.checkpoint.config import AFFINE_BITS, QuantFormat
 from magistral_mlx.convert.methods import gptq
 from magistral_mlx.convert.methods.gptq import DAMPING, Curvature, inverse_upper, quantize_gptq
 from magistral_mlx.convert.methods.search import quantize_weighted
-from magistral_mlx.convert.quantize import dequantize, quantize
+from magistral_mlx.convert.packing import dequantize, quantize
 from magistral_mlx.errors import ConversionError
 from tests.test_search import exactly
 

@@ -21,7 +21,7 @@ from magistral_mlx.convert.__main__ import main
 from magistral_mlx.convert.calibration.corpus import built_in
 from magistral_mlx.convert.calibration.statistics import mean_squares
 from magistral_mlx.convert.output.staging import CALIBRATION
-from magistral_mlx.convert.quantize import dequantize
+from magistral_mlx.convert.packing import dequantize
 from magistral_mlx.convert.verification.checks import Check
 from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import ConversionError, NumericsError, OptionError

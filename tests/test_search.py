@@ -16,7 +16,7 @@ from magistral_mlx.convert.methods.search import (
     packed,
     quantize_weighted,
 )
-from magistral_mlx.convert.quantize import dequantize, quantize
+from magistral_mlx.convert.packing import dequantize, quantize
 from magistral_mlx.errors import ConversionError
 
 Array = NDArray[np.float64]

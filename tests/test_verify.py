@@ -19,7 +19,7 @@ import magistral_mlx.convert.verification.verification
 from magistral_mlx.checkpoint.config import AFFINE_BITS, AFFINE_GROUP_SIZES, FP_FORMATS, QuantFormat
 from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.convert import Report, convert_checkpoint, verify_checkpoint
-from magistral_mlx.convert.quantize import dequantize, quantize
+from magistral_mlx.convert.packing import dequantize, quantize
 from magistral_mlx.convert.verification.fidelity import rounding_bound
 from magistral_mlx.convert.verify import main
 from magistral_mlx.errors import CheckpointError, ConversionError

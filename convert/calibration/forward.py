@@ -16,7 +16,7 @@ from mlx import nn
 from magistral_mlx.convert.calibration.embedding import column_weights
 from magistral_mlx.convert.calibration.products import product
 from magistral_mlx.convert.calibration.statistics import mean_squares
-from magistral_mlx.convert.quantize import check_finite
+from magistral_mlx.convert.packing import check_finite
 from magistral_mlx.convert.source.source import Source
 
 EMBEDDING = "model.embed_tokens"

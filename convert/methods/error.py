@@ -9,7 +9,7 @@ import numpy as np
 
 from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.convert.calibration.products import product
-from magistral_mlx.convert.quantize import dequantize, quantize
+from magistral_mlx.convert.packing import dequantize, quantize
 
 
 class Errors(NamedTuple):

@@ -21,7 +21,7 @@ from magistral_mlx.convert.methods.search import (
     best_grid,
     nearest_codes,
 )
-from magistral_mlx.convert.quantize import check_divisible, check_finite
+from magistral_mlx.convert.packing import check_divisible, check_finite
 
 DAMPING = 0.01  # of the mean of the diagonal, added to it: few inputs leave a Hessian without rank
 SLAB = 512  # columns whose errors reach the columns after them in one product

@@ -16,9 +16,9 @@ from magistral_mlx.convert.calibration.statistics import hessian, mean_squares, 
 from magistral_mlx.convert.methods.error import Errors, as_read
 from magistral_mlx.convert.methods.gptq import Curvature, quantize_gptq
 from magistral_mlx.convert.methods.search import quantize_weighted
-from magistral_mlx.convert.parallel import unordered
-from magistral_mlx.convert.quantize import check_finite, quantize
+from magistral_mlx.convert.packing import check_finite, quantize
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
+from magistral_mlx.convert.threads import unordered
 
 BLOCK_BYTES = (
     32 * 2**20

@@ -16,12 +16,12 @@ from magistral_mlx.convert.calibration.statistics import outlier_ratio
 from magistral_mlx.convert.methods.error import Errors
 from magistral_mlx.convert.methods.search import quantize_weighted
 from magistral_mlx.convert.output.shards import Output
-from magistral_mlx.convert.parallel import WORKERS, unordered
-from magistral_mlx.convert.quantize import check_finite, quantize
+from magistral_mlx.convert.packing import check_finite, quantize
 from magistral_mlx.convert.recipe.layout import Plan, in_order, read_in_order
 from magistral_mlx.convert.source.hub_stream import HubStream
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
 from magistral_mlx.convert.source.supply import Supply
+from magistral_mlx.convert.threads import WORKERS, unordered
 
 BLOCK_BYTES = 4 * 2**20  # of the source: larger ones cost page faults, smaller ones calls
 AHEAD = 512  # blocks that wait for their search while the pass goes on

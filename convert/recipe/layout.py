@@ -9,7 +9,7 @@ from typing import Any
 from magistral_mlx.checkpoint.config import AFFINE_BITS, ModelConfig, QuantFormat, Shape
 from magistral_mlx.checkpoint.safetensors import Entry
 from magistral_mlx.convert.output.writer import MAX_DATA_BYTES, divide, header_bytes, lay_out
-from magistral_mlx.convert.quantize import check_divisible
+from magistral_mlx.convert.packing import check_divisible
 from magistral_mlx.convert.recipe.options import Options, make_formats, quantization_block
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
 

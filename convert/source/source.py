@@ -14,7 +14,7 @@ from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat
 from magistral_mlx.checkpoint.folder import Layout, Shard, open_checkpoint
 from magistral_mlx.checkpoint.hub_api import HubFile
 from magistral_mlx.checkpoint.safetensors import Entry
-from magistral_mlx.convert.quantize import PARTS, dequantize
+from magistral_mlx.convert.packing import PARTS, dequantize
 from magistral_mlx.convert.source.consolidated import CONSOLIDATED, PARAMS, open_consolidated
 from magistral_mlx.convert.source.names import halves_from_pairs, is_rotated, native_name
 from magistral_mlx.errors import CheckpointError, ConversionError, OptionError, shown

@@ -18,10 +18,10 @@ from magistral_mlx.convert.disk import sha256_of
 from magistral_mlx.convert.output.manifest import PROVENANCE
 from magistral_mlx.convert.output.target import in_units
 from magistral_mlx.convert.output.writer import METADATA
-from magistral_mlx.convert.parallel import unordered
-from magistral_mlx.convert.quantize import EXPONENTS, is_finite
+from magistral_mlx.convert.packing import EXPONENTS, is_finite
 from magistral_mlx.convert.recipe.options import METHODS
 from magistral_mlx.convert.source.source import FLOAT_TYPES
+from magistral_mlx.convert.threads import unordered
 from magistral_mlx.errors import CheckpointError, shown
 
 BLOCK_BYTES = 16 * 2**20

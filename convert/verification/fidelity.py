@@ -11,9 +11,9 @@ import numpy as np
 
 from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.checkpoint.folder import Checkpoint
-from magistral_mlx.convert.parallel import unordered
-from magistral_mlx.convert.quantize import PARTS, dequantize
+from magistral_mlx.convert.packing import PARTS, dequantize
 from magistral_mlx.convert.source.source import Source
+from magistral_mlx.convert.threads import unordered
 
 BLOCK_BYTES = (
     2**20
