@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from benchmarks.cache import OPENED
-from benchmarks.drafting import M4_PRO
 from benchmarks.predict import CHIPS, Chip, Range, counted_drafting, predict
+from benchmarks.runtime.cache import OPENED
+from benchmarks.runtime.drafting import M4_PRO
 from magistral_mlx.model.mac_table import mac_budget_bytes
 
 Verdict = Literal["held", "failed", "not measured", "no prediction"]

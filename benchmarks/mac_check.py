@@ -11,13 +11,13 @@ from statistics import median
 import mlx.core as mx
 import numpy as np
 
-from benchmarks.cache import OPEN, OPEN_COLD, compare_files
 from benchmarks.claims import REPLIES, ROWS, SHORT_PROMPT, SOONER, Machine
-from benchmarks.contenders import Job, mlx_lm
 from benchmarks.measure import OURS, Lap, chip_name, interleave, memory_bytes
-from benchmarks.memory import Prefills, compare_caches
-from benchmarks.samples import ALONE, PHASE, compare_steps
-from benchmarks.speed import Peers, Workload, compare_models
+from benchmarks.runtime.cache import OPEN, OPEN_COLD, compare_files
+from benchmarks.runtime.contenders import Job, mlx_lm
+from benchmarks.runtime.memory import Prefills, compare_caches
+from benchmarks.runtime.samples import ALONE, PHASE, compare_steps
+from benchmarks.runtime.speed import Peers, Workload, compare_models
 from benchmarks.synthetic import FORMAT, TRUE_WIDTH, write_slice
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint

@@ -8,10 +8,10 @@ import mlx.core as mx
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.bridge import Felt
-from benchmarks.cache import Prediction as CacheFile
 from benchmarks.measure import OURS, Comparison, Finding, Interval
-from benchmarks.samples import Held
+from benchmarks.runtime.bridge import Felt
+from benchmarks.runtime.cache import Prediction as CacheFile
+from benchmarks.runtime.samples import Held
 
 RATIO = "ratio with 95 % interval"
 TIMES = f"{OURS}, times as fast"

@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.budget import SHARES
 from benchmarks.claims import Judgement
 from benchmarks.compare import Change
-from benchmarks.graph import GraphComparison
 from benchmarks.measure import OURS
 from benchmarks.predict import CHECK, Prediction
+from benchmarks.runtime.budget import SHARES
+from benchmarks.runtime.graph import GraphComparison
 from benchmarks.tables import RATIO, as_text, new_table, show
 
 

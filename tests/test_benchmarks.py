@@ -21,8 +21,8 @@ from benchmarks.__main__ import main
 from benchmarks.commands.shared import typed
 from benchmarks.convert import check_space, different_tensors, output_bytes, tensor_digests
 from benchmarks.measure import Lap, Stopwatch, circumstances, interleave, speedup, spread
+from benchmarks.runtime.speed import bytes_per_token, compare_turns
 from benchmarks.source import source_bytes, write_source
-from benchmarks.speed import bytes_per_token, compare_turns
 from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.engine.load import load

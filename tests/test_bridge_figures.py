@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.bridge import Felt
+from benchmarks.runtime.bridge import Felt
 
 
 def test_figures_are_medians_and_longest() -> None:

@@ -6,9 +6,18 @@ from pathlib import Path
 import pytest
 
 import magistral_mlx as mm
-from benchmarks import budget as benchmark
 from benchmarks.__main__ import main
-from benchmarks.budget import NEVER, SEED, SHARES, Place, Trace, at_line_ends, counts, traces
+from benchmarks.runtime import budget as benchmark
+from benchmarks.runtime.budget import (
+    NEVER,
+    SEED,
+    SHARES,
+    Place,
+    Trace,
+    at_line_ends,
+    counts,
+    traces,
+)
 from magistral_mlx.demo.problems import KINDS, held_out_problems, is_correct
 from magistral_mlx.generation.think_budget import LIKELY_ENOUGH
 

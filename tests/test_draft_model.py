@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import magistral_mlx as mm
-from benchmarks.drafting import M4_PRO
+from benchmarks.runtime.drafting import M4_PRO
 from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import MagistralError, MemoryLimitError, OptionError
 from magistral_mlx.generation.draft_model import DraftModel

@@ -9,7 +9,7 @@ import pytest
 
 import benchmarks
 from benchmarks.__main__ import main
-from benchmarks.drafting import LINEAR, M4_PRO, count, count_all, numbers, scripted
+from benchmarks.runtime.drafting import LINEAR, M4_PRO, count, count_all, numbers, scripted
 from magistral_mlx.generation.drafting import MAX_ROWS, SILENT, Drafter, Ngrams, pays
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.tiny import DEMO

@@ -8,8 +8,8 @@ import mlx.core as mx
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.graph import compare_graphs, nodes, opaque
 from benchmarks.measure import OURS
+from benchmarks.runtime.graph import compare_graphs, nodes, opaque
 from benchmarks.synthetic import NARROW, write_slice
 
 

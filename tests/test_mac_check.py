@@ -13,7 +13,7 @@ from benchmarks.__main__ import main
 from benchmarks.claims import Machine, Range, claims, judge
 from benchmarks.mac_check import drafting, is_magistral_small, joined, measure_model, this_mac
 from benchmarks.predict import CHIPS
-from benchmarks.speed import Workload
+from benchmarks.runtime.speed import Workload
 from benchmarks.synthetic import NARROW, write_slice
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.demo import demo_checkpoint

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks import llama
 from benchmarks.__main__ import main
-from benchmarks.bandwidth import bandwidth
-from benchmarks.contenders import Job, Loaded, Memory
-from benchmarks.lengths import times_as_long
-from benchmarks.llama import check_llama, clock_seconds, cpu_seconds, llama_cpp
 from benchmarks.measure import Comparison, Lap
-from benchmarks.speed import Peers, Workload, compare_contexts, compare_models, workloads
+from benchmarks.runtime import llama
+from benchmarks.runtime.bandwidth import bandwidth
+from benchmarks.runtime.contenders import Job, Loaded, Memory
+from benchmarks.runtime.lengths import times_as_long
+from benchmarks.runtime.llama import check_llama, clock_seconds, cpu_seconds, llama_cpp
+from benchmarks.runtime.speed import Peers, Workload, compare_contexts, compare_models, workloads
 from benchmarks.synthetic import NARROW, write_slice
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.errors import OptionError
@@ -228,7 +228,7 @@ def test_contexts_are_cut_to_the_model_and_to_the_time(
                 )
         return comparison
 
-    monkeypatch.setattr("benchmarks.speed.compare_models", timed)
+    monkeypatch.setattr("benchmarks.runtime.speed.compare_models", timed)
     said: list[str] = []
     assert (
         len(

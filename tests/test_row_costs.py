@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from benchmarks.drafting import M4_PRO
+from benchmarks.runtime.drafting import M4_PRO
 from magistral_mlx.generation import row_costs as row_costs_module
 from magistral_mlx.generation.decoding import Stepper
 from magistral_mlx.generation.drafting import MAX_ROWS

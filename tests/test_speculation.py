@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import magistral_mlx as mm
-from benchmarks.drafting import M4_PRO
+from benchmarks.runtime.drafting import M4_PRO
 from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import OptionError
 from magistral_mlx.generation.decoding import Stepper, decode, prefill

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
-from benchmarks.bridge import feel
 from benchmarks.commands.shared import json_option, write
 from benchmarks.measure import circumstances
+from benchmarks.runtime.bridge import feel
 from benchmarks.tables import show_felt
 
 

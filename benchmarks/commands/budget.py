@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
-from benchmarks.budget import at_line_ends, counts, traces
 from benchmarks.commands.shared import json_option, report, write_results
 from benchmarks.measure import circumstances
+from benchmarks.runtime.budget import at_line_ends, counts, traces
 from benchmarks.tables_counted import show_budgets
 from magistral_mlx.engine.load import load
 

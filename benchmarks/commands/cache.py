@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
-from benchmarks.cache import TOKENS, Prediction, compare_files
 from benchmarks.commands.shared import FOLDER, json_option, report, write
 from benchmarks.measure import circumstances
+from benchmarks.runtime.cache import TOKENS, Prediction, compare_files
 from benchmarks.tables import show_cache_files
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from benchmarks.commands.shared import json_option, peer_option, require, write
-from benchmarks.graph import compare_graphs
 from benchmarks.measure import circumstances
+from benchmarks.runtime.graph import compare_graphs
 from benchmarks.synthetic import NARROW, write_slice
 from benchmarks.tables_counted import show_graphs
 

@@ -14,7 +14,7 @@ from benchmarks.mac_check import (
     this_mac,
 )
 from benchmarks.measure import circumstances
-from benchmarks.speed import Workload
+from benchmarks.runtime.speed import Workload
 from benchmarks.synthetic import TRUE_WIDTH
 from benchmarks.tables_counted import show_judgements
 from magistral_mlx.checkpoint.folder import open_checkpoint, resolve

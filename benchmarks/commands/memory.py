@@ -18,7 +18,7 @@ from benchmarks.commands.shared import (
     written,
 )
 from benchmarks.measure import circumstances
-from benchmarks.memory import Prefills, answers, compare_caches, footprint
+from benchmarks.runtime.memory import Prefills, answers, compare_caches, footprint
 from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
 from benchmarks.tables import show_memory
 from magistral_mlx.checkpoint.folder import resolve

@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 import mlx.core as mx
 
-from benchmarks.bandwidth import bandwidth
 from benchmarks.commands.shared import (
     MINUTES,
     json_option,
@@ -18,10 +17,11 @@ from benchmarks.commands.shared import (
     require,
     written,
 )
-from benchmarks.llama import check_llama
 from benchmarks.measure import Comparison, Finding, circumstances
-from benchmarks.samples import compare_steps
-from benchmarks.speed import (
+from benchmarks.runtime.bandwidth import bandwidth
+from benchmarks.runtime.llama import check_llama
+from benchmarks.runtime.samples import compare_steps
+from benchmarks.runtime.speed import (
     Peers,
     Workload,
     compare_contexts,

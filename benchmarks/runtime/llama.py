@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-from benchmarks.contenders import Job, Loaded, timed
 from benchmarks.measure import Lap, Stopwatch
+from benchmarks.runtime.contenders import Job, Loaded, timed
 from magistral_mlx.errors import OptionError
 
 SERVER = "llama-server"

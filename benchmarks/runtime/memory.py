@@ -13,8 +13,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from benchmarks.lengths import times_as_long
 from benchmarks.measure import OURS, Comparison, Finding, Lap, Stopwatch, interleave
+from benchmarks.runtime.lengths import times_as_long
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint
 from magistral_mlx.demo.problems import ARITHMETIC, held_out_problems, is_correct
@@ -217,7 +217,7 @@ def footprint(
     """Raises OptionError where the reply fails."""
     report(f"{title}: one reply in a process of its own")
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.footprint", str(folder), str(max_tokens)],
+        [sys.executable, "-m", "benchmarks.runtime.footprint", str(folder), str(max_tokens)],
         cwd=ROOT,
         capture_output=True,
         text=True,

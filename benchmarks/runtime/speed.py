@@ -9,10 +9,10 @@ from tempfile import TemporaryDirectory
 import mlx.core as mx
 import numpy as np
 
-from benchmarks.contenders import Job, Loaded, Memory, mlx_lm, ours
-from benchmarks.lengths import times_as_long
-from benchmarks.llama import llama_cpp, llama_version
 from benchmarks.measure import OURS, Comparison, Finding, Lap, Run, Stopwatch, interleave
+from benchmarks.runtime.contenders import Job, Loaded, Memory, mlx_lm, ours
+from benchmarks.runtime.lengths import times_as_long
+from benchmarks.runtime.llama import llama_cpp, llama_version
 from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint
 from magistral_mlx.engine.magistral import Magistral
 from magistral_mlx.errors import MemoryLimitError, OptionError

@@ -11,7 +11,7 @@ import numpy as np
 
 import magistral_mlx as mm
 from benchmarks.measure import OURS, Comparison, Lap, Run, Stopwatch, interleave
-from benchmarks.speed import Workload
+from benchmarks.runtime.speed import Workload
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.engine.chat import result_of
 from magistral_mlx.generation.batch import BatchStepper, decode_rows

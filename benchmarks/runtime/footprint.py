@@ -1,4 +1,4 @@
-"""One reply in a process of its own: ``python -m benchmarks.footprint FOLDER MAX_TOKENS``.
+"""One reply in a process of its own: ``python -m benchmarks.runtime.footprint FOLDER MAX_TOKENS``.
 
 The last line on stdout is JSON: what was forecast, MLX's peak, and what the process held above its imports.
 """

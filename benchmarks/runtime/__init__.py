@@ -1,0 +1,1 @@
+"""Speed, memory and passes of the runtime beside its peers."""
