@@ -16,13 +16,18 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from benchmarks import convert, source
 from benchmarks.__main__ import main
 from benchmarks.commands.shared import typed
-from benchmarks.convert import check_space, different_tensors, output_bytes, tensor_digests
+from benchmarks.converter import convert, source
+from benchmarks.converter.convert import (
+    check_space,
+    different_tensors,
+    output_bytes,
+    tensor_digests,
+)
+from benchmarks.converter.source import source_bytes, write_source
 from benchmarks.measure import Lap, Stopwatch, circumstances, interleave, speedup, spread
 from benchmarks.runtime.speed import bytes_per_token, compare_turns
-from benchmarks.source import source_bytes, write_source
 from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.engine.load import load
@@ -224,7 +229,7 @@ def test_needs_on_one_disk_are_added_up(
 
 PEAK = """
 import json
-from benchmarks.contender import measured
+from benchmarks.converter.contender import measured
 before = bytes(range(256)) * (400 << 12)  # 400 MiB, at the peak of the imports
 del before
 print(json.dumps(measured(lambda: bytes(range(256)) * (200 << 12))))

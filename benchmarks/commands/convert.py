@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from benchmarks.commands.shared import FOLDER, json_option, peer_option, report, require, write
-from benchmarks.convert import Job, compare_source, compare_synthetic
+from benchmarks.converter.convert import Job, compare_source, compare_synthetic
 from benchmarks.measure import circumstances
 from benchmarks.synthetic import NARROW, TRUE_WIDTH
 from benchmarks.tables import show_conversions

@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from benchmarks.commands.shared import json_option, write
+from benchmarks.converter.search import time_search
 from benchmarks.measure import circumstances, spread
-from benchmarks.search import time_search
 from magistral_mlx.checkpoint.config import QuantFormat
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 import magistral_mlx as mm
-from benchmarks.contender import measured
+from benchmarks.converter.contender import measured
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 QUESTION = "How many r's are in strawberry?"

@@ -1,4 +1,4 @@
-"""One conversion in a process of its own: ``python -m benchmarks.contender WHO SOURCE TARGET BITS METHOD``.
+"""One conversion in a process of its own: ``python -m benchmarks.converter.contender WHO SOURCE TARGET BITS METHOD``.
 
 The last line on stdout is JSON: what it took. Only the standard library is imported before the contender's
 own modules, and what those take is not counted.

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contender import GROUP_SIZE
+from benchmarks.converter.contender import GROUP_SIZE
+from benchmarks.converter.source import source_bytes, write_source
 from benchmarks.measure import OURS, Comparison, Lap, Run, interleave
-from benchmarks.source import source_bytes, write_source
 from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.checkpoint.safetensors import Shard
@@ -229,7 +229,7 @@ def convert_once(
         command = [
             sys.executable,
             "-m",
-            "benchmarks.contender",
+            "benchmarks.converter.contender",
             name,
             str(source),
             str(target),
