@@ -8,10 +8,17 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from benchmarks import quality
 from benchmarks.__main__ import main
-from benchmarks.quality import Ratio, Scores, make_reference, reference_of, score
-from benchmarks.quality_text import OURS, Texts, conversations, demo_texts, our_texts, texts_of_file
+from benchmarks.quality.scores import Ratio, Scores, make_reference, reference_of, score
+from benchmarks.quality.scores import scores as quality
+from benchmarks.quality.texts import (
+    OURS,
+    Texts,
+    conversations,
+    demo_texts,
+    our_texts,
+    texts_of_file,
+)
 from magistral_mlx.convert.calibration.corpus import BETWEEN_PARTS, BETWEEN_TEXTS, TEXTS
 from magistral_mlx.errors import OptionError
 from magistral_mlx.tokenizer.tekken import Tokenizer
@@ -62,7 +69,7 @@ def test_scores_are_those_in_float64(
     pair: tuple[Path, Path, reference.Array, reference.Array],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("benchmarks.quality_logits.ROWS", rows)
+    monkeypatch.setattr("benchmarks.quality.logits.ROWS", rows)
     one, other, p, q = pair
     found = score(other, TINY, make_reference(one, TINY, report=silent), report=silent)
     targets = IDS[:, 1:][SOME >= 0][:, None]

@@ -7,11 +7,11 @@ import click
 
 from benchmarks.commands.shared import json_option, plot_option, plot_results, report, write_results
 from benchmarks.measure import circumstances
-from benchmarks.quality import reference_of, score
-from benchmarks.quality_answers import exact_answers
-from benchmarks.quality_candidates import METHODS, Conversions, Findings, candidates
+from benchmarks.quality.answers import exact_answers
+from benchmarks.quality.candidates import METHODS, Conversions, Findings, candidates
+from benchmarks.quality.scores import reference_of, score
+from benchmarks.quality.texts import demo_texts, our_texts, texts_of_file
 from benchmarks.quality_table import show_quality
-from benchmarks.quality_text import demo_texts, our_texts, texts_of_file
 from magistral_mlx import demo
 from magistral_mlx.checkpoint.folder import open_checkpoint, resolve
 from magistral_mlx.errors import OptionError

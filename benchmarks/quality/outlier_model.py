@@ -1,4 +1,4 @@
-"""Train a small model with outlier channels like a large one's: `python -m benchmarks.outlier_model --out DIR`.
+"""Train a small model with outlier channels like a large one's: `python -m benchmarks.quality.outlier_model --out DIR`.
 
 In large models a few channels of what comes into q, k and v have hundreds of times the mean square of the others,
 and that is where weighted quantization gains. A short training makes none, so this one begins with them: a few
@@ -147,7 +147,9 @@ def save(out: Path, model: Transformer) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.outlier_model", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality.outlier_model", description=__doc__
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -157,7 +159,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    use_openblas("benchmarks.outlier_model")
+    use_openblas("benchmarks.quality.outlier_model")
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     write_tokenizer(out / "tekken.json")

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality import Ratio, Report, Scores
-from benchmarks.quality_text import Texts
+from benchmarks.quality.scores import Ratio, Report, Scores
+from benchmarks.quality.texts import Texts
 from magistral_mlx.checkpoint.folder import open_checkpoint
 
 ALL = "all"  # parts together

@@ -19,8 +19,8 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.quality_logits import layers_then_inputs, logits_of, open_streamed
-from benchmarks.quality_text import Texts
+from benchmarks.quality.logits import layers_then_inputs, logits_of, open_streamed
+from benchmarks.quality.texts import Texts
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.convert.calibration.corpus import digest
 from magistral_mlx.convert.calibration.statistics import from_file, to_bytes

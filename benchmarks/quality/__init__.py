@@ -1,0 +1,1 @@
+"""Divergence of quantized checkpoints from their source."""
