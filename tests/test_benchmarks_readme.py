@@ -8,7 +8,7 @@ import click
 import pytest
 
 from benchmarks.__main__ import benchmarks
-from benchmarks.predict import CHIPS, counted_drafting, predict
+from benchmarks.macs.predict import CHIPS, counted_drafting, predict
 from benchmarks.reasoning.tasks import TASKS
 from tests.stated_answers import INTEGERS, LETTERS, TRACED_INTEGERS, TRACED_LETTERS
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import mac_check as module
 from benchmarks.__main__ import main
-from benchmarks.claims import Machine, Range, claims, judge
-from benchmarks.mac_check import drafting, is_magistral_small, joined, measure_model, this_mac
-from benchmarks.predict import CHIPS
+from benchmarks.macs import mac_check as module
+from benchmarks.macs.claims import Machine, Range, claims, judge
+from benchmarks.macs.mac_check import drafting, is_magistral_small, joined, measure_model, this_mac
+from benchmarks.macs.predict import CHIPS
 from benchmarks.runtime.speed import Workload
 from benchmarks.synthetic import NARROW, write_slice
 from magistral_mlx.checkpoint.folder import open_checkpoint

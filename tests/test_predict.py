@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.predict import CHIPS, flops_per_token, predict, weights_bytes
+from benchmarks.macs.predict import CHIPS, flops_per_token, predict, weights_bytes
 from benchmarks.synthetic import TRUE_WIDTH
 
 BY_NAME = {chip.name: chip for chip in CHIPS}

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from benchmarks.claims import Judgement, claims, judge
 from benchmarks.commands.shared import json_option, report, require, write
-from benchmarks.mac_check import (
+from benchmarks.macs.claims import Judgement, claims, judge
+from benchmarks.macs.mac_check import (
     drafting,
     is_magistral_small,
     measure_machine,

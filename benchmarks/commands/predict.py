@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from benchmarks.commands.shared import json_option
-from benchmarks.predict import CHIPS, as_dict, counted_drafting, predict
+from benchmarks.macs.predict import CHIPS, as_dict, counted_drafting, predict
 from benchmarks.tables_counted import show_predictions
 
 

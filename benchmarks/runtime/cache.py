@@ -10,8 +10,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from benchmarks.macs.predict import Range
 from benchmarks.measure import OURS, Comparison, Lap, Stopwatch, interleave
-from benchmarks.predict import Range
 from benchmarks.synthetic import TRUE_WIDTH
 from magistral_mlx.model.cache_file import HASHERS, load_cache, save_cache
 from magistral_mlx.model.kv_cache import KVCache

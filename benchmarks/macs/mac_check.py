@@ -11,7 +11,7 @@ from statistics import median
 import mlx.core as mx
 import numpy as np
 
-from benchmarks.claims import REPLIES, ROWS, SHORT_PROMPT, SOONER, Machine
+from benchmarks.macs.claims import REPLIES, ROWS, SHORT_PROMPT, SOONER, Machine
 from benchmarks.measure import OURS, Lap, chip_name, interleave, memory_bytes
 from benchmarks.runtime.cache import OPEN, OPEN_COLD, compare_files
 from benchmarks.runtime.contenders import Job, mlx_lm

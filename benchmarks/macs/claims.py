@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from benchmarks.predict import CHIPS, Chip, Range, counted_drafting, predict
+from benchmarks.macs.predict import CHIPS, Chip, Range, counted_drafting, predict
 from benchmarks.runtime.cache import OPENED
 from benchmarks.runtime.drafting import M4_PRO
 from magistral_mlx.model.mac_table import mac_budget_bytes

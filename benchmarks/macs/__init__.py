@@ -1,0 +1,1 @@
+"""Predictions for Macs and their check."""
