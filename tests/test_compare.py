@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.compare import compare, differences, figures
 from benchmarks.measure import OURS, Comparison, Lap
+from benchmarks.report.compare import compare, differences, figures
 from magistral_mlx.errors import OptionError
 
 RESULTS = sorted((Path(__file__).parent.parent / "benchmarks" / "results").glob("*.json"))

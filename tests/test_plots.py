@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.commands.everything import machine_name
-from benchmarks.drawing import short
-from benchmarks.plots import draw
+from benchmarks.report.drawing import short
+from benchmarks.report.plots import draw
 
 FACTS = {"chip": "x", "cores": 2, "versions": {"mlx": "1"}, "at": "2026-01-02T03"}
 OURS = "magistral-mlx"
@@ -83,7 +83,7 @@ def test_every_picture_is_drawn_in_both_forms(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr("benchmarks.plots.DPI", 20)
+    monkeypatch.setattr("benchmarks.report.plots.DPI", 20)
     files = draw([speed(), memory(), quality(), reasoning()], tmp_path / "pictures")
     assert len(files) == 8
     for file in files:
@@ -99,7 +99,7 @@ def test_every_picture_is_drawn_in_both_forms(
 
 def test_a_curve_s_last_step_that_gains_nothing_is_left_out() -> None:
     pytest.importorskip("matplotlib")
-    from benchmarks.pictures import budget_figure, speed_figure
+    from benchmarks.report.pictures import budget_figure, speed_figure
 
     (axes,) = budget_figure([reasoning()]).axes
     assert list(axes.lines[0].get_xdata()) == [64, 96]

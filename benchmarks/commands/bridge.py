@@ -7,8 +7,8 @@ import click
 
 from benchmarks.commands.shared import json_option, write
 from benchmarks.measure import circumstances
+from benchmarks.report.tables import show_felt
 from benchmarks.runtime.bridge import feel
-from benchmarks.tables import show_felt
 
 
 @click.command()

@@ -7,8 +7,8 @@ import click
 
 from benchmarks.commands.shared import json_option, report, write_results
 from benchmarks.measure import circumstances
+from benchmarks.report.tables_counted import show_budgets
 from benchmarks.runtime.budget import at_line_ends, counts, traces
-from benchmarks.tables_counted import show_budgets
 from magistral_mlx.engine.load import load
 
 

@@ -7,8 +7,8 @@ import click
 
 from benchmarks.commands.shared import FOLDER, json_option, report, write
 from benchmarks.measure import circumstances
+from benchmarks.report.tables import show_cache_files
 from benchmarks.runtime.cache import TOKENS, Prediction, compare_files
-from benchmarks.tables import show_cache_files
 
 
 @click.command()

@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from benchmarks.commands.shared import json_option, report, write_file
-from benchmarks.compare import compare as compare_results
-from benchmarks.compare import differences, only_in_one
-from benchmarks.tables_counted import show_changes
+from benchmarks.report.compare import compare as compare_results
+from benchmarks.report.compare import differences, only_in_one
+from benchmarks.report.tables_counted import show_changes
 from magistral_mlx.errors import OptionError
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)

@@ -9,8 +9,8 @@ import click
 from benchmarks.commands.shared import FOLDER, json_option, peer_option, report, require, write
 from benchmarks.converter.convert import Job, compare_source, compare_synthetic
 from benchmarks.measure import circumstances
+from benchmarks.report.tables import show_conversions
 from benchmarks.synthetic import NARROW, TRUE_WIDTH
-from benchmarks.tables import show_conversions
 from magistral_mlx.convert.recipe.options import METHODS
 from magistral_mlx.errors import OptionError
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 
 from benchmarks.commands.shared import json_option, report
+from benchmarks.report.tables_counted import show_drafting
 from benchmarks.runtime.drafting import TABLES, count_all, scripted, traces
-from benchmarks.tables_counted import show_drafting
 from magistral_mlx.engine.load import load
 
 

@@ -8,7 +8,7 @@ import click
 
 from benchmarks.commands.shared import check_file, check_folder, report, require, typed, write_file
 from benchmarks.measure import chip_name, circumstances
-from benchmarks.plots import check_matplotlib, draw
+from benchmarks.report.plots import check_matplotlib, draw
 from magistral_mlx.errors import OptionError
 
 # With a peer where one is asked for, or not; and what else they are asked for.

@@ -8,9 +8,9 @@ import click
 
 from benchmarks.commands.shared import json_option, peer_option, require, write
 from benchmarks.measure import circumstances
+from benchmarks.report.tables_counted import show_graphs
 from benchmarks.runtime.graph import compare_graphs
 from benchmarks.synthetic import NARROW, write_slice
-from benchmarks.tables_counted import show_graphs
 
 
 @click.command()

@@ -14,9 +14,9 @@ from benchmarks.macs.mac_check import (
     this_mac,
 )
 from benchmarks.measure import circumstances
+from benchmarks.report.tables_counted import show_judgements
 from benchmarks.runtime.speed import Workload
 from benchmarks.synthetic import TRUE_WIDTH
-from benchmarks.tables_counted import show_judgements
 from magistral_mlx.checkpoint.folder import open_checkpoint, resolve
 from magistral_mlx.errors import OptionError
 

@@ -18,9 +18,9 @@ from benchmarks.commands.shared import (
     written,
 )
 from benchmarks.measure import circumstances
+from benchmarks.report.tables import show_memory
 from benchmarks.runtime.memory import Prefills, answers, compare_caches, footprint
 from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
-from benchmarks.tables import show_memory
 from magistral_mlx.checkpoint.folder import resolve
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.errors import OptionError

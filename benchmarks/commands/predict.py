@@ -7,7 +7,7 @@ import click
 
 from benchmarks.commands.shared import json_option
 from benchmarks.macs.predict import CHIPS, as_dict, counted_drafting, predict
-from benchmarks.tables_counted import show_predictions
+from benchmarks.report.tables_counted import show_predictions
 
 
 @click.command("predict")

@@ -11,7 +11,7 @@ from benchmarks.quality.answers import exact_answers
 from benchmarks.quality.candidates import METHODS, Conversions, Findings, candidates
 from benchmarks.quality.scores import reference_of, score
 from benchmarks.quality.texts import demo_texts, our_texts, texts_of_file
-from benchmarks.quality_table import show_quality
+from benchmarks.report.quality_table import show_quality
 from magistral_mlx import demo
 from magistral_mlx.checkpoint.folder import open_checkpoint, resolve
 from magistral_mlx.errors import OptionError

@@ -15,7 +15,7 @@ from benchmarks.reasoning.rows import read_dataset
 from benchmarks.reasoning.sandbox import Sandbox, find_sandbox
 from benchmarks.reasoning.score import against_budget, score
 from benchmarks.reasoning.tasks import TASKS, Task, demo_rows, problems_of
-from benchmarks.tables_counted import show_reasoning
+from benchmarks.report.tables_counted import show_reasoning
 from magistral_mlx.engine.load import load
 from magistral_mlx.errors import OptionError
 from magistral_mlx.generation.sampling import SamplingParams

@@ -9,9 +9,9 @@ import click
 from benchmarks.commands.shared import json_option, report, write_results
 from benchmarks.commands.speed import QUESTIONS, QUICK, WHOLE
 from benchmarks.measure import circumstances
+from benchmarks.report.tables import show_samples
 from benchmarks.runtime.samples import compare_steps, count_passes, hold
 from benchmarks.synthetic import NARROW, write_slice
-from benchmarks.tables import show_samples
 from magistral_mlx.demo import demo_checkpoint
 
 

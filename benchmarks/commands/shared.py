@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import click
 
-from benchmarks.plots import check_matplotlib, draw
+from benchmarks.report.plots import check_matplotlib, draw
 from magistral_mlx.durable import check_writable, replacing, write_all
 from magistral_mlx.errors import OptionError
 

@@ -18,6 +18,7 @@ from benchmarks.commands.shared import (
     written,
 )
 from benchmarks.measure import Comparison, Finding, circumstances
+from benchmarks.report.tables import show_findings, show_speeds
 from benchmarks.runtime.bandwidth import bandwidth
 from benchmarks.runtime.llama import check_llama
 from benchmarks.runtime.samples import compare_steps
@@ -32,7 +33,6 @@ from benchmarks.runtime.speed import (
     workloads,
 )
 from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
-from benchmarks.tables import show_findings, show_speeds
 from magistral_mlx.checkpoint.folder import open_checkpoint, resolve
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.engine.load import load

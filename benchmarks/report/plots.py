@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pictures import PICTURES
+from benchmarks.report.pictures import PICTURES
 from magistral_mlx.errors import OptionError
 
 DPI = 160

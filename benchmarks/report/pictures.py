@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.drawing import COLOURS, MARKS, across, note, panels
 from benchmarks.measure import OURS
+from benchmarks.report.drawing import COLOURS, MARKS, across, note, panels
 from benchmarks.synthetic import FORMAT
 from magistral_mlx.model.mac_table import MAC_GB, MAGISTRAL_SMALL, mac_budget_bytes
 from magistral_mlx.model.memory import make_plan, packed_bytes

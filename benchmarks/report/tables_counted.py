@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.compare import Change
 from benchmarks.macs.claims import Judgement
 from benchmarks.macs.predict import CHECK, Prediction
 from benchmarks.measure import OURS
+from benchmarks.report.compare import Change
+from benchmarks.report.tables import RATIO, as_text, new_table, show
 from benchmarks.runtime.budget import SHARES
 from benchmarks.runtime.graph import GraphComparison
-from benchmarks.tables import RATIO, as_text, new_table, show
 
 
 def show_graphs(comparison: GraphComparison) -> None:
