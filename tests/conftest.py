@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 from magistral_mlx.checkpoint.config import ModelConfig
-from tests.tiny import make_config, make_weights, write_checkpoint
+from tests.support.tiny import make_config, make_weights, write_checkpoint
 
 # CI's Mac runs the suite on its CPU stream: MAGISTRAL_TEST_DEVICE=cpu. Left unset, MLX's own default.
 if os.environ.get("MAGISTRAL_TEST_DEVICE") == "cpu":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from magistral_mlx.paths import cache_dir
+from magistral_mlx.files import cache_dir
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from magistral_mlx import __main__ as group
 from magistral_mlx import bridge
 from magistral_mlx.tokenizer.reasoning import ToolCall
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 COMMANDS = [

@@ -6,164 +6,148 @@ import subprocess
 import sys
 import tomllib
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 
-# A module and the modules of the runtime it may import; a new file gets its row.
+# A room, or a file at the top of the package, and what it may import. A new room gets its row.
 MAY_IMPORT = {
     "errors": "",
-    "paths": "errors",
-    "durable": "",
-    "reasoning": "",
-    "config": "errors",
-    "sampling": "errors",
-    "content": "errors",
-    "tool_calls": "content errors reasoning",
-    "messages": "content errors reasoning tool_calls",
-    "release": "errors messages reasoning record safetensors_header",
-    "tokenizer": "content errors messages reasoning release tool_calls",
-    "safetensors_header": "errors",
-    "remote": "errors",
-    "hub": "errors remote",
-    "cache": "config errors",
-    "device": "errors",
-    "memory": "config device errors checkpoint",
-    "mac_table": "config errors memory",
-    "model": "config cache",
-    "multimodal": "errors safetensors_header",
-    "record": "errors safetensors_header",
-    "checkpoint": "config errors safetensors_header hub remote multimodal record",
-    "cache_file": "cache config durable errors safetensors_header",
-    "loader": "checkpoint config errors model",
-    "drafting": "",
-    "decoding": "cache drafting errors sampling model",
-    "row_costs": "cache config decoding drafting model paths sampling",
-    "draft_model": "cache config decoding model sampling",
-    "speculation": "checkpoint draft_model drafting errors loader memory model row_costs sampling tokenizer",
-    "looping": "",
-    "budget": "errors sampling tokenizer",
-    "reply": "budget looping reasoning sampling tokenizer",
-    "past": "cache cache_file config errors",
-    "shared_cache": "cache",
-    "batch": "errors model sampling shared_cache",
-    "single": "decoding model past reasoning reply sampling speculation tokenizer",
-    "several": "batch cache config decoding errors memory model past reply sampling shared_cache tokenizer",
-    "conversation": "errors memory past paths reasoning reply sampling tool_calls",
-    "magistral": "cache_file checkpoint config conversation errors memory model past paths reasoning reply sampling "
-    "several single speculation tokenizer",
-    "api": "checkpoint conversation demo device errors loader magistral memory paths reasoning speculation tokenizer",
-    "failures": "errors",
-    "plain": "errors failures",
-    "events": "failures memory reasoning reply tool_calls",
-    "event_schema": "events",
-    "channel": "events failures",
-    "owner": "channel events failures",
-    "resident": "api channel checkpoint demo device errors events failures magistral memory plain reasoning reply "
-    "sampling tool_calls",
-    "hosted": "channel events failures owner resident",
-    "bridge": "checkpoint errors hosted memory plain reasoning resident sampling",
-    "window": "",
-    "trace_window": "reasoning window",
-    "markdown": "reasoning window",
-    "display": "markdown reasoning reply trace_window window",
-    "entry": "errors",
-    "session": "conversation display entry errors magistral reply sampling",
-    "command_line": "errors",
-    "console": "api cache_file command_line display magistral reasoning sampling",
-    "generate": "command_line console display errors reasoning reply sampling",
-    "chat": "command_line console conversation display entry errors paths reasoning sampling session",
-    "plan": "checkpoint command_line console demo mac_table memory",
-    "__main__": "command_line",
-    "__init__": "api conversation errors magistral reasoning reply sampling",
-    "demo.__init__": "checkpoint convert paths",
-    "demo.phrases": "",
-    "demo.problems": "demo",
-    "demo.examples": "demo",
-    "demo.train": "checkpoint config conversation demo loader model",
+    "streams": "errors",
+    "files": "errors",
+    "checkpoint": "errors files streams",
+    "tokenizer": "checkpoint errors files",
+    "model": "checkpoint errors files streams",
+    "generation": "checkpoint errors files model streams tokenizer",
+    "demo": "checkpoint convert errors files",  # convert: the embedded model is converted on first use
+    "engine": "checkpoint demo errors files generation model streams tokenizer",
+    "serving": "checkpoint demo engine errors files generation model streams tokenizer",
+    "terminal": "checkpoint engine errors files generation model streams tokenizer",
+    "training": "checkpoint errors files generation model streams tokenizer",
 }
-CONVERTER_MAY_IMPORT = (
-    "__version__ cache checkpoint command_line config decoding device durable errors loader mac_table memory messages "
-    "model multimodal reasoning record release remote reply safetensors_header sampling tokenizer"
+DOORS = {"__init__", "__main__", "bridge", "chat", "generate", "plan"}
+CONVERTER_MAY_IMPORT = {
+    "packing": "",
+    "threads": "",
+    "progress": "",
+    "source": "packing progress threads",
+    "recipe": "packing source",
+    "calibration": "packing progress recipe source threads",
+    "methods": "calibration packing progress recipe source threads",
+    "output": "calibration methods packing progress recipe source threads",
+    "pipeline": "calibration methods output packing progress recipe source threads",
+    "verification": "calibration methods output packing progress recipe source threads",
+}
+CONVERTER_DOORS = {"__init__", "__main__", "verify"}
+RUNTIME_FOR_CONVERTER = (
+    "__init__ checkpoint errors files generation model streams terminal tokenizer"
 )
-DEMO_FILES = {"magistral_mlx/demo/examples.py", "magistral_mlx/demo/train.py"}
-COMMAND_LINES = ("command_line", "console", "generate", "chat", "plan", "__main__")
-CLICK_FILES = {f"magistral_mlx/{name}.py" for name in COMMAND_LINES} | {
-    "convert/__main__.py",
-    "convert/verify.py",
-}
-THIRD_PARTY = {  # package -> the files that may import it
-    "mistral_common": {
-        "magistral_mlx/tokenizer.py",
-        "convert/export.py",
-        "magistral_mlx/demo/examples.py",
-        "magistral_mlx/demo/train.py",
-    },
-    "huggingface_hub": {"magistral_mlx/hub.py", "magistral_mlx/remote.py"},
-    "click": CLICK_FILES,
-    "transformers": {"convert/export.py"},
-    "tokenizers": {"convert/parity.py"},
-    "jinja2": {"convert/parity.py"},
-    "rich": {"magistral_mlx/markdown.py", "magistral_mlx/trace_window.py", "convert/bar.py"},
-    "markdown_it": {"magistral_mlx/markdown.py"},
-    "prompt_toolkit": {"magistral_mlx/entry.py"},
-    "mlx_lm": set(),
+THIRD_PARTY = {  # package -> the rooms and files that may import it
+    "mistral_common": "magistral_mlx.tokenizer magistral_mlx.training.demo magistral_mlx.convert.output.export",
+    "huggingface_hub": "magistral_mlx.checkpoint.hub_api magistral_mlx.checkpoint.hub_cache",
+    "click": "magistral_mlx.terminal magistral_mlx.generate magistral_mlx.chat magistral_mlx.plan "
+    "magistral_mlx.__main__ magistral_mlx.convert.__main__ magistral_mlx.convert.verify",
+    "transformers": "magistral_mlx.convert.output.export",
+    "tokenizers": "magistral_mlx.convert.verification.parity",
+    "jinja2": "magistral_mlx.convert.verification.parity",
+    "rich": "magistral_mlx.terminal magistral_mlx.convert.progress",
+    "markdown_it": "magistral_mlx.terminal.markdown",
+    "prompt_toolkit": "magistral_mlx.terminal.prompt",
+    "mlx_lm": "",
 }
 
 
+@cache
 def modules() -> dict[str, Path]:
-    package = ROOT / "magistral_mlx"
-    return {
-        ".".join(p.relative_to(package).with_suffix("").parts): p
-        for p in sorted(package.rglob("*.py"))
-    }
+    """Every module of the package by its dotted name, the converter's included."""
+    files = [*(ROOT / "magistral_mlx").rglob("*.py"), *(ROOT / "convert").rglob("*.py")]
+    found = {}
+    for path in files:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[:2] != ("magistral_mlx", "convert"):
+            parts = ("magistral_mlx", *parts) if parts[0] == "convert" else parts
+            found[".".join(parts)] = path
+    return found
 
 
 @cache
 def imported(path: Path) -> set[str]:
-    """Every module a file imports, at any depth."""
+    """Every module a file imports, at any depth; ``from a import b`` is ``a.b`` where that is a module."""
     names: set[str] = set()
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            names |= (
-                {node.module or ""}
-                if node.module != "magistral_mlx"
-                else {f"magistral_mlx.{a.name}" for a in node.names}
-            )
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} has a relative import; write the whole name"
+            module = node.module or ""
+            inner = {f"{module}.{alias.name}" for alias in node.names}
+            names |= (inner & set(modules())) or {module}
     return names
 
 
-@pytest.mark.parametrize("module", modules())
+def ours(module: str) -> set[str]:
+    """The modules of the package that a module imports; a package counts as its ``__init__``."""
+    known = modules()
+    names = {name for name in imported(known[module]) if name.split(".")[0] == "magistral_mlx"}
+    return {name if name in known else f"{name}.__init__" for name in names}
+
+
+def room(module: str) -> str:
+    """Return the room of a dotted module name, or the file's name at the top of a package."""
+    parts = module.split(".")
+    return parts[2] if parts[1] == "convert" else parts[1]
+
+
+def is_converter(module: str) -> bool:
+    return module.split(".")[1] == "convert"
+
+
+@pytest.mark.parametrize("module", [m for m in modules() if not is_converter(m)])
 def test_the_runtime_imports_downwards_only(module: str) -> None:
-    assert module in MAY_IMPORT, f"{module} has no row in the import table"
-    ours = {
-        name.split(".")[1]
-        for name in imported(modules()[module])
-        if name.startswith("magistral_mlx.")
-    }
-    assert ours - {"__version__"} <= set(MAY_IMPORT[module].split())
+    if room(module) in DOORS:
+        assert module.count(".") == 1
+        return
+    assert room(module) in MAY_IMPORT, f"{room(module)} has no row in the table of rooms"
+    allowed = {room(module), *MAY_IMPORT[room(module)].split()}
+    assert {"convert" if is_converter(name) else room(name) for name in ours(module)} <= allowed
 
 
-def test_the_converter_never_imports_the_library() -> None:
-    for path in (ROOT / "convert").glob("*.py"):
-        ours = {name.split(".")[1] for name in imported(path) if name.startswith("magistral_mlx.")}
-        assert ours - {"convert"} <= set(CONVERTER_MAY_IMPORT.split()), path
+@pytest.mark.parametrize("module", [m for m in modules() if is_converter(m)])
+def test_the_converter_imports_downwards_only(module: str) -> None:
+    if room(module) in CONVERTER_DOORS:
+        return
+    assert room(module) in CONVERTER_MAY_IMPORT, f"{room(module)} has no row in the table of rooms"
+    inside = {room(name) for name in ours(module) if is_converter(name)}
+    assert inside <= {room(module), *CONVERTER_MAY_IMPORT[room(module)].split()}
+
+
+@pytest.mark.parametrize("module", [m for m in modules() if is_converter(m)])
+def test_the_converter_never_imports_the_engine(module: str) -> None:
+    outside = {room(name) for name in ours(module) if not is_converter(name)}
+    assert outside <= set(RUNTIME_FOR_CONVERTER.split())
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    graph = {module: ours(module) for module in modules()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
+
+
+def test_nobody_imports_a_door() -> None:
+    doors = {f"magistral_mlx.{door}" for door in DOORS - {"__init__"}}
+    doors |= {f"magistral_mlx.convert.{door}" for door in CONVERTER_DOORS - {"__init__"}}
+    for module in modules():
+        assert not ours(module) & doors, module
 
 
 @pytest.mark.parametrize("package", THIRD_PARTY)
-def test_third_parties_stay_in_their_room(package: str) -> None:
-    files = [*(ROOT / "magistral_mlx").rglob("*.py"), *(ROOT / "convert").glob("*.py")]
-    users = {
-        str(p.relative_to(ROOT))
-        for p in files
-        if any(n.split(".")[0] == package for n in imported(p))
-    }
-    assert users <= THIRD_PARTY[package]
+def test_third_parties_have_one_home(package: str) -> None:
+    homes = THIRD_PARTY[package].split()
+    for module, path in modules().items():
+        if any(name.split(".")[0] == package for name in imported(path)):
+            assert any(f"{module}.".startswith(f"{home}.") for home in homes), module
 
 
 def test_no_public_function_is_named_after_a_submodule() -> None:
@@ -174,14 +158,13 @@ def test_no_public_function_is_named_after_a_submodule() -> None:
 
 def test_packages_and_data_in_pyproject_are_those_on_disk() -> None:
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    found = {"magistral_mlx.convert"} | {
-        str(p.parent.relative_to(ROOT)).replace("/", ".")
-        for p in (ROOT / "magistral_mlx").rglob("__init__.py")
-    }
-    assert set(tool["packages"]) == found
-    for package, patterns in tool["package-data"].items():
-        folder = ROOT / tool["package-dir"].get(package, package.replace(".", "/"))
+    found = {name.removesuffix(".__init__") for name in modules() if name.endswith(".__init__")}
+    assert set(tool["packages"]) == {name for name in found if "training" not in name}
+    for package in tool["packages"]:
+        folder = ROOT / package.replace(".", "/")
         data = {p for p in folder.iterdir() if p.is_file() and p.suffix not in (".py", ".pyc")}
+        data -= {folder / "README.md"}
+        patterns = tool["package-data"].get(package, [])
         assert data == {p for pattern in patterns for p in folder.glob(pattern)}, package
 
 

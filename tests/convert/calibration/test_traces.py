@@ -1,0 +1,142 @@
+"""Calibration on what the model writes itself: the same replies however a conversion ends, kept beside the weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from magistral_mlx.checkpoint.folder import open_checkpoint
+from magistral_mlx.convert import Options, converting, prepare
+from magistral_mlx.convert.calibration import choose as calibration
+from magistral_mlx.convert.calibration import traces
+from magistral_mlx.convert.calibration.corpus import WINDOW, questions
+from magistral_mlx.convert.calibration.traces import FILE, Traces
+from magistral_mlx.convert.output.staging import TRACES
+from magistral_mlx.convert.verify import main as verify
+from magistral_mlx.engine.chat import result_of
+from magistral_mlx.errors import CheckpointError, ConversionError, MemoryLimitError
+from magistral_mlx.generation.sampling import SamplingParams
+from magistral_mlx.model import memory
+from magistral_mlx.tokenizer.tekken import Tokenizer
+from tests.support.sources import content, convert_quickly, write_hf
+from tests.support.tekken import write_tekken
+
+SELF = Options(q_method="importance", calibration="self", tokenizer_json=False)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_hf(tmp_path_factory.mktemp("source") / "hf")
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traces, "SAMPLING", SamplingParams(think_budget=12, max_tokens=20))
+    monkeypatch.setattr(calibration, "WINDOWS", {"importance": 2, "gptq": 2})
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / FILE).read_text("utf-8").splitlines()]
+
+
+@pytest.mark.slow
+def test_replies_to_our_questions_are_kept_with_the_checkpoint_and_change_it(
+    source: Path, tmp_path: Path
+) -> None:
+    result_of(converting(source, tmp_path / "one", SELF))
+    convert_quickly(source, tmp_path / "built-in", q_method="importance")
+    written = lines(tmp_path / "one")
+    assert [line["question"] for line in written] == questions()[: len(written)]
+    assert [line["seed"] for line in written] == list(range(len(written)))
+    assert all(0 < len(line["ids"]) <= 20 for line in written)
+    assert not (tmp_path / "one.partial").exists()
+    ours, others = content(tmp_path / "one"), content(tmp_path / "built-in")
+    assert ours.keys() - others.keys() == {FILE}
+    assert any(ours[name] != others[name] for name in ours if name.endswith(".safetensors"))
+    options = json.loads(ours["magistral_mlx.json"])["options"]
+    assert options["calibration"]["origin"] == "self"
+    assert verify([str(tmp_path / "one"), "--hf-path", str(source)]) == 0
+    again = Traces(Tokenizer.from_folder(source), 2, None)
+    assert again.ids(again.read(tmp_path / "one" / FILE)) is not None
+    assert again.ids(again.read(tmp_path / "one" / FILE)[:-1]) is None
+
+
+def test_windows_hold_the_system_prompt_once_and_every_question_with_its_reply(
+    source: Path,
+) -> None:
+    tokenizer = Tokenizer.from_folder(source)
+    own = Traces(tokenizer, 2, None)
+    replies = [[5 + number, 2] for number in range(60)]
+    ids = own.ids(replies)
+    assert ids is not None
+    assert ids.shape == (2, WINDOW)
+    assert (np.array(ids)[:, 0] == tokenizer.bos_id).all()
+    expected = tokenizer.encode_chat(questions()[0])[1:] + replies[0]
+    flat = np.array(ids)[:, 1:].reshape(-1).tolist()
+    assert flat[: len(expected)] == expected
+    asked = flat[len(expected) :]
+    start, end = [identity for identity in expected if tokenizer.is_control(identity)][2:4]
+    assert asked[0] == start
+    assert tokenizer.decode(asked[1 : asked.index(end)]) == questions()[1]
+    assert asked[asked.index(end) + 1 :][:2] == replies[1]
+
+
+@pytest.mark.parametrize(
+    "cut", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(3, marks=pytest.mark.slow)]
+)
+@pytest.mark.slow
+def test_a_conversion_goes_on_after_the_last_whole_reply(
+    cut: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result_of(converting(source, tmp_path / "whole", SELF))
+    write, drawn = Traces._write, []
+
+    def failing(self: Traces, *arguments: object) -> dict[str, object]:
+        if len(drawn) == cut:
+            raise KeyboardInterrupt
+        drawn.append(arguments[-1])
+        return write(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Traces, "_write", failing)
+    with pytest.raises(KeyboardInterrupt):
+        result_of(converting(source, tmp_path / "out", SELF))
+    file = tmp_path / "out.partial" / TRACES / FILE
+    assert len(file.read_bytes().splitlines()) == cut
+    with file.open("ab") as end:
+        end.write(b'{"seed": %d, "ids": [1, 2' % cut)  # as a power failure leaves it
+    with pytest.raises(ConversionError, match=r"another calibration"):
+        prepare(
+            source, tmp_path / "out", Options(q_method="importance", tokenizer_json=False)
+        ).run().__next__()
+    drawn.clear()
+    monkeypatch.setattr(
+        Traces, "_write", lambda self, *rest: drawn.append(rest[-1]) or write(self, *rest)
+    )
+    result_of(converting(source, tmp_path / "out", SELF))
+    assert drawn == list(range(cut, len(lines(tmp_path / "out"))))
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_any_checkpoint_of_the_same_vocabulary_may_write(source: Path, tmp_path: Path) -> None:
+    convert_quickly(source, tmp_path / "8bit", q_bits=8, q_method="round")
+    options = Options(q_method="gptq", calibration=str(tmp_path / "8bit"), tokenizer_json=False)
+    result_of(converting(source, tmp_path / "out", options))
+    stated = json.loads((tmp_path / "out" / "magistral_mlx.json").read_text())["options"][
+        "calibration"
+    ]
+    assert stated["writer"] == open_checkpoint(tmp_path / "8bit").fingerprint()
+    write_tekken(tmp_path / "8bit", 512)
+    with pytest.raises(CheckpointError):
+        prepare(source, tmp_path / "other", options)
+
+
+def test_a_writer_that_does_not_fit_is_refused_before_any_work(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "budget_bytes", lambda memory_gb=None: 1000)
+    with pytest.raises(MemoryLimitError, match="may be used"):
+        prepare(source, tmp_path / "out", SELF)
+    assert not list(tmp_path.iterdir())

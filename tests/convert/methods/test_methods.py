@@ -1,0 +1,490 @@
+"""Conversions by importance and by GPTQ: rounding's files with other numbers in them, whole however they end."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.checkpoint.folder import open_checkpoint
+from magistral_mlx.checkpoint.safetensors import Shard
+from magistral_mlx.convert import Options, converting, verify_checkpoint
+from magistral_mlx.convert.__main__ import main
+from magistral_mlx.convert.calibration.corpus import built_in
+from magistral_mlx.convert.calibration.statistics import mean_squares
+from magistral_mlx.convert.output.staging import CALIBRATION
+from magistral_mlx.convert.packing import dequantize
+from magistral_mlx.convert.verification.checks import Check
+from magistral_mlx.engine.chat import result_of
+from magistral_mlx.errors import ConversionError, NumericsError, OptionError
+from magistral_mlx.model.loader import load_model
+from magistral_mlx.tokenizer.tekken import Tokenizer
+from tests.convert.output.test_resume import killed
+from tests.convert.pipeline.test_convert import mlx_lm_logits
+from tests.support.faults.killing import in_small_pieces
+from tests.support.sources import CONFIG, content, convert_quickly, write_hf
+from tests.support.tekken import write_tekken
+from tests.support.tiny import make_config, make_weights, write_checkpoint
+
+Array = NDArray[np.float64]
+METHODS = ("importance", "gptq")
+ONE_IS_SLOW = ("importance", pytest.param("gptq", marks=pytest.mark.slow))
+DOCUMENTS = {"magistral_mlx.json"}  # that differ from rounding's
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_hf(tmp_path_factory.mktemp("source") / "hf")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_pieces() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        in_small_pieces(patch.setattr)
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, source: Path) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("made")
+    for method in ("round", *METHODS):
+        convert_quickly(source, folder / method, q_method=method)
+    return {method: folder / method for method in ("round", *METHODS)}
+
+
+def weight(folder: Path, module: str) -> mx.array:
+    checkpoint = open_checkpoint(folder)
+    quant = checkpoint.formats[module]
+    assert quant is not None
+    parts = {"weight": checkpoint.read(f"{module}.weight", slice(None))}
+    for kind in ("scales", "biases"):
+        parts[kind] = checkpoint.read(f"{module}.{kind}", slice(None)).astype(mx.float32)
+    return dequantize(parts, quant, mx.float32)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_files_are_those_of_rounding_in_names_sizes_and_headers(
+    made: dict[str, Path], method: str
+) -> None:
+    ours, rounded = content(made[method]), content(made["round"])
+    assert {n: len(c) for n, c in ours.items() if n not in DOCUMENTS} == {
+        n: len(c) for n, c in rounded.items() if n not in DOCUMENTS
+    }
+    weights = {name for name in ours if name.endswith(".safetensors")}
+    assert len(weights) == 4
+    assert all(ours[name] != rounded[name] for name in weights)
+    assert all(ours[name] == rounded[name] for name in ours.keys() - weights - DOCUMENTS)
+    assert [(s.path.name, s.header_sha256) for s in open_checkpoint(made[method]).shards] == [
+        (s.path.name, s.header_sha256) for s in open_checkpoint(made["round"]).shards
+    ]
+
+
+def test_importance_is_the_default_up_to_5_bits(
+    tmp_path: Path, source: Path, made: dict[str, Path]
+) -> None:
+    convert_quickly(source, tmp_path / "out", q_method=None)
+    assert content(tmp_path / "out") == content(made["importance"])
+    assert [Options(q_bits=bits).method for bits in (2, 3, 4, 5, 6, 8, 16)] == [
+        "importance"
+    ] * 4 + ["round"] * 3
+    assert Options(q_mode="mxfp4").method == "round"
+    assert Options(recipe="8bit").method == "round"
+    assert Options(recipe="mixed_4_6").method == "importance"
+
+
+def inputs_of_layer_0(source: Path, windows: int) -> Array:
+    """What comes into q, k and v of the first layer, ``[tokens, columns]``, in float64."""
+    read = open_checkpoint(source).read
+    embedding, norm = (
+        np.array(read(f"{name}.weight", slice(None)).astype(mx.float32)).astype(np.float64)
+        for name in ("model.embed_tokens", "model.layers.0.input_layernorm")
+    )
+    rows = embedding[np.array(built_in(Tokenizer.from_folder(source), windows=windows)).reshape(-1)]
+    x: Array = rows / np.sqrt(np.square(rows).mean(axis=1, keepdims=True) + 1e-5) * norm
+    return x
+
+
+def off(source: Path, folder: Path, module: str) -> Array:
+    wanted = np.array(
+        open_checkpoint(source).read(f"{module}.weight", slice(None)).astype(mx.float32)
+    )
+    return np.array(weight(folder, module)).astype(np.float64) - wanted
+
+
+def test_the_report_has_the_errors_that_the_files_have(source: Path, made: dict[str, Path]) -> None:
+    record = json.loads((made["importance"] / "magistral_mlx.json").read_text())
+    report = record["report"]
+    assert report["tensors"].keys() == {
+        m for m, q in open_checkpoint(made["importance"]).formats.items() if q
+    }
+    squares = np.square(inputs_of_layer_0(source, 4)).mean(axis=0)
+    for module in ("model.layers.0.self_attn.k_proj", "model.layers.0.self_attn.v_proj"):
+        w = np.array(
+            open_checkpoint(source).read(f"{module}.weight", slice(None)).astype(mx.float32)
+        )
+        errors = [
+            (np.square(off(source, made[way], module)) @ squares).sum()
+            for way in ("round", "importance")
+        ]
+        found = report["tensors"][module]
+        signal = (np.square(w.astype(np.float64)) @ squares).sum()
+        assert [found["error_rounded"], found["error"]] == pytest.approx(
+            [e / signal for e in errors], rel=2e-3
+        )
+        assert found["outlier_ratio"] == pytest.approx(squares.max() / squares.mean(), rel=1e-3)
+    assert "outlier_ratio" not in report["tensors"]["model.embed_tokens"]  # it has no inputs
+    ratios = [t["error"] / t["error_rounded"] for t in report["tensors"].values()]
+    assert min(ratios) <= report["predicted_error_ratio"] <= max(ratios) < 1
+    rounded = json.loads((made["round"] / "magistral_mlx.json").read_text())
+    assert "report" not in rounded
+    assert "calibration" not in rounded["options"]
+
+
+def test_the_report_of_gptq_is_measured_with_inputs(source: Path, made: dict[str, Path]) -> None:
+    report = json.loads((made["gptq"] / "magistral_mlx.json").read_text())["report"]
+    assert "256 tokens" in report["error_is"]
+    x, module = (
+        inputs_of_layer_0(source, 16),
+        "model.layers.0.self_attn.v_proj",
+    )  # of an embedding not yet quantized
+    errors = [np.square(x @ off(source, made[way], module).T).sum() for way in ("round", "gptq")]
+    found = report["tensors"][module]
+    assert found["error"] / found["error_rounded"] == pytest.approx(errors[1] / errors[0], rel=0.25)
+
+
+def test_the_command_prints_the_gain(
+    tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--hf-path", str(source), "--mlx-path", str(tmp_path / "out"), "--no-tokenizer-json"]
+    assert main(flags) == 0
+    assert re.search(
+        r"error predicted: 0\.\d\d of rounding's; .* at \S+, \d+ times", capfd.readouterr().out
+    )
+    assert main([*flags, "--json"]) == 0
+    gain = json.loads(capfd.readouterr().out)["gain"]
+    assert 0 < gain["error_ratio"] < 1
+    assert gain["outliers_at"] in open_checkpoint(tmp_path / "out").formats.keys() - {
+        "model.embed_tokens"
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_verify_takes_what_is_written_and_finds_a_code_that_is_off(
+    tmp_path: Path, source: Path, made: dict[str, Path], method: str
+) -> None:
+    def rounding(folder: Path) -> Check:
+        return next(
+            check for check in verify_checkpoint(folder, source).checks if check.name == "rounding"
+        )
+
+    assert rounding(made[method]).passed
+    shutil.copytree(made[method], tmp_path / "out")
+    path = next(
+        path
+        for path in sorted((tmp_path / "out").glob("*.safetensors"))
+        if b"layers.1" in path.read_bytes()
+    )
+    damaged = bytearray(path.read_bytes())
+    kind, step = ("weight", 0x40) if method == "importance" else ("scales", 0x40)
+    entry = Shard.open(path).header[f"model.layers.1.mlp.up_proj.{kind}"]
+    at = int.from_bytes(damaged[:8], "little") + 8 + entry.begin + 1001
+    damaged[at] ^= step
+    path.write_bytes(damaged)
+    found = rounding(tmp_path / "out")
+    assert not found.passed
+    assert "model.layers.1.mlp.up_proj.weight" in found.detail
+    assert {"importance": "the search", "gptq": "GPTQ"}[method] in found.detail
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        *(
+            ("importance", {"q_bits": bits, "q_group_size": size})
+            for bits, size in ((2, 32), (3, 128), (5, 64), (8, 32))
+        ),
+        pytest.param("gptq", {"q_bits": 6, "q_group_size": 128}, marks=pytest.mark.slow),
+        pytest.param("gptq", {"recipe": "4bit-kv6"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_outputs_come_nearer_in_every_format(
+    tmp_path: Path, source: Path, method: str, options: dict[str, object]
+) -> None:
+    convert_quickly(source, tmp_path / "out", q_method=method, **options)
+    convert_quickly(source, tmp_path / "round", **options)
+    x, module = inputs_of_layer_0(source, 16), "model.layers.0.self_attn.v_proj"
+    found = [
+        np.square(x @ off(source, tmp_path / way, module).T).mean() for way in ("out", "round")
+    ]
+    assert found[0] < 0.97 * found[1]
+
+
+@pytest.mark.parametrize("method", ONE_IS_SLOW)
+def test_let_go_after_any_step_the_same_command_goes_on_to_the_same_bytes(
+    tmp_path: Path, source: Path, made: dict[str, Path], method: str
+) -> None:
+    options = Options(q_method=method, tokenizer_json=False)
+    count = 0
+    while not (tmp_path / "out").exists():
+        for steps_taken, _ in enumerate(steps := converting(source, tmp_path / "out", options)):
+            if steps_taken == 2 + count:
+                break
+        steps.close()
+        count += 1
+    assert count > 2
+    assert content(tmp_path / "out") == content(made[method])
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("method", ONE_IS_SLOW)
+def test_what_is_past_is_not_gone_through_again(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    options = Options(q_method=method, tokenizer_json=False)
+    steps = converting(source, tmp_path / "out", options)
+    while not any((tmp_path / "out.partial" / CALIBRATION).glob("*/layers-00001-*")):
+        next(steps)
+    steps.close()
+    seen: list[str] = []
+
+    def seeing(modules: Sequence[str], x: mx.array) -> mx.array:
+        seen.extend(modules)
+        return mean_squares(modules, x)
+
+    for module in ("calibrate", "sequential"):
+        monkeypatch.setattr(f"convert.{module}.mean_squares", seeing)
+    result_of(converting(source, tmp_path / "out", options))
+    assert seen[0] == "model.layers.1.self_attn.q_proj"
+    assert seen[-1] == "lm_head"
+
+
+@pytest.mark.parametrize("method", ONE_IS_SLOW)
+@pytest.mark.slow
+def test_killed_at_some_boundaries(
+    tmp_path: Path, source: Path, made: dict[str, Path], method: str
+) -> None:
+    counts = killed(source, made[method], tmp_path, "--method", method, "--boundaries", "2")
+    assert counts["killed"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_at_many_boundaries(
+    tmp_path: Path, source: Path, made: dict[str, Path], method: str
+) -> None:
+    counts = killed(source, made[method], tmp_path, "--method", method, "--boundaries", "30")
+    assert counts["killed"] == 30 < counts["boundaries"]
+
+
+@pytest.mark.parametrize("method", ONE_IS_SLOW)
+def test_another_method_or_calibration_is_refused_with_the_way_out(
+    tmp_path: Path, source: Path, method: str
+) -> None:
+    (tmp_path / "text").write_text(
+        "All the world's a stage, and all the men and women merely players. " * 40
+    )
+    options = Options(q_method=method, tokenizer_json=False)
+    steps = converting(source, tmp_path / "out", options)
+    while not any((tmp_path / "out.partial" / CALIBRATION).glob("*")):
+        next(steps)
+    steps.close()
+    before = os.listdir(tmp_path / "out.partial")
+    other = next(name for name in METHODS if name != method)
+    for way, changed in (
+        ({"q_method": other}, f"q_method: {method}, now {other}"),
+        ({"q_method": "round"}, f"q_method: {method}, now round"),
+        (
+            {"q_method": method, "calibration": str(tmp_path / "text")},
+            "calibration: built-in, now file",
+        ),
+    ):
+        with pytest.raises(
+            ConversionError, match=f"unfinished conversion with another ({changed}).*--force"
+        ):
+            convert_quickly(source, tmp_path / "out", **way)
+    assert os.listdir(tmp_path / "out.partial") == before
+    convert_quickly(
+        source, tmp_path / "out", force=True, calibration=str(tmp_path / "text"), q_method=method
+    )
+    stated = json.loads((tmp_path / "out" / "magistral_mlx.json").read_text())["options"][
+        "calibration"
+    ]
+    assert stated["origin"] == "file"
+    with pytest.raises(ConversionError, match="made with another calibration: file, now built-in"):
+        convert_quickly(source, tmp_path / "out", q_method=method)
+
+
+@pytest.mark.parametrize("method", ONE_IS_SLOW)
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "model.layers.1.mlp.up_proj",
+            mx.nan,
+            r"tensor 'model\.layers\.1\.mlp\.up_proj\.weight' holds NaN",
+        ),
+        (
+            "model.layers.1.mlp.up_proj",
+            3e38,
+            r"'model\.layers\.1\.mlp\.up_proj\.weight' (is so large|holds NaN)|down_proj holds NaN",
+        ),
+        (
+            "model.layers.0.input_layernorm",
+            mx.inf,
+            r"input of model\.layers\.0\.self_attn\.q_proj .* holds NaN",
+        ),
+    ],
+)
+def test_what_is_not_finite_is_named(
+    tmp_path: Path, method: str, name: str, value: float, message: str
+) -> None:
+    weights = make_weights(CONFIG, mx.bfloat16)
+    weights[f"{name}.weight"] = mx.full(weights[f"{name}.weight"].shape, value, mx.bfloat16)
+    with pytest.raises((ConversionError, NumericsError), match=message):
+        convert_quickly(write_hf(tmp_path / "hf", weights), tmp_path / "out", q_method=method)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\xff\xfe\x00", "is no text"),
+        (b"a few words", "is too short: .* at least 256"),
+    ],
+)
+def test_a_file_that_cannot_calibrate_is_refused_before_any_work(
+    tmp_path: Path, source: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "text").write_bytes(content)
+    with pytest.raises(OptionError, match=message):
+        convert_quickly(
+            source, tmp_path / "out", q_method="importance", calibration=str(tmp_path / "text")
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, source: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in (
+        ("pipe", "is no plain file"),
+        ("a" * 300, "cannot be read .File name too long"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            convert_quickly(
+                source, tmp_path / "out", q_method="importance", calibration=str(tmp_path / name)
+            )
+
+
+AWKWARD = {
+    "tied, D=192, d=80": make_config(
+        hidden_size=192,
+        intermediate_size=320,
+        head_dim=80,
+        num_layers=2,
+        vocab_size=1500,
+        tie_word_embeddings=True,
+    ),
+    "d=32, one layer": make_config(
+        hidden_size=64, intermediate_size=192, num_layers=1, vocab_size=1500
+    ),
+}
+
+
+@pytest.mark.parametrize("method", ONE_IS_SLOW)
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(c, id=name, marks=[] if "tied" in name else pytest.mark.slow)
+        for name, c in AWKWARD.items()
+    ],
+)
+@pytest.mark.slow
+def test_any_shape_of_this_architecture_is_converted_and_goes_on(
+    tmp_path: Path, config: ModelConfig, method: str
+) -> None:
+    folder = write_checkpoint(tmp_path / "hf", config, make_weights(config, mx.bfloat16))
+    write_tekken(folder, config.vocab_size)
+    convert_quickly(folder, tmp_path / "whole", q_method=method)
+    options = Options(q_method=method, tokenizer_json=False)
+    steps = converting(folder, tmp_path / "out", options)
+    for _ in range(2):
+        next(steps)
+    steps.close()
+    convert_quickly(folder, tmp_path / "out", q_method=method)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    convert_quickly(folder, tmp_path / "round")
+    ids = built_in(Tokenizer.from_folder(folder), windows=20)[16:]  # not calibrated on
+    wanted, rounded, found = (
+        result_of(load_model(open_checkpoint(tmp_path / name)))(ids)
+        for name in ("hf", "round", "out")
+    )
+    assert mx.square(found - wanted).mean() < mx.square(rounded - wanted).mean()
+
+
+@pytest.mark.parametrize("method", ["round", *ONE_IS_SLOW])
+def test_columns_that_no_group_divides_stay_floats_by_the_rule_in_the_message(
+    tmp_path: Path, method: str
+) -> None:
+    config = make_config(
+        head_dim=18, intermediate_size=64, num_layers=1, vocab_size=1500
+    )  # o_proj has 72 columns
+    folder = write_checkpoint(tmp_path / "hf", config, make_weights(config, mx.bfloat16))
+    write_tekken(folder, config.vocab_size)
+    with pytest.raises(ConversionError, match=r"o_proj[.]weight' has 72 columns") as refused:
+        convert_quickly(folder, tmp_path / "out", q_method=method)
+    rule = json.loads(str(refused.value).split("with the rule ")[1])
+    (tmp_path / "recipe.json").write_text(json.dumps({"default": {"bits": 4}, "rules": [rule]}))
+    convert_quickly(folder, tmp_path / "out", q_method=method, recipe=str(tmp_path / "recipe.json"))
+    formats = open_checkpoint(tmp_path / "out").formats
+    assert {m.split(".")[-1] for m, quant in formats.items() if quant is None} == {"o_proj"}
+    assert verify_checkpoint(tmp_path / "out", folder).checks[-1].passed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [{"q_method": "importance"}, {"q_method": "gptq", "recipe": "4bit-kv6"}], ids=str
+)
+def test_mlx_lm_loads_it_and_computes_the_same(
+    tmp_path: Path, source: Path, options: dict[str, Any]
+) -> None:
+    from mlx_lm.utils import load_model as load_in_mlx_lm
+
+    convert_quickly(source, tmp_path / "out", **options)
+    ids = mx.array([[1, 50, 7, 300, 901, 12]])
+    theirs = mlx_lm_logits(load_in_mlx_lm(tmp_path / "out")[0], ids)
+    ours = result_of(load_model(open_checkpoint(tmp_path / "out")))(ids)
+    assert mx.allclose(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ONE_IS_SLOW)
+@pytest.mark.parametrize(
+    "embedding", [{"bits": 16}, {"mode": "mxfp4"}, {"bits": 6, "group_size": 32}], ids=str
+)
+def test_what_is_not_affine_is_as_rounding_has_it(
+    tmp_path: Path, source: Path, method: str, embedding: dict[str, Any]
+) -> None:
+    rules = [{"match": "model.embed_tokens", **embedding}, {"match": "*.o_proj", "bits": 16}]
+    rules += [{"match": "*.0.mlp.*", "mode": "mxfp8"}, {"match": "lm_head", "bits": 8}]
+    (tmp_path / "recipe.json").write_text(json.dumps({"default": {"bits": 3}, "rules": rules}))
+    for way in ("round", method):
+        convert_quickly(source, tmp_path / way, q_method=way, recipe=str(tmp_path / "recipe.json"))
+    made, rounded = (open_checkpoint(tmp_path / way) for way in (method, "round"))
+    reported = json.loads((made.folder / "magistral_mlx.json").read_text())["report"]["tensors"]
+    for module, quant in made.formats.items():
+        is_searched = quant is not None and quant.mode == "affine"
+        same = mx.array_equal(
+            *(each.read(f"{module}.weight", slice(None)) for each in (made, rounded))
+        )
+        assert same != is_searched, module
+        assert (module in reported) == is_searched
+    assert verify_checkpoint(made.folder, source).checks[-1].passed

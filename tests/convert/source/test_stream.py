@@ -1,0 +1,229 @@
+"""Straight from the hub to a checkpoint for MLX: the same bytes as from a folder, and never the whole source here."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from magistral_mlx.checkpoint import hub_api as remote
+from magistral_mlx.convert import Options, converting, prepare
+from magistral_mlx.convert.output.staging import JOURNAL
+from magistral_mlx.convert.recipe.layout import in_order
+from magistral_mlx.convert.source.hub_stream import HEAD_BYTES
+from magistral_mlx.engine.chat import result_of
+from magistral_mlx.errors import ConversionError, HubError, MagistralError, OptionError
+from tests.support.faults.killing import in_small_pieces
+from tests.support.hub_server import COMMIT, OLDER, REPO, Hub, serving, use
+from tests.support.sources import CONFIG, content, convert_quickly, write_consolidated, write_hf
+from tests.support.tiny import make_weights, raw_config
+
+pytest.importorskip("huggingface_hub")
+
+FIRST, SECOND = (f"model-{i:05}-of-00002.safetensors" for i in (1, 2))
+QUICK = Options(q_method="round", tokenizer_json=False)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the repository was uploaded from; its two shards take turns with the tensors of every layer."""
+    folder = write_hf(tmp_path_factory.mktemp("published") / "hf")
+    (folder / "SYSTEM_PROMPT.txt").write_text(
+        "Think.\n<think>\n...\n</think>\nAnswer.\n\nProblem:\n\n"
+    )
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_small_pieces(monkeypatch.setattr)
+
+
+@pytest.fixture
+def hub(published: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    state = Hub({path.name: path.read_bytes() for path in published.iterdir()})
+    monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 0.0)
+    with serving(state) as endpoint:
+        use(monkeypatch, endpoint, tmp_path)
+        yield state
+    assert not (tmp_path / "cache").exists()  # the user's own cache is never touched
+
+
+def weights_sent(hub: Hub) -> int:
+    return sum(count for name, count in hub.sent.items() if name.endswith(".safetensors"))
+
+
+def same_but_for_the_source(one: Path, two: Path) -> bool:
+    named = {"magistral_mlx.json", "README.md"}  # the files that name the hub id
+    files = [
+        {name: data for name, data in content(folder).items() if name not in named}
+        for folder in (one, two)
+    ]
+    return files[0] == files[1]
+
+
+@pytest.mark.parametrize("layout", ["hf", "consolidated"])
+def test_a_stream_converts_to_the_same_bytes_as_a_folder(
+    tmp_path: Path, published: Path, hub: Hub, layout: str
+) -> None:
+    if layout == "consolidated":
+        folder = write_consolidated(tmp_path / "native")
+        (folder / "SYSTEM_PROMPT.txt").write_bytes((published / "SYSTEM_PROMPT.txt").read_bytes())
+        hub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    steps = list(converting(REPO, tmp_path / "streamed", QUICK, stream=True))
+    convert_quickly(published if layout == "hf" else folder, tmp_path / "local")
+    assert same_but_for_the_source(tmp_path / "streamed", tmp_path / "local")
+    assert not (tmp_path / "streamed.partial").exists()
+    sizes = {name: len(data) for name, data in hub.files.items() if name.endswith(".safetensors")}
+    assert steps[-1].bytes_fetched == sum(sizes.values())
+    source = json.loads((tmp_path / "streamed" / "magistral_mlx.json").read_text())["source"]
+    assert source["hub"] == {"id": REPO, "commit": COMMIT}
+    assert all({"size", "header_sha256", "sha256"} == set(source["files"][name]) for name in sizes)
+
+
+def test_a_file_is_deleted_when_its_last_tensor_is_done(tmp_path: Path, hub: Hub) -> None:
+    fetched = tmp_path / "out.partial" / "source"
+    there = [
+        {path.name for path in fetched.glob("*.safetensors")}
+        for _ in converting(REPO, tmp_path / "out", QUICK, stream=True)
+    ]
+    assert {FIRST, SECOND} in there  # each layer needs both
+    assert there[-1] == set()
+
+
+def test_complete_or_streamed_or_fetched_a_commit_is_one_source(tmp_path: Path, hub: Hub) -> None:
+    result_of(converting(REPO, tmp_path / "out", QUICK, stream=True))
+    assert result_of(converting(REPO, tmp_path / "out", QUICK, stream=True)).already_complete
+    with pytest.raises(ConversionError, match=r"another q_bits: 4, now 8"):
+        prepare(REPO, tmp_path / "out", Options(q_bits=8, tokenizer_json=False), stream=True)
+
+
+@pytest.mark.parametrize("tenths", [1, 4, 7, 9])
+def test_interrupted_anywhere_it_goes_on_with_what_arrived(
+    tmp_path: Path, published: Path, hub: Hub, tenths: int
+) -> None:
+    total = sum(path.stat().st_size for path in published.glob("*.safetensors"))
+    documents = sum(
+        path.stat().st_size for path in published.iterdir() if path.suffix != ".safetensors"
+    )
+    hub.bytes_until_down = documents + total * tenths // 10
+    with pytest.raises(HubError, match=r"could not be fetched|cannot be reached"):
+        result_of(converting(REPO, tmp_path / "out", QUICK, stream=True))
+    assert not (tmp_path / "out").exists()
+    sent = weights_sent(hub)
+    hub.come_back()
+    result_of(converting(REPO, tmp_path / "out", QUICK, stream=True))
+    assert weights_sent(hub) <= total + 4 * HEAD_BYTES  # the headers are read anew each time
+    assert sent < total
+    convert_quickly(published, tmp_path / "local")
+    assert same_but_for_the_source(tmp_path / "out", tmp_path / "local")
+
+
+def test_let_go_it_keeps_what_arrived(tmp_path: Path, hub: Hub) -> None:
+    steps = converting(REPO, tmp_path / "out", QUICK, stream=True)
+    while next(steps).bytes_done == 0:
+        pass
+    steps.close()
+    assert any((tmp_path / "out.partial" / "source").iterdir())
+    result_of(converting(REPO, tmp_path / "out", QUICK, stream=True))
+    assert (tmp_path / "out").is_dir()
+
+
+def test_a_branch_that_moved_meanwhile_does_not_matter(tmp_path: Path, hub: Hub) -> None:
+    for _ in (steps := converting(REPO, tmp_path / "out", QUICK, stream=True)):
+        if len((tmp_path / "out.partial" / JOURNAL).read_text().splitlines()) > 1:
+            break
+    steps.close()
+    hub.other_commits, hub.commit = {COMMIT: hub.files}, OLDER
+    hub.files = hub.files | {"SYSTEM_PROMPT.txt": b"<think>x</think> Other.\n\nProblem:\n\n"}
+    result_of(converting(REPO, tmp_path / "out", QUICK, stream=True))
+    source = json.loads((tmp_path / "out" / "magistral_mlx.json").read_text())["source"]
+    assert source["hub"]["commit"] == COMMIT
+
+
+def test_a_damaged_file_is_refused_and_nothing_is_made_of_it(tmp_path: Path, hub: Hub) -> None:
+    hub.damaged = frozenset({SECOND})
+    with pytest.raises(MagistralError, match=SECOND):
+        result_of(converting(REPO, tmp_path / "out", QUICK, stream=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_fetches_no_weights_and_writes_nothing(tmp_path: Path, hub: Hub) -> None:
+    conversion = prepare(REPO, tmp_path / "out", QUICK, stream=True)
+    assert conversion.source.nbytes == sum(
+        map(conversion.source.nbytes_of, conversion.source.config.parameter_shapes())
+    )
+    assert {path.name for path in tmp_path.iterdir()} <= {"home"}
+    assert weights_sent(hub) <= 4 * 2**17
+
+
+def test_a_folder_is_not_streamed(tmp_path: Path, published: Path) -> None:
+    with pytest.raises(OptionError, match=r"is a folder.*--stream is for a hub id"):
+        prepare(published, tmp_path / "out", QUICK, stream=True)
+
+
+@pytest.mark.parametrize("layout", [pytest.param("hf", marks=pytest.mark.slow), "consolidated"])
+@pytest.mark.parametrize("method", ["importance", pytest.param("gptq", marks=pytest.mark.slow)])
+def test_a_pass_through_the_model_goes_along_with_the_stream(
+    tmp_path: Path, published: Path, hub: Hub, layout: str, method: str
+) -> None:
+    """Each file is fetched once, and deleted when its last layer is done; killed, it goes on with what there is."""
+    folder = published
+    if layout == "consolidated":
+        folder = write_consolidated(tmp_path / "native")
+        (folder / "SYSTEM_PROMPT.txt").write_bytes((published / "SYSTEM_PROMPT.txt").read_bytes())
+        hub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    options = Options(q_method=method, tokenizer_json=False)
+    fetched = tmp_path / "streamed.partial" / "source"
+    for _ in (steps := converting(REPO, tmp_path / "streamed", options, stream=True)):
+        if len((tmp_path / "streamed.partial" / JOURNAL).read_text().splitlines()) > 1:
+            break
+    steps.close()
+    result_of(converting(REPO, tmp_path / "streamed", options, stream=True))
+    assert not fetched.exists()
+    total = sum(len(data) for name, data in hub.files.items() if name.endswith(".safetensors"))
+    assert weights_sent(hub) <= total + 4 * HEAD_BYTES
+    convert_quickly(folder, tmp_path / "local", q_method=method)
+    assert same_but_for_the_source(tmp_path / "streamed", tmp_path / "local")
+
+
+def test_a_stream_is_read_once_so_the_source_cannot_write_its_own_calibration(
+    tmp_path: Path, hub: Hub
+) -> None:
+    with pytest.raises(OptionError, match="leave --stream out, or name the folder"):
+        prepare(
+            REPO, tmp_path / "out", Options(calibration="self", tokenizer_json=False), stream=True
+        )
+    assert weights_sent(hub) < 2 * HEAD_BYTES + 1
+
+
+@pytest.mark.parametrize("method", ["round", "importance"])
+def test_where_the_order_of_tensors_keeps_much_at_once_it_is_said(
+    tmp_path: Path, hub: Hub, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    options = Options(q_method=method, tokenizer_json=False)
+    prepare(REPO, tmp_path / "out", options, stream=True)
+    assert "lie in such an order that" in caplog.text  # each layer is in both files
+    caplog.clear()
+    config = replace(CONFIG, num_layers=14)
+    weights = make_weights(config, mx.bfloat16)
+    files = [f"model-{i:05}-of-00016.safetensors" for i in range(1, 17)]
+    weight_map = {}
+    hub.files = {
+        name: data for name, data in hub.files.items() if not name.endswith(".safetensors")
+    }
+    for file, names in zip(files, in_order(config), strict=True):
+        mx.save_safetensors(
+            str(tmp_path / file), {name: weights[name] for name in names}, {"format": "pt"}
+        )
+        hub.files[file] = (tmp_path / file).read_bytes()
+        weight_map |= dict.fromkeys(names, file)
+    hub.files["config.json"] = json.dumps(raw_config(config)).encode()
+    hub.files["model.safetensors.index.json"] = json.dumps(
+        {"metadata": {}, "weight_map": weight_map}
+    ).encode()
+    conversion = prepare(REPO, tmp_path / "out", options, stream=True)
+    assert "lie in such an order" not in caplog.text
+    assert conversion.fetched_bytes() <= sum(sorted(map(len, hub.files.values()))[-5:])

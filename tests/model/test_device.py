@@ -1,0 +1,63 @@
+"""What a device allows, by what it tells; and what of MLX's own limits is touched."""
+
+import os
+
+import mlx.core as mx
+import pytest
+
+from magistral_mlx.errors import MemoryLimitError, OptionError
+from magistral_mlx.model import device
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """MLX's limits as they are set, on no device."""
+    found: dict[str, int] = {}
+    for name in ("memory", "cache", "wired"):
+        monkeypatch.setattr(
+            mx, f"set_{name}_limit", lambda limit, name=name: found.update({name: limit})
+        )
+    return found
+
+
+def test_a_budget_is_what_was_asked_for_or_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device.budget_bytes(2.5) == 2_500_000_000
+    monkeypatch.setattr(device, "on_gpu", lambda: False)
+    assert device.budget_bytes() < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    monkeypatch.setattr(device, "on_gpu", lambda: True)
+    monkeypatch.setattr(
+        mx, "device_info", lambda: {"max_recommended_working_set_size": 11, "memory_size": 16}
+    )
+    assert device.budget_bytes() == 11
+    monkeypatch.setattr(mx, "device_info", lambda: {"device_name": "a new one"})
+    assert device.budget_bytes(1) == 10**9
+    with pytest.raises(MemoryLimitError, match=r"does not tell how much memory .* --memory-gb"):
+        device.budget_bytes()
+
+
+def test_the_wired_limit_is_not_touched_unless_asked(
+    monkeypatch: pytest.MonkeyPatch, limits: dict[str, int]
+) -> None:
+    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
+    device.limit_memory(100, freed=20, wired=None)
+    assert limits == {"memory": 100, "cache": 20}
+    limits.clear()
+    with pytest.raises(OptionError, match="--wired"):
+        device.limit_memory(100, freed=20, wired=50)
+    assert limits == {}
+
+
+def test_memory_is_wired_when_asked_for(
+    monkeypatch: pytest.MonkeyPatch, limits: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    device.limit_memory(100, freed=20, wired=50)
+    assert limits == {"memory": 100, "cache": 20, "wired": 50}
+    assert "kernel panics" in caplog.text
+
+    def refuse(limit: int) -> None:
+        raise ValueError("larger than the maximum working set size")
+
+    monkeypatch.setattr(mx, "set_wired_limit", refuse)
+    with pytest.raises(OptionError, match=r"cannot be wired on this Mac .* --memory-gb"):
+        device.limit_memory(100, freed=20, wired=50)

@@ -1,0 +1,75 @@
+"""The schema in the package is that of the events, and says what is no event."""
+
+import json
+
+import jsonschema
+import pytest
+
+from magistral_mlx.errors import OptionError
+from magistral_mlx.generation.reply import Reply, Usage
+from magistral_mlx.serving import events
+from magistral_mlx.serving.event_schema import SCHEMA, event_schema
+from magistral_mlx.tokenizer.reasoning import Segment
+from tests.support.hosting import VALIDATOR
+
+REPLY = Reply("r", "a", (), "stop", None, Usage(1, 2, 3, 4, 5, 6.5, 7, 8, 9, 10))
+
+
+def test_the_file_is_what_the_types_say() -> None:
+    assert json.loads(SCHEMA.read_text()) == event_schema(), (
+        "python -m magistral_mlx.serving.event_schema > the file"
+    )
+    jsonschema.Draft202012Validator.check_schema(event_schema())
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        events.loaded(1, 2),
+        events.event_of(Segment("progress", "16/49")),
+        events.event_of(Segment("reasoning", "r")),
+        events.event_of(Segment("answer", "a")),
+        events.event_of(
+            Segment("tool_call", '{"name": "f", "arguments": {"x": [1, "ü"]}, "id": "abcdefghi"}')
+        ),
+        events.done(REPLY),
+        events.never_begun(),
+        events.failed(OptionError("no")),
+        events.failed(ValueError("half \ud800")),
+    ],
+    ids=lambda event: event["kind"],
+)
+def test_what_the_bridge_makes_is_an_event(event: events.Event) -> None:
+    VALIDATOR.validate(event)
+    json.dumps(event, ensure_ascii=False).encode()
+
+
+def test_usage_is_the_reply_s() -> None:
+    assert events.done(REPLY)["usage"] == {
+        "prompt_tokens": 1,
+        "completion_tokens": 2,
+        "reasoning_tokens": 3,
+        "cached_tokens": 4,
+        "forward_passes": 5,
+        "prefill_seconds": 6.5,
+        "decode_seconds": 7,
+        "peak_memory_bytes": 8,
+        "max_tokens": 9,
+        "seed": 10,
+    }
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"kind": "song"},
+        {"kind": "answer"},
+        {"kind": "answer", "text": 5},
+        {"kind": "answer", "text": "a", "more": 1},
+        {"kind": "progress", "phase": "lunch", "done": 1, "total": 2},
+        {**events.never_begun(), "finish_reason": "bored"},
+    ],
+)
+def test_what_is_no_event_is_refused(wrong: dict[str, object]) -> None:
+    assert not VALIDATOR.is_valid(wrong)

@@ -1,0 +1,131 @@
+"""Sound checkpoints of every kind that is opened, small, to damage; and what any refusal of one must look like."""
+
+import faulthandler
+import json
+import re
+import resource
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import mlx.core as mx
+
+from magistral_mlx.checkpoint.config import QuantFormat
+from magistral_mlx.checkpoint.folder import open_checkpoint
+from magistral_mlx.convert.output.export import read_tokenizer
+from magistral_mlx.convert.source.source import open_source
+from magistral_mlx.engine.chat import result_of
+from magistral_mlx.errors import CheckpointError, ConversionError, TokenizerError
+from magistral_mlx.model.loader import load_model
+from magistral_mlx.tokenizer.tekken import Tokenizer
+from tests.support.sources import PARAMS, convert_quickly, write_consolidated
+from tests.support.tekken import write_tekken
+from tests.support.tiny import (
+    make_config,
+    make_weights,
+    quantize_weights,
+    raw_config,
+    write_checkpoint,
+)
+
+Step = Literal["run", "convert", "load"]
+SOUND: tuple[tuple[str, Step], ...] = (  # what is opened how
+    ("hf", "run"),
+    ("hf", "convert"),
+    ("own", "run"),
+    ("community", "run"),
+    ("native", "convert"),
+)
+CONFIG = make_config(
+    hidden_size=128, intermediate_size=192, head_dim=64, num_layers=2, vocab_size=1300
+)
+NATIVE = PARAMS | {"hidden_dim": 192, "vocab_size": 1300}
+INDEX, OWN = "model.safetensors.index.json", "magistral_mlx.json"
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+LONGEST_MESSAGE = 1000  # characters, the folder's name not counted
+HANG_SECONDS = 5
+ALLOWED_BYTES = 200_000_000  # above what opening sound checkpoints takes
+REMEDY = re.compile(
+    r"\b(fetch|download|convert|move|name|remove|choose|start from|take|copy|put|state|check|use|leave|do not trust)\b",
+    re.IGNORECASE,
+)
+
+
+def write_kinds(root: Path) -> Path:
+    """``hf``: bf16, two shards, an index. ``own``: converted here, to 4 bit. ``community``: 4 bit in one file
+    without an index. ``native``: Mistral's own layout, config.json beside it."""
+    weights = make_weights(CONFIG, mx.bfloat16)
+    write_tekken(write_checkpoint(root / "hf", CONFIG, weights), CONFIG.vocab_size)
+    (root / "hf" / "SYSTEM_PROMPT.txt").write_text("Think first: <think>\n</think>\n\nProblem:\n\n")
+    convert_quickly(root / "hf", root / "own", q_bits=4, q_group_size=32)
+    packed, block = quantize_weights(weights, QuantFormat(4, 32))
+    write_checkpoint(root / "community", CONFIG, {}, block)
+    for path in (root / "community").glob("model*"):
+        path.unlink()
+    mx.save_safetensors(str(root / "community" / "model.safetensors"), packed, {"format": "mlx"})
+    shutil.copy(root / "hf" / "tekken.json", root / "community")
+    write_consolidated(root / "native", weights, **NATIVE)
+    shutil.copy(root / "hf" / "tekken.json", root / "native")
+    (root / "native" / "config.json").write_text(json.dumps(raw_config(CONFIG)))
+    return root
+
+
+def take(step: Step, folder: Path) -> None:
+    """Open a checkpoint as a command would."""
+    if step == "convert":
+        read_tokenizer(folder, open_source(folder).config.vocab_size)
+        return
+    checkpoint = open_checkpoint(folder)
+    Tokenizer.from_folder(folder)
+    if step == "load":
+        result_of(load_model(checkpoint))
+
+
+def faults_of(error: BaseException, folder: Path) -> list[str]:
+    """What keeps an error from being one that a user can act on; nothing, if all is well."""
+    message = str(error)
+    claims: Mapping[str, bool] = {
+        "is not of a kind meant for a checkpoint": type(error)
+        in (CheckpointError, ConversionError, TokenizerError),
+        "does not name the file": str(folder) in message,
+        "names no remedy": REMEDY.search(message.replace(str(folder), "")) is not None,
+        "is over one line": "\n" not in message and message.isprintable(),
+        "is too long": len(message) <= LONGEST_MESSAGE + len(str(folder)),
+    }
+    return [claim for claim, holds in claims.items() if not holds]
+
+
+class Watch:
+    """Ends the process when one case hangs; knows the slowest, and the most memory held since it was made."""
+
+    def __init__(self) -> None:
+        self.slowest_seconds = 0.0
+        self._before = _peak_bytes()
+
+    @contextmanager
+    def case(self) -> Iterator[None]:
+        started = time.perf_counter()
+        faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            self.slowest_seconds = max(self.slowest_seconds, time.perf_counter() - started)
+
+    def figures(self) -> dict[str, float]:
+        return {
+            "slowest_seconds": self.slowest_seconds,
+            "growth_bytes": _peak_bytes() - self._before,
+        }
+
+
+def _peak_bytes() -> int:
+    """Of this process; on Linux ru_maxrss would count its parent before exec."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,146 @@
+"""Source checkpoints for the converter's tests, in both published layouts, with a tokenizer."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import mlx.core as mx
+
+from magistral_mlx.convert import Summary, convert_checkpoint
+from magistral_mlx.convert.source.names import is_rotated, native_name
+from tests.support.tekken import write_tekken
+from tests.support.tiny import make_config, make_weights, raw_config, write_checkpoint
+
+CONFIG = make_config(
+    hidden_size=128, intermediate_size=384, head_dim=64, num_layers=2, vocab_size=1500
+)
+PARAMS = {
+    "dim": 128,
+    "n_layers": 2,
+    "head_dim": 64,
+    "hidden_dim": 384,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "rope_theta": 1e9,
+    "norm_eps": 1e-5,
+    "vocab_size": 1500,
+    "max_position_embeddings": 4096,
+}
+
+
+VISION = {  # of 2509, by Mistral's names: shape
+    "vision_encoder.patch_conv.weight": (8, 3, 2, 2),
+    "vision_encoder.ln_pre.weight": (8,),
+    "vision_encoder.transformer.layers.0.attention.wq.weight": (8, 8),
+    "vision_language_adapter.w_in.weight": (128, 8),
+    "patch_merger.merging_layer.weight": (8, 32),
+    "pre_mm_projector_norm.weight": (8,),
+}
+HF_VISION = (  # and by transformers 4's, in the same order
+    "vision_tower.patch_conv.weight",
+    "vision_tower.ln_pre.weight",
+    "vision_tower.transformer.layers.0.attention.q_proj.weight",
+    "multi_modal_projector.linear_1.weight",
+    "multi_modal_projector.patch_merger.merging_layer.weight",
+    "multi_modal_projector.norm.weight",
+)
+NAMING = {
+    4: ("language_model.model", "language_model.", ""),
+    5: ("model.language_model", "", "model."),
+}
+VISION_ENCODER = {
+    "hidden_size": 8,
+    "patch_size": 2,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+}  # of params.json
+
+
+def write_hf(folder: Path, weights: Mapping[str, mx.array] | None = None, *, seed: int = 0) -> Path:
+    """The published layout: shards, index, config.json, tekken.json."""
+    tensors = dict(weights) if weights is not None else make_weights(CONFIG, mx.bfloat16, seed)
+    return write_tekken(write_checkpoint(folder, CONFIG, tensors), CONFIG.vocab_size)
+
+
+def write_consolidated(
+    folder: Path,
+    weights: Mapping[str, mx.array] | None = None,
+    *,
+    beside: Iterable[str] = (),
+    **params: object,
+) -> Path:
+    """Mistral's own layout, the tensors in an order of their own; ``params`` change params.json, None removes.
+
+    Args:
+        beside: the names of 2509's vision tensors, where it has them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = weights if weights is not None else make_weights(CONFIG, mx.bfloat16)
+    native = {
+        native_name(n): pairs_from_halves(w, 64) if is_rotated(n) else w for n, w in tensors.items()
+    }
+    native |= vision_tensors(beside) if beside else {}
+    shuffled = dict(sorted(native.items(), key=lambda item: item[0][::-1]))
+    mx.save_safetensors(str(folder / "consolidated.safetensors"), shuffled, {"format": "pt"})
+    (folder / "params.json").write_text(json.dumps(PARAMS))
+    change_json(folder / "params.json", **params)
+    return write_tekken(folder, CONFIG.vocab_size)
+
+
+def vision_tensors(names: Iterable[str]) -> dict[str, mx.array]:
+    return {
+        name: mx.ones(shape, mx.bfloat16)
+        for name, shape in zip(names, VISION.values(), strict=True)
+    }
+
+
+def write_multimodal(
+    folder: Path,
+    weights: Mapping[str, mx.array] | None = None,
+    *,
+    transformers: int = 4,
+    **config: object,
+) -> Path:
+    """2509's layout, as transformers 4 or 5 names its tensors; ``config`` changes config.json, None removes."""
+    tensors = dict(weights) if weights is not None else make_weights(CONFIG, mx.bfloat16)
+    inner, head, before = NAMING[transformers]
+    stored = {
+        n.replace("model", inner, 1) if n.startswith("model.") else head + n: w
+        for n, w in tensors.items()
+    }
+    write_checkpoint(folder, CONFIG, stored | vision_tensors(before + name for name in HF_VISION))
+    text = raw_config(CONFIG)
+    outer = {
+        "architectures": ["Mistral3ForConditionalGeneration"],
+        "torch_dtype": text.pop("torch_dtype"),
+    }
+    outer |= {"text_config": text, "vision_config": {"model_type": "pixtral", "hidden_size": 8}}
+    (folder / "config.json").write_text(json.dumps({"model_type": "mistral3"} | outer))
+    change_json(folder / "config.json", **config)
+    return write_tekken(folder, CONFIG.vocab_size)
+
+
+def pairs_from_halves(weight: mx.array, head_dim: int) -> mx.array:
+    """Row by row, from the definition: channel i of the first half is 2i in Mistral's order, of the second 2i + 1."""
+    order = []
+    for start in range(0, weight.shape[0], head_dim):
+        for i in range(head_dim // 2):
+            order += [start + i, start + head_dim // 2 + i]
+    return weight[mx.array(order)]
+
+
+def change_json(path: Path, **changes: object) -> None:
+    """Change keys of a JSON file; None removes one."""
+    raw = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in raw.items() if value is not None}))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def convert_quickly(source: Path, target: Path, **options: object) -> Summary:
+    """Without tokenizer.json, which takes longest, and rounded unless ``options`` say how."""
+    plain: dict[str, object] = {"tokenizer_json": False, "q_method": "round"}
+    return convert_checkpoint(source, target, **(plain | options))  # type: ignore[arg-type]

@@ -1,0 +1,131 @@
+"""The command ``magistral``: its commands, its exit codes, its completion; each in a process or in this one."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from magistral_mlx import __version__
+from magistral_mlx.__main__ import COMMANDS, main
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_group_offers_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"  {name} " in listed for name in ("generate", "chat", "plan", "convert"))
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_examples(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([name, "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"Usage: magistral {name} ")
+    assert f"magistral {name} --" in out.partition("Examples:")[2]
+    assert "Exit codes: 0" in out
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["nothing"], ["--nothing"], ["plan", "--nothing"], ["plan", "extra"]]
+)
+def test_what_is_no_command_is_exit_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert "Usage: magistral" in err
+    assert out == ""
+
+
+def test_a_command_is_imported_when_it_is_called() -> None:
+    probe = (
+        "import sys; from magistral_mlx.__main__ import main; main(['plan']); "
+        "sys.exit(any(m in sys.modules for m in ('magistral_mlx.generate', 'magistral_mlx.chat')))"
+    )
+    subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_zsh_can_complete() -> None:
+    probe = "from magistral_mlx.__main__ import main; main()"
+    words = {
+        "_MAGISTRAL_COMPLETE": "zsh_complete",
+        "COMP_WORDS": "magistral generate --max-k",
+        "COMP_CWORD": "2",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", probe],
+        cwd=ROOT,
+        env=os.environ | words,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert "--max-kv-size" in done.stdout
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "magistral_mlx", "plan"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
+    process.stderr.close()
+
+
+def test_what_was_printed_before_a_failing_file_is_not_lost() -> None:
+    probe = (
+        "import sys, click; from magistral_mlx import command_line\n"
+        "def work(): print('so far'); open('/no/such/file')\n"
+        "sys.exit(command_line.run(click.Command('x', callback=work), []))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "so far\n")
+    assert "/no/such/file" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "said"),
+    [
+        (">/dev/full", 2, "error: [Errno 28] No space left on device\n"),
+        pytest.param(">&-", 0, "", marks=pytest.mark.slow),
+        ("<&- 2>&- >out", 0, ""),
+        pytest.param("2>/dev/full >out", 0, "", marks=pytest.mark.slow),
+    ],
+)
+def test_standard_streams_that_are_full_or_closed(
+    tmp_path: Path, redirection: str, code: int, said: str
+) -> None:
+    if "full" in redirection and not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    line = f"{shlex.quote(sys.executable)} -m magistral_mlx.plan {redirection}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["sh", "-c", line],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (code, said)
+    assert "out" not in redirection or "24 GB" in (tmp_path / "out").read_text()
