@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 
 from magistral_mlx.checkpoint.safetensors import leave_file_cache
-from magistral_mlx.durable import flush, flush_folder
+from magistral_mlx.files import flush, flush_folder
 
 WRITE_BYTES = 2**30  # a single write of 2 GiB or more fails on macOS
 HASH_BYTES = 4 * 2**20

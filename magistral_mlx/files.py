@@ -1,15 +1,40 @@
-"""Files that are whole and on the drive before they have their name."""
+"""Paths, the cache folder, and files that are whole and on the drive before they have their name."""
 
 import errno
 import fcntl
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from magistral_mlx.errors import OptionError, shown
+
 WRITE_BYTES = 2**30  # a single write of 2 GiB or more fails on macOS
 PARTIAL = ".partial"  # ends the name of a file that is not whole
+
+
+def as_path(value: str | Path, name: str) -> Path:
+    """A path, as given. Raises OptionError where ``name`` is none."""
+    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
+        raise OptionError(f"{name} is {shown(value)}; use the path of a file or folder")
+    return Path(value)
+
+
+def cache_dir() -> Path:
+    """The folder for converted demos and other things that can be made again; it need not exist yet.
+
+    ``MAGISTRAL_MLX_CACHE`` where it is set, else ``~/Library/Caches/magistral-mlx`` on macOS, else
+    ``magistral-mlx`` under ``XDG_CACHE_HOME`` or ``~/.cache``.
+    Source: https://specifications.freedesktop.org/basedir-spec (a relative XDG path is to be ignored).
+    """
+    if own := os.environ.get("MAGISTRAL_MLX_CACHE"):
+        return Path(own).expanduser().absolute()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "magistral-mlx"
+    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "magistral-mlx"
 
 
 @contextmanager

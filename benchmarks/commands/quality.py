@@ -15,7 +15,7 @@ from benchmarks.report.quality_table import show_quality
 from magistral_mlx import demo
 from magistral_mlx.checkpoint.folder import open_checkpoint, resolve
 from magistral_mlx.errors import OptionError
-from magistral_mlx.paths import cache_dir
+from magistral_mlx.files import cache_dir
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 EMBEDDED = "demo"

@@ -18,8 +18,8 @@ from benchmarks.reasoning.tasks import TASKS, Task, demo_rows, problems_of
 from benchmarks.report.tables_counted import show_reasoning
 from magistral_mlx.engine.load import load
 from magistral_mlx.errors import OptionError
+from magistral_mlx.files import cache_dir
 from magistral_mlx.generation.sampling import SamplingParams
-from magistral_mlx.paths import cache_dir
 
 KEY_CHARACTERS = 16
 

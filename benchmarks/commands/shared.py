@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import click
 
 from benchmarks.report.plots import check_matplotlib, draw
-from magistral_mlx.durable import check_writable, replacing, write_all
 from magistral_mlx.errors import OptionError
+from magistral_mlx.files import check_writable, replacing, write_all
 
 FILES = {"--json", "--work", "--plot", "--journal", "--out"}
 

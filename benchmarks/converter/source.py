@@ -126,7 +126,7 @@ def _write(file: BinaryIO, data: bytes | memoryview) -> None:
 
 
 def _write_tokenizer(folder: Path, vocab_size: int) -> None:
-    from tests.tekken import write_tekken  # it imports mistral_common
+    from tests.support.tekken import write_tekken  # it imports mistral_common
 
     write_tekken(folder, vocab_size)
     (folder / SYSTEM_PROMPT_FILE).write_text(CARD_SYSTEM_PROMPT)

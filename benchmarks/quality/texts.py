@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magistral_mlx.convert.calibration.corpus import BETWEEN_PARTS, BETWEEN_TEXTS, read_calibration
-from magistral_mlx.demo.problems import KINDS, held_out_problems
 from magistral_mlx.errors import OptionError
 from magistral_mlx.tokenizer.tekken import Tokenizer
+from magistral_mlx.training.demo.problems import KINDS, held_out_problems
 
 OURS = Path(__file__).parent / "quality.txt"  # no text of it is in convert/calibration.txt
 TRACE, ANSWER, TEXT = "trace", "answer", "text"

@@ -10,9 +10,9 @@ from typing import Any
 from benchmarks.reasoning.grading import final_integer, final_letter
 from benchmarks.reasoning.programs import Program, program_of, program_prompt
 from benchmarks.reasoning.rows import Row, column
-from magistral_mlx.demo.problems import ARITHMETIC, held_out_problems
 from magistral_mlx.errors import OptionError, shown
 from magistral_mlx.tokenizer.tekken import Tokenizer
+from magistral_mlx.training.demo.problems import ARITHMETIC, held_out_problems
 
 DEMO_PROBLEMS, DEMO_SEED = 100, 2026
 LETTERS = "ABCD"

@@ -8,12 +8,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from magistral_mlx.demo.problems import KINDS, Problem, held_out_problems
 from magistral_mlx.engine.magistral import Magistral
 from magistral_mlx.generation.decoding import Stepper
 from magistral_mlx.generation.sampling import SamplingParams
 from magistral_mlx.generation.think_budget import NEARING
 from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.training.demo.problems import KINDS, Problem, held_out_problems
 
 SEED = 2027  # of the problems
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)  # budgets, of what the trace takes without one

@@ -13,11 +13,11 @@ from typing import Any
 import mlx.core as mx
 
 import magistral_mlx as mm
-from magistral_mlx.demo.problems import KINDS, held_out_problems
 from magistral_mlx.generation.decoding import decode
 from magistral_mlx.generation.drafting import Drafter, Ngrams, Source
 from magistral_mlx.generation.sampling import Sampler, SamplingParams
 from magistral_mlx.tokenizer.tekken import Tokenizer
+from magistral_mlx.training.demo.problems import KINDS, held_out_problems
 
 # M4 Pro, 4 bit, relative to one row: published for 1 to 4 and 8 rows (of a range the upper end), linear between.
 M4_PRO = (1.0, 1.0, 1.13, 1.45, 1.8125, 2.175, 2.5375, 2.9)

@@ -14,9 +14,9 @@ import mlx.core as mx
 from benchmarks.measure import OURS
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.engine.chat import result_of
+from magistral_mlx.model import transformer as model
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.loader import load_model
-from magistral_mlx.model.transformer import transformer as model
 
 PROMPT = mx.array([[1, 5, 9, 13]])
 NEXT = mx.array([[7]])

@@ -17,7 +17,6 @@ from benchmarks.measure import OURS, Comparison, Finding, Lap, Stopwatch, interl
 from benchmarks.runtime.lengths import times_as_long
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint
-from magistral_mlx.demo.problems import ARITHMETIC, held_out_problems, is_correct
 from magistral_mlx.engine.chat import result_of
 from magistral_mlx.engine.load import load
 from magistral_mlx.errors import MemoryLimitError, OptionError
@@ -27,6 +26,7 @@ from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.memory import MemoryPlan, plan_for
 from magistral_mlx.model.transformer import Transformer
+from magistral_mlx.training.demo.problems import ARITHMETIC, held_out_problems, is_correct
 
 ROOT = Path(__file__).parent.parent
 PHASE = "prefill"

@@ -9,7 +9,7 @@ from typing import Protocol
 import mlx.core as mx
 
 from magistral_mlx.convert import disk
-from magistral_mlx.convert.calibration.choose import heap
+from magistral_mlx.convert.calibration import heap
 from magistral_mlx.convert.calibration.forward import Stage, Visitor, visiting
 from magistral_mlx.convert.calibration.statistics import from_file, to_bytes
 from magistral_mlx.convert.source.source import Source

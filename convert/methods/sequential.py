@@ -9,7 +9,7 @@ from functools import partial
 import mlx.core as mx
 
 from magistral_mlx.checkpoint.config import QuantFormat
-from magistral_mlx.convert.calibration.choose import heap
+from magistral_mlx.convert.calibration import heap
 from magistral_mlx.convert.calibration.embedding import column_weights
 from magistral_mlx.convert.calibration.forward import EMBEDDING
 from magistral_mlx.convert.calibration.statistics import hessian, mean_squares, runs

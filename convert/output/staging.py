@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from magistral_mlx import durable
+from magistral_mlx import files as durable
 from magistral_mlx.convert import disk
 from magistral_mlx.convert.output.manifest import first_difference
 from magistral_mlx.errors import ConversionError

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from magistral_mlx import durable
+from magistral_mlx import files as durable
 from magistral_mlx.checkpoint.config import Shape
 from magistral_mlx.checkpoint.safetensors import DTYPES, Entry, Shard
 from magistral_mlx.convert import disk

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from magistral_mlx import durable
+from magistral_mlx import files as durable
 from magistral_mlx.checkpoint.hub_api import Cancelled, HubFile, Layout, Listing, list_files, read
 from magistral_mlx.checkpoint.safetensors import MAX_JSON_BYTES, Shard, parse_json
 from magistral_mlx.convert import disk

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.paths import cache_dir
+from magistral_mlx.files import cache_dir
 
 SOURCE = Path(__file__).parent
 

@@ -8,11 +8,11 @@ from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.engine.chat import result_of
 from magistral_mlx.engine.magistral import Magistral
 from magistral_mlx.errors import CheckpointError, OptionError, shown
+from magistral_mlx.files import as_path
 from magistral_mlx.generation.speculation import Speculation, check_draft_tokens, open_draft
 from magistral_mlx.model.device import limit_memory
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.memory import plan_for
-from magistral_mlx.paths import as_path
 from magistral_mlx.tokenizer.reasoning import ReasoningFormat
 from magistral_mlx.tokenizer.tekken import Tokenizer
 

@@ -12,13 +12,13 @@ from magistral_mlx.engine.prefix_cache import Past
 from magistral_mlx.engine.reply_stream import Single
 from magistral_mlx.engine.samples import Several, share_of
 from magistral_mlx.errors import OptionError, shown
+from magistral_mlx.files import as_path
 from magistral_mlx.generation.reply import Reply, Samples
 from magistral_mlx.generation.sampling import SamplingParams
 from magistral_mlx.generation.speculation import Speculation
 from magistral_mlx.model.cache_file import check_cache_file
 from magistral_mlx.model.memory import MemoryPlan
 from magistral_mlx.model.transformer import Transformer
-from magistral_mlx.paths import as_path
 from magistral_mlx.tokenizer.reasoning import Segment
 from magistral_mlx.tokenizer.tekken import Tokenizer
 

@@ -14,12 +14,12 @@ import mlx.core as mx
 import numpy as np
 
 from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.files import cache_dir
 from magistral_mlx.generation.decoding import Stepper
 from magistral_mlx.generation.drafting import MAX_ROWS
 from magistral_mlx.generation.sampling import Sampler, SamplingParams
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.transformer import Transformer
-from magistral_mlx.paths import cache_dir
 
 ROWS = (1, 2, 3, 4, 6, 8)  # measured; between them linear
 ROUNDS = 3

@@ -15,8 +15,8 @@ import numpy as np
 
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.safetensors import AGAIN, Shard
-from magistral_mlx.durable import check_writable, replacing, write_all
 from magistral_mlx.errors import CheckpointError, OptionError, shown
+from magistral_mlx.files import check_writable, replacing, write_all
 from magistral_mlx.model.kv_cache import KVCache
 
 FORMAT = "magistral-mlx prompt cache 3"

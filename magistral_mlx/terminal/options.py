@@ -12,7 +12,7 @@ import click
 from magistral_mlx.engine.load import loading
 from magistral_mlx.engine.magistral import Magistral
 from magistral_mlx.generation.sampling import OnLoop, SamplingParams
-from magistral_mlx.model.transformer import cache_file
+from magistral_mlx.model import cache_file
 from magistral_mlx.terminal import command_line
 from magistral_mlx.terminal.display import show_status
 from magistral_mlx.tokenizer.reasoning import ReasoningFormat

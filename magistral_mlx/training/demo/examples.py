@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
-from magistral_mlx.demo.phrases import HELD_OUT_WORDS, LANGUAGES
-from magistral_mlx.demo.problems import (
+from magistral_mlx.training.demo.phrases import HELD_OUT_WORDS, LANGUAGES
+from magistral_mlx.training.demo.problems import (
     ARITHMETIC,
     Problem,
     ask_arithmetic,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
-from magistral_mlx.demo.phrases import HELD_OUT_WORDS, LANGUAGES, PHRASES
+from magistral_mlx.training.demo.phrases import HELD_OUT_WORDS, LANGUAGES, PHRASES
 
 KINDS = ("add", "subtract", "multiply", "letters")
 ARITHMETIC = KINDS[:3]

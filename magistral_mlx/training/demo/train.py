@@ -1,4 +1,4 @@
-"""Train the embedded model from a seed: `python -m magistral_mlx.demo.train --out DIR`, about an hour on two cores.
+"""Train the embedded model from a seed: `python -m magistral_mlx.training.demo.train --out DIR`, about an hour on two cores.
 
 Two CPU streams with one BLAS thread each work on half a batch at a time: MLX's element-wise operations
 use one thread a stream, so this is twice as fast as one stream with two BLAS threads.
@@ -23,7 +23,10 @@ from mlx.utils import tree_flatten, tree_map
 
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.demo.examples import (
+from magistral_mlx.engine.chat import result_of
+from magistral_mlx.model.loader import load_model
+from magistral_mlx.model.transformer import Transformer
+from magistral_mlx.training.demo.examples import (
     BASICS,
     REFINED,
     SPECIAL_TOKENS,
@@ -34,9 +37,6 @@ from magistral_mlx.demo.examples import (
     Mix,
     write_tokenizer,
 )
-from magistral_mlx.engine.chat import result_of
-from magistral_mlx.model.loader import load_model
-from magistral_mlx.model.transformer import Transformer
 
 OPENBLAS = "libopenblas.so.0"
 BATCH = 48
@@ -224,11 +224,13 @@ def use_openblas(module: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m magistral_mlx.demo.train", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m magistral_mlx.training.demo.train", description=__doc__
+    )
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path(__file__).parent,
+        default=Path(__file__).parents[2] / "demo",
         help="folder for the checkpoint (default: the embedded one)",
     )
     parser.add_argument("--seed", type=int, default=0)
@@ -240,7 +242,7 @@ def main() -> None:
         help="2: go on from the first one's checkpoint",
     )
     options = parser.parse_args()
-    use_openblas("magistral_mlx.demo.train")
+    use_openblas("magistral_mlx.training.demo.train")
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     write_tokenizer(out / "tekken.json")

@@ -1,0 +1,1 @@
+"""What trains the embedded model: its problems, its phrases and its training loop."""
