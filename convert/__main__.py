@@ -14,7 +14,8 @@ import click
 
 from magistral_mlx.checkpoint.config import Mode, QuantFormat
 from magistral_mlx.checkpoint.folder import Layout, open_checkpoint
-from magistral_mlx.convert.output.shards import fits
+from magistral_mlx.checkpoint.manifest import ReasoningFormat
+from magistral_mlx.convert.output import fits
 from magistral_mlx.convert.output.staging import partial_of
 from magistral_mlx.convert.output.target import in_units
 from magistral_mlx.convert.pipeline.conversion import Conversion, Summary
@@ -23,7 +24,6 @@ from magistral_mlx.convert.progress import shown
 from magistral_mlx.convert.recipe.options import AUTO, METHODS, RECIPES, Options
 from magistral_mlx.convert.recipe.recipe_file import UNPACKED_BITS
 from magistral_mlx.terminal import command_line
-from magistral_mlx.tokenizer.reasoning import ReasoningFormat
 
 # Flags of mlx-lm's convert, and what to do instead.
 MLX_LM_FLAGS = {

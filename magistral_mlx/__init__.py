@@ -14,8 +14,8 @@ from magistral_mlx.errors import (
     OptionError,
     TokenizerError,
 )
+from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply, Samples, Usage
-from magistral_mlx.generation.sampling import SamplingParams
 from magistral_mlx.tokenizer.reasoning import Segment
 
 __version__ = "0.1.0"

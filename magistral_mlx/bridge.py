@@ -17,13 +17,13 @@ import mlx.core as mx
 
 from magistral_mlx import __version__
 from magistral_mlx.checkpoint.folder import open_checkpoint
+from magistral_mlx.checkpoint.manifest import ReasoningFormat
 from magistral_mlx.errors import OptionError
-from magistral_mlx.generation.sampling import SamplingParams
+from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.model.memory import plan_for
 from magistral_mlx.serving.handles import Desk
 from magistral_mlx.serving.hosted_model import Loading, Request, existing
 from magistral_mlx.serving.plain_values import guarded
-from magistral_mlx.tokenizer.reasoning import ReasoningFormat
 
 INTERFACE = 1  # grows when a function or an event changes in a way that a host must know
 LONGEST_SECONDS = 1.0  # a pull is short, so that a host sees its own cancellation between two

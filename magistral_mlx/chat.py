@@ -10,7 +10,7 @@ import click
 from magistral_mlx.engine.chat import KeepReasoning
 from magistral_mlx.errors import MagistralError, OptionError
 from magistral_mlx.files import cache_dir
-from magistral_mlx.generation.sampling import SamplingParams
+from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.terminal import command_line
 from magistral_mlx.terminal import options as console
 from magistral_mlx.terminal.display import tell

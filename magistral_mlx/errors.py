@@ -46,3 +46,7 @@ class NumericsError(MagistralError):
 
 class ConversionError(MagistralError):
     """A conversion that cannot start, or could not be finished."""
+
+
+class CancelledError(MagistralError):
+    """Work that was cancelled or closed before it had a result."""

@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from magistral_mlx.errors import OptionError
+from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply, Samples
-from magistral_mlx.generation.sampling import SamplingParams
 from magistral_mlx.terminal import command_line
 from magistral_mlx.terminal import options as console
 from magistral_mlx.terminal.display import Display, report, show_status, write

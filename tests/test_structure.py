@@ -17,16 +17,17 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "errors": "",
     "streams": "errors",
+    "options": "errors",
     "files": "errors",
-    "checkpoint": "errors files streams",
-    "tokenizer": "checkpoint errors files",
-    "model": "checkpoint errors files streams",
-    "generation": "checkpoint errors files model streams tokenizer",
+    "checkpoint": "errors files options streams",
+    "tokenizer": "checkpoint errors files options",
+    "model": "checkpoint errors files options streams",
+    "generation": "checkpoint errors files model options streams tokenizer",
     "demo": "checkpoint convert errors files",  # convert: the embedded model is converted on first use
-    "engine": "checkpoint demo errors files generation model streams tokenizer",
-    "serving": "checkpoint demo engine errors files generation model streams tokenizer",
-    "terminal": "checkpoint engine errors files generation model streams tokenizer",
-    "training": "checkpoint errors files generation model streams tokenizer",
+    "engine": "checkpoint demo errors files generation model options streams tokenizer",
+    "serving": "checkpoint demo engine errors files generation model options streams tokenizer",
+    "terminal": "checkpoint engine errors files generation model options streams tokenizer",
+    "training": "checkpoint errors files generation model options streams tokenizer",
 }
 DOORS = {"__init__", "__main__", "bridge", "chat", "generate", "plan"}
 CONVERTER_MAY_IMPORT = {

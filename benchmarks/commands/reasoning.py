@@ -19,7 +19,7 @@ from benchmarks.report.tables_counted import show_reasoning
 from magistral_mlx.engine.load import load
 from magistral_mlx.errors import OptionError
 from magistral_mlx.files import cache_dir
-from magistral_mlx.generation.sampling import SamplingParams
+from magistral_mlx.generation.params import SamplingParams
 
 KEY_CHARACTERS = 16
 

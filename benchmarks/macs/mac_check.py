@@ -25,8 +25,8 @@ from magistral_mlx.engine.chat import result_of
 from magistral_mlx.engine.load import load
 from magistral_mlx.engine.magistral import Magistral
 from magistral_mlx.errors import OptionError
+from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.row_costs import measure as measure_rows
-from magistral_mlx.generation.sampling import SamplingParams
 from magistral_mlx.model.loader import load_model
 
 SLICE_LAYERS = 2

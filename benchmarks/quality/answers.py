@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from magistral_mlx.engine.load import load
-from magistral_mlx.generation.sampling import SamplingParams
+from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.training.demo.problems import ARITHMETIC, held_out_problems, is_correct
 
 SEED = 2026  # as the answers of ``benchmarks memory``

@@ -10,8 +10,8 @@ from benchmarks.reasoning.sandbox import Sandbox
 from benchmarks.reasoning.tasks import Problem, Task, digest
 from magistral_mlx.engine.magistral import Magistral
 from magistral_mlx.errors import MemoryLimitError, OptionError
+from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply
-from magistral_mlx.generation.sampling import SamplingParams
 from magistral_mlx.model.memory import DEFAULT_CONTEXT
 
 SEEDS_A_PROBLEM = 10_000

@@ -10,7 +10,7 @@ import numpy as np
 
 from magistral_mlx.engine.magistral import Magistral
 from magistral_mlx.generation.decoding import Stepper
-from magistral_mlx.generation.sampling import SamplingParams
+from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.think_budget import NEARING
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.training.demo.problems import KINDS, Problem, held_out_problems

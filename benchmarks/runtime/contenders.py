@@ -12,7 +12,8 @@ from benchmarks.measure import Lap, Run, Stopwatch
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.engine.chat import result_of
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
-from magistral_mlx.generation.sampling import Sampler, SamplingParams
+from magistral_mlx.generation.params import SamplingParams
+from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.loader import load_model
 

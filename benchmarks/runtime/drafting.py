@@ -15,7 +15,8 @@ import mlx.core as mx
 import magistral_mlx as mm
 from magistral_mlx.generation.decoding import decode
 from magistral_mlx.generation.drafting import Drafter, Ngrams, Source
-from magistral_mlx.generation.sampling import Sampler, SamplingParams
+from magistral_mlx.generation.params import SamplingParams
+from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from magistral_mlx.training.demo.problems import KINDS, held_out_problems
 

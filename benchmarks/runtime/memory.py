@@ -21,7 +21,7 @@ from magistral_mlx.engine.chat import result_of
 from magistral_mlx.engine.load import load
 from magistral_mlx.errors import MemoryLimitError, OptionError
 from magistral_mlx.generation.decoding import Stepper, prefill
-from magistral_mlx.generation.sampling import SamplingParams
+from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.memory import MemoryPlan, plan_for

@@ -16,7 +16,8 @@ from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.engine.chat import result_of
 from magistral_mlx.generation.batch import BatchStepper, decode_rows
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
-from magistral_mlx.generation.sampling import Sampler, SamplingParams
+from magistral_mlx.generation.params import SamplingParams
+from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.shared_cache import SharedCache

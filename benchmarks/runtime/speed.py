@@ -16,8 +16,9 @@ from benchmarks.runtime.llama import llama_cpp, llama_version
 from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint
 from magistral_mlx.engine.magistral import Magistral
 from magistral_mlx.errors import MemoryLimitError, OptionError
+from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Usage
-from magistral_mlx.generation.sampling import Sampler, SamplingParams
+from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.model.device import budget_bytes
 from magistral_mlx.model.memory import plan_for
 

@@ -17,8 +17,9 @@ from magistral_mlx.convert.calibration.corpus import WINDOW, questions, windows_
 from magistral_mlx.convert.recipe.options import Options
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
+from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import ReplyBuilder
-from magistral_mlx.generation.sampling import Sampler, SamplingParams
+from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.model.device import on_gpu
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.loader import load_model

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from magistral_mlx.tokenizer.reasoning import ReasoningFormat
+from magistral_mlx.checkpoint.manifest import ReasoningFormat
 
 # Of the published cards of 2506, 2507 and 2509.
 LANGUAGES = (

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.checkpoint.manifest import ReasoningFormat
 from magistral_mlx.convert.output.card import model_card
 from magistral_mlx.errors import ConversionError
 from magistral_mlx.tokenizer.messages import prompt_around
-from magistral_mlx.tokenizer.reasoning import ReasoningFormat
 from magistral_mlx.tokenizer.release import SYSTEM_PROMPT_FILE
 from magistral_mlx.tokenizer.tekken import TEKKEN_FILE, Tokenizer
 

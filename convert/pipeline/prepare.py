@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from magistral_mlx.checkpoint.folder import resolve
+from magistral_mlx.checkpoint.manifest import ReasoningFormat
 from magistral_mlx.convert.calibration.choose import make_calibration
 from magistral_mlx.convert.methods.auto import check_target
 from magistral_mlx.convert.output.export import read_tokenizer, require_export_extra
@@ -26,7 +27,6 @@ from magistral_mlx.convert.recipe.options import AUTO, Options
 from magistral_mlx.convert.source.hub_stream import HubStream
 from magistral_mlx.convert.source.source import checked_layout, open_source, warn_of_rounding_twice
 from magistral_mlx.errors import ConversionError, OptionError
-from magistral_mlx.tokenizer.reasoning import ReasoningFormat
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from magistral_mlx.checkpoint.config import AFFINE_BITS, FP_FORMATS, Mode, ModelConfig, QuantFormat
+from magistral_mlx.checkpoint.manifest import ReasoningFormat
 from magistral_mlx.convert.recipe.recipe_file import (
     DEFAULT_GROUP_SIZE,
     UNPACKED_BITS,
@@ -15,7 +16,6 @@ from magistral_mlx.convert.recipe.recipe_file import (
     stated_format,
 )
 from magistral_mlx.errors import CheckpointError, OptionError
-from magistral_mlx.tokenizer.reasoning import ReasoningFormat
 
 RECIPES: Mapping[str, tuple[int, str]] = {  # bits of what it does not raise, and what it does
     "4bit": (4, "every matrix in 4 bit"),

@@ -6,12 +6,15 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from magistral_mlx.checkpoint.safetensors import Shard, parse_json, read_document
 from magistral_mlx.errors import CheckpointError, shown
 
 log = logging.getLogger(__name__)
+
+# How a release writes the tags of its trace: 2506 spells them, 2507 and 2509 have control ids for them.
+ReasoningFormat = Literal["text", "control"]
 
 RECORD = "magistral_mlx.json"
 # What a model is made of, beside its weights. README.md is for readers: it may change, and no runtime fetches it.

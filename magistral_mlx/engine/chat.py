@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol, TypeVar, get_args
 from magistral_mlx.engine.prefix_cache import Past
 from magistral_mlx.errors import CheckpointError, OptionError, shown
 from magistral_mlx.files import as_path
+from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply
-from magistral_mlx.generation.sampling import SamplingParams
 from magistral_mlx.model.memory import REPLY_ROOM, MemoryPlan
 from magistral_mlx.tokenizer.reasoning import Segment
 from magistral_mlx.tokenizer.tool_calls import stated

@@ -4,6 +4,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from magistral_mlx.checkpoint.folder import open_checkpoint, resolve
+from magistral_mlx.checkpoint.manifest import ReasoningFormat
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.engine.chat import result_of
 from magistral_mlx.engine.magistral import Magistral
@@ -13,7 +14,6 @@ from magistral_mlx.generation.speculation import Speculation, check_draft_tokens
 from magistral_mlx.model.device import limit_memory
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.memory import plan_for
-from magistral_mlx.tokenizer.reasoning import ReasoningFormat
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 

@@ -13,8 +13,8 @@ from magistral_mlx.engine.reply_stream import Single
 from magistral_mlx.engine.samples import Several, share_of
 from magistral_mlx.errors import OptionError, shown
 from magistral_mlx.files import as_path
+from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply, Samples
-from magistral_mlx.generation.sampling import SamplingParams
 from magistral_mlx.generation.speculation import Speculation
 from magistral_mlx.model.cache_file import check_cache_file
 from magistral_mlx.model.memory import MemoryPlan

@@ -9,8 +9,9 @@ import mlx.core as mx
 
 from magistral_mlx.engine.prefix_cache import Past
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
+from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import FinishReason, Reply, ReplyBuilder, Usage
-from magistral_mlx.generation.sampling import Sampler, SamplingParams
+from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.generation.speculation import Speculation
 from magistral_mlx.model.transformer import Transformer
 from magistral_mlx.tokenizer.reasoning import Segment

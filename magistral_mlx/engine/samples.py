@@ -12,8 +12,8 @@ from magistral_mlx.engine.prefix_cache import Past
 from magistral_mlx.errors import MemoryLimitError
 from magistral_mlx.generation.batch import BatchStepper, decode_rows
 from magistral_mlx.generation.decoding import Stepper, prefill
+from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import FinishReason, Reply, ReplyBuilder, Usage
-from magistral_mlx.generation.sampling import SamplingParams
 from magistral_mlx.model.kv_cache import STEP
 from magistral_mlx.model.memory import REPLY_ROOM, MemoryPlan
 from magistral_mlx.model.shared_cache import SharedCache

@@ -7,7 +7,8 @@ import mlx.core as mx
 import numpy as np
 
 from magistral_mlx.errors import NumericsError
-from magistral_mlx.generation.sampling import INVALID, SPILLED, Sampler, SamplingParams
+from magistral_mlx.generation.params import SamplingParams
+from magistral_mlx.generation.sampling import INVALID, SPILLED, Sampler
 from magistral_mlx.model.shared_cache import SharedCache
 from magistral_mlx.model.transformer import Transformer
 

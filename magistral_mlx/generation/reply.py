@@ -11,7 +11,8 @@ import mlx.core as mx
 import numpy as np
 
 from magistral_mlx.generation.loop_detector import LoopDetector
-from magistral_mlx.generation.sampling import SamplingParams, top_logprobs
+from magistral_mlx.generation.params import SamplingParams
+from magistral_mlx.generation.sampling import top_logprobs
 from magistral_mlx.generation.think_budget import ThinkBudget
 from magistral_mlx.tokenizer.reasoning import THINK_CLOSE, Segment, Splitter, StopStrings, ToolCall
 from magistral_mlx.tokenizer.tekken import TextStream, Tokenizer

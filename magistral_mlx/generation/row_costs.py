@@ -17,7 +17,8 @@ from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.files import cache_dir
 from magistral_mlx.generation.decoding import Stepper
 from magistral_mlx.generation.drafting import MAX_ROWS
-from magistral_mlx.generation.sampling import Sampler, SamplingParams
+from magistral_mlx.generation.params import SamplingParams
+from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.transformer import Transformer
 

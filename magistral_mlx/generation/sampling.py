@@ -6,21 +6,16 @@ Letters: B rows, V vocabulary, C blocks of the vocabulary, n candidates.
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import mlx.core as mx
 
-from magistral_mlx.errors import OptionError, shown
-
-OnLoop = Literal["close", "stop", "ignore"]
+from magistral_mlx.generation.params import SamplingParams
 
 INVALID = -1  # instead of an id: the row holds NaN or +infinity, or nothing finite
 SPILLED = (
     -2
 )  # instead of an id: the nucleus is wider than the candidates; draw_exact sorts everything
-MAX_LOGPROBS = 20  # as OpenAI's interface
-MAX_MESSAGE = 200  # characters
 
 BLOCK = 32  # ids a block
 LEADERS = 256  # blocks whose ids are candidates
@@ -33,77 +28,6 @@ UNIT = 2.0**44
 FRACTION_BITS = 31
 LOW_32 = 2**32 - 1
 FLOAT32_RANGE = (2.0**-126, 2.0**127)
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How a reply is sampled. The defaults are the model card's.
-
-    Raises:
-        OptionError: a value is out of range.
-    """
-
-    temperature: float = 0.7  # 0: always the most probable id
-    top_p: float = 0.95  # mass kept, in (0, 1]; applied after the temperature
-    max_tokens: int | None = None  # None: as many as the card advises and the context holds
-    seed: int | None = None  # None: a new one for every reply
-    stop: tuple[str, ...] = ()  # texts that end the reply
-    think_budget: int | None = None  # reasoning tokens at most; 0: no reasoning
-    logprobs: int = 0  # the k best ids reported for every token
-    on_loop: OnLoop = (
-        "close"  # when the model repeats itself: close its trace, stop the reply, or ignore it
-    )
-    think_budget_message: str = ""  # the last line of a trace that is cut off at its budget
-
-    def __post_init__(self) -> None:
-        if not _is_number(self.temperature) or not 0 <= self.temperature < math.inf:
-            raise OptionError(
-                f"temperature is {self.temperature!r}; use 0 (greedy) or a number over 0"
-            )
-        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
-            raise OptionError(
-                f"top_p is {self.top_p!r}; use a number in (0, 1], 1 to turn the filter off"
-            )
-        _check_count("max_tokens", self.max_tokens, 1)
-        _check_count("seed", self.seed, 0)
-        _check_count("think_budget", self.think_budget, 0)
-        if type(self.logprobs) is not int or not 0 <= self.logprobs <= MAX_LOGPROBS:
-            raise OptionError(
-                f"logprobs is {self.logprobs!r}; use a whole number from 0 to {MAX_LOGPROBS}"
-            )
-        if self.on_loop not in get_args(OnLoop):
-            raise OptionError(
-                f"on_loop is {self.on_loop!r}; use one of {', '.join(get_args(OnLoop))}"
-            )
-        if not _is_line(self.think_budget_message):
-            raise OptionError(
-                f"think_budget_message is {shown(self.think_budget_message)}; use one line of at most "
-                f"{MAX_MESSAGE} characters, without tags"
-            )
-        if not isinstance(self.stop, tuple) or not all(
-            isinstance(text, str) and text for text in self.stop
-        ):
-            raise OptionError(f"stop is {self.stop!r}; use a tuple of texts, none of them empty")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_line(text: object) -> bool:
-    return (
-        isinstance(text, str)
-        and len(text) <= MAX_MESSAGE
-        and text.isprintable()
-        and "think>" not in text
-    )
-
-
-def _check_count(name: str, value: int | None, least: int) -> None:
-    if value is not None and (type(value) is not int or value < least):
-        raise OptionError(
-            f"{name} is {value!r}; use a whole number of at least {least}, or leave it out"
-        )
 
 
 class Nucleus(NamedTuple):

@@ -3,7 +3,7 @@
 import mlx.core as mx
 
 from magistral_mlx.errors import OptionError
-from magistral_mlx.generation.sampling import SamplingParams
+from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 RESERVED = 512  # tokens of a long reply that a trace with a budget leaves to the answer; of a shorter one a quarter

@@ -3,6 +3,7 @@
 from typing import Any, TypedDict
 
 from magistral_mlx.errors import (
+    CancelledError,
     CheckpointError,
     ContextError,
     ConversionError,
@@ -23,10 +24,6 @@ class ClosedError(MagistralError):
 
 class BusyError(MagistralError):
     """A call that must wait until replies have ended."""
-
-
-class CancelledError(MagistralError):
-    """A load that the host cancelled."""
 
 
 class BrokenError(Exception):

@@ -11,19 +11,24 @@ from typing import Any
 import mlx.core as mx
 
 from magistral_mlx.checkpoint.folder import open_checkpoint
+from magistral_mlx.checkpoint.manifest import ReasoningFormat
 from magistral_mlx.demo import demo_checkpoint, demo_folder
 from magistral_mlx.engine.load import loading
 from magistral_mlx.engine.magistral import Magistral
-from magistral_mlx.errors import CheckpointError, MemoryLimitError, OptionError, shown
+from magistral_mlx.errors import (
+    CancelledError,
+    CheckpointError,
+    MemoryLimitError,
+    OptionError,
+    shown,
+)
+from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply
-from magistral_mlx.generation.sampling import SamplingParams
 from magistral_mlx.model.device import budget_bytes, limit_memory
 from magistral_mlx.model.memory import MemoryPlan, plan_for
 from magistral_mlx.serving import events
 from magistral_mlx.serving.event_queue import Channel
-from magistral_mlx.serving.failures import CancelledError
 from magistral_mlx.serving.plain_values import plain
-from magistral_mlx.tokenizer.reasoning import ReasoningFormat
 from magistral_mlx.tokenizer.tool_calls import stated
 
 Steps = Generator[None, None, None]

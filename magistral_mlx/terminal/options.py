@@ -9,13 +9,13 @@ from typing import Any, TypeVar, get_args
 
 import click
 
+from magistral_mlx.checkpoint.manifest import ReasoningFormat
 from magistral_mlx.engine.load import loading
 from magistral_mlx.engine.magistral import Magistral
-from magistral_mlx.generation.sampling import OnLoop, SamplingParams
+from magistral_mlx.generation.params import OnLoop, SamplingParams
 from magistral_mlx.model import cache_file
 from magistral_mlx.terminal import command_line
 from magistral_mlx.terminal.display import show_status
-from magistral_mlx.tokenizer.reasoning import ReasoningFormat
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from magistral_mlx.engine.chat import Chat
 from magistral_mlx.engine.magistral import Magistral
 from magistral_mlx.errors import OptionError
+from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply, Usage
-from magistral_mlx.generation.sampling import SamplingParams
 from magistral_mlx.terminal.display import Display, in_units, rate, report, tell, write
 from magistral_mlx.terminal.prompt import interruptible
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from magistral_mlx.checkpoint.manifest import ReasoningFormat
 from magistral_mlx.errors import OptionError, shown
 from magistral_mlx.tokenizer.content import (
     BETWEEN,
@@ -14,7 +15,7 @@ from magistral_mlx.tokenizer.content import (
     parts_of,
     separated,
 )
-from magistral_mlx.tokenizer.reasoning import CLOSE, OPEN, ReasoningFormat
+from magistral_mlx.tokenizer.reasoning import CLOSE, OPEN
 from magistral_mlx.tokenizer.tool_calls import CallIds
 
 CONTROL_TAGS = (

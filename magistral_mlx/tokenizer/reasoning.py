@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-# How a release writes the tags of its trace: 2506 spells them, 2507 and 2509 have control ids for them.
-ReasoningFormat = Literal["text", "control"]
 OPEN, CLOSE = "<think>", "</think>"
 EMPTY_TRACE = "<think>\n</think>\n"  # put after the prompt, it asks for an answer without a trace
 THINK_CLOSE = "\n</think>\n\n"  # written into a trace, it ends it

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import cast, get_args
 
-from magistral_mlx.checkpoint.manifest import RECORD
+from magistral_mlx.checkpoint.manifest import RECORD, ReasoningFormat
 from magistral_mlx.checkpoint.safetensors import parse_json, read_document
 from magistral_mlx.errors import CheckpointError, TokenizerError, shown
 from magistral_mlx.tokenizer.messages import (
@@ -13,7 +13,7 @@ from magistral_mlx.tokenizer.messages import (
     CONTROL_TAGS,
     CONTROL_TRACE,
 )
-from magistral_mlx.tokenizer.reasoning import OPEN, ReasoningFormat
+from magistral_mlx.tokenizer.reasoning import OPEN
 
 SYSTEM_PROMPT_FILE = "SYSTEM_PROMPT.txt"
 MAX_PROMPT_BYTES = 1_000_000

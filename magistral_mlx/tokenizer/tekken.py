@@ -8,12 +8,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from magistral_mlx.checkpoint.manifest import ReasoningFormat
 from magistral_mlx.errors import OptionError, TokenizerError
 from magistral_mlx.tokenizer.content import checked, fields
 from magistral_mlx.tokenizer.messages import CONTROL_TAGS, Messages, conversation
 from magistral_mlx.tokenizer.reasoning import (
     EMPTY_TRACE,
-    ReasoningFormat,
     Splitter,
     TagSplitter,
     ToolCall,

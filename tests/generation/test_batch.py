@@ -12,7 +12,8 @@ from magistral_mlx.errors import NumericsError
 from magistral_mlx.generation import batch
 from magistral_mlx.generation.batch import BatchStepper, decode_rows
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
-from magistral_mlx.generation.sampling import SPILLED, Sampler, SamplingParams
+from magistral_mlx.generation.params import SamplingParams
+from magistral_mlx.generation.sampling import SPILLED, Sampler
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.shared_cache import SharedCache
 from magistral_mlx.model.transformer import Transformer, shared_cache

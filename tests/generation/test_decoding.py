@@ -8,7 +8,8 @@ import pytest
 from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import NumericsError
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
-from magistral_mlx.generation.sampling import INVALID, SPILLED, Sampler, SamplingParams
+from magistral_mlx.generation.params import SamplingParams
+from magistral_mlx.generation.sampling import INVALID, SPILLED, Sampler
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.transformer import Transformer
 from tests.support.tiny import fill, make_config, make_weights

@@ -11,8 +11,9 @@ from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import MagistralError, MemoryLimitError, OptionError
 from magistral_mlx.generation.draft_model import DraftModel
 from magistral_mlx.generation.drafting import Drafter
+from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.row_costs import RowCosts
-from magistral_mlx.generation.sampling import Sampler, SamplingParams
+from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.model.memory import plan_for
 from magistral_mlx.model.transformer import Transformer
 from tests.generation.test_speculation import CONFIG, FREE, GREEDY, PROMPT, SAMPLED, Run

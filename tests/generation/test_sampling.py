@@ -11,12 +11,12 @@ import pytest
 
 from magistral_mlx.errors import OptionError
 from magistral_mlx.generation import sampling
+from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.sampling import (
     INVALID,
     SPILLED,
     Nucleus,
     Sampler,
-    SamplingParams,
     nucleus,
     top_logprobs,
 )

@@ -12,8 +12,9 @@ from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import OptionError
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
 from magistral_mlx.generation.drafting import MAX_ROWS, SILENT, Drafter, Silent
+from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.row_costs import LINEAR, RowCosts
-from magistral_mlx.generation.sampling import SPILLED, Sampler, SamplingParams
+from magistral_mlx.generation.sampling import SPILLED, Sampler
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.transformer import Transformer
 from tests.support.tiny import fill, make_config, make_weights

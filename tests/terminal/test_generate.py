@@ -14,8 +14,8 @@ import pytest
 
 from magistral_mlx import generate
 from magistral_mlx.errors import HubError
+from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply, Usage
-from magistral_mlx.generation.sampling import SamplingParams
 from magistral_mlx.terminal import options as console
 from magistral_mlx.tokenizer.reasoning import Segment
 

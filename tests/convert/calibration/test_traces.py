@@ -17,7 +17,7 @@ from magistral_mlx.convert.output.staging import TRACES
 from magistral_mlx.convert.verify import main as verify
 from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import CheckpointError, ConversionError, MemoryLimitError
-from magistral_mlx.generation.sampling import SamplingParams
+from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.model import memory
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.support.sources import content, convert_quickly, write_hf

@@ -14,7 +14,8 @@ from magistral_mlx.convert import convert_checkpoint
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.engine.chat import result_of
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
-from magistral_mlx.generation.sampling import Sampler, SamplingParams
+from magistral_mlx.generation.params import SamplingParams
+from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.transformer import Transformer

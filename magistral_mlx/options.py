@@ -1,0 +1,97 @@
+"""Options: each is declared once, as a field of a frozen dataclass, with its type, default and help text.
+
+Command lines, the bridge and keyword arguments are made from that declaration, so that a new option is two edits: the
+field, and the place that uses it.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from difflib import get_close_matches
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar, get_type_hints
+
+from magistral_mlx.errors import OptionError
+
+P = ParamSpec("P")
+First = TypeVar("First")
+Options = TypeVar("Options")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What a command line needs to know of one field."""
+
+    name: str
+    type: Any  # the field's annotation
+    default: Any
+    help: str
+    metavar: str | None
+    aliases: tuple[str, ...]  # other flags, such as "-m"
+
+
+def option(
+    default: Any, help: str, *, metavar: str | None = None, aliases: tuple[str, ...] = ()
+) -> Any:
+    """Declare a field of a frozen dataclass as an option.
+
+    Args:
+        help: one sentence or two, for ``--help`` and for the documentation.
+        metavar: how a command line shows the value; by default as its type.
+        aliases: other flags for it; the first is always the field's name with dashes.
+    """
+    return field(default=default, metadata={"help": help, "metavar": metavar, "aliases": aliases})
+
+
+def options_of(cls: type) -> list[Option]:
+    """Return the options that a dataclass declares, in order; fields without ``option`` are not among them."""
+    types = get_type_hints(cls)
+    return [
+        Option(found.name, types[found.name], found.default, **found.metadata)
+        for found in _declared(cls)
+    ]
+
+
+def from_values(cls: Callable[..., Options], values: Mapping[str, object]) -> Options:
+    """Make options from a mapping, such as a host's; None stands for the default.
+
+    Raises:
+        OptionError: a name is not an option, or a value is out of range.
+    """
+    names = [found.name for found in _declared(cls)]
+    for name in values:
+        if name not in names:
+            near = get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"use {', '.join(names)}"
+            raise OptionError(f"{name!r} is not an option; {hint}")
+    return cls(**{name: value for name, value in values.items() if value is not None})
+
+
+def takes_keywords_of(
+    options: Callable[P, Options],
+) -> Callable[[Callable[[First, Options], Result]], Callable[Concatenate[First, P], Result]]:
+    """Let a function of (value, options) be called with the options' fields as keywords.
+
+    Type checkers and editors see the keywords with their types, since they are those of the dataclass.
+    """
+
+    def decorate(
+        function: Callable[[First, Options], Result],
+    ) -> Callable[Concatenate[First, P], Result]:
+        @wraps(function)
+        def call(first: First, /, *args: P.args, **keywords: P.kwargs) -> Result:
+            return function(first, options(*args, **keywords))
+
+        own = inspect.signature(function)
+        parameters = [next(iter(own.parameters.values()))]
+        parameters += inspect.signature(options).parameters.values()
+        signature = own.replace(parameters=parameters)
+        call.__signature__ = signature  # type: ignore[attr-defined]  # what help() shows
+        return call
+
+    return decorate
+
+
+def _declared(cls: Any) -> list[Field[Any]]:
+    return [found for found in fields(cls) if "help" in found.metadata]

@@ -1,0 +1,121 @@
+"""Streams: long work that reports what happens and ends in a result.
+
+Inside a room, work is a generator that yields items and returns its result. What leaves a room is a ``Stream``.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from functools import wraps
+from typing import Generic, ParamSpec, TypeVar
+
+from magistral_mlx.errors import CancelledError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How much of a stream's work is done, in the unit of that stream: bytes, tokens or tensors."""
+
+    done: int
+    total: int
+    name: str = ""  # what is being worked on
+
+
+class Cancellation:
+    """A request to end work early. Any thread may make it; the work looks at it between two steps."""
+
+    def __init__(self) -> None:
+        self.is_requested = False
+
+    def request(self) -> None:
+        self.is_requested = True
+
+
+class Stream(Generic[Item, Result]):
+    """Long work in steps: iterate over what happens, then take the result.
+
+    ``result()`` runs what is left of the work. A stream is also a context manager, which ends the work at the end of
+    the block. Work whose stream is closed or dropped early stops at that step and has no result.
+
+    Example::
+
+        with magistral.stream("What is 48 + 76?") as stream:
+            for segment in stream:
+                show(segment)
+        print(stream.result().usage)
+    """
+
+    def __init__(
+        self, work: Generator[Item, None, Result], cancellation: Cancellation | None = None
+    ) -> None:
+        """Wrap a generator.
+
+        Args:
+            work: yields items and returns the result.
+            cancellation: what the work itself looks at and honours. Without one, a cancelled stream raises
+                CancelledError at its next step.
+        """
+        self._work = work
+        self._cancellation = cancellation or Cancellation()
+        self._is_cooperative = cancellation is not None
+        self._results: list[Result] = []
+        self._is_open = True
+
+    def __iter__(self) -> "Stream[Item, Result]":
+        return self
+
+    def __next__(self) -> Item:
+        if not self._is_open:
+            raise StopIteration(*self._results)
+        if self._cancellation.is_requested and not self._is_cooperative:
+            self.close()
+            raise CancelledError("the work was cancelled")
+        try:
+            return next(self._work)
+        except StopIteration as end:
+            self._results.append(end.value)
+            self._is_open = False
+            raise
+        except BaseException:
+            self._is_open = False
+            raise
+
+    def __enter__(self) -> "Stream[Item, Result]":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def result(self) -> Result:
+        """Run the work to its end and return its result; once it has ended, return that result again.
+
+        Raises:
+            CancelledError: the stream was closed, or cancelled, or its work failed, before there was a result.
+        """
+        for _ in self:
+            pass
+        if not self._results:
+            raise CancelledError("the stream ended early, so it has no result")
+        return self._results[0]
+
+    def cancel(self) -> None:
+        """Ask the work to end after the step under way. May be called from any thread."""
+        self._cancellation.request()
+
+    def close(self) -> None:
+        """End the work now, at the step where it stands. Has no effect after its end."""
+        self._is_open = False
+        self._work.close()
+
+
+def streamed(work: Callable[P, Generator[Item, None, Result]]) -> Callable[P, Stream[Item, Result]]:
+    """Make a generator function return a Stream."""
+
+    @wraps(work)
+    def stream(*args: P.args, **kwargs: P.kwargs) -> Stream[Item, Result]:
+        return Stream(work(*args, **kwargs))
+
+    return stream
