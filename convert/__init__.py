@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from magistral_mlx.convert.verification.verification import Report, verify_checkpoint
 
 HOMES = {
-    "Conversion": ".conversion",
-    "Options": ".recipes",
-    "Progress": ".weights",
-    "Report": ".verification",
-    "Summary": ".conversion",
-    "convert_checkpoint": ".pipeline",
-    "converting": ".pipeline",
-    "prepare": ".pipeline",
-    "verify_checkpoint": ".verification",
+    "Conversion": ".pipeline.conversion",
+    "Options": ".recipe.options",
+    "Progress": ".pipeline.rowwise",
+    "Report": ".verification.verification",
+    "Summary": ".pipeline.conversion",
+    "convert_checkpoint": ".pipeline.prepare",
+    "converting": ".pipeline.prepare",
+    "prepare": ".pipeline.prepare",
+    "verify_checkpoint": ".verification.verification",
 }
 __all__ = [
     "Conversion",

@@ -7,8 +7,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from benchmarks.quality import outlier_model
 from benchmarks.quality.outlier_model import BATCH, CONFIG, WINDOW, make_model, save, texts, windows
-from benchmarks.quality.scores import outlier_model
 from magistral_mlx.convert.calibration.forward import MeanSquares, visiting
 from magistral_mlx.convert.calibration.statistics import outlier_ratio
 from magistral_mlx.convert.source.source import open_source

@@ -14,9 +14,10 @@ from magistral_mlx.generation.batch import BatchStepper, decode_rows
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.sampling import SPILLED, Sampler
+from magistral_mlx.model import shared_cache
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.shared_cache import SharedCache
-from magistral_mlx.model.transformer import Transformer, shared_cache
+from magistral_mlx.model.transformer import Transformer
 from tests.support.tiny import fill, make_config, make_weights
 
 CONFIG = make_config()

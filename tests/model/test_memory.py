@@ -13,11 +13,12 @@ from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError
 from magistral_mlx.generation.decoding import Stepper, prefill
+from magistral_mlx.model import memory
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.mac_table import MAGISTRAL_SMALL, mac_budget_bytes, mac_table
 from magistral_mlx.model.memory import MemoryPlan, kv_bytes, make_plan
-from magistral_mlx.model.transformer import Transformer, memory
+from magistral_mlx.model.transformer import Transformer
 from tests.support.tiny import make_config, make_weights, quantize_weights, write_checkpoint
 
 README = Path(__file__).parents[2] / "README.md"
