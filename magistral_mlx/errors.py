@@ -7,7 +7,7 @@ _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict = 3, 8, 4
 _SHORT.maxstring = _SHORT.maxother = 100
 
 
-def shown(value: object) -> str:
+def quoted(value: object) -> str:
     """A value of a file as a message quotes it: of a damaged file it may be endless, or nested without end."""
     return _SHORT.repr(value)
 

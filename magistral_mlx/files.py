@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from magistral_mlx.errors import OptionError, shown
+from magistral_mlx.errors import OptionError, quoted
 
 WRITE_BYTES = 2**30  # a single write of 2 GiB or more fails on macOS
 PARTIAL = ".partial"  # ends the name of a file that is not whole
@@ -18,7 +18,7 @@ PARTIAL = ".partial"  # ends the name of a file that is not whole
 def as_path(value: str | Path, name: str) -> Path:
     """A path, as given. Raises OptionError where ``name`` is none."""
     if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
-        raise OptionError(f"{name} is {shown(value)}; use the path of a file or folder")
+        raise OptionError(f"{name} is {quoted(value)}; use the path of a file or folder")
     return Path(value)
 
 

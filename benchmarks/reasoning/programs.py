@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.reasoning.rows import Place, PlacedRow, Row, column
 from benchmarks.reasoning.sandbox import Sandbox
-from magistral_mlx.errors import OptionError, shown
+from magistral_mlx.errors import OptionError, quoted
 
 ROLE = (
     "You are an expert Python programmer. You will be given a question (problem specification) and will generate a "
@@ -126,7 +126,7 @@ def _function(metadata: Any, number: int) -> str:
         return str(facts["func_name"])
     except (ValueError, KeyError, TypeError):
         raise OptionError(
-            f"row {number} of the dataset: metadata is {shown(metadata)}, which names no func_name to call"
+            f"row {number} of the dataset: metadata is {quoted(metadata)}, which names no func_name to call"
         ) from None
 
 
@@ -140,7 +140,7 @@ def _cases_of(row: Row, number: int) -> tuple[tuple[Case, ...], str]:
             cases += [{key: case[key] for key in ("input", "output", "testtype")} for case in found]
         except (ValueError, KeyError, TypeError, zlib.error, binascii.Error) as error:
             raise OptionError(
-                f"row {number} of the dataset: {name} is {shown(value)}, which is no list of tests ({error!r})"
+                f"row {number} of the dataset: {name} is {quoted(value)}, which is no list of tests ({error!r})"
             ) from None
     kinds = {case["testtype"] for case in cases}
     if len(kinds) != 1 or not kinds <= {"stdin", "functional"}:

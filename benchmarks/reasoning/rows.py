@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from magistral_mlx.errors import HubError, OptionError, shown
+from magistral_mlx.errors import HubError, OptionError, quoted
 
 Row = Mapping[str, Any]
 
@@ -106,7 +106,7 @@ def _read(file: Path) -> Iterator[Row]:
         for number, row in enumerate(_rows_of(file), start=1):
             if not isinstance(row, Mapping):
                 raise OptionError(
-                    f"{file}: row {number} is {shown(row)}; every row must have named columns"
+                    f"{file}: row {number} is {quoted(row)}; every row must have named columns"
                 )
             yield row
     except (ValueError, OSError, csv.Error) as error:
@@ -125,7 +125,7 @@ def _rows_of(file: Path) -> Iterable[Any]:
     if file.suffix == ".json":
         found = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(found, list):
-            raise ValueError(f"it holds {shown(found)}, not a list of rows")
+            raise ValueError(f"it holds {quoted(found)}, not a list of rows")
         return found
     if file.suffix == ".csv":
         csv.field_size_limit(2**27)  # a row's tests may be megabytes

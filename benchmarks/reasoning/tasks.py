@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.reasoning.grading import final_integer, final_letter
 from benchmarks.reasoning.programs import Program, program_of, program_prompt
 from benchmarks.reasoning.rows import Row, column
-from magistral_mlx.errors import OptionError, shown
+from magistral_mlx.errors import OptionError, quoted
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from magistral_mlx.training.demo.problems import ARITHMETIC, held_out_problems
 
@@ -62,7 +62,7 @@ def _competition(row: Row, number: int) -> Problem:
         or int(text.removesuffix(".0")) > 999
     ):
         raise OptionError(
-            f"row {number} of the dataset has the answer {shown(expected)}; AIME's are from 0 to 999"
+            f"row {number} of the dataset has the answer {quoted(expected)}; AIME's are from 0 to 999"
         )
     problem = str(column(row, ("problem", "question"), number)).strip()
     return Problem(str(number), MATH_PROMPT.format(problem=problem), int(text.removesuffix(".0")))

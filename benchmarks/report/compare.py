@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measure import CONFIDENCE, RESAMPLES, Interval
-from magistral_mlx.errors import OptionError, shown
+from magistral_mlx.errors import OptionError, quoted
 
 Better = Literal["higher", "lower"]
 Kind = Literal["repeats", "share", "measured", "counted"]
@@ -186,7 +186,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
         for name in versions
     }
     return [
-        f"{name}: {shown(a)}, then {shown(b)}" for name, (a, b) in sorted(facts.items()) if a != b
+        f"{name}: {quoted(a)}, then {quoted(b)}" for name, (a, b) in sorted(facts.items()) if a != b
     ]
 
 

@@ -12,16 +12,15 @@ from typing import Any
 
 from magistral_mlx import __version__
 from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.checkpoint.manifest import RECORD
+from magistral_mlx.checkpoint.manifest import MANIFEST
 from magistral_mlx.checkpoint.safetensors import parse_json
 from magistral_mlx.errors import CheckpointError
 
-PROVENANCE = RECORD
 HASHES = ("sha256", "sample_sha256")
 FORMAT = 3  # raised when the same source and options give other files
 
 
-def make_plan_record(*, source: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def make_manifest(*, source: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """What decides every byte of a conversion's output."""
     versions = {"magistral_mlx": __version__, "mlx": version("mlx")}
     return {"format": FORMAT, "source": source, "options": options, "versions": versions}
@@ -39,9 +38,9 @@ def difference(
 
     Weights are known by their size and header, everything smaller by its hash.
     """
-    path = target / PROVENANCE
+    path = target / MANIFEST
     if not path.is_file():
-        return f"it has no {PROVENANCE}, so it was not finished by this software"
+        return f"it has no {MANIFEST}, so it was not finished by this software"
     try:
         found = parse_json(path.read_bytes(), path)
         wanted = {"format": FORMAT, "source": source, "options": options}
@@ -57,7 +56,7 @@ def difference(
                 and hashlib.sha256(file.read_bytes()).hexdigest() != stated["sha256"]
             ):
                 return f"its {name} was changed"
-        open_checkpoint(target, compares_record=False)
+        open_checkpoint(target, compares_manifest=False)
     except (CheckpointError, OSError, KeyError, TypeError, AttributeError) as error:
         return f"it is damaged ({error})"
     return None

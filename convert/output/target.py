@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from magistral_mlx.convert.output.manifest import PROVENANCE
+from magistral_mlx.checkpoint.manifest import MANIFEST
 from magistral_mlx.convert.output.staging import JOURNAL, aside_of, partial_of
 from magistral_mlx.errors import ConversionError
 
@@ -33,7 +33,7 @@ def check_place(target: Path) -> None:
                 f"{target} cannot be made ({error.strerror}); name another folder"
             ) from None
     for folder in target.parents:
-        if any(map(os.path.isfile, (folder / PROVENANCE, folder / JOURNAL))):
+        if any(map(os.path.isfile, (folder / MANIFEST, folder / JOURNAL))):
             raise ConversionError(f"{target} lies in the checkpoint {folder}; name another folder")
     there = _nearest(target)
     if not os.access(there, os.W_OK | os.X_OK):
@@ -48,7 +48,7 @@ def check_replaceable(target: Path, *, force: bool) -> None:
     Raises:
         ConversionError: something that is no finished conversion; with ``force``, something that is no checkpoint.
     """
-    if not os.path.lexists(target) or (target / PROVENANCE).is_file():
+    if not os.path.lexists(target) or (target / MANIFEST).is_file():
         return
     if not force:
         if target.is_dir() and not any(target.iterdir()):

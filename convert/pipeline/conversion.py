@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from magistral_mlx.checkpoint.folder import open_checkpoint
+from magistral_mlx.checkpoint.manifest import MANIFEST
 from magistral_mlx.checkpoint.safetensors import parse_json, read_document
 from magistral_mlx.convert import disk
 from magistral_mlx.convert.calibration.choose import WINDOWS, Calibration
@@ -20,7 +21,7 @@ from magistral_mlx.convert.calibration.traces import FILE as TRACES
 from magistral_mlx.convert.calibration.traces import ROUNDED, Traces
 from magistral_mlx.convert.methods.auto import deciding
 from magistral_mlx.convert.output.export import exports, json_text, make_config
-from magistral_mlx.convert.output.manifest import PROVENANCE, difference, entry_of, make_plan_record
+from magistral_mlx.convert.output.manifest import difference, entry_of, make_manifest
 from magistral_mlx.convert.output.report import Gain, gain_of, make_report
 from magistral_mlx.convert.output.shards import Output
 from magistral_mlx.convert.output.staging import Staging, discard_replaced
@@ -82,7 +83,7 @@ class Conversion:
 
     def _summary(self, *, already: bool) -> Summary:
         """Of the complete target, by its own files."""
-        path, checkpoint = self.target / PROVENANCE, open_checkpoint(self.target)
+        path, checkpoint = self.target / MANIFEST, open_checkpoint(self.target)
         nbytes = checkpoint.nbytes
         gain = gain_of(parse_json(read_document(path), path))
         return Summary(
@@ -251,7 +252,7 @@ class Conversion:
         return path.name
 
     def _record(self) -> dict[str, Any]:
-        return make_plan_record(source=self.identity, options=self.stated)
+        return make_manifest(source=self.identity, options=self.stated)
 
     def _is_whole(self, folder: Path) -> bool:
         return difference(folder, source=self.identity, options=self.stated) is None
@@ -284,7 +285,7 @@ class Conversion:
             | self._report(staging)
             | {"files": dict(sorted(files.items()))}
         )
-        disk.write_file(staging.folder / PROVENANCE, json_text(provenance).encode())
+        disk.write_file(staging.folder / MANIFEST, json_text(provenance).encode())
 
     def _report(self, staging: Staging) -> dict[str, Any]:
         if self.calibration is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from magistral_mlx.checkpoint.config import FP_FORMATS, QuantFormat
-from magistral_mlx.errors import CheckpointError, OptionError, shown
+from magistral_mlx.errors import CheckpointError, OptionError, quoted
 
 UNPACKED_BITS = 16  # stands for a matrix that stays in the checkpoint's float type
 DEFAULT_GROUP_SIZE = 64
@@ -45,7 +45,7 @@ class RecipeFile:
         raw = _document(path)
         if unknown := sorted(raw.keys() - {"default", "rules"}):
             raise _refusal(
-                path, f"the key {shown(unknown[0])} is unknown", "it has default and rules"
+                path, f"the key {quoted(unknown[0])} is unknown", "it has default and rules"
             )
         blocks = raw.get("rules", [])
         if not isinstance(raw.get("default"), dict) or not isinstance(blocks, list):
@@ -72,7 +72,7 @@ class RecipeFile:
             if not matched:
                 raise _refusal(
                     self.path,
-                    f"rule {i} ({shown(rule.match)}) matches no matrix",
+                    f"rule {i} ({quoted(rule.match)}) matches no matrix",
                     "paths are such as model.layers.0.mlp.down_proj, model.embed_tokens and lm_head",
                 )
             found.update(dict.fromkeys(matched, rule.quant))
@@ -116,8 +116,10 @@ def _document(path: Path) -> dict[str, Any]:
 
 def _rule(path: Path, where: str, block: Any, default: QuantFormat | None) -> Rule:
     if not isinstance(block, dict) or not isinstance(match := block.get("match"), str):
-        raise _refusal(path, f"{where} is {shown(block)}", 'write {"match": "*.v_proj", "bits": 6}')
-    where = f"{where} ({shown(match)})"
+        raise _refusal(
+            path, f"{where} is {quoted(block)}", 'write {"match": "*.v_proj", "bits": 6}'
+        )
+    where = f"{where} ({quoted(match)})"
     if not block.keys() - {"match"}:
         raise _refusal(path, f"{where} changes nothing", "state its bits, group_size or mode")
     return Rule(
@@ -131,12 +133,12 @@ def _format(
     if unknown := sorted(block.keys() - set(FORMAT_KEYS)):
         raise _refusal(
             path,
-            f"{where}: the key {shown(unknown[0])} is unknown",
+            f"{where}: the key {quoted(unknown[0])} is unknown",
             f"known are {', '.join(FORMAT_KEYS)}",
         )
     for key in ("bits", "group_size"):
         if key in block and type(block[key]) is not int:
-            raise _refusal(path, f"{where}: {key} is {shown(block[key])}", "use a whole number")
+            raise _refusal(path, f"{where}: {key} is {quoted(block[key])}", "use a whole number")
     if block.get("bits") == UNPACKED_BITS:
         if len(block) > 1:
             raise _refusal(

@@ -12,7 +12,7 @@ from magistral_mlx.checkpoint.folder import Shard
 from magistral_mlx.checkpoint.multimodal import language_config
 from magistral_mlx.checkpoint.safetensors import FP8, Entry, parse_json, read_document
 from magistral_mlx.convert.source.names import VISION, native_name
-from magistral_mlx.errors import CheckpointError, shown
+from magistral_mlx.errors import CheckpointError, quoted
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def _config(
 ) -> ModelConfig:
     if (quantization := params.get("quantization")) is not None:
         raise CheckpointError(
-            f"{path}: quantization is {shown(quantization)}. Such weights are {FP8}; start from the bf16 checkpoint"
+            f"{path}: quantization is {quoted(quantization)}. Such weights are {FP8}; start from the bf16 checkpoint"
         )
     if other := [key for key in OTHER_MODELS if params.get(key)]:
         raise CheckpointError(
@@ -140,12 +140,12 @@ def _check_tensors(shard: Shard, config: ModelConfig) -> None:
     expected = {native_name(name): shape for name, shape in config.parameter_shapes().items()}
     if missing := sorted(set(expected) - set(shard.header)):
         raise CheckpointError(
-            f"{shard.path}: {len(missing)} tensors are missing, first {shown(missing[0])}; the file is incomplete "
+            f"{shard.path}: {len(missing)} tensors are missing, first {quoted(missing[0])}; the file is incomplete "
             "or of another model, fetch it again"
         )
     if extra := sorted(set(shard.header) - set(expected)):
         raise CheckpointError(
-            f"{shard.path}: {len(extra)} tensors do not belong to this model, first {shown(extra[0])}; "
+            f"{shard.path}: {len(extra)} tensors do not belong to this model, first {quoted(extra[0])}; "
             f"the weights are of another model than {PARAMS}: download both again"
         )
     for name, shape in expected.items():

@@ -12,7 +12,7 @@ from magistral_mlx import files as durable
 from magistral_mlx.checkpoint.hub_api import Cancelled, HubFile, Layout, Listing, list_files, read
 from magistral_mlx.checkpoint.safetensors import MAX_JSON_BYTES, Shard, parse_json
 from magistral_mlx.convert import disk
-from magistral_mlx.errors import ConversionError, HubError, shown
+from magistral_mlx.errors import ConversionError, HubError, quoted
 
 log = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ def _check_index(repo_id: str, listing: Listing, folder: Path) -> None:
         name for name in named if not isinstance(name, str) or name not in listing.weights
     ]:
         raise HubError(
-            f"{repo_id}: {INDEX} names {shown(missing[0])}, which commit {listing.commit} does not hold; "
+            f"{repo_id}: {INDEX} names {quoted(missing[0])}, which commit {listing.commit} does not hold; "
             "the repository is incomplete, name another commit with --revision"
         )
 

@@ -17,7 +17,7 @@ from magistral_mlx.checkpoint.safetensors import Entry
 from magistral_mlx.convert.packing import PARTS, dequantize
 from magistral_mlx.convert.source.consolidated import CONSOLIDATED, PARAMS, open_consolidated
 from magistral_mlx.convert.source.names import halves_from_pairs, is_rotated, native_name
-from magistral_mlx.errors import CheckpointError, ConversionError, OptionError, shown
+from magistral_mlx.errors import CheckpointError, ConversionError, OptionError, quoted
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ def open_source(
         known = next((shard for shard in shards or () if shard.path.name == CONSOLIDATED), None)
         config, raw, shards, entries = open_consolidated(folder, known)
         return Source(folder, layout, config, _float_type(folder, raw, entries), shards, {})
-    checkpoint = open_checkpoint(folder, compares_record=shards is None, shards=shards)
+    checkpoint = open_checkpoint(folder, compares_manifest=shards is None, shards=shards)
     entries = {name: entry for shard in checkpoint.shards for name, entry in shard.header.items()}
     float_type = _float_type(folder, checkpoint.raw_config, entries)
     return Source(
@@ -225,7 +225,7 @@ def _float_type(folder: Path, raw: Mapping[str, Any], entries: Mapping[str, Entr
             or stated[0] != stated[-1]
         ):
             raise CheckpointError(
-                f"{folder / 'config.json'}: torch_dtype is {' and '.join(map(shown, stated))}, expected one of "
+                f"{folder / 'config.json'}: torch_dtype is {' and '.join(map(quoted, stated))}, expected one of "
                 f"{', '.join(FLOAT_TYPES)}; download config.json again"
             )
         return str(stated[0])

@@ -12,17 +12,16 @@ import mlx.core as mx
 import numpy as np
 
 from magistral_mlx.checkpoint.folder import INDEX, Checkpoint
-from magistral_mlx.checkpoint.manifest import recorded_files
+from magistral_mlx.checkpoint.manifest import MANIFEST, file_entries
 from magistral_mlx.checkpoint.safetensors import parse_json, read_document
 from magistral_mlx.convert.disk import sha256_of
-from magistral_mlx.convert.output.manifest import PROVENANCE
 from magistral_mlx.convert.output.target import in_units
 from magistral_mlx.convert.output.writer import METADATA
 from magistral_mlx.convert.packing import EXPONENTS, is_finite
 from magistral_mlx.convert.recipe.options import METHODS
 from magistral_mlx.convert.source.source import FLOAT_TYPES
 from magistral_mlx.convert.threads import unordered
-from magistral_mlx.errors import CheckpointError, shown
+from magistral_mlx.errors import CheckpointError, quoted
 
 BLOCK_BYTES = 16 * 2**20
 STATED = (
@@ -81,20 +80,20 @@ class Record:
     @classmethod
     def read(cls, folder: Path) -> "Record":
         """Raises CheckpointError where the file is missing or does not say these."""
-        path = folder / PROVENANCE
+        path = folder / MANIFEST
         if not os.path.lexists(path):
             raise CheckpointError(
-                f"{PROVENANCE} is missing, and only it knows the hashes; convert with this software, which writes it"
+                f"{MANIFEST} is missing, and only it knows the hashes; convert with this software, which writes it"
             )
         raw = parse_json(read_document(path), path)
         source, options = raw.get("source"), raw.get("options")
         if not (isinstance(source, dict) and isinstance(options, dict)):
             raise CheckpointError(f"{path} is damaged: it has no source or options. Convert again")
-        files = {name: (file.size, file.sha256) for name, file in recorded_files(raw, path).items()}
+        files = {name: (file.size, file.sha256) for name, file in file_entries(raw, path).items()}
         method = options.get("q_method")
         if method not in METHODS:
             raise CheckpointError(
-                f"{path} is damaged: its q_method is {shown(method)}. Convert again"
+                f"{path} is damaged: its q_method is {quoted(method)}. Convert again"
             )
         return cls(files, source, options.get("tokenizer_json") is not False, method)
 
@@ -114,11 +113,11 @@ def check_files(folder: Path, record: Record) -> Steps:
             faults += [fault] if fault else []
             yield record.files[name][0], name
     there = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    strays = sorted(there - set(record.files) - {PROVENANCE})
+    strays = sorted(there - set(record.files) - {MANIFEST})
     faults = sorted(faults) + [
-        f"{name} is not recorded in {PROVENANCE}: move it away" for name in strays
+        f"{name} is not recorded in {MANIFEST}: move it away" for name in strays
     ]
-    holds = f"{len(record.files)} files, {in_units(record.nbytes)}, have the sha256 that {PROVENANCE} records"
+    holds = f"{len(record.files)} files, {in_units(record.nbytes)}, have the sha256 that {MANIFEST} records"
     return verdict("files", faults, holds)
 
 
@@ -131,7 +130,7 @@ def check_config(checkpoint: Checkpoint) -> Check:
     if not (checkpoint.folder / INDEX).is_file():
         faults.append(f"{INDEX} is missing")
     faults += [
-        f"{shard.path.name} has the metadata {shown(dict(shard.metadata))}, expected {METADATA}"
+        f"{shard.path.name} has the metadata {quoted(dict(shard.metadata))}, expected {METADATA}"
         for shard in checkpoint.shards
         if shard.metadata != METADATA
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from magistral_mlx.checkpoint.safetensors import parse_json, read_document
-from magistral_mlx.errors import CheckpointError, ConversionError, shown
+from magistral_mlx.errors import CheckpointError, ConversionError, quoted
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 TOKENIZER_JSON, TEMPLATE = "tokenizer.json", "chat_template.jinja"
@@ -127,7 +127,7 @@ def read_tokenizer_json(folder: Path) -> Any:
     try:
         return Backend.from_file(str(path))
     except Exception as error:  # the library raises no other type
-        raise CheckpointError(f"{path} is damaged ({shown(str(error))}); convert again") from None
+        raise CheckpointError(f"{path} is damaged ({quoted(str(error))}); convert again") from None
 
 
 def tokenizer_fault(tokenizer: Tokenizer, backend: Any) -> str | None:
@@ -146,9 +146,9 @@ def tokenizer_fault(tokenizer: Tokenizer, backend: Any) -> str | None:
     for text, ids, decoded in zip(texts, theirs, backend.decode_batch(theirs), strict=True):
         expected = tokenizer.encode(text)
         if ids != expected:
-            return f"{shown(text)} is {shown(ids)} by {TOKENIZER_JSON}, {shown(expected)} by tekken.json"
+            return f"{quoted(text)} is {quoted(ids)} by {TOKENIZER_JSON}, {quoted(expected)} by tekken.json"
         if decoded != text:
-            return f"{TOKENIZER_JSON} decodes the ids of {shown(text)} to {shown(decoded)}"
+            return f"{TOKENIZER_JSON} decodes the ids of {quoted(text)} to {quoted(decoded)}"
     return None
 
 
@@ -178,7 +178,7 @@ def template_fault(folder: Path, tokenizer: Tokenizer, backend: Any) -> str | No
                 tokenizer.encode_chat(messages),
             )
             if ids != expected:
-                return f"{TEMPLATE} makes other ids of {shown(messages)} than mistral-common"
+                return f"{TEMPLATE} makes other ids of {quoted(messages)} than mistral-common"
     except (
         TemplateError,
         ArithmeticError,
@@ -188,7 +188,7 @@ def template_fault(folder: Path, tokenizer: Tokenizer, backend: Any) -> str | No
         AttributeError,
         RecursionError,
     ) as error:
-        return f"the template fails ({type(error).__name__}: {shown(str(error))})"  # it is a program: anything may be
+        return f"the template fails ({type(error).__name__}: {quoted(str(error))})"  # it is a program: anything may be
     return None
 
 

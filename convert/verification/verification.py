@@ -84,7 +84,7 @@ def verifying(
         require_parsers()
     record, not_recorded = _tried(lambda: Record.read(folder))
     original = None if source is None else _open_source(source, record)
-    checkpoint, not_opened = _tried(lambda: open_checkpoint(folder, compares_record=False))
+    checkpoint, not_opened = _tried(lambda: open_checkpoint(folder, compares_manifest=False))
     checks: list[Check] = []
     tensors: list[TensorError] = []
     done, total = 0, 0 if record is None else record.nbytes

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from magistral_mlx.errors import CheckpointError, shown
+from magistral_mlx.errors import CheckpointError, quoted
 
 log = logging.getLogger(__name__)
 
@@ -38,18 +38,18 @@ class QuantFormat:
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
             raise CheckpointError(
-                f"quantization mode is {shown(self.mode)}; known are {', '.join(get_args(Mode))}"
+                f"quantization mode is {quoted(self.mode)}; known are {', '.join(get_args(Mode))}"
             )
         if self.mode == "affine":
             if self.bits not in AFFINE_BITS or self.group_size not in AFFINE_GROUP_SIZES:
                 raise CheckpointError(
-                    f"affine quantization with {shown(self.bits)} bits in groups of {shown(self.group_size)} does not "
+                    f"affine quantization with {quoted(self.bits)} bits in groups of {quoted(self.group_size)} does not "
                     f"exist; use bits in {AFFINE_BITS} and a group size in {AFFINE_GROUP_SIZES}"
                 )
         elif (self.bits, self.group_size) != FP_FORMATS[self.mode]:
             bits, group_size = FP_FORMATS[self.mode]
             raise CheckpointError(
-                f"{self.mode} with {shown(self.bits)} bits in groups of {shown(self.group_size)} does not exist; "
+                f"{self.mode} with {quoted(self.bits)} bits in groups of {quoted(self.group_size)} does not exist; "
                 f"it is {bits} bits in groups of {group_size}"
             )
 
@@ -82,7 +82,7 @@ class QuantizationConfig:
             raise _refusal(source, f"quantization is {type(raw).__name__}, expected an object")
         if "quant_method" in raw:
             raise CheckpointError(
-                f"{source}: quantized with {shown(raw['quant_method'])}, which is not an MLX format; "
+                f"{source}: quantized with {quoted(raw['quant_method'])}, which is not an MLX format; "
                 "start from the bf16 checkpoint"
             )
 
@@ -93,13 +93,13 @@ class QuantizationConfig:
         overrides: dict[str, QuantFormat | None] = {}
         for path, block in raw.items():
             if isinstance(block, dict):
-                overrides[path] = _quant_format(block, source, f"quantization of {shown(path)}")
+                overrides[path] = _quant_format(block, source, f"quantization of {quoted(path)}")
             elif block is False:
                 overrides[path] = None
             elif block is True:
                 overrides[path] = default
             elif path not in ("bits", "group_size", "mode"):
-                raise _refusal(source, f"quantization has an unknown key {shown(path)}")
+                raise _refusal(source, f"quantization has an unknown key {quoted(path)}")
         return cls(default, overrides)
 
 
@@ -194,23 +194,23 @@ class ModelConfig:
                 or not isinstance(value, int | kind)
                 or not 0 < value <= LARGEST
             ):
-                raise fail(f"{key} is {shown(value)}, expected a positive number")
+                raise fail(f"{key} is {quoted(value)}, expected a positive number")
             return kind(value)
 
         if raw.get("model_type") != "mistral":
             raise fail(
-                f"model_type is {shown(raw.get('model_type'))}; this software runs Magistral's text model, "
+                f"model_type is {quoted(raw.get('model_type'))}; this software runs Magistral's text model, "
                 "model_type 'mistral'"
             )
         if raw.get("sliding_window") is not None:
             raise fail(
-                f"sliding_window is {shown(raw['sliding_window'])}; Magistral attends to its whole context"
+                f"sliding_window is {quoted(raw['sliding_window'])}; Magistral attends to its whole context"
             )
         if raw.get("hidden_act", "silu") != "silu":
-            raise fail(f"hidden_act is {shown(raw['hidden_act'])}, expected 'silu'")
+            raise fail(f"hidden_act is {quoted(raw['hidden_act'])}, expected 'silu'")
         for key in ("attention_bias", "mlp_bias"):
             if raw.get(key, False):
-                raise fail(f"{key} is {shown(raw[key])}; Magistral has no biases")
+                raise fail(f"{key} is {quoted(raw[key])}; Magistral has no biases")
 
         num_layers, num_heads, num_kv_heads = map(
             number, ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -260,7 +260,7 @@ def _head_dim(
     if type(stated) is not int or stated * num_heads != rows:
         raise _refusal(
             source,
-            f"head_dim is {shown(stated)} with {num_heads} heads, but {name!r} has {rows} rows: config and weights "
+            f"head_dim is {quoted(stated)} with {num_heads} heads, but {name!r} has {rows} rows: config and weights "
             "are not of the same model",
         )
     if not stated or stated % 2:
@@ -277,7 +277,7 @@ def _tied(raw: Mapping[str, Any], source: Path, tensors: Mapping[str, Shape]) ->
     elif stated is not tied:
         raise _refusal(
             source,
-            f"tie_word_embeddings is {shown(stated)}, but lm_head.weight is {'missing' if tied else 'present'}",
+            f"tie_word_embeddings is {quoted(stated)}, but lm_head.weight is {'missing' if tied else 'present'}",
         )
     return tied
 
@@ -287,14 +287,16 @@ def _rope_theta(raw: Mapping[str, Any], source: Path) -> float:
     10,000 where the truth is 1e9 gives fluent nonsense."""
     if raw.get("rope_scaling") is not None:
         raise _refusal(
-            source, f"rope_scaling is {shown(raw['rope_scaling'])}; Magistral uses plain RoPE"
+            source, f"rope_scaling is {quoted(raw['rope_scaling'])}; Magistral uses plain RoPE"
         )
     parameters = raw.get("rope_parameters") or {}
     if not isinstance(parameters, dict) or any(
         key != "rope_theta" and value is not None and value != PLAIN_ROPE.get(key)
         for key, value in parameters.items()
     ):
-        raise _refusal(source, f"rope_parameters is {shown(parameters)}; Magistral uses plain RoPE")
+        raise _refusal(
+            source, f"rope_parameters is {quoted(parameters)}; Magistral uses plain RoPE"
+        )
     stated = [
         value
         for value in (raw.get("rope_theta"), parameters.get("rope_theta"))
@@ -305,8 +307,8 @@ def _rope_theta(raw: Mapping[str, Any], source: Path) -> float:
             f"{source}: rope_theta is missing, and no value may be assumed; download config.json again"
         )
     if len(stated) > 1 and stated[0] != stated[1]:
-        raise _refusal(source, f"rope_theta is {shown(stated[0])} and also {shown(stated[1])}")
+        raise _refusal(source, f"rope_theta is {quoted(stated[0])} and also {quoted(stated[1])}")
     theta = stated[0]
     if isinstance(theta, bool) or not isinstance(theta, int | float) or not 1 < theta <= LARGEST:
-        raise _refusal(source, f"rope_theta is {shown(theta)}, expected a number over 1")
+        raise _refusal(source, f"rope_theta is {quoted(theta)}, expected a number over 1")
     return float(theta)

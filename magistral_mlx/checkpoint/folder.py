@@ -13,10 +13,10 @@ import mlx.core as mx
 from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat, Shape
 from magistral_mlx.checkpoint.hub_api import Layout
 from magistral_mlx.checkpoint.hub_cache import fetch
-from magistral_mlx.checkpoint.manifest import compare_record
+from magistral_mlx.checkpoint.manifest import compare_manifest
 from magistral_mlx.checkpoint.multimodal import MODEL_TYPE, language_config, text_name, text_shards
 from magistral_mlx.checkpoint.safetensors import FP8, Entry, Shard, parse_json, read_document
-from magistral_mlx.errors import CheckpointError, OptionError, shown
+from magistral_mlx.errors import CheckpointError, OptionError, quoted
 
 __all__ = ["Checkpoint", "Layout", "Shard", "open_checkpoint", "resolve"]
 
@@ -108,7 +108,7 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    folder: Path, *, compares_record: bool = True, shards: Sequence[Shard] | None = None
+    folder: Path, *, compares_manifest: bool = True, shards: Sequence[Shard] | None = None
 ) -> Checkpoint:
     """Check a folder in HF layout, bf16 to float32 or packed by MLX, and read none of its weights.
 
@@ -116,7 +116,7 @@ def open_checkpoint(
     part is left out with a warning.
 
     Args:
-        compares_record: whether its files must be those that magistral_mlx.json records, where there is one.
+        compares_manifest: whether its files must be those that magistral_mlx.json records, where there is one.
         shards: the weight files, where their headers are known already; the files need not be there then.
     Raises:
         CheckpointError: a file is missing, damaged, of another model or contradicts another. The message
@@ -151,8 +151,8 @@ def open_checkpoint(
         raw, config_path, {name: entry.shape for name, entry in entries.items()}
     )
     formats = _check_tensors(folder, config, entries)
-    if compares_record:
-        compare_record(folder, shards)
+    if compares_manifest:
+        compare_manifest(folder, shards)
     documents = hashlib.sha256(
         hashlib.sha256(config_text).digest() + hashlib.sha256(index_text).digest()
     )
@@ -189,12 +189,12 @@ def _weight_map(index_path: Path, text: bytes, there: Container[str]) -> dict[st
             or ".." in file
         ):
             raise CheckpointError(
-                f"{index_path}: tensor {shown(name)} is said to be in {shown(file)}, which is no plain .safetensors "
+                f"{index_path}: tensor {quoted(name)} is said to be in {quoted(file)}, which is no plain .safetensors "
                 "file name; do not trust this checkpoint, fetch it again from its publisher"
             )
         if file not in there:
             raise CheckpointError(
-                f"{index_path}: tensor {shown(name)} is said to be in {file}, which is missing; "
+                f"{index_path}: tensor {quoted(name)} is said to be in {file}, which is missing; "
                 "fetch the checkpoint again, a download resumes with what is lacking"
             )
     return weight_map
@@ -229,14 +229,14 @@ def _merge(
         for name, entry in shard.header.items():
             if name in places:
                 raise CheckpointError(
-                    f"{shard.path}: tensor {shown(name)} is also in {places[name]}; remove the file that is not part "
+                    f"{shard.path}: tensor {quoted(name)} is also in {places[name]}; remove the file that is not part "
                     "of it"
                 )
             entries[name], places[name] = entry, shard.path.name
     if weight_map is not None and (wrong := sorted(set(weight_map.items()) ^ set(places.items()))):
         name = wrong[0][0]
         raise CheckpointError(
-            f"{index_path}: tensor {shown(name)} should be in {weight_map.get(name, 'no file')}, but is in "
+            f"{index_path}: tensor {quoted(name)} should be in {weight_map.get(name, 'no file')}, but is in "
             f"{places.get(name, 'no file')}; index and shards are not of one checkpoint: fetch it again"
         )
     return entries
@@ -277,17 +277,17 @@ def _check_tensors(
             )
     if missing := sorted(set(expected) - set(entries)):
         raise CheckpointError(
-            f"{folder}: {len(missing)} tensors are missing, first {shown(missing[0])}; the checkpoint is incomplete, "
+            f"{folder}: {len(missing)} tensors are missing, first {quoted(missing[0])}; the checkpoint is incomplete, "
             "fetch it again"
         )
     extra = sorted(set(entries) - set(expected))
     if scales := [name for name in extra if name.endswith(FP8_SCALES)]:
         raise CheckpointError(
-            f"{folder}: {shown(scales[0])} is a scale of weights in {FP8}; start from the bf16 checkpoint"
+            f"{folder}: {quoted(scales[0])} is a scale of weights in {FP8}; start from the bf16 checkpoint"
         )
     if extra:
         raise CheckpointError(
-            f"{folder}: {len(extra)} tensors do not belong to this model, first {shown(extra[0])}; "
+            f"{folder}: {len(extra)} tensors do not belong to this model, first {quoted(extra[0])}; "
             "the weights are of another model than config.json: fetch both again"
         )
     for name, (shape, dtypes) in expected.items():

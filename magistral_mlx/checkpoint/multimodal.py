@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from magistral_mlx.checkpoint.safetensors import Shard
-from magistral_mlx.errors import CheckpointError, shown
+from magistral_mlx.errors import CheckpointError, quoted
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def language_config(raw: Mapping[str, Any], source: Path) -> dict[str, Any]:
         return dict(raw)
     text = raw.get("text_config")
     if not isinstance(text, dict):
-        raise _refusal(source, f"model_type is {MODEL_TYPE!r}, but text_config is {shown(text)}")
+        raise _refusal(source, f"model_type is {MODEL_TYPE!r}, but text_config is {quoted(text)}")
     found: dict[str, Any] = {"model_type": "mistral", **text}  # transformers' default
     for key in (*EITHER_LEVEL, *TEXT_ONLY):
         outer, inner = raw.get(key), text.get(key)
@@ -58,7 +58,7 @@ def language_config(raw: Mapping[str, Any], source: Path) -> dict[str, Any]:
         if inner is None and key in EITHER_LEVEL:
             found[key] = outer
         elif outer != inner:
-            raise _refusal(source, f"{key} is {shown(outer)}, and {shown(inner)} in text_config")
+            raise _refusal(source, f"{key} is {quoted(outer)}, and {quoted(inner)} in text_config")
     for key in ("quantization", "quantization_config"):
         if isinstance(found.get(key), dict):
             found[key] = _by_text_names(found[key], f"{source}: {key}")
@@ -87,7 +87,7 @@ def text_shards(shards: Iterable[Shard], folder: Path) -> tuple[Shard, ...]:
     for shard in shards:
         header = _by_text_names(shard.header, f"{shard.path}: tensor")
         if twice := sorted(names & header.keys()):
-            raise _refusal(shard.path, f"tensor {shown(twice[0])} is there under two names")
+            raise _refusal(shard.path, f"tensor {quoted(twice[0])} is there under two names")
         names |= header.keys()
         left_out += len(shard.header) - len(header)
         found += [replace(shard, header=header)] if header else []
@@ -106,7 +106,7 @@ def _by_text_names(table: Mapping[str, Any], what: str) -> dict[str, Any]:
         name = text_name(stored)
         if name in found:
             raise CheckpointError(
-                f"{what} {shown(name)} is there under two names; fetch the checkpoint again"
+                f"{what} {quoted(name)} is there under two names; fetch the checkpoint again"
             )
         if name is not None:
             found[name] = value

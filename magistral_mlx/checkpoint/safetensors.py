@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from magistral_mlx.errors import CheckpointError, shown
+from magistral_mlx.errors import CheckpointError, quoted
 
 # Of a header, index or config. Magistral's largest takes 0.1 MB, a conversation saved with its cache a few MB.
 MAX_JSON_BYTES = 10_000_000
@@ -85,7 +85,7 @@ class Shard:
             raise _unreadable(path, error) from None
         except SafetensorError as error:
             raise _damaged(
-                path, f"the safetensors library refuses it ({shown(str(error))})"
+                path, f"the safetensors library refuses it ({quoted(str(error))})"
             ) from None
         return shard
 
@@ -206,7 +206,7 @@ def parse_json(text: bytes, source: Path) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in pairs:
             if key in found:
-                raise ValueError(f"the key {shown(key)} occurs twice")
+                raise ValueError(f"the key {quoted(key)} occurs twice")
             found[key] = value
         return found
 
@@ -264,18 +264,18 @@ def _entry(path: Path, name: str, raw: Any) -> Entry:
     """One tensor's line, alone: its bytes must be what its shape and type need."""
     if not isinstance(raw, dict) or set(raw) != {"dtype", "shape", "data_offsets"}:
         raise _damaged(
-            path, f"tensor {shown(name)} is not described by dtype, shape and data_offsets"
+            path, f"tensor {quoted(name)} is not described by dtype, shape and data_offsets"
         )
     dtype, shape, offsets = raw["dtype"], raw["shape"], raw["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         is_fp8 = isinstance(dtype, str) and dtype.startswith("F8_")
         what = f"which is {FP8}" if is_fp8 else "which no Magistral checkpoint for MLX uses"
         raise CheckpointError(
-            f"{path}: tensor {shown(name)} has dtype {shown(dtype)}, {what}; start from the bf16 checkpoint"
+            f"{path}: tensor {quoted(name)} has dtype {quoted(dtype)}, {what}; start from the bf16 checkpoint"
         )
     is_shape = isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS
     if not is_shape or not all(type(size) is int and 0 <= size <= MAX_DIMENSION for size in shape):
-        raise _damaged(path, f"tensor {shown(name)} has the impossible shape {shown(shape)}")
+        raise _damaged(path, f"tensor {quoted(name)} has the impossible shape {quoted(shape)}")
     if (
         not isinstance(offsets, list)
         or len(offsets) != 2
@@ -283,14 +283,14 @@ def _entry(path: Path, name: str, raw: Any) -> Entry:
     ):
         raise _damaged(
             path,
-            f"tensor {shown(name)} has data_offsets {shown(offsets)}, expected two whole numbers",
+            f"tensor {quoted(name)} has data_offsets {quoted(offsets)}, expected two whole numbers",
         )
     entry = Entry(dtype, tuple(shape), *offsets)
     needed = math.prod(shape) * DTYPES[dtype][0].itemsize  # Python's integers do not overflow
     if entry.begin < 0 or entry.nbytes != needed:
         raise _damaged(
             path,
-            f"tensor {shown(name)} ({dtype}, {shape}) needs {needed} bytes, its data_offsets are {shown(offsets)}",
+            f"tensor {quoted(name)} ({dtype}, {shape}) needs {needed} bytes, its data_offsets are {quoted(offsets)}",
         )
     return entry
 
@@ -308,5 +308,5 @@ def _check_layout(path: Path, header: Mapping[str, Entry], data_bytes: int) -> N
     for name, entry in sorted(header.items(), key=lambda item: item[1][2:]):
         if entry.begin != position:
             fault = "overlaps" if entry.begin < position else "leaves a hole after"
-            raise _damaged(path, f"tensor {shown(name)} {fault} {previous}")
-        position, previous = entry.end, shown(name)
+            raise _damaged(path, f"tensor {quoted(name)} {fault} {previous}")
+        position, previous = entry.end, quoted(name)

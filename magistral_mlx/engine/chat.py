@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from magistral_mlx.engine.prefix_cache import Past
-from magistral_mlx.errors import CheckpointError, OptionError, shown
+from magistral_mlx.errors import CheckpointError, OptionError, quoted
 from magistral_mlx.files import as_path
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply
 from magistral_mlx.model.memory import REPLY_ROOM, MemoryPlan
 from magistral_mlx.tokenizer.reasoning import Segment
-from magistral_mlx.tokenizer.tool_calls import stated
+from magistral_mlx.tokenizer.tool_calls import as_message
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ class Chat:
     def _asked(self, question: Question) -> list[Message]:
         if not isinstance(question, str | Mapping):
             raise OptionError(
-                f"the question is {shown(question)}; a conversation is asked with text, or with the results of calls "
+                f"the question is {quoted(question)}; a conversation is asked with text, or with the results of calls "
                 "by their ids"
             )
         if not isinstance(question, str):
@@ -204,7 +204,7 @@ class Chat:
             answer = {"role": "assistant", "content": reply.answer, "reasoning": reply.reasoning}
             self.messages += [
                 *asked,
-                answer | ({"tool_calls": [stated(call) for call in calls]} if calls else {}),
+                answer | ({"tool_calls": [as_message(call) for call in calls]} if calls else {}),
             ]
         return reply
 

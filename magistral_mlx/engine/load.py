@@ -8,7 +8,7 @@ from magistral_mlx.checkpoint.manifest import ReasoningFormat
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.engine.chat import result_of
 from magistral_mlx.engine.magistral import Magistral
-from magistral_mlx.errors import CheckpointError, OptionError, shown
+from magistral_mlx.errors import CheckpointError, OptionError, quoted
 from magistral_mlx.files import as_path
 from magistral_mlx.generation.speculation import Speculation, check_draft_tokens, open_draft
 from magistral_mlx.model.device import limit_memory
@@ -110,7 +110,7 @@ def loading(
 def _folder(model: str | Path, revision: str | None) -> Path:
     if not isinstance(revision, str | None):
         raise OptionError(
-            f"revision is {shown(revision)}; name a branch, tag or commit of a hub id"
+            f"revision is {quoted(revision)}; name a branch, tag or commit of a hub id"
         )
     if model == "demo" and revision is not None:
         raise OptionError(

@@ -11,7 +11,7 @@ from magistral_mlx.engine.chat import Chat, KeepReasoning, result_of
 from magistral_mlx.engine.prefix_cache import Past
 from magistral_mlx.engine.reply_stream import Single
 from magistral_mlx.engine.samples import Several, share_of
-from magistral_mlx.errors import OptionError, shown
+from magistral_mlx.errors import OptionError, quoted
 from magistral_mlx.files import as_path
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply, Samples
@@ -275,7 +275,7 @@ class Magistral:
 def _checked(sampling: SamplingParams | None) -> SamplingParams:
     if not isinstance(sampling, SamplingParams | None):
         raise OptionError(
-            f"sampling is {shown(sampling)}; use SamplingParams(...), or leave it out"
+            f"sampling is {quoted(sampling)}; use SamplingParams(...), or leave it out"
         )
     return SamplingParams() if sampling is None else sampling
 

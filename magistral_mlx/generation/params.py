@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from magistral_mlx.errors import OptionError, shown
+from magistral_mlx.errors import OptionError, quoted
 from magistral_mlx.options import option
 
 OnLoop = Literal["close", "stop", "ignore"]
@@ -70,7 +70,7 @@ class SamplingParams:
             )
         if not _is_line(self.think_budget_message):
             raise OptionError(
-                f"think_budget_message is {shown(self.think_budget_message)}; use one line of at most "
+                f"think_budget_message is {quoted(self.think_budget_message)}; use one line of at most "
                 f"{MAX_MESSAGE} characters, without tags"
             )
         if not isinstance(self.stop, tuple) or not all(

@@ -15,7 +15,7 @@ import numpy as np
 
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.safetensors import AGAIN, Shard
-from magistral_mlx.errors import CheckpointError, OptionError, shown
+from magistral_mlx.errors import CheckpointError, OptionError, quoted
 from magistral_mlx.files import check_writable, replacing, write_all
 from magistral_mlx.model.kv_cache import KVCache
 
@@ -143,7 +143,7 @@ def load_cache(
     for key, wanted in kind.items():
         if shard.metadata.get(key) != wanted:
             found, own = (
-                FLOAT_KV if value == "0" else shown(value)
+                FLOAT_KV if value == "0" else quoted(value)
                 for value in (shard.metadata.get(key), wanted)
             )
             raise OptionError(

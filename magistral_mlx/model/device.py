@@ -5,7 +5,7 @@ import os
 
 import mlx.core as mx
 
-from magistral_mlx.errors import MemoryLimitError, OptionError, shown
+from magistral_mlx.errors import MemoryLimitError, OptionError, quoted
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def budget_bytes(memory_gb: float | None = None) -> int:
     if memory_gb is not None:
         if type(memory_gb) not in (int, float) or not 0 < memory_gb < MOST_GB:
             raise OptionError(
-                f"memory_gb is {shown(memory_gb)}; use a number of gigabytes over 0, below {MOST_GB:,}"
+                f"memory_gb is {quoted(memory_gb)}; use a number of gigabytes over 0, below {MOST_GB:,}"
             )
         return int(memory_gb * 1e9)
     if on_gpu():

@@ -10,7 +10,7 @@ from mlx import nn
 from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.errors import CheckpointError
-from magistral_mlx.model.transformer import Joint, Transformer
+from magistral_mlx.model.transformer import FusedLinear, Transformer
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ class _Weights:
         )  # at once: the parts of a whole layer beside it could be more than the plan has room for
         return layer
 
-    def joint(self, modules: Sequence[str]) -> Joint:
+    def joint(self, modules: Sequence[str]) -> FusedLinear:
         """Projections of one input: one linear for each format among them."""
         groups: dict[QuantFormat | None, list[str]] = {}
         for module in modules:
@@ -174,4 +174,4 @@ class _Weights:
             for module in group:
                 places[module] = (part, start, start + rows[module])
                 start += rows[module]
-        return Joint(linears, [places[module] for module in modules])
+        return FusedLinear(linears, [places[module] for module in modules])

@@ -6,7 +6,7 @@ from functools import partial
 
 from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat
 from magistral_mlx.checkpoint.folder import Checkpoint
-from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError, shown
+from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError, quoted
 from magistral_mlx.model.device import budget_bytes, on_gpu
 
 DEFAULT_CONTEXT = 40_960  # the model card advises no more
@@ -237,11 +237,11 @@ def make_plan(
     """
     if context is not None and not (type(context) is int and 1 <= context <= config.max_positions):
         raise OptionError(
-            f"the context is {shown(context)}; this model has from 1 to {config.max_positions} positions"
+            f"the context is {quoted(context)}; this model has from 1 to {config.max_positions} positions"
         )
     if prefill_chunk is not None and not (type(prefill_chunk) is int and prefill_chunk >= 1):
         raise OptionError(
-            f"prefill_step_size is {shown(prefill_chunk)}; use a whole number from 1 on"
+            f"prefill_step_size is {quoted(prefill_chunk)}; use a whole number from 1 on"
         )
     kv_bits = None if kv_bits == FLOAT_KV_BITS else kv_bits
     budget = budget_bytes(memory_gb)

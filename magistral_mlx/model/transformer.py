@@ -46,34 +46,34 @@ class RMSNorm(nn.RMSNorm):
         return normalized(x, self.weight, self.eps)
 
 
-class Joint(nn.Module):
+class FusedLinear(nn.Module):
     """Several projections of one input in as few matmuls as their formats allow.
 
-    ``parts`` are linears whose rows are projections stacked; ``pieces`` says where each projection's
+    ``parts`` are linears whose rows are projections stacked; ``slices`` says where each projection's
     rows lie, in the order of the output: (part, first row, past the last row).
     """
 
-    def __init__(self, parts: list[nn.Module], pieces: list[tuple[int, int, int]]) -> None:
+    def __init__(self, parts: list[nn.Module], slices: list[tuple[int, int, int]]) -> None:
         super().__init__()
         self.parts = parts
-        self._pieces = pieces
+        self._slices = slices
 
     @classmethod
-    def of(cls, width: int, rows: list[int]) -> "Joint":
+    def of(cls, width: int, rows: list[int]) -> "FusedLinear":
         """Unquantized projections of an input of ``width``, with so many ``rows`` each."""
         ends = list(accumulate(rows))
-        pieces = [(0, end - count, end) for count, end in zip(rows, ends, strict=True)]
-        return cls([nn.Linear(width, ends[-1], bias=False)], pieces)
+        slices = [(0, end - count, end) for count, end in zip(rows, ends, strict=True)]
+        return cls([nn.Linear(width, ends[-1], bias=False)], slices)
 
     def __call__(self, x: mx.array) -> mx.array:  # [B, T, D]
         outputs = [part(x) for part in self.parts]
         if len(outputs) == 1:
             return outputs[0]
-        return mx.concatenate([outputs[i][..., a:b] for i, a, b in self._pieces], axis=-1)
+        return mx.concatenate([outputs[i][..., a:b] for i, a, b in self._slices], axis=-1)
 
     def project(self, index: int, x: mx.array) -> mx.array:  # [B, T, D]
         """One projection alone. Rows of a weight are a view of it, not a copy."""
-        part, first, past = self._pieces[index]
+        part, first, past = self._slices[index]
         linear, rows = self.parts[part], slice(first, past)
         if not isinstance(linear, nn.QuantizedLinear):
             return x @ linear["weight"][rows].T
@@ -95,7 +95,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         H, K, d = config.num_heads, config.num_kv_heads, config.head_dim
-        self.qkv_proj = Joint.of(config.hidden_size, [H * d, K * d, K * d])
+        self.qkv_proj = FusedLinear.of(config.hidden_size, [H * d, K * d, K * d])
         self.o_proj: nn.Module = nn.Linear(H * d, config.hidden_size, bias=False)
         self._H, self._K, self._d = H, K, d
         self._theta = config.rope_theta
@@ -144,7 +144,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_up_proj = Joint.of(config.hidden_size, 2 * [config.intermediate_size])
+        self.gate_up_proj = FusedLinear.of(config.hidden_size, 2 * [config.intermediate_size])
         self.down_proj: nn.Module = nn.Linear(
             config.intermediate_size, config.hidden_size, bias=False
         )

@@ -20,7 +20,7 @@ from magistral_mlx.errors import (
     CheckpointError,
     MemoryLimitError,
     OptionError,
-    shown,
+    quoted,
 )
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply
@@ -29,7 +29,7 @@ from magistral_mlx.model.memory import MemoryPlan, plan_for
 from magistral_mlx.serving import events
 from magistral_mlx.serving.event_queue import Channel
 from magistral_mlx.serving.plain_values import plain
-from magistral_mlx.tokenizer.tool_calls import stated
+from magistral_mlx.tokenizer.tool_calls import as_message
 
 Steps = Generator[None, None, None]
 Messages = list[dict[str, Any]]
@@ -222,7 +222,7 @@ class Resident:
         return {**self._failure}
 
     def _remember(self, request: Request, reply: Reply) -> None:
-        calls = [stated(call) for call in reply.tool_calls] if request.tools else []
+        calls = [as_message(call) for call in reply.tool_calls] if request.tools else []
         if reply.reasoning or reply.answer or calls:
             asked = request.messages
             answer: dict[str, Any] = {
@@ -287,6 +287,6 @@ def existing(model: str) -> Path:
             "the demo is made when it is first loaded, and has not been yet; load it once"
         )
     raise CheckpointError(
-        f"{shown(model)}: no such folder. A host loads folders and 'demo', and fetches nothing: download the model "
+        f"{quoted(model)}: no such folder. A host loads folders and 'demo', and fetches nothing: download the model "
         "in your app, or once with `magistral generate --model org/name`"
     )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from magistral_mlx.errors import OptionError, shown
+from magistral_mlx.errors import OptionError, quoted
 
 BETWEEN = "\n\n"  # what mistral-common puts between the texts of one message
 
@@ -86,7 +86,7 @@ def _part(raw: Any, what: str, takes_thinking: bool) -> Part:
     if kind != "text":
         allowed = "text and thinking" if takes_thinking else "text"
         raise OptionError(
-            f"{what} is of type {shown(kind)}, and only {allowed} can be read here; leave it out, or put it into words"
+            f"{what} is of type {quoted(kind)}, and only {allowed} can be read here; leave it out, or put it into words"
         )
     if not isinstance(text := part.get("text"), str):
         raise OptionError(f"{what}: text is {type(text).__name__}, expected text")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from magistral_mlx.checkpoint.manifest import ReasoningFormat
-from magistral_mlx.errors import OptionError, shown
+from magistral_mlx.errors import OptionError, quoted
 from magistral_mlx.tokenizer.content import (
     BETWEEN,
     Part,
@@ -112,7 +112,7 @@ def conversation(
         messages = [{"role": "user", "content": messages}]
     if not isinstance(messages, Sequence):
         raise OptionError(
-            f"the messages are {shown(messages)}; give a question's text, or a list of messages"
+            f"the messages are {quoted(messages)}; give a question's text, or a list of messages"
         )
     turns: list[dict[str, Any]] = []
     system: list[list[Part]] = []

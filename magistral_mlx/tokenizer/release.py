@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 from typing import cast, get_args
 
-from magistral_mlx.checkpoint.manifest import RECORD, ReasoningFormat
+from magistral_mlx.checkpoint.manifest import MANIFEST, ReasoningFormat
 from magistral_mlx.checkpoint.safetensors import parse_json, read_document
-from magistral_mlx.errors import CheckpointError, TokenizerError, shown
+from magistral_mlx.errors import CheckpointError, TokenizerError, quoted
 from magistral_mlx.tokenizer.messages import (
     CARD_SYSTEM_PROMPT,
     CONTROL_CARD_SYSTEM_PROMPT,
@@ -76,10 +76,10 @@ def recorded_format(folder: Path) -> ReasoningFormat | None:
     Raises:
         CheckpointError: the record is damaged.
     """
-    path = folder / RECORD
+    path = folder / MANIFEST
     found = parse_json(read_document(path), path).get(STATED) if os.path.lexists(path) else None
     if found is not None and found not in get_args(ReasoningFormat):
-        raise CheckpointError(f"{path} is damaged: {STATED} is {shown(found)}. Convert again")
+        raise CheckpointError(f"{path} is damaged: {STATED} is {quoted(found)}. Convert again")
     return cast(ReasoningFormat | None, found)
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from magistral_mlx.errors import OptionError, shown
+from magistral_mlx.errors import OptionError, quoted
 from magistral_mlx.tokenizer.content import checked, fields
 from magistral_mlx.tokenizer.reasoning import ToolCall
 
@@ -59,7 +59,7 @@ def parse_call_list(text: str, *, taken: Mapping[str, Any]) -> list[ToolCall]:
     return list(calls.values())
 
 
-def stated(call: ToolCall) -> dict[str, Any]:
+def as_message(call: ToolCall) -> dict[str, Any]:
     """A call as a message states it, in OpenAI's form."""
     function = {"name": call.name, "arguments": json_text(call.arguments)}
     return {"id": call.id, "type": "function", "function": function}
@@ -154,16 +154,16 @@ class CallIds:
 
 def _read_call(raw: Any, what: str) -> tuple[str, dict[str, Any]]:
     """The id of a call, and its name and arguments."""
-    raw = stated(raw) if isinstance(raw, ToolCall) else raw
+    raw = as_message(raw) if isinstance(raw, ToolCall) else raw
     call = fields(raw, what, "{'id': ..., 'function': {'name': ..., 'arguments': ...}}")
     function = fields(call.get("function"), f"{what}: function", "{'name': ..., 'arguments': ...}")
     identity, name, arguments = call.get("id"), function.get("name"), function.get("arguments")
     if not isinstance(identity, str) or not identity or identity == "null":
         raise OptionError(
-            f"{what}: id is {shown(identity)}, expected the text that its result will name"
+            f"{what}: id is {quoted(identity)}, expected the text that its result will name"
         )
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise OptionError(f"{what}: name is {shown(name)}; use up to 64 letters, digits, - and _")
+        raise OptionError(f"{what}: name is {quoted(name)}; use up to 64 letters, digits, - and _")
     try:
         found = json_object(arguments or "{}") if isinstance(arguments, str | None) else arguments
         if not isinstance(found, Mapping):

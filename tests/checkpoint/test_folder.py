@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from magistral_mlx.checkpoint import folder as module
+from magistral_mlx.checkpoint import folder as folder_module
 from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat
 from magistral_mlx.checkpoint.folder import Checkpoint, Shard, open_checkpoint, resolve
 from magistral_mlx.errors import CheckpointError, HubError, OptionError
@@ -589,7 +589,7 @@ def test_a_folder_resolves_to_itself(folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_folder_wins_over_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "fetch", None)
+    monkeypatch.setattr(folder_module, "fetch", None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "name").mkdir(parents=True)
     assert resolve("org/name") == Path("org/name")
@@ -604,7 +604,7 @@ def test_a_hub_id_is_fetched_with_what_was_asked(
         calls.append((repo_id, revision, layout))
         return tmp_path
 
-    monkeypatch.setattr(module, "fetch", fetch)
+    monkeypatch.setattr(folder_module, "fetch", fetch)
     assert (
         resolve("mistralai/Magistral-Small-2506", revision="main", layout="consolidated")
         == tmp_path
@@ -637,7 +637,7 @@ def test_a_hub_id_is_fetched_with_what_was_asked(
 def test_what_is_neither_folder_nor_hub_id_names_the_ways(
     model: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "fetch", None)
+    monkeypatch.setattr(folder_module, "fetch", None)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError) as caught:
         resolve(model)
@@ -664,7 +664,7 @@ def test_errors_of_the_hub_pass_through(monkeypatch: pytest.MonkeyPatch) -> None
     def fetch(*_: object, **__: object) -> Path:
         raise HubError("no network")
 
-    monkeypatch.setattr(module, "fetch", fetch)
+    monkeypatch.setattr(folder_module, "fetch", fetch)
     with pytest.raises(HubError, match="no network"):
         resolve("org/name")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from magistral_mlx.checkpoint import hub_cache as hub_module
+from magistral_mlx.checkpoint import hub_cache
 from magistral_mlx.checkpoint.folder import open_checkpoint, resolve
 from magistral_mlx.checkpoint.hub_cache import fetch
 from magistral_mlx.errors import HubError
@@ -327,7 +327,7 @@ def test_a_commit_that_is_gone_meanwhile_is_named(
 
 def move(hub: Hub, monkeypatch: pytest.MonkeyPatch, *, keep: bool) -> None:
     """Give the branch another commit as soon as it was listed."""
-    listed = hub_module.list_files
+    listed = hub_cache.list_files
 
     def list_and_move(*args: object) -> object:
         listing = listed(*args)  # type: ignore[arg-type]
@@ -339,7 +339,7 @@ def move(hub: Hub, monkeypatch: pytest.MonkeyPatch, *, keep: bool) -> None:
         )
         return listing
 
-    monkeypatch.setattr(hub_module, "list_files", list_and_move)
+    monkeypatch.setattr(hub_cache, "list_files", list_and_move)
 
 
 def test_a_file_that_is_listed_but_missing_is_named(hub: Hub) -> None:
@@ -402,7 +402,7 @@ def test_what_arrived_damaged_before_an_interruption_is_found_after_it(
 ) -> None:
     hub.damaged = frozenset({name})
     with monkeypatch.context() as patch:
-        patch.setattr(hub_module, "_check", interrupt)
+        patch.setattr(hub_cache, "_check", interrupt)
         with pytest.raises(KeyboardInterrupt):
             fetch(REPO)
     hub.damaged = frozenset()

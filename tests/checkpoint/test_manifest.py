@@ -1,4 +1,4 @@
-"""A converted checkpoint opens only as what it was when it was finished; one of other software has no record."""
+"""A converted checkpoint opens only as what it was when it was finished; one of other software has no manifest."""
 
 import hashlib
 import json
@@ -12,17 +12,17 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from magistral_mlx.checkpoint import manifest as record
+from magistral_mlx.checkpoint import manifest
 from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.checkpoint.manifest import RECORD
+from magistral_mlx.checkpoint.manifest import MANIFEST
 from magistral_mlx.convert.source.source import open_source
 from magistral_mlx.errors import CheckpointError
 from tests.support.sources import CONFIG, change_json, convert_quickly, write_hf
 from tests.support.tiny import make_weights, quantize_weights, write_checkpoint
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
-WAY_OUT = f"Where that was on purpose, delete {RECORD}: without it nothing is compared"
+WAY_OUT = f"Where that was on purpose, delete {MANIFEST}: without it nothing is compared"
 Change = Callable[[Path], object]
 
 
@@ -52,9 +52,9 @@ def edit_record(change: Callable[[dict[str, Any]], object]) -> Change:
     """Change its table of files."""
 
     def write(folder: Path) -> None:
-        raw = json.loads((folder / RECORD).read_text())
+        raw = json.loads((folder / MANIFEST).read_text())
         change(raw["files"])
-        (folder / RECORD).write_text(json.dumps(raw))
+        (folder / MANIFEST).write_text(json.dumps(raw))
 
     return write
 
@@ -71,8 +71,8 @@ def swap_names(content: bytes) -> bytes:
 
 
 def test_the_record_is_of_the_bytes_on_the_disk(converted: Path) -> None:
-    files = json.loads((converted / RECORD).read_text())["files"]
-    assert set(files) == {path.name for path in converted.iterdir()} - {RECORD}
+    files = json.loads((converted / MANIFEST).read_text())["files"]
+    assert set(files) == {path.name for path in converted.iterdir()} - {MANIFEST}
     for name, entry in files.items():
         content = (converted / name).read_bytes()
         expected = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -160,7 +160,7 @@ CHANGED: dict[str, tuple[str, Change, str]] = {
     "a recorded size": (
         WEIGHTS,
         edit_record(lambda f: f[WEIGHTS].update(size=0)),
-        f"bytes, {RECORD} records 0",
+        f"bytes, {MANIFEST} records 0",
     ),
     "a file that was never there": (
         "more.json",
@@ -184,7 +184,7 @@ def test_what_changed_is_named(out: Path, case: str) -> None:
 
 def test_without_its_record_it_is_a_checkpoint_as_any_other(out: Path) -> None:
     edit("config.json", lambda b: b + b" ")(out)
-    (out / RECORD).unlink()
+    (out / MANIFEST).unlink()
     open_checkpoint(out)
 
 
@@ -221,17 +221,17 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("case", DAMAGED)
 def test_a_damaged_record_is_named(out: Path, case: str) -> None:
     content, words = DAMAGED[case]
-    (out / RECORD).write_bytes(content)
+    (out / MANIFEST).write_bytes(content)
     message = refusal(out)
-    assert message.startswith(f"{out / RECORD} is damaged: ")
+    assert message.startswith(f"{out / MANIFEST} is damaged: ")
     assert words in message
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("gone")])
 def test_a_record_that_is_no_file_is_named(out: Path, make: Callable[[Path], object]) -> None:
-    (out / RECORD).unlink()
-    make(out / RECORD)
-    assert refusal(out).startswith(f"{out / RECORD} cannot be read (")
+    (out / MANIFEST).unlink()
+    make(out / MANIFEST)
+    assert refusal(out).startswith(f"{out / MANIFEST} cannot be read (")
 
 
 def test_the_card_may_be_edited_or_left_behind(out: Path) -> None:
@@ -259,14 +259,14 @@ def test_a_large_document_is_compared_by_its_size_and_that_is_said(
     out: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     size = (out / "tekken.json").stat().st_size
-    monkeypatch.setattr(record, "MAX_HASHED_BYTES", size - 1)
+    monkeypatch.setattr(manifest, "MAX_HASHED_BYTES", size - 1)
     caplog.set_level(logging.INFO)
     open_checkpoint(out)
     assert [r.getMessage() for r in caplog.records] == [
-        f"{out / 'tekken.json'}: only its size, {size} bytes, is compared with {RECORD}"
+        f"{out / 'tekken.json'}: only its size, {size} bytes, is compared with {MANIFEST}"
     ]
     edit("tekken.json", lambda b: b + b" ")(out)
-    assert f"has {size + 1} bytes, {RECORD} records {size}" in refusal(out)
+    assert f"has {size + 1} bytes, {MANIFEST} records {size}" in refusal(out)
 
 
 def test_a_record_of_before_headers_were_hashed_still_serves(

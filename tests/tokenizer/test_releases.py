@@ -10,7 +10,7 @@ import mlx.core as mx
 import pytest
 
 import magistral_mlx as mm
-from magistral_mlx.checkpoint.manifest import RECORD
+from magistral_mlx.checkpoint.manifest import MANIFEST
 from magistral_mlx.errors import CheckpointError, TokenizerError
 from magistral_mlx.generation.reply import ReplyBuilder, Usage
 from magistral_mlx.tokenizer.messages import CARD_SYSTEM_PROMPT, CONTROL_CARD_SYSTEM_PROMPT
@@ -193,7 +193,7 @@ def test_what_is_stated_of_a_release_comes_before_the_evidence(
     tokenizer = Tokenizer.from_folder(tmp_path, stated)
     assert tokenizer.reasoning_format == form
     # A conversion records it, and the record is read before the evidence, but after what is stated.
-    (tmp_path / RECORD).write_text(json.dumps({"reasoning_format": form}))
+    (tmp_path / MANIFEST).write_text(json.dumps({"reasoning_format": form}))
     assert Tokenizer.from_folder(tmp_path).reasoning_format == form
     messages = [
         {"role": "user", "content": "Hi"},
@@ -214,7 +214,7 @@ def test_without_control_ids_a_trace_is_text(tmp_path: Path, version: str) -> No
         match=f"version {version[:3].strip()} without control tokens.*; use the format text",
     ):
         Tokenizer.from_folder(tmp_path, "control")
-    (tmp_path / RECORD).write_text('{"reasoning_format": "spoken"}')
+    (tmp_path / MANIFEST).write_text('{"reasoning_format": "spoken"}')
     with pytest.raises(
         CheckpointError, match=r"is damaged: reasoning_format is 'spoken'\. Convert again"
     ):
@@ -299,7 +299,7 @@ def test_a_chat_that_keeps_its_traces_reads_on_from_the_cache(magistral: mm.Magi
 
 def test_a_converted_one_is_of_the_same_release(magistral: mm.Magistral, tmp_path: Path) -> None:
     convert_quickly(magistral.checkpoint.folder, tmp_path / "out", q_bits=8, q_group_size=32)
-    assert json.loads((tmp_path / "out" / RECORD).read_text())["reasoning_format"] == "control"
+    assert json.loads((tmp_path / "out" / MANIFEST).read_text())["reasoning_format"] == "control"
     converted = mm.load(tmp_path / "out")
     assert converted.tokenizer.reasoning_format == "control"
     assert converted.tokenizer.system_prompt == CONTROL_CARD_SYSTEM_PROMPT
@@ -321,7 +321,7 @@ def test_a_conversion_records_what_it_was_told(magistral: mm.Magistral, tmp_path
     with pytest.raises(TokenizerError, match="--reasoning-format text"):
         convert_quickly(source, tmp_path / "out", q_bits=8, q_group_size=32)
     convert_quickly(source, tmp_path / "out", q_bits=8, q_group_size=32, reasoning_format="text")
-    assert json.loads((tmp_path / "out" / RECORD).read_text())["reasoning_format"] == "text"
+    assert json.loads((tmp_path / "out" / MANIFEST).read_text())["reasoning_format"] == "text"
     assert mm.load(tmp_path / "out").tokenizer.reasoning_format == "text"
     again = convert_quickly(
         source, tmp_path / "out", q_bits=8, q_group_size=32, reasoning_format="text"

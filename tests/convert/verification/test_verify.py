@@ -27,7 +27,7 @@ from tests.support.sources import CONFIG, change_json, convert_quickly, write_co
 from tests.support.tiny import make_config, make_weights, write_checkpoint
 
 ROOT = Path(__file__).parents[3]
-RECORD, WEIGHTS = "magistral_mlx.json", "model.safetensors"
+MANIFEST, WEIGHTS = "magistral_mlx.json", "model.safetensors"
 PARTS = ("weight", "scales", "biases")
 NAMES = ["files", "tensors", "config", "finite", "tokenizer", "template"]
 PROJECTION = "model.layers.{}.self_attn.k_proj.{}"
@@ -81,16 +81,16 @@ def payload(folder: Path, name: str, index: int = 0) -> int:
 
 def record_again(folder: Path) -> None:
     """Write the hashes of the files as they are now: then only what they hold can show a damage."""
-    raw = json.loads((folder / RECORD).read_text())
+    raw = json.loads((folder / MANIFEST).read_text())
     raw["files"] = {
         path.name: {
             "size": path.stat().st_size,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         }
         for path in folder.iterdir()
-        if path.name != RECORD
+        if path.name != MANIFEST
     }
-    (folder / RECORD).write_text(json.dumps(raw))
+    (folder / MANIFEST).write_text(json.dumps(raw))
 
 
 def change_tensors(
@@ -189,7 +189,7 @@ def test_a_flipped_bit_of_any_file_is_found(request: pytest.FixtureRequest, name
 
 
 def test_every_file_is_recorded(out: Path) -> None:
-    assert {path.name for path in out.iterdir()} == {*FILES, RECORD}
+    assert {path.name for path in out.iterdir()} == {*FILES, MANIFEST}
 
 
 @pytest.mark.parametrize("part", ["weight", "scales", "biases"])
@@ -231,7 +231,7 @@ def test_more_faults_than_three_are_counted(quick: Path) -> None:
 @pytest.mark.parametrize("name", ["model-00009.safetensors", "notes", "tokenizer.model"])
 def test_an_extra_file_is_found(quick: Path, name: str) -> None:
     (quick / name).write_text("x")
-    assert f"{name} is not recorded in {RECORD}" in failed(verify_checkpoint(quick))["files"]
+    assert f"{name} is not recorded in {MANIFEST}" in failed(verify_checkpoint(quick))["files"]
 
 
 def test_without_tokenizer_json_only_what_left_it_out_on_purpose_passes(out: Path) -> None:
@@ -247,10 +247,10 @@ def test_without_tokenizer_json_only_what_left_it_out_on_purpose_passes(out: Pat
 
 def test_without_a_record_the_other_checks_still_run(pristine: Path, out: Path) -> None:
     """As of what mlx-lm made."""
-    (out / RECORD).unlink()
+    (out / MANIFEST).unlink()
     report = verify_checkpoint(out, pristine / "hf")
     assert set(failed(report)) == {"files"}
-    assert f"{RECORD} is missing" in failed(report)["files"]
+    assert f"{MANIFEST} is missing" in failed(report)["files"]
     assert len(report.checks) == 8
 
 
@@ -269,13 +269,13 @@ def test_without_a_record_the_other_checks_still_run(pristine: Path, out: Path) 
     ],
 )
 def test_a_damaged_record_fails(quick: Path, text: str) -> None:
-    (quick / RECORD).write_text(text)
-    assert RECORD in failed(verify_checkpoint(quick))["files"]
+    (quick / MANIFEST).write_text(text)
+    assert MANIFEST in failed(verify_checkpoint(quick))["files"]
 
 
 def test_a_link_to_nothing_is_no_record(quick: Path) -> None:
-    (quick / RECORD).unlink()
-    (quick / RECORD).symlink_to("nowhere")
+    (quick / MANIFEST).unlink()
+    (quick / MANIFEST).symlink_to("nowhere")
     assert "cannot be read" in failed(verify_checkpoint(quick))["files"]
 
 
@@ -532,9 +532,9 @@ def test_a_hub_id_is_taken_in_the_commit_recorded(
         return pristine / "native"
 
     monkeypatch.setattr(magistral_mlx.convert.verification.verification, "resolve", resolve)
-    raw = json.loads((quick / RECORD).read_text())
+    raw = json.loads((quick / MANIFEST).read_text())
     raw["source"]["hub"] = {"id": "org/name", "commit": "c" * 40}
-    (quick / RECORD).write_text(json.dumps(raw))
+    (quick / MANIFEST).write_text(json.dumps(raw))
     assert failed(verify_checkpoint(quick, "org/name")) == {}
     assert failed(verify_checkpoint(quick, "org/fork")) == {}
     layout = {"layout": "consolidated"}
