@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.corpus import ALLOWED_BYTES, HANG_SECONDS, write_kinds
+from tests.support.corpus import ALLOWED_BYTES, write_kinds
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +33,6 @@ def check(folder: Path, count: int, seed: int, *kinds: str) -> None:
     assert sum(found["endings"].values()) == count
     assert found["endings"]["refused"] > count / 2
     assert found["endings"]["harmless"] > count / 50  # spaces, and keys in another order
-    assert found["slowest_seconds"] < HANG_SECONDS
     assert found["growth_bytes"] < ALLOWED_BYTES
 
 

@@ -5,7 +5,6 @@ import json
 import re
 import resource
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +45,7 @@ NATIVE = PARAMS | {"hidden_dim": 192, "vocab_size": 1300}
 INDEX, OWN = "model.safetensors.index.json", "magistral_mlx.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 LONGEST_MESSAGE = 1000  # characters, the folder's name not counted
-HANG_SECONDS = 5
+HANG_SECONDS = 300  # after which a case counts as hanging, also on a busy machine
 ALLOWED_BYTES = 200_000_000  # above what opening sound checkpoints takes
 REMEDY = re.compile(
     r"\b(fetch|download|convert|move|name|remove|choose|start from|take|copy|put|state|check|use|leave|do not trust)\b",
@@ -99,27 +98,21 @@ def faults_of(error: BaseException, folder: Path) -> list[str]:
 
 
 class Watch:
-    """Ends the process when one case hangs; knows the slowest, and the most memory held since it was made."""
+    """Ends the process when one case hangs, and knows the most memory held since it was made."""
 
     def __init__(self) -> None:
-        self.slowest_seconds = 0.0
         self._before = _peak_bytes()
 
     @contextmanager
     def case(self) -> Iterator[None]:
-        started = time.perf_counter()
         faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
         try:
             yield
         finally:
             faulthandler.cancel_dump_traceback_later()
-            self.slowest_seconds = max(self.slowest_seconds, time.perf_counter() - started)
 
     def figures(self) -> dict[str, float]:
-        return {
-            "slowest_seconds": self.slowest_seconds,
-            "growth_bytes": _peak_bytes() - self._before,
-        }
+        return {"growth_bytes": _peak_bytes() - self._before}
 
 
 def _peak_bytes() -> int:

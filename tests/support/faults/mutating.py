@@ -105,7 +105,7 @@ def restore(folder: Path, name: str, content: dict[str, bytes]) -> None:
 
 
 def main(kinds: Path, count: int, seed: int, chosen: Sequence[str]) -> dict[str, Any]:
-    """Damage and open checkpoints of the chosen kinds: how that ended, what was wrong, the slowest, the memory."""
+    """Damage and open checkpoints of the chosen kinds: how that ended, what was wrong, and the memory."""
     chance = random.Random(seed)
     sound = {(kind, step): describe(step, kinds / kind) for kind, step in SOUND if kind in chosen}
     contents = {
