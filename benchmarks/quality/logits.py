@@ -6,7 +6,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from magistral_mlx.convert.calibration.forward import BLOCK_BYTES, EMBEDDING, visiting
+from magistral_mlx.convert.calibration.forward import EMBEDDING, visit_linears
+from magistral_mlx.convert.calibration.statistics import PASS_BLOCK_BYTES
 from magistral_mlx.convert.source.source import Source, open_source
 from magistral_mlx.errors import NumericsError
 
@@ -24,7 +25,7 @@ class _Last:
         self.inputs = x
 
     def rows(self, module: str) -> Iterator[tuple[int, mx.array]]:
-        return self.source.blocks(f"{module}.weight", BLOCK_BYTES)
+        return self.source.blocks(f"{module}.weight", PASS_BLOCK_BYTES)
 
 
 def open_streamed(folder: Path) -> Source:
@@ -39,7 +40,7 @@ def layers_then_inputs(source: Source, ids: mx.array) -> Iterator[int | mx.array
         NumericsError: an activation is not finite.
     """
     visitor = _Last(source)
-    for stage in visiting(source, ids, visitor):
+    for stage in visit_linears(source, ids, visitor):
         yield stage.layers
     if not mx.isfinite(visitor.inputs).all().item():
         raise NumericsError(
@@ -51,7 +52,7 @@ def layers_then_inputs(source: Source, ids: mx.array) -> Iterator[int | mx.array
 def logits_of(source: Source, inputs: mx.array) -> Iterator[mx.array]:
     """Logits ``[n, V]`` float32 of lm_head's inputs ``[N, D]``, ROWS at a time. lm_head stays in memory meanwhile."""
     module = EMBEDDING if source.config.tie_word_embeddings else "lm_head"
-    blocks = [rows for _, rows in source.blocks(f"{module}.weight", BLOCK_BYTES)]
+    blocks = [rows for _, rows in source.blocks(f"{module}.weight", PASS_BLOCK_BYTES)]
     for start in range(0, len(inputs), ROWS):
         some = inputs[start : start + ROWS]
         logits = mx.concatenate([some @ rows.astype(mx.float32).T for rows in blocks], axis=-1)

@@ -82,7 +82,7 @@ class Scores:
 
 
 def make_reference(folder: Path, texts: Texts, *, report: Report) -> Reference:
-    """Run the reference. Errors as ``open_source``'s and ``visiting``'s."""
+    """Run the reference. Errors as ``open_source``'s and ``visit_linears``'s."""
     parts: list[Reference] = []
     for logits, target in _predictions(folder, texts, report):
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)

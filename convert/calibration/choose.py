@@ -31,7 +31,7 @@ class Calibration:
     ids: mx.array
     facts: Mapping[str, Any] | None = None  # in place of the ids' digest
 
-    def stated(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """As the provenance file keeps it: the content, and no path."""
         if self.facts is not None:
             return dict(self.facts)

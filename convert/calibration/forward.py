@@ -13,14 +13,16 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from magistral_mlx.convert.calibration.embedding import column_weights
-from magistral_mlx.convert.calibration.products import product
-from magistral_mlx.convert.calibration.statistics import mean_squares
+from magistral_mlx.convert.calibration.host import matmul
+from magistral_mlx.convert.calibration.statistics import (
+    PASS_BLOCK_BYTES,
+    column_weights,
+    mean_squares,
+)
 from magistral_mlx.convert.packing import check_finite
 from magistral_mlx.convert.source.source import Source
 
 EMBEDDING = "model.embed_tokens"
-BLOCK_BYTES = 16 * 2**20  # of a weight, as it is stored
 
 
 class Visitor(Protocol):
@@ -36,7 +38,7 @@ class Visitor(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class PassState:
     """How far a pass is; together with the visitor's results all that resuming it takes."""
 
     layers: int  # that are done
@@ -58,14 +60,14 @@ class MeanSquares:
         name = f"{module}.weight"
         if module == EMBEDDING and not self.source.config.tie_word_embeddings:
             self.squares[EMBEDDING] = column_weights(self.source)
-        for row, block in self.source.blocks(name, BLOCK_BYTES):
+        for row, block in self.source.blocks(name, PASS_BLOCK_BYTES):
             check_finite(name, block)
             yield row, block
 
 
-def visiting(
-    source: Source, ids: mx.array, visitor: Visitor, stage: Stage | None = None
-) -> Generator[Stage]:
+def visit_linears(
+    source: Source, ids: mx.array, visitor: Visitor, stage: PassState | None = None
+) -> Generator[PassState]:
     """Take ``ids`` ``[B, T]`` through the model; yields after the embedding and after each layer.
 
     The last visit is that of lm_head's input, under the name of the embedding where this serves both ends.
@@ -77,7 +79,7 @@ def visiting(
     """
     config = source.config
     if stage is None:
-        stage = Stage(0, _embedded(ids, visitor, config.hidden_size))
+        stage = PassState(0, _embedded(ids, visitor, config.hidden_size))
         yield stage
     streams, first = [stage.stream], stage.layers
     del (
@@ -85,7 +87,7 @@ def visiting(
     )  # only a layer at work holds its stream: each is 0.17 GB of 8,192 ids at the true width
     for layer in range(first, config.num_layers):
         streams.append(_layer(source, visitor, layer, streams.pop()))
-        yield Stage(layer + 1, streams[0])
+        yield PassState(layer + 1, streams[0])
     x = _normalized(source, "model.norm", streams.pop())
     visitor.see([EMBEDDING if config.tie_word_embeddings else "lm_head"], x)
 
@@ -152,7 +154,7 @@ def _gated(visitor: Visitor, path: str, x: mx.array) -> mx.array:  # [B, T, D] -
     outputs = []
     for gate, up in _side_by_side(*map(visitor.rows, modules)):
         outputs.append(
-            nn.silu(product(x, gate.astype(mx.float32).T)) * product(x, up.astype(mx.float32).T)
+            nn.silu(matmul(x, gate.astype(mx.float32).T)) * matmul(x, up.astype(mx.float32).T)
         )
         mx.eval(outputs[-1])
     return _joined(outputs)
@@ -184,6 +186,6 @@ def _product(
 ) -> mx.array:  # [B, T, columns] -> [B, T, rows]
     outputs = []
     for _, rows in visitor.rows(module):
-        outputs.append(product(x, rows.astype(mx.float32).T))
+        outputs.append(matmul(x, rows.astype(mx.float32).T))
         mx.eval(outputs[-1])
     return _joined(outputs)

@@ -9,8 +9,8 @@ from typing import Protocol
 import mlx.core as mx
 
 from magistral_mlx.convert import disk
-from magistral_mlx.convert.calibration import heap
-from magistral_mlx.convert.calibration.forward import Stage, Visitor, visiting
+from magistral_mlx.convert.calibration.forward import PassState, Visitor, visit_linears
+from magistral_mlx.convert.calibration.host import trim_heap
 from magistral_mlx.convert.calibration.statistics import from_file, to_bytes
 from magistral_mlx.convert.source.source import Source
 
@@ -25,8 +25,8 @@ class Collector(Visitor, Protocol):
     squares: dict[str, mx.array]
 
 
-class StagedPass:
-    """``visiting``, a step at a time, from the last stage that is kept in a folder.
+class ResumablePass:
+    """``visit_linears``, a step at a time, from the last stage that is kept in a folder.
 
     Steps are the embedding, each layer, and what follows them. ``visitor`` has the squares of all steps that are past.
     """
@@ -36,7 +36,7 @@ class StagedPass:
         self._stage, squares = _newest(folder)
         visitor.squares |= squares
         self.steps_done = 0 if self._stage is None else self._stage.layers + 1
-        self._steps: Generator[Stage] = visiting(source, ids, visitor, self._stage)
+        self._steps: Generator[PassState] = visit_linears(source, ids, visitor, self._stage)
 
     def advance(self) -> None:
         """Take the next step.
@@ -47,7 +47,7 @@ class StagedPass:
         self._stage = None  # its stream is the next layer's to drop
         self._stage = next(self._steps, None)
         self.steps_done += 1
-        heap.give_back()
+        trim_heap()
 
     def keep(self) -> None:
         """Put the stage on the drive in place of the one before; nothing of the embedding alone or of the last step."""
@@ -63,7 +63,7 @@ class StagedPass:
                 disk.discard(path)
 
 
-def _newest(folder: Path) -> tuple[Stage | None, dict[str, mx.array]]:
+def _newest(folder: Path) -> tuple[PassState | None, dict[str, mx.array]]:
     """The last stage there is whole."""
     found = {
         path: match
@@ -74,5 +74,5 @@ def _newest(folder: Path) -> tuple[Stage | None, dict[str, mx.array]]:
         layers, sha256 = found[path].groups()
         if disk.sha256_of(path) == sha256:
             arrays = from_file(path)
-            return Stage(int(layers), arrays.pop(STREAM)), arrays
+            return PassState(int(layers), arrays.pop(STREAM)), arrays
     return None, {}

@@ -48,7 +48,7 @@ class Traces:
     windows: int
     writer: Checkpoint | None  # None: the source, rounded
 
-    def stated(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """As the provenance file keeps it: what the replies follow from, which are in FILE themselves."""
         asked = json.dumps(questions(), ensure_ascii=False).encode()
         return {

@@ -10,8 +10,8 @@ import mlx.core as mx
 from magistral_mlx.checkpoint.config import AFFINE_BITS, QuantFormat
 from magistral_mlx.convert.calibration.choose import Calibration
 from magistral_mlx.convert.calibration.forward import MeanSquares
-from magistral_mlx.convert.calibration.resumable_pass import StagedPass
-from magistral_mlx.convert.methods.error import Errors
+from magistral_mlx.convert.calibration.resumable_pass import ResumablePass
+from magistral_mlx.convert.methods.error import OutputError
 from magistral_mlx.convert.methods.search import quantize_weighted
 from magistral_mlx.convert.pipeline.rowwise import Progress, cast
 from magistral_mlx.convert.recipe.layout import Plan, in_order, make_plan, packed_sizes
@@ -46,7 +46,7 @@ def check_target(plan: Plan, target_bits: float, source: Source, options: Option
         )
 
 
-def deciding(
+def choose_bits(
     source: Source, plan: Plan, options: Options, calibration: Calibration, folder: Path
 ) -> Generator[Progress, None, tuple[Plan, MeanSquares]]:
     """Take one pass for the statistics, then spend the bits.
@@ -59,7 +59,7 @@ def deciding(
     """
     assert options.target_bits is not None
     statistics = MeanSquares(source)
-    staged = StagedPass(folder, source, calibration.ids, statistics)
+    staged = ResumablePass(folder, source, calibration.ids, statistics)
     steps = in_order(source.config)
     sizes = [sum(map(source.nbytes_of, names)) for names in steps]
     while staged.steps_done < len(steps):
@@ -77,7 +77,7 @@ def deciding(
             yield Progress(sum(sizes), sum(sizes), f"prediction for {module}")
     ordered = {module: errors[module] for module in plan.formats}
     budget = int(options.target_bits * plan.num_parameters / 8) - plan.tensor_bytes
-    bits = allocated(
+    bits = allocate_bits(
         ordered,
         {module: packed_sizes(source, module, group_size(plan)) for module in ordered},
         budget,
@@ -86,7 +86,9 @@ def deciding(
     return make_plan(source.config, source.float_type, options, formats=formats), statistics
 
 
-def allocated(errors: Table, sizes: Mapping[str, Mapping[int, int]], budget: int) -> dict[str, int]:
+def allocate_bits(
+    errors: Table, sizes: Mapping[str, Mapping[int, int]], budget: int
+) -> dict[str, int]:
     """Bits of each matrix: from the least on, the step that saves most error a byte is taken while it fits.
 
     Args:
@@ -141,7 +143,7 @@ def _predicted(
         found = {}
         for bits in (bits for bits in sorted(AFFINE_BITS) if bits >= least):
             quant = QuantFormat(bits, group_size(plan))
-            errors = Errors.weighted(
+            errors = OutputError.weighted(
                 rows, quantize_weighted(rows, importance, quant, name=name), quant, importance
             )
             found[bits] = errors.found / errors.signal if errors.signal else 0.0

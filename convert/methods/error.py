@@ -8,11 +8,11 @@ import mlx.core as mx
 import numpy as np
 
 from magistral_mlx.checkpoint.config import QuantFormat
-from magistral_mlx.convert.calibration.products import product
+from magistral_mlx.convert.calibration.host import matmul
 from magistral_mlx.convert.packing import dequantize, quantize
 
 
-class Errors(NamedTuple):
+class OutputError(NamedTuple):
     """Sums of squares over outputs of a linear, per token of the calibration.
 
     Attributes:
@@ -32,7 +32,7 @@ class Errors(NamedTuple):
         parts: Mapping[str, mx.array],
         quant: QuantFormat,
         importance: mx.array,
-    ) -> "Errors":
+    ) -> "OutputError":
         """As if inputs were independent, with mean squares ``importance`` ``[columns]``, of rows ``weight``."""
 
         def squares(rows: mx.array) -> float:
@@ -43,16 +43,16 @@ class Errors(NamedTuple):
     @classmethod
     def sampled(
         cls, weight: mx.array, parts: Mapping[str, mx.array], quant: QuantFormat, x: mx.array
-    ) -> "Errors":
+    ) -> "OutputError":
         """Of inputs ``x`` ``[tokens, columns]``, and rows ``weight``."""
 
         def squares(rows: mx.array) -> float:
-            return _total(mx.square(product(x, rows.T)).sum(axis=0)) / len(x)
+            return _total(mx.square(matmul(x, rows.T)).sum(axis=0)) / len(x)
 
         return cls(*map(squares, _off(weight, parts, quant)))
 
     @classmethod
-    def together(cls, parts: Iterable["Errors"]) -> "Errors":
+    def together(cls, parts: Iterable["OutputError"]) -> "OutputError":
         """Of all rows, in the order given: that of floats changes their sum."""
         found = list(parts)
         return cls(*(math.fsum(values) for values in zip(*found, strict=True)))

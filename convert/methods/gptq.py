@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magistral_mlx.checkpoint.config import QuantFormat
-from magistral_mlx.convert.calibration.products import product
+from magistral_mlx.convert.calibration.host import matmul
 from magistral_mlx.convert.methods.search import (
     Grid,
     as_groups,
     as_shares,
-    assembled,
     best_grid,
     nearest_codes,
+    stored_parts,
 )
 from magistral_mlx.convert.packing import check_divisible, check_finite
 
@@ -103,20 +103,20 @@ def _sweep(
             here = i * SLAB + first  # in the columns of ``upper``
             group = slab[first : first + size]
             if errors:
-                group = group - product(own[:first, here : here + size].T, mx.concatenate(errors))
+                group = group - matmul(own[:first, here : here + size].T, mx.concatenate(errors))
             g = here // size
             grid = best_grid(group[None], shares[g : g + 1], quant, dtype, name=name)
             codes, error = _round_columns(
                 group, grid, own[first : first + size, here : here + size], quant.bits
             )
             errors.append(error)
-            done.append(assembled(codes[None], grid, quant.bits, dtype))
+            done.append(stored_parts(codes[None], grid, quant.bits, dtype))
             mx.eval(done[-1], error)
         after = (i + 1) * SLAB
         if after < len(columns):
             together = mx.concatenate(errors)  # [slab, rows]
             for j in range(i + 1, len(slabs)):
-                slabs[j] = slabs[j] - product(own[:, j * SLAB : (j + 1) * SLAB].T, together)
+                slabs[j] = slabs[j] - matmul(own[:, j * SLAB : (j + 1) * SLAB].T, together)
             mx.eval(slabs)
     return done
 

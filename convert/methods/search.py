@@ -73,7 +73,7 @@ def quantize_weighted(
             groups, shares[start // size : (start + step) // size], quant, weight.dtype, name=name
         )
         codes = nearest_codes(groups, grid, quant.bits)
-        done.append(assembled(codes, grid, quant.bits, weight.dtype))
+        done.append(stored_parts(codes, grid, quant.bits, weight.dtype))
         mx.eval(done[-1])
     return {part: mx.concatenate([block[part] for block in done], axis=1) for part in done[0]}
 
@@ -152,17 +152,17 @@ def nearest_codes(w: mx.array, grid: Grid, bits: int) -> mx.array:
     return mx.clip(_rounded((w - grid.biases) * (1 / grid.scales)), 0, 2**bits - 1)
 
 
-def assembled(codes: mx.array, grid: Grid, bits: int, dtype: mx.Dtype) -> dict[str, mx.array]:
+def stored_parts(codes: mx.array, grid: Grid, bits: int, dtype: mx.Dtype) -> dict[str, mx.array]:
     """Codes ``[groups, size, rows]`` and their grid -> the tensors that are stored."""
     scales, biases = (part[:, 0].T.astype(dtype) for part in grid)
     return {
-        "weight": packed(codes.reshape(-1, codes.shape[-1]), bits),
+        "weight": pack_codes(codes.reshape(-1, codes.shape[-1]), bits),
         "scales": scales,
         "biases": biases,
     }
 
 
-def packed(codes: mx.array, bits: int) -> mx.array:
+def pack_codes(codes: mx.array, bits: int) -> mx.array:
     """Codes ``[columns, rows]`` -> ``[rows, columns * bits / 32]`` uint32: a row's codes follow each other, each from
     its lowest bit, in words from their lowest bit."""
     columns, rows = codes.shape

@@ -9,30 +9,28 @@ from functools import partial
 import mlx.core as mx
 
 from magistral_mlx.checkpoint.config import QuantFormat
-from magistral_mlx.convert.calibration import heap
-from magistral_mlx.convert.calibration.embedding import column_weights
 from magistral_mlx.convert.calibration.forward import EMBEDDING
-from magistral_mlx.convert.calibration.statistics import hessian, mean_squares, runs
-from magistral_mlx.convert.methods.error import Errors, as_read
+from magistral_mlx.convert.calibration.host import trim_heap
+from magistral_mlx.convert.calibration.statistics import column_weights, hessian, mean_squares, runs
+from magistral_mlx.convert.methods.error import OutputError, as_read
 from magistral_mlx.convert.methods.gptq import Curvature, quantize_gptq
 from magistral_mlx.convert.methods.search import quantize_weighted
 from magistral_mlx.convert.packing import check_finite, quantize
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
 from magistral_mlx.convert.threads import unordered
 
-BLOCK_BYTES = (
-    32 * 2**20
-)  # of a weight, as it is stored: all of a layer's columns for each of its rows
+# Of a weight as it is stored. GPTQ takes all columns of a row at once, so blocks hold whole rows.
+GPTQ_BLOCK_BYTES = 32 * 2**20
 SAMPLE = 256  # tokens by which errors are measured
 Parts = Mapping[str, mx.array]
 Emit = Callable[
-    [str, int, Parts, Errors | None], None
+    [str, int, Parts, OutputError | None], None
 ]  # module, first row, what is stored for its rows, its errors
 
 
 @dataclass(slots=True)
 class Sequential:
-    """A visitor of ``calibrate.visiting`` that quantizes; ``emit`` takes every packed block, from any thread.
+    """A visitor of ``forward.visit_linears`` that quantizes; ``emit`` takes every packed block, from any thread.
 
     An embedding of its own is searched, weighted by ``column_weights``. One that is lm_head as well is quantized last,
     on lm_head's inputs, and the stream begins with it unquantized. What ``formats`` do not pack stays as it is; what is
@@ -44,7 +42,7 @@ class Sequential:
     emit: Emit
     squares: dict[str, mx.array] = field(
         default_factory=dict
-    )  # E[x_j^2], as ``calibrate.MeanSquares``
+    )  # E[x_j^2], as ``forward.MeanSquares``
     _waiting: dict[str, dict[int, Parts]] = field(
         default_factory=dict
     )  # quantized, not yet multiplied with
@@ -64,10 +62,10 @@ class Sequential:
             if quant is None:
                 continue
             way = partial(_by_gptq, curvatures) if quant.mode == "affine" else _by_rounding
-            blocks = self._quantized(module, way, partial(Errors.sampled, x=sample))
+            blocks = self._quantized(module, way, partial(OutputError.sampled, x=sample))
             if module.startswith("model.layers."):
                 self._waiting[module] = blocks
-        heap.give_back()
+        trim_heap()
 
     def rows(self, module: str) -> Iterator[tuple[int, mx.array]]:
         quant = self.formats[module]
@@ -75,10 +73,10 @@ class Sequential:
             own = self.squares[module] = column_weights(self.source)
             way = partial(_by_search, own) if quant.mode == "affine" else _by_rounding
             self._waiting[module] = self._quantized(
-                module, way, partial(Errors.weighted, importance=own)
+                module, way, partial(OutputError.weighted, importance=own)
             )
         if module not in self._waiting:
-            for row, block in self.source.blocks(f"{module}.weight", BLOCK_BYTES):
+            for row, block in self.source.blocks(f"{module}.weight", GPTQ_BLOCK_BYTES):
                 check_finite(f"{module}.weight", block)
                 yield row, block.astype(self._dtype)
             return
@@ -98,7 +96,7 @@ class Sequential:
         assert quant is not None
         count, step = (
             self.source.config.parameter_shapes()[name][0],
-            self.source.row_step(name, BLOCK_BYTES),
+            self.source.row_step(name, GPTQ_BLOCK_BYTES),
         )
 
         def work(row: int) -> tuple[int, Parts]:
@@ -116,7 +114,7 @@ class Sequential:
 
 
 Way = Callable[[mx.array, QuantFormat, str], Parts]
-Measure = Callable[[mx.array, Parts, QuantFormat], Errors]
+Measure = Callable[[mx.array, Parts, QuantFormat], OutputError]
 
 
 def _by_gptq(

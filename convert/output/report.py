@@ -32,7 +32,7 @@ def make_report(
     """In JSON's types.
 
     Args:
-        errors: by module path, ``gains.Errors`` and the outlier ratio of the inputs.
+        errors: by module path, ``methods.error.OutputError`` and the outlier ratio of the inputs.
         without_inputs: modules whose columns weigh something else.
     """
     tensors = {}

@@ -8,7 +8,7 @@ from functools import partial
 import mlx.core as mx
 
 from magistral_mlx.convert import disk
-from magistral_mlx.convert.methods.error import Errors
+from magistral_mlx.convert.methods.error import OutputError
 from magistral_mlx.convert.output.staging import Staging
 from magistral_mlx.convert.output.writer import ShardWriter
 from magistral_mlx.convert.recipe.layout import Plan, PlannedShard
@@ -23,7 +23,9 @@ class Output:
         self._plan, self._staging = plan, staging
         self._shards = {name: shard for shard in plan.shards for name in shard.sources}
         self._writers: dict[str, ShardWriter] = {}
-        self._errors: dict[str, dict[int, Errors]] = {}  # by tensor of the source and first row
+        self._errors: dict[
+            str, dict[int, OutputError]
+        ] = {}  # by tensor of the source and first row
         self._outliers: dict[str, float] = {}
         self._opening = threading.Lock()
 
@@ -47,7 +49,7 @@ class Output:
         """Whether the file of a tensor of the source is whole."""
         return self._shards[name].file in self._staging.finished
 
-    def measure(self, name: str, row: int, errors: Errors, outliers: float) -> None:
+    def measure(self, name: str, row: int, errors: OutputError, outliers: float) -> None:
         """Note, before rows are written, what is lost in them, and the tensor's outlier ratio."""
         self._errors.setdefault(name, {})[row] = errors
         self._outliers[name] = outliers
@@ -75,7 +77,7 @@ class Output:
     def _report(self, shard: PlannedShard) -> dict[str, object]:
         found = {
             name.removesuffix(".weight"): [
-                *Errors.together(blocks for _, blocks in sorted(self._errors[name].items())),
+                *OutputError.together(blocks for _, blocks in sorted(self._errors[name].items())),
                 self._outliers[name],
             ]
             for name in shard.sources

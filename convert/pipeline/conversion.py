@@ -16,10 +16,10 @@ from magistral_mlx.convert import disk
 from magistral_mlx.convert.calibration.choose import WINDOWS, Calibration
 from magistral_mlx.convert.calibration.corpus import WINDOW
 from magistral_mlx.convert.calibration.forward import EMBEDDING, MeanSquares
-from magistral_mlx.convert.calibration.resumable_pass import StagedPass
+from magistral_mlx.convert.calibration.resumable_pass import ResumablePass
 from magistral_mlx.convert.calibration.traces import FILE as TRACES
 from magistral_mlx.convert.calibration.traces import ROUNDED, Traces
-from magistral_mlx.convert.methods.auto import deciding
+from magistral_mlx.convert.methods.auto import choose_bits
 from magistral_mlx.convert.output.export import exports, json_text, make_config
 from magistral_mlx.convert.output.manifest import difference, entry_of, make_manifest
 from magistral_mlx.convert.output.report import Gain, gain_of, make_report
@@ -135,7 +135,7 @@ class Conversion:
             return self
         assert isinstance(self.calibration, Calibration)
         folder = staging.calibration / SURVEY
-        plan, statistics = yield from deciding(
+        plan, statistics = yield from choose_bits(
             self.source, self.plan, self.options, self.calibration, folder
         )
         return replace(self, plan=plan, statistics=statistics)
@@ -204,7 +204,7 @@ class Conversion:
                 except StopIteration as end:
                     ids = end.value
         disk.discard(rounded)
-        return replace(self, calibration=Calibration("self", ids, traces.stated()))
+        return replace(self, calibration=Calibration("self", ids, traces.as_json()))
 
     def _work(self, staging: Staging, at_last: Callable[[], None]) -> WeightsWork | LayerwiseWork:
         source, stream = self.source, None
@@ -231,7 +231,7 @@ class Conversion:
         if self.statistics is not None:
             return WeightsWork(source, self.plan, output, stream, at_last, self.statistics)
         statistics = MeanSquares(source)
-        staged = StagedPass(staging.calibration / PASS, source, self.calibration.ids, statistics)
+        staged = ResumablePass(staging.calibration / PASS, source, self.calibration.ids, statistics)
         return WeightsWork(source, self.plan, output, stream, at_last, statistics, staged)
 
     def _hash_source(self) -> Generator[Progress, None, None]:
@@ -311,4 +311,6 @@ class Conversion:
 
 def stated_with(options: Options, calibration: Calibration | Traces | None) -> dict[str, Any]:
     """Options, and what is calibrated on."""
-    return options.stated() | ({} if calibration is None else {"calibration": calibration.stated()})
+    return options.as_json() | (
+        {} if calibration is None else {"calibration": calibration.as_json()}
+    )

@@ -9,16 +9,16 @@ from pathlib import Path
 import mlx.core as mx
 
 from magistral_mlx.convert import disk
-from magistral_mlx.convert.calibration.resumable_pass import StagedPass
+from magistral_mlx.convert.calibration.resumable_pass import ResumablePass
 from magistral_mlx.convert.calibration.statistics import outlier_ratio
-from magistral_mlx.convert.methods.error import Errors
+from magistral_mlx.convert.methods.error import OutputError
 from magistral_mlx.convert.methods.sequential import Parts, Sequential
 from magistral_mlx.convert.output.shards import Output
 from magistral_mlx.convert.pipeline.rowwise import Progress, cast, files_of_step, packed, rechecked
 from magistral_mlx.convert.recipe.layout import Plan, in_order
 from magistral_mlx.convert.source.hub_stream import HubStream
+from magistral_mlx.convert.source.prefetcher import Prefetcher
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
-from magistral_mlx.convert.source.supply import Supply
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class LayerwiseWork:
     source: Source
     plan: Plan
     output: Output
-    stages: Path  # folder of ``StagedPass``
+    stages: Path  # folder of ``ResumablePass``
     ids: mx.array  # [B, T] that the inputs come from
     stream: HubStream | None = None
     at_last: Callable[[], None] = lambda: None
@@ -42,20 +42,20 @@ class LayerwiseWork:
         total = sum(map(self.source.nbytes_of, self.source.config.parameter_shapes()))
         done = yield from rechecked(self.output, self.source, total)
         self._visitor = Sequential(self.source, self.plan.formats, self._emit)
-        staged = StagedPass(self.stages, self.source, self.ids, self._visitor)
+        staged = ResumablePass(self.stages, self.source, self.ids, self._visitor)
         if any(map(self._unfinished, steps[: staged.steps_done])):
             log.warning(
                 "a file changed that later layers were quantized on; they are quantized again"
             )
             disk.discard(self.stages)
             self._visitor = Sequential(self.source, self.plan.formats, self._emit)
-            staged = StagedPass(self.stages, self.source, self.ids, self._visitor)
+            staged = ResumablePass(self.stages, self.source, self.ids, self._visitor)
         last = max(
             (step for step, names in enumerate(steps) if self._unfinished(names)), default=-1
         )
         ahead = range(staged.steps_done, last + 1)
         uses = Counter(file for step in ahead for file in sorted(files_of_step(self.source, step)))
-        supply = None if self.stream is None else Supply(self.stream, uses)
+        supply = None if self.stream is None else Prefetcher(self.stream, uses)
         try:
             for step in ahead:
                 if supply is not None:
@@ -88,7 +88,7 @@ class LayerwiseWork:
     def _unfinished(self, names: list[str]) -> list[str]:
         return [name for name in names if not self.output.is_finished(name)]
 
-    def _emit(self, module: str, row: int, parts: Parts, errors: Errors | None) -> None:
+    def _emit(self, module: str, row: int, parts: Parts, errors: OutputError | None) -> None:
         name = f"{module}.weight"
         if errors is not None:
             self.output.measure(name, row, errors, outlier_ratio(self._visitor.squares[module]))

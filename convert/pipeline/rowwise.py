@@ -11,16 +11,16 @@ import mlx.core as mx
 
 from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.convert.calibration.forward import MeanSquares
-from magistral_mlx.convert.calibration.resumable_pass import StagedPass
+from magistral_mlx.convert.calibration.resumable_pass import ResumablePass
 from magistral_mlx.convert.calibration.statistics import outlier_ratio
-from magistral_mlx.convert.methods.error import Errors
+from magistral_mlx.convert.methods.error import OutputError
 from magistral_mlx.convert.methods.search import quantize_weighted
 from magistral_mlx.convert.output.shards import Output
 from magistral_mlx.convert.packing import check_finite, quantize
 from magistral_mlx.convert.recipe.layout import Plan, in_order, read_in_order
 from magistral_mlx.convert.source.hub_stream import HubStream
+from magistral_mlx.convert.source.prefetcher import Prefetcher
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
-from magistral_mlx.convert.source.supply import Supply
 from magistral_mlx.convert.threads import WORKERS, unordered
 
 BLOCK_BYTES = 4 * 2**20  # of the source: larger ones cost page faults, smaller ones calls
@@ -63,8 +63,8 @@ class WeightsWork:
     stream: HubStream | None = None  # that the source's files come from, one after the other
     at_last: Callable[[], None] = lambda: None  # work of its own, done beside the last tensors'
     statistics: MeanSquares | None = None  # None: every weight is rounded
-    staged: StagedPass | None = None  # that fills them; None: they are complete
-    _supply: Supply | None = None
+    staged: ResumablePass | None = None  # that fills them; None: they are complete
+    _supply: Prefetcher | None = None
 
     def run(self) -> Generator[Progress, None, None]:
         """Write every file that is not finished yet."""
@@ -72,7 +72,7 @@ class WeightsWork:
         done = yield from rechecked(self.output, self.source, total)
         try:
             if self.stream is not None:
-                self._supply = Supply(self.stream, self._uses())
+                self._supply = Prefetcher(self.stream, self._uses())
             name = ""
             workers, ahead = (
                 (WORKERS, None) if self.statistics is None else (os.cpu_count() or 1, AHEAD)
@@ -163,7 +163,7 @@ class WeightsWork:
             else:
                 importance = self.statistics.squares[module]
                 parts = quantize_weighted(rows, importance, quant, name=block.name)
-                errors = Errors.weighted(rows, parts, quant, importance)
+                errors = OutputError.weighted(rows, parts, quant, importance)
                 self.output.measure(block.name, row, errors, outlier_ratio(importance))
                 self.output.write(
                     block.name, row, {f"{module}.{part}": array for part, array in parts.items()}

@@ -13,7 +13,7 @@ from magistral_mlx.convert.recipe.recipe_file import (
     DEFAULT_GROUP_SIZE,
     UNPACKED_BITS,
     RecipeFile,
-    stated_format,
+    format_as_json,
 )
 from magistral_mlx.errors import CheckpointError, OptionError
 
@@ -184,7 +184,7 @@ class Options:
             quant for quant in (self.default, *(rule.quant for rule in rules)) if quant is not None
         ]
 
-    def stated(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """The options as the provenance file keeps them, what was left out filled in."""
         default = self.default
         return {
@@ -192,7 +192,7 @@ class Options:
             "q_group_size": None if default is None else default.group_size,
             "q_mode": self.q_mode if default is None else default.mode,
             "q_method": self.method,
-            "recipe": self.recipe if self.file is None else self.file.stated(),
+            "recipe": self.recipe if self.file is None else self.file.as_json(),
             "tokenizer_json": self.tokenizer_json,
         } | {
             name: value
@@ -241,8 +241,8 @@ def quantization_block(
     if not packed:
         return None
     overall = default or Counter(packed.values()).most_common(1)[0][0]
-    return stated_format(overall) | {
-        path: stated_format(q) for path, q in packed.items() if q != overall
+    return format_as_json(overall) | {
+        path: format_as_json(q) for path, q in packed.items() if q != overall
     }
 
 

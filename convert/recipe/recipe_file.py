@@ -78,13 +78,13 @@ class RecipeFile:
             found.update(dict.fromkeys(matched, rule.quant))
         return found
 
-    def stated(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """The content alone, with what it leaves out filled in."""
-        rules = [{"match": rule.match, **stated_format(rule.quant)} for rule in self.rules]
-        return {"default": stated_format(self.default), "rules": rules}
+        rules = [{"match": rule.match, **format_as_json(rule.quant)} for rule in self.rules]
+        return {"default": format_as_json(self.default), "rules": rules}
 
 
-def stated_format(quant: QuantFormat | None) -> dict[str, Any]:
+def format_as_json(quant: QuantFormat | None) -> dict[str, Any]:
     """A format in JSON's types."""
     if quant is None:
         return {"bits": UNPACKED_BITS}

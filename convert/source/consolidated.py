@@ -7,17 +7,17 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 from magistral_mlx.checkpoint.config import ModelConfig, Shape
-from magistral_mlx.checkpoint.folder import Shard
+from magistral_mlx.checkpoint.folder import FLOATS, Shard
 from magistral_mlx.checkpoint.multimodal import language_config
 from magistral_mlx.checkpoint.safetensors import FP8, Entry, parse_json, read_document
-from magistral_mlx.convert.source.names import VISION, native_name
 from magistral_mlx.errors import CheckpointError, quoted
 
 log = logging.getLogger(__name__)
 
 CONSOLIDATED, PARAMS = "consolidated.safetensors", "params.json"
-FLOATS = ("BF16", "F16", "F32")
 NAMES = {  # config.json's name -> params.json's
     "hidden_size": "dim",
     "num_hidden_layers": "n_layers",
@@ -40,6 +40,26 @@ OPTIONAL = {
 }  # read off the tensors, or none
 VISION_ENCODER = "vision_encoder"
 OTHER_MODELS = ("moe", "multimodal", "lora", "rope_scaling", "yarn")
+OUTER = {"model.embed_tokens": "tok_embeddings", "model.norm": "norm", "lm_head": "output"}
+IN_LAYER = {
+    "input_layernorm": "attention_norm",
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.down_proj": "feed_forward.w2",
+    "mlp.up_proj": "feed_forward.w3",
+}
+# Prefixes of the tensors of Magistral Small 2509's image encoder.
+VISION_PREFIXES = (
+    "vision_encoder.",
+    "vision_language_adapter.",
+    "patch_merger.",
+    "pre_mm_projector_norm.",
+)
+ROTATED = ("self_attn.q_proj", "self_attn.k_proj")
 
 
 def open_consolidated(
@@ -85,7 +105,9 @@ def open_consolidated(
 
 
 def _without_vision(shard: Shard) -> Shard:
-    header = {name: entry for name, entry in shard.header.items() if not name.startswith(VISION)}
+    header = {
+        name: entry for name, entry in shard.header.items() if not name.startswith(VISION_PREFIXES)
+    }
     if left_out := len(shard.header) - len(header):
         log.warning(
             "%s: the vision part, %d tensors, is left out; the model takes text only",
@@ -153,5 +175,29 @@ def _check_tensors(shard: Shard, config: ModelConfig) -> None:
         if entry.shape != shape or entry.dtype not in FLOATS:
             raise CheckpointError(
                 f"{shard.path}: tensor {name!r} is {entry.dtype} {list(entry.shape)}, {PARAMS} implies "
-                f"{' or '.join(FLOATS)} {list(shape)}; one is damaged or of another model, fetch both again"
+                f"{' or '.join(sorted(FLOATS))} {list(shape)}; one is damaged or of another model, fetch both again"
             )
+
+
+def native_name(name: str) -> str:
+    """``model.layers.3.self_attn.q_proj.weight`` -> ``layers.3.attention.wq.weight``."""
+    module = name.removesuffix(".weight")
+    if module in OUTER:
+        return f"{OUTER[module]}.weight"
+    layer, _, inner = module.removeprefix("model.layers.").partition(".")
+    return f"layers.{layer}.{IN_LAYER[inner]}.weight"
+
+
+def is_rotated(name: str) -> bool:
+    """Whether RoPE rotates what this tensor gives: then the two layouts order its rows differently."""
+    return name.removesuffix(".weight").endswith(ROTATED)
+
+
+def halves_from_pairs(rows: mx.array, head_dim: int) -> mx.array:
+    """Reorder the rows of whole heads from Mistral's RoPE pairs (0, 1), (2, 3), ... to Hugging Face's halves.
+
+    Args:
+        rows: ``[n * head_dim, columns]``. Rows move as a whole, so this commutes with quantization.
+    """
+    heads = rows.reshape(-1, head_dim // 2, 2, rows.shape[-1])  # [n, d/2, 2, columns]
+    return heads.swapaxes(1, 2).reshape(rows.shape)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from magistral_mlx import files as durable
+from magistral_mlx.checkpoint.folder import INDEX
 from magistral_mlx.checkpoint.hub_api import Cancelled, HubFile, Layout, Listing, list_files, read
 from magistral_mlx.checkpoint.safetensors import MAX_JSON_BYTES, Shard, parse_json
 from magistral_mlx.convert import disk
@@ -17,7 +18,6 @@ from magistral_mlx.errors import ConversionError, HubError, quoted
 log = logging.getLogger(__name__)
 
 INCOMPLETE = ".incomplete"  # ends the name of a file that has not arrived whole
-INDEX = "model.safetensors.index.json"
 NOT_NEEDED = frozenset({"tokenizer.json"})  # is made anew from tekken.json
 HEAD_BYTES = 2**17  # asked for of each weight file first; the published headers are far shorter
 MAX_DOCUMENT_BYTES = 200_000_000  # tekken.json has 19 MB

@@ -15,8 +15,14 @@ from magistral_mlx.checkpoint.folder import Layout, Shard, open_checkpoint
 from magistral_mlx.checkpoint.hub_api import HubFile
 from magistral_mlx.checkpoint.safetensors import Entry
 from magistral_mlx.convert.packing import PARTS, dequantize
-from magistral_mlx.convert.source.consolidated import CONSOLIDATED, PARAMS, open_consolidated
-from magistral_mlx.convert.source.names import halves_from_pairs, is_rotated, native_name
+from magistral_mlx.convert.source.consolidated import (
+    CONSOLIDATED,
+    PARAMS,
+    halves_from_pairs,
+    is_rotated,
+    native_name,
+    open_consolidated,
+)
 from magistral_mlx.errors import CheckpointError, ConversionError, OptionError, quoted
 
 log = logging.getLogger(__name__)
@@ -28,7 +34,7 @@ FLOAT_TYPES: Mapping[
     "float16": ("F16", mx.float16),
     "float32": ("F32", mx.float32),
 }
-BLOCK_BYTES = 64 * 2**20  # a feed-forward matrix of the 24B model has 335 MB
+MAX_BLOCK_BYTES = 64 * 2**20  # a feed-forward matrix of the 24B model has 335 MB
 DOCUMENTS = ("config.json", PARAMS, "tekken.json", "SYSTEM_PROMPT.txt")
 
 
@@ -54,7 +60,7 @@ class Source:
         """Bytes in the files of one tensor, by its Hugging Face name, with what it is packed with."""
         return sum(shard.header[stored].nbytes for shard, stored in self.places(name))
 
-    def row_step(self, name: str, block_bytes: int = BLOCK_BYTES) -> int:
+    def row_step(self, name: str, block_bytes: int = MAX_BLOCK_BYTES) -> int:
         """Rows that take at most ``block_bytes`` once they are read: one at least, whole heads where the rows of
         heads are reordered."""
         shard, stored = self._place(name)
@@ -87,7 +93,9 @@ class Source:
         block = shard.read(stored, rows, once=True)
         return halves_from_pairs(block, self.config.head_dim) if self._is_reordered(name) else block
 
-    def blocks(self, name: str, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, mx.array]]:
+    def blocks(
+        self, name: str, block_bytes: int = MAX_BLOCK_BYTES
+    ) -> Iterator[tuple[int, mx.array]]:
         """All rows of one tensor, in order: (first row, rows)."""
         step = self.row_step(name, block_bytes)
         for row in range(0, self.config.parameter_shapes()[name][0], step):

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.quality import outlier_model
 from benchmarks.quality.outlier_model import BATCH, CONFIG, WINDOW, make_model, save, texts, windows
-from magistral_mlx.convert.calibration.forward import MeanSquares, visiting
+from magistral_mlx.convert.calibration.forward import MeanSquares, visit_linears
 from magistral_mlx.convert.calibration.statistics import outlier_ratio
 from magistral_mlx.convert.source.source import open_source
 
@@ -18,7 +18,7 @@ def test_before_it_learns_what_comes_into_q_k_and_v_has_outlier_channels(tmp_pat
     save(tmp_path, make_model(seed=0))
     visitor = MeanSquares(open_source(tmp_path))
     ids = mx.array(np.random.default_rng(0).integers(3, CONFIG.vocab_size, (1, 64)))
-    next(stages := visiting(visitor.source, ids, visitor))
+    next(stages := visit_linears(visitor.source, ids, visitor))
     next(stages)
     assert outlier_ratio(visitor.squares["model.layers.0.self_attn.v_proj"]) > 100
     names = {

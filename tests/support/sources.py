@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from magistral_mlx.convert import Summary, convert_checkpoint
-from magistral_mlx.convert.source.names import is_rotated, native_name
+from magistral_mlx.convert.source.consolidated import is_rotated, native_name
 from tests.support.tekken import write_tekken
 from tests.support.tiny import make_config, make_weights, raw_config, write_checkpoint
 

@@ -10,7 +10,7 @@ from mlx import nn
 
 from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat
 from magistral_mlx.convert.calibration import forward as calibrate
-from magistral_mlx.convert.calibration.forward import MeanSquares, Stage, visiting
+from magistral_mlx.convert.calibration.forward import MeanSquares, PassState, visit_linears
 from magistral_mlx.convert.calibration.statistics import (
     from_file,
     hessian,
@@ -40,7 +40,7 @@ CONFIGS = {
 
 def squares_of(folder: Path, ids: np.ndarray = IDS) -> dict[str, mx.array]:
     visitor = MeanSquares(open_source(folder))
-    for _ in visiting(visitor.source, mx.array(ids), visitor):
+    for _ in visit_linears(visitor.source, mx.array(ids), visitor):
         pass
     return visitor.squares
 
@@ -140,7 +140,7 @@ def test_both_layouts_and_every_block_size_give_the_same(
 ) -> None:
     ids = IDS % sources.CONFIG.vocab_size
     plain = squares_of(sources.write_hf(tmp_path / "hf"), ids)
-    monkeypatch.setattr(calibrate, "BLOCK_BYTES", 20_000)
+    monkeypatch.setattr(calibrate, "PASS_BLOCK_BYTES", 20_000)
     native = squares_of(sources.write_consolidated(tmp_path / "native"), ids)
     assert plain.keys() == native.keys()
     for name, squares in plain.items():
@@ -153,13 +153,13 @@ def test_a_pass_goes_on_from_a_stage_to_the_same_bits(
 ) -> None:
     source = open_source(checkpoint_folder(make_config()))
     whole = MeanSquares(source)
-    stages = list(visiting(source, mx.array(IDS), whole))
+    stages = list(visit_linears(source, mx.array(IDS), whole))
     assert [stage.layers for stage in stages] == [0, 1, 2, 3]
     (tmp_path / "stage").write_bytes(to_bytes({"stream": stages[layers].stream}))
     rest = MeanSquares(source)
     resumed = list(
-        visiting(
-            source, mx.array(IDS), rest, Stage(layers, from_file(tmp_path / "stage")["stream"])
+        visit_linears(
+            source, mx.array(IDS), rest, PassState(layers, from_file(tmp_path / "stage")["stream"])
         )
     )
     assert [stage.layers for stage in resumed] == list(range(layers + 1, 4))
@@ -267,7 +267,7 @@ def test_each_linear_is_quantized_on_what_the_quantized_ones_before_it_give(
         formats,
         lambda module, row, parts, _: emitted.setdefault(module, {}).update({row: parts}),
     )
-    for _ in visiting(source, mx.array(IDS), visitor):
+    for _ in visit_linears(source, mx.array(IDS), visitor):
         pass
     assert emitted.keys() == {module for module, quant in formats.items() if quant is not None}
     for module, blocks in emitted.items():

@@ -12,7 +12,7 @@ import pytest
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.convert import Options, converting, prepare
 from magistral_mlx.convert.__main__ import main
-from magistral_mlx.convert.methods.auto import allocated
+from magistral_mlx.convert.methods.auto import allocate_bits
 from magistral_mlx.convert.output.staging import CALIBRATION
 from magistral_mlx.errors import MagistralError, OptionError
 from tests.support.faults.killing import in_small_pieces
@@ -43,7 +43,7 @@ def test_no_other_bits_of_the_same_size_leave_less_error(seed: int) -> None:
         for m, scale in zip(units, rng.exponential(1, 5), strict=True)
     }
     budget = int(rng.integers(1, 60))
-    bits = allocated(errors, sizes, budget)
+    bits = allocate_bits(errors, sizes, budget)
     spent = sum(sizes[m][b] for m, b in bits.items())
     assert spent <= sum(table[4] for table in sizes.values()) + budget
     left = sum(errors[m][b] for m, b in bits.items())
@@ -56,7 +56,7 @@ def test_no_other_bits_of_the_same_size_leave_less_error(seed: int) -> None:
 
 def test_what_gains_nothing_is_not_raised() -> None:
     errors = {"a": {4: 0.0, 8: 0.0}, "b": {4: 1.0, 8: 1.0}}
-    assert allocated(errors, {"a": {4: 1, 8: 2}, "b": {4: 1, 8: 2}}, 100) == {"a": 4, "b": 4}
+    assert allocate_bits(errors, {"a": {4: 1, 8: 2}, "b": {4: 1, 8: 2}}, 100) == {"a": 4, "b": 4}
 
 
 @pytest.mark.parametrize(

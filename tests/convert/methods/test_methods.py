@@ -260,8 +260,8 @@ def test_what_is_past_is_not_gone_through_again(
         seen.extend(modules)
         return mean_squares(modules, x)
 
-    for module in ("calibrate", "sequential"):
-        monkeypatch.setattr(f"convert.{module}.mean_squares", seeing)
+    for module in ("calibration.forward", "methods.sequential"):
+        monkeypatch.setattr(f"magistral_mlx.convert.{module}.mean_squares", seeing)
     result_of(converting(source, tmp_path / "out", options))
     assert seen[0] == "model.layers.1.self_attn.q_proj"
     assert seen[-1] == "lm_head"

@@ -13,7 +13,7 @@ from magistral_mlx.convert.methods.search import (
     Grid,
     as_shares,
     nearest_codes,
-    packed,
+    pack_codes,
     quantize_weighted,
 )
 from magistral_mlx.convert.packing import dequantize, quantize
@@ -71,7 +71,7 @@ def test_codes_are_packed_as_mlx_does(bits: int) -> None:
         0,
         2**bits - 1,
     )  # so that MLX's codes of these very numbers are these
-    words = packed(mx.array(codes.T), bits)
+    words = pack_codes(mx.array(codes.T), bits)
     one, zero = mx.ones((3, 4)), mx.zeros((3, 4))
     restored = dequantize({"weight": words, "scales": one, "biases": zero}, QuantFormat(bits, 32))
     assert np.array_equal(np.array(restored), codes)

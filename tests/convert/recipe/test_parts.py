@@ -22,7 +22,7 @@ from magistral_mlx.convert.output.writer import ShardWriter, divide, header_byte
 from magistral_mlx.convert.packing import dequantize, quantize
 from magistral_mlx.convert.recipe.layout import in_order, make_plan
 from magistral_mlx.convert.recipe.options import RECIPES, Options, make_formats, quantization_block
-from magistral_mlx.convert.source.names import halves_from_pairs, is_rotated, native_name
+from magistral_mlx.convert.source.consolidated import halves_from_pairs, is_rotated, native_name
 from magistral_mlx.errors import ConversionError, OptionError
 from tests.support.tiny import make_config
 

@@ -372,7 +372,7 @@ def test_a_recipe_is_read_once(tmp_path: Path) -> None:
     options = Options(recipe=write_recipe(path, {"bits": 8}))
     path.unlink()
     assert set(make_formats(CONFIG, options).values()) == {QuantFormat(8, 64)}
-    assert options.stated()["recipe"] == {
+    assert options.as_json()["recipe"] == {
         "default": {"group_size": 64, "bits": 8, "mode": "affine"},
         "rules": [],
     }

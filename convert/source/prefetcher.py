@@ -10,7 +10,7 @@ from magistral_mlx.convert.source.hub_stream import HubStream
 PATIENCE_SECONDS = 0.5
 
 
-class Supply:
+class Prefetcher:
     """Fetches files in the order they are needed, one ahead, on a thread of its own; deletes what is done with.
 
     Attributes:
