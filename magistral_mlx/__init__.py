@@ -16,7 +16,8 @@ from magistral_mlx.errors import (
 )
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply, Samples, Usage
-from magistral_mlx.tokenizer.reasoning import Segment
+from magistral_mlx.streams import Progress, Stream
+from magistral_mlx.tokenizer.segments import Segment, Text, ToolCall
 
 __version__ = "0.1.0"
 
@@ -31,11 +32,15 @@ __all__ = [
     "MemoryLimitError",
     "NumericsError",
     "OptionError",
+    "Progress",
     "Reply",
     "Samples",
     "SamplingParams",
     "Segment",
+    "Stream",
+    "Text",
     "TokenizerError",
+    "ToolCall",
     "Usage",
     "load",
 ]

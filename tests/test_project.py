@@ -15,7 +15,6 @@ import pytest
 import magistral_mlx as mm
 from magistral_mlx import __main__ as group
 from magistral_mlx import bridge
-from magistral_mlx.tokenizer.reasoning import ToolCall
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -167,10 +166,10 @@ def test_the_readme_s_python_names_what_exists() -> None:
         "mm": mm,
         "magistral": mm.Magistral,
         "reply": mm.Reply,
-        "segment": mm.Segment,
+        "segment": mm.Text,
         "chat": mm.Chat,
     }
-    public |= {"call": ToolCall, "bridge": bridge}
+    public |= {"call": mm.ToolCall, "bridge": bridge}
     for node in ast.walk(ast.parse("".join(blocks))):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             owner = public[node.value.id]

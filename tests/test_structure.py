@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "options": "errors",
     "files": "errors",
     "checkpoint": "errors files options streams",
-    "tokenizer": "checkpoint errors files options",
+    "tokenizer": "checkpoint errors files options streams",
     "model": "checkpoint errors files options streams",
     "generation": "checkpoint errors files model options streams tokenizer",
     "demo": "checkpoint convert errors files",  # convert: the embedded model is converted on first use

@@ -25,6 +25,7 @@ from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.memory import MemoryPlan, make_plan, packed_bytes, plan_for
 from magistral_mlx.model.transformer import Transformer
+from magistral_mlx.tokenizer.segments import Text
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 FILE = "calibration.jsonl"  # in the target
@@ -172,8 +173,9 @@ class Traces:
         else:
             if len(ids) < most:
                 ids.append(min(self.tokenizer.stop_ids))
-        for segment in builder.flush():
-            text[segment.kind] += segment.text
+        for last in builder.flush():
+            if isinstance(last, Text):
+                text[last.kind] += last.text
         asked = questions()
         return {"question": asked[number % len(asked)], "seed": number, **text, "ids": ids}
 

@@ -14,7 +14,7 @@ from magistral_mlx.files import as_path
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply
 from magistral_mlx.model.memory import REPLY_ROOM, MemoryPlan
-from magistral_mlx.tokenizer.reasoning import Segment
+from magistral_mlx.tokenizer.segments import Segment
 from magistral_mlx.tokenizer.tool_calls import as_message
 
 log = logging.getLogger(__name__)

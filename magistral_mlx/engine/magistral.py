@@ -19,7 +19,7 @@ from magistral_mlx.generation.speculation import Speculation
 from magistral_mlx.model.cache_file import check_cache_file
 from magistral_mlx.model.memory import MemoryPlan
 from magistral_mlx.model.transformer import Transformer
-from magistral_mlx.tokenizer.reasoning import Segment
+from magistral_mlx.tokenizer.segments import Segment
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 Messages = str | Sequence[Mapping[str, Any]]

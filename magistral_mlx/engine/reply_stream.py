@@ -14,7 +14,8 @@ from magistral_mlx.generation.reply import FinishReason, Reply, ReplyBuilder, Us
 from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.generation.speculation import Speculation
 from magistral_mlx.model.transformer import Transformer
-from magistral_mlx.tokenizer.reasoning import Segment
+from magistral_mlx.streams import Progress
+from magistral_mlx.tokenizer.segments import Segment
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 
@@ -78,7 +79,7 @@ class Single:
         while decoding is None and self.past.require(self):
             try:
                 done = next(reading)
-                yield Segment("progress", f"{cached + done}/{len(self.prompt)}")
+                yield Progress(cached + done, len(self.prompt))
             except StopIteration as end:
                 decoding = end.value
         while not builder.is_stopped:

@@ -1,10 +1,9 @@
 """What comes back: replies, what they cost, and how a reply is put together while its ids arrive."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import mlx.core as mx
@@ -14,7 +13,8 @@ from magistral_mlx.generation.loop_detector import LoopDetector
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.sampling import top_logprobs
 from magistral_mlx.generation.think_budget import ThinkBudget
-from magistral_mlx.tokenizer.reasoning import THINK_CLOSE, Segment, Splitter, StopStrings, ToolCall
+from magistral_mlx.tokenizer.reasoning import THINK_CLOSE, Splitter, StopStrings
+from magistral_mlx.tokenizer.segments import Text, ToolCall
 from magistral_mlx.tokenizer.tekken import TextStream, Tokenizer
 
 FinishReason = Literal["stop", "length", "tool_calls", "loop", "cancelled"]
@@ -110,7 +110,7 @@ class ReplyBuilder:
     _text: TextStream = field(init=False)
     _splitter: Splitter = field(init=False)
     _stop: StopStrings = field(init=False)
-    _segments: list[Segment] = field(default_factory=list)
+    _segments: list[Text] = field(default_factory=list)
     _logprobs: list[dict[int, float]] = field(default_factory=list)
     _call_ids: list[int] = field(default_factory=list)  # from the first [TOOL_CALLS] on
     _calls: list[ToolCall] = field(default_factory=list)
@@ -133,7 +133,7 @@ class ReplyBuilder:
         """Tokens until the trace closed, its tags included; none without a trace."""
         return self._tokens_before_answer if self._splitter.was_opened else 0
 
-    def push(self, identity: int, logits: mx.array) -> list[Segment]:
+    def push(self, identity: int, logits: mx.array) -> list[Text]:
         """Take one id and the logits [1, V] it was drawn from, which mean nothing where ``forced`` gave it."""
         self.tokens += 1
         self._tokens_before_answer += self._splitter.state != "answer"
@@ -158,19 +158,16 @@ class ReplyBuilder:
         self._watch(identity)
         return segments
 
-    def flush(self) -> list[Segment]:
+    def flush(self) -> list[Text | ToolCall]:
         """What was held back, once no more ids come, and the tool calls."""
         self._calls, rest = self.tokenizer.tool_calls(self._call_ids)
         segments = self._emit(self._splitter.push(self._text.flush() + rest)) + self._emit(
             self._splitter.flush()
         )
         held = "" if self.is_stopped else self._stop.flush()
-        last = [Segment("answer", held)] if held else []
-        last += [
-            Segment("tool_call", json.dumps(asdict(call), ensure_ascii=False))
-            for call in self._calls
-        ]
-        return segments + self._keep(last)
+        is_call_rated = self._calls and self._logprobs and not segments
+        last = [Text("answer", held)] if held or is_call_rated else []
+        return [*segments, *self._keep(last), *self._calls]
 
     def forced(self, logits: mx.array, drawn: mx.array) -> list[int]:
         """The ids that close a trace which repeats itself, or whose budget ends, else none.
@@ -223,18 +220,18 @@ class ReplyBuilder:
             text("reasoning"), text("answer"), tuple(self._calls), finish_reason, closed_by, usage
         )
 
-    def _emit(self, segments: list[Segment]) -> list[Segment]:
+    def _emit(self, segments: list[Text]) -> list[Text]:
         """Pass answers through the stop strings and attach the log-probabilities waiting for a segment."""
-        out: list[Segment] = []
+        out: list[Text] = []
         for segment in segments:
             if segment.kind != "answer":
                 out.append(segment)
             elif not self.is_stopped:
                 text, self.is_stopped = self._stop.push(segment.text)
-                out += [Segment("answer", text)] if text else []
+                out += [Text("answer", text)] if text else []
         return self._keep(out)
 
-    def _keep(self, segments: list[Segment]) -> list[Segment]:
+    def _keep(self, segments: list[Text]) -> list[Text]:
         if segments and self._logprobs:
             segments[0] = replace(segments[0], logprobs=tuple(self._logprobs))
             self._logprobs.clear()

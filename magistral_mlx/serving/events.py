@@ -3,13 +3,13 @@
 This is the one place that says what they hold; event_schema makes the JSON Schema of it.
 """
 
-import json
 from typing import Literal, TypedDict
 
+from magistral_mlx import streams
 from magistral_mlx.generation.reply import ClosedBy, FinishReason, Reply, Usage
 from magistral_mlx.model.memory import MemoryPlan
 from magistral_mlx.serving.failures import failure_of
-from magistral_mlx.tokenizer.reasoning import Segment
+from magistral_mlx.tokenizer.segments import Segment, Text, ToolCall
 from magistral_mlx.tokenizer.tool_calls import json_text
 
 
@@ -140,23 +140,16 @@ def ready(model: str, plan: MemoryPlan) -> Ready:
 
 
 def event_of(segment: Segment) -> Event:
-    """A piece of a reply as an event."""
-    match segment.kind:
-        case "progress":
-            done, total = map(int, segment.text.split("/"))
+    """Return a segment of a reply as an event."""
+    match segment:
+        case streams.Progress(done, total):
             return Progress(kind="progress", phase="prompt", done=done, total=total)
-        case "tool_call":
-            call = json.loads(segment.text)
-            return Called(
-                kind="tool_call",
-                id=call["id"],
-                name=call["name"],
-                arguments=json_text(call["arguments"]),
-            )
-        case "reasoning":
-            return Reasoning(kind="reasoning", text=segment.text)
-        case "answer":
-            return Answer(kind="answer", text=segment.text)
+        case ToolCall(identity, name, arguments):
+            return Called(kind="tool_call", id=identity, name=name, arguments=json_text(arguments))
+        case Text("reasoning", text):
+            return Reasoning(kind="reasoning", text=text)
+        case Text(text=text):
+            return Answer(kind="answer", text=text)
 
 
 def done(reply: Reply) -> Done:

@@ -8,8 +8,10 @@ from functools import partial
 from textwrap import TextWrapper
 from typing import TYPE_CHECKING, TextIO
 
+from magistral_mlx.streams import Progress
 from magistral_mlx.terminal.window import can_draw, dim, width
-from magistral_mlx.tokenizer.reasoning import Segment, visible
+from magistral_mlx.tokenizer.reasoning import visible
+from magistral_mlx.tokenizer.segments import Segment, Text
 
 if TYPE_CHECKING:
     from magistral_mlx.terminal.markdown import MarkdownWriter
@@ -49,16 +51,20 @@ class Display:
     _markdown: "MarkdownWriter | None" = None
 
     def show(self, segment: Segment) -> None:
-        if segment.kind == "progress":
-            self.tell(f"reading the prompt: {segment.text} tokens")
-        elif segment.kind == "reasoning":
+        if isinstance(segment, Progress):
+            self.tell(f"reading the prompt: {segment.done}/{segment.total} tokens")
+        elif isinstance(segment, Text):
+            self._show_text(segment)
+
+    def _show_text(self, segment: Text) -> None:
+        if segment.kind == "reasoning":
             self.reasoning += segment.text
             if self.hides_reasoning:
                 self.tell(f"reasoning: {len(self.reasoning):,} characters")
             else:
                 self.tell("")
                 self._show_reasoning(segment.text)
-        elif segment.kind == "answer":
+        else:
             if not self.answer and self.reasoning and not self.hides_reasoning:
                 self._close_trace()
             self.answer += segment.text

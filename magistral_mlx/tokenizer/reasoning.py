@@ -1,34 +1,13 @@
 """The text of a reply: its trace told from its answer, stop strings, and what is safe to show. Strings only."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from magistral_mlx.tokenizer.segments import Text
 
 OPEN, CLOSE = "<think>", "</think>"
 EMPTY_TRACE = "<think>\n</think>\n"  # put after the prompt, it asks for an answer without a trace
 THINK_CLOSE = "\n</think>\n\n"  # written into a trace, it ends it
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A piece of a reply.
-
-    ``logprobs``, if asked for: for each id it took, the best ids and their log-probabilities, without temperature;
-    empty for an id that a thinking budget forced.
-    """
-
-    kind: Literal["progress", "reasoning", "answer", "tool_call"]
-    text: str
-    logprobs: tuple[dict[int, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    """A function the model asks to be called; ``id`` is nine letters and digits, made up where it gave none."""
-
-    name: str
-    arguments: dict[str, Any]
-    id: str = ""
 
 
 def last_line(text: str, line: str) -> str:
@@ -73,7 +52,7 @@ class Splitter:
         if self.state == "reasoning":
             self.state = "answer"
 
-    def push(self, text: str) -> list[Segment]:
+    def push(self, text: str) -> list[Text]:
         """Take the next piece of the reply, and give the segments that are certain by now."""
         if self.state == "start":
             text = text.lstrip()
@@ -81,9 +60,9 @@ class Splitter:
             return []
         if self.state == "start":
             self.state = "answer"
-        return [Segment(self.state, text)]
+        return [Text(self.state, text)]
 
-    def flush(self) -> list[Segment]:
+    def flush(self) -> list[Text]:
         """The text still held back, once the reply has ended."""
         return []
 
@@ -100,18 +79,18 @@ class TagSplitter(Splitter):
         self._held = ""
         self._is_at_edge = True  # no text of this part has come yet
 
-    def push(self, text: str) -> list[Segment]:
+    def push(self, text: str) -> list[Text]:
         self._held += text
         segments = []
         if self.state == "start":
             self._start()
         if self.state == "reasoning" and (reasoning := self._reasoning()):
-            segments.append(Segment("reasoning", reasoning))
+            segments.append(Text("reasoning", reasoning))
         if self.state == "answer" and (answer := self._answer()):
-            segments.append(Segment("answer", answer))
+            segments.append(Text("answer", answer))
         return segments
 
-    def flush(self) -> list[Segment]:
+    def flush(self) -> list[Text]:
         held, self._held = self._held, ""
         return super().push(held)
 

@@ -16,11 +16,11 @@ from magistral_mlx.tokenizer.reasoning import (
     EMPTY_TRACE,
     Splitter,
     TagSplitter,
-    ToolCall,
     closing,
     last_line,
 )
 from magistral_mlx.tokenizer.release import read_system_prompt, reasoning_format
+from magistral_mlx.tokenizer.segments import ToolCall
 from magistral_mlx.tokenizer.tool_calls import parse_call, parse_call_list
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 
 from magistral_mlx.errors import OptionError, quoted
 from magistral_mlx.tokenizer.content import checked, fields
-from magistral_mlx.tokenizer.reasoning import ToolCall
+from magistral_mlx.tokenizer.segments import ToolCall
 
 ID = re.compile("[a-zA-Z0-9]{9}")  # all that mistral-common takes
 NAME = re.compile("[a-zA-Z0-9_-]{1,64}")
@@ -36,9 +36,8 @@ def parse_call(
         return None
     if not NAME.fullmatch(name):
         return None
-    return ToolCall(
-        name, found, free_id(f"{name} {arguments}" if identity is None else identity, taken)
-    )
+    call_id = free_id(f"{name} {arguments}" if identity is None else identity, taken)
+    return ToolCall(call_id, name, found)
 
 
 def parse_call_list(text: str, *, taken: Mapping[str, Any]) -> list[ToolCall]:

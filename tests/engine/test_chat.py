@@ -129,7 +129,7 @@ class Counting:
         self.asked.append([*messages])
 
         def reply() -> Generator[mm.Segment, None, mm.Reply]:
-            yield mm.Segment("answer", "a")
+            yield mm.Text("answer", "a")
             return mm.Reply("", "a", (), "stop", None, Usage(0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0))
 
         return reply()

@@ -43,6 +43,14 @@ def collect(stream: Generator[mm.Segment, None, mm.Reply]) -> tuple[list[mm.Segm
             return segments, end.value
 
 
+def texts(segments: list[mm.Segment]) -> list[mm.Text]:
+    return [segment for segment in segments if isinstance(segment, mm.Text)]
+
+
+def joined(segments: list[mm.Segment], kind: str) -> str:
+    return "".join(text.text for text in texts(segments) if text.kind == kind)
+
+
 def test_it_reasons_and_answers(magistral: mm.Magistral) -> None:
     reply = magistral.ask(QUESTION, GREEDY)
     assert "124" in reply.answer
@@ -59,7 +67,7 @@ def test_a_stream_is_the_reply_in_pieces(magistral: mm.Magistral) -> None:
     sampling = mm.SamplingParams(seed=3)
     segments, reply = collect(magistral.stream(QUESTION, sampling))
     for kind in ("reasoning", "answer"):
-        assert "".join(s.text for s in segments if s.kind == kind) == getattr(reply, kind)
+        assert joined(segments, kind) == getattr(reply, kind)
     again = magistral.ask(QUESTION, sampling)
     assert (again.reasoning, again.answer) == (reply.reasoning, reply.answer)
 
@@ -219,7 +227,7 @@ def test_logprobs_are_the_best_of_every_distribution(
     """The whole reply through one pass without a cache, log-probabilities in float64."""
     sampling = mm.SamplingParams(seed=5, logprobs=4, max_tokens=40, think_budget=think_budget)
     segments, reply = collect(magistral.stream(QUESTION, sampling))
-    found = [best for segment in segments for best in segment.logprobs]
+    found = [best for text in texts(segments) for best in text.logprobs]
     assert len(found) == reply.usage.completion_tokens
     prompt, ids = reply.usage.prompt_tokens, magistral.past.ids
     logits = np.array(magistral.model(mx.array([ids]))[0, prompt - 1 :], dtype=np.float64)
@@ -243,15 +251,15 @@ def test_no_logprobs_are_taken_unless_asked(
 
     monkeypatch.setattr(reply_module, "top_logprobs", not_asked)
     segments, _ = collect(magistral.stream(QUESTION, GREEDY))
-    assert not any(segment.logprobs for segment in segments)
+    assert not any(text.logprobs for text in texts(segments))
 
 
 def test_progress_while_a_long_prompt_is_read() -> None:
     slow = mm.load("demo", prefill_step_size=16)
     segments, reply = collect(slow.stream(QUESTION, GREEDY))
     tokens = reply.usage.prompt_tokens
-    assert [s.text for s in segments if s.kind == "progress"] == [
-        f"{n}/{tokens}" for n in range(16, tokens, 16)
+    assert [s for s in segments if isinstance(s, mm.Progress)] == [
+        mm.Progress(n, tokens) for n in range(16, tokens, 16)
     ]
     assert reply.usage.forward_passes == -(-tokens // 16) + reply.usage.completion_tokens + 1
 

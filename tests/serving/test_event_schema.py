@@ -9,7 +9,8 @@ from magistral_mlx.errors import OptionError
 from magistral_mlx.generation.reply import Reply, Usage
 from magistral_mlx.serving import events
 from magistral_mlx.serving.event_schema import SCHEMA, event_schema
-from magistral_mlx.tokenizer.reasoning import Segment
+from magistral_mlx.streams import Progress
+from magistral_mlx.tokenizer.segments import Text, ToolCall
 from tests.support.hosting import VALIDATOR
 
 REPLY = Reply("r", "a", (), "stop", None, Usage(1, 2, 3, 4, 5, 6.5, 7, 8, 9, 10))
@@ -26,12 +27,10 @@ def test_the_file_is_what_the_types_say() -> None:
     "event",
     [
         events.loaded(1, 2),
-        events.event_of(Segment("progress", "16/49")),
-        events.event_of(Segment("reasoning", "r")),
-        events.event_of(Segment("answer", "a")),
-        events.event_of(
-            Segment("tool_call", '{"name": "f", "arguments": {"x": [1, "ü"]}, "id": "abcdefghi"}')
-        ),
+        events.event_of(Progress(16, 49)),
+        events.event_of(Text("reasoning", "r")),
+        events.event_of(Text("answer", "a")),
+        events.event_of(ToolCall("abcdefghi", "f", {"x": [1, "ü"]})),
         events.done(REPLY),
         events.never_begun(),
         events.failed(OptionError("no")),

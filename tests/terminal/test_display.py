@@ -8,9 +8,10 @@ from collections.abc import Callable, Generator
 import pytest
 
 from magistral_mlx.generation.reply import Reply, Usage
+from magistral_mlx.streams import Progress
 from magistral_mlx.terminal.display import Display, report, show_status, tell
 from magistral_mlx.terminal.trace_window import TraceWindow
-from magistral_mlx.tokenizer.reasoning import Segment
+from magistral_mlx.tokenizer.segments import Segment, Text
 from tests.support.screen import Screen
 
 USAGE = Usage(
@@ -26,11 +27,11 @@ USAGE = Usage(
     seed=7,
 )
 SEGMENTS = [
-    Segment("progress", "16/20"),
-    Segment("reasoning", "8+6"),
-    Segment("reasoning", "=14"),
-    Segment("answer", "It is "),
-    Segment("answer", "124."),
+    Progress(16, 20),
+    Text("reasoning", "8+6"),
+    Text("reasoning", "=14"),
+    Text("answer", "It is "),
+    Text("answer", "124."),
 ]
 
 
@@ -107,7 +108,7 @@ def test_a_hidden_trace_shows_that_it_goes_on(monkeypatch: pytest.MonkeyPatch) -
 def test_nothing_a_terminal_would_obey(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = make_terminal(monkeypatch)
     evil = "a\x1b]0;b\x07\u202ec"
-    segments = [Segment("reasoning", evil), Segment("answer", evil)]
+    segments = [Text("reasoning", evil), Text("answer", evil)]
     Display().show_all(stream(segments))
     shown = "a\\x1b]0;b\\x07\\u202ec"
     assert terminal.getvalue() == f"\x1b[2m{shown}\x1b[22m\n\n{shown}\n"
@@ -162,12 +163,12 @@ def test_a_folded_trace_leaves_one_line_and_an_answer_is_laid_out(
 ) -> None:
     monkeypatch.setattr(TraceWindow, "push", undelayed(TraceWindow.push))
     monkeypatch.setattr(TraceWindow, "_seconds", lambda self: 3.21)
-    pieces = [Segment("reasoning", TRACE[i : i + size]) for i in range(0, len(TRACE), size)]
+    pieces = [Text("reasoning", TRACE[i : i + size]) for i in range(0, len(TRACE), size)]
     segments = [
-        Segment("progress", "1/2"),
+        Progress(1, 2),
         *pieces,
-        Segment("answer", "It is **1"),
-        Segment("answer", "24**."),
+        Text("answer", "It is **1"),
+        Text("answer", "24**."),
     ]
     screen = show_on_screen(monkeypatch, segments, is_interrupted=is_interrupted)
     folded = f"▸ thought for 3.2 s, {len(TRACE):,} characters; /trace shows them"
@@ -186,15 +187,14 @@ def undelayed(push: Callable[[TraceWindow, str], None]) -> Callable[[TraceWindow
 
 def test_a_trace_without_an_answer_is_folded_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
-        len(show_on_screen(monkeypatch, [Segment("reasoning", TRACE)], is_interrupted=True).rows)
-        == 3
+        len(show_on_screen(monkeypatch, [Text("reasoning", TRACE)], is_interrupted=True).rows) == 3
     )
 
 
 def test_a_folded_trace_commands_no_terminal_either(monkeypatch: pytest.MonkeyPatch) -> None:
     """Screen refuses what it is told."""
     evil = "a\x1b]0;b\x07\x1b[2J\u202ec\t\rd日本語" * 9
-    screen = show_on_screen(monkeypatch, [Segment("reasoning", evil), Segment("answer", evil)])
+    screen = show_on_screen(monkeypatch, [Text("reasoning", evil), Text("answer", evil)])
     assert "\\x1b]0;b" in screen.text
 
 
@@ -212,7 +212,7 @@ def test_a_pipe_gets_the_model_s_text(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Display(folds=True, renders=True).show_all(
-        stream([Segment("reasoning", "**r**"), Segment("answer", "**a**")])
+        stream([Text("reasoning", "**r**"), Text("answer", "**a**")])
     )
     assert capsys.readouterr() == ("**a**\n", "**r**\n\n")
 

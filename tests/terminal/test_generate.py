@@ -16,8 +16,9 @@ from magistral_mlx import generate
 from magistral_mlx.errors import HubError
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply, Usage
+from magistral_mlx.streams import Progress
 from magistral_mlx.terminal import options as console
-from magistral_mlx.tokenizer.reasoning import Segment
+from magistral_mlx.tokenizer.segments import Segment, Text
 
 USAGE = Usage(
     prompt_tokens=20,
@@ -33,11 +34,11 @@ USAGE = Usage(
 )
 REPLY = Reply("8+6=14", "It is 124.", (), "stop", "model", USAGE)
 SEGMENTS = [
-    Segment("progress", "16/20"),
-    Segment("reasoning", "8+6"),
-    Segment("reasoning", "=14"),
-    Segment("answer", "It is "),
-    Segment("answer", "124."),
+    Progress(16, 20),
+    Text("reasoning", "8+6"),
+    Text("reasoning", "=14"),
+    Text("answer", "It is "),
+    Text("answer", "124."),
 ]
 
 
@@ -118,7 +119,7 @@ def test_the_trace_can_be_hidden(model: Scripted, capsys: pytest.CaptureFixture[
 
 def test_a_reply_cut_short_says_so(model: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
     model.segments, model.reply = (
-        [Segment("reasoning", "hm")],
+        [Text("reasoning", "hm")],
         Reply("hm", "", (), "length", None, USAGE),
     )
     assert run() == 0
@@ -318,7 +319,7 @@ def test_ctrl_c_during_samples_keeps_those_that_are_there(
 def test_a_terminal_of_few_letters_is_no_bug(
     model: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model.segments = [Segment("answer", "Évidemment")]
+    model.segments = [Text("answer", "Évidemment")]
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written := io.BytesIO(), "ascii"))
     assert run() == 0
     assert written.getvalue() == b"\\xc9videmment\n"

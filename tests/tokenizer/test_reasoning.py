@@ -7,12 +7,12 @@ import pytest
 
 from magistral_mlx.tokenizer.reasoning import (
     CLOSE,
-    Segment,
     Splitter,
     StopStrings,
     TagSplitter,
     visible,
 )
+from magistral_mlx.tokenizer.segments import Text
 
 PIECES = [
     "<think>",
@@ -32,7 +32,7 @@ PIECES = [
 ]
 
 
-def joined(segments: list[Segment], kind: str) -> str:
+def joined(segments: list[Text], kind: str) -> str:
     return "".join(s.text for s in segments if s.kind == kind)
 
 

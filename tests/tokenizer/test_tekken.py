@@ -13,7 +13,8 @@ import pytest
 
 from magistral_mlx.errors import OptionError, TokenizerError
 from magistral_mlx.tokenizer.messages import CARD_SYSTEM_PROMPT
-from magistral_mlx.tokenizer.reasoning import THINK_CLOSE, ToolCall
+from magistral_mlx.tokenizer.reasoning import THINK_CLOSE
+from magistral_mlx.tokenizer.segments import ToolCall
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.support.tekken import write_tekken
 
@@ -284,7 +285,7 @@ def test_tool_calls_come_from_control_ids_only(tokenizer: Tokenizer) -> None:
     (first, second, third), rest = tokenizer.tool_calls(
         [*tokenizer.encode("Let me see."), *one, *two, *two, EOS]
     )
-    assert (first, rest) == (ToolCall("add", {"a": [1, "é"]}, "abcdefgh1"), "Let me see.")
+    assert (first, rest) == (ToolCall("abcdefgh1", "add", {"a": [1, "é"]}), "Let me see.")
     assert (second.name, second.arguments) == (third.name, third.arguments) == ("now", {})
     assert re.fullmatch(
         "[0-9a-z]{9} [0-9a-z]{9}", f"{second.id} {third.id}"

@@ -13,7 +13,7 @@ import magistral_mlx as mm
 from magistral_mlx.engine.chat import Chat
 from magistral_mlx.generation.reply import ReplyBuilder, Usage
 from magistral_mlx.model.memory import MemoryPlan
-from magistral_mlx.tokenizer.reasoning import ToolCall
+from magistral_mlx.tokenizer.segments import ToolCall
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.support.oracle import Oracle
 from tests.support.tekken import write_tekken
@@ -178,7 +178,7 @@ class Script:
         self.prompts.append(self.tokenizer.encode_chat(messages, tools=tools))
 
         def reply() -> Iterator[mm.Segment]:
-            yield mm.Segment("answer", "")
+            yield mm.Text("answer", "")
             return next(self.replies)
 
         return reply()  # type: ignore[return-value]
@@ -195,7 +195,7 @@ def test_a_conversation_gives_the_ids_mistral_common_gives(
     """Parallel calls with results in any order; traces kept, dropped, and kept until a question is answered."""
     write_tekken(tmp_path, version=tokenizer.version)
     oracle = Oracle(tmp_path, tokenizer.version)
-    one, two = ToolCall("add", {"a": 1}, "aaaaaaaa1"), ToolCall("add", {"é": [2]}, "aaaaaaaa2")
+    one, two = ToolCall("aaaaaaaa1", "add", {"a": 1}), ToolCall("aaaaaaaa2", "add", {"é": [2]})
     thought = said("t1", "a1"), said("t2", "", one, two), said("t3", "so", two)
     replies = *thought, said("t4", "a4"), said("", "a5"), said("", "")
     model = Script(tokenizer, *replies)
@@ -244,7 +244,7 @@ def test_a_conversation_gives_the_ids_mistral_common_gives(
 
 
 def test_calls_that_wait_are_answered_first(tokenizer: Tokenizer) -> None:
-    call = ToolCall("add", {}, "aaaaaaaa1")
+    call = ToolCall("aaaaaaaa1", "add", {})
     chat = Chat(Script(tokenizer, said("", "", call), said("", "done")), "none", [], TOOLS)
     with pytest.raises(mm.OptionError, match="cannot open a conversation"):
         chat.ask({"aaaaaaaa1": "1"})
@@ -267,7 +267,7 @@ def test_calls_that_wait_are_answered_first(tokenizer: Tokenizer) -> None:
 
 def test_without_tools_there_is_nothing_to_answer(tokenizer: Tokenizer) -> None:
     chat = Chat(
-        Script(tokenizer, said("t", "", ToolCall("add", {}, "aaaaaaaa1")), said("", "yes")),
+        Script(tokenizer, said("t", "", ToolCall("aaaaaaaa1", "add", {})), said("", "yes")),
         "none",
         [],
     )

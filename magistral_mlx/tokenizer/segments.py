@@ -1,0 +1,32 @@
+"""Segments: the typed pieces in which a reply arrives."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from magistral_mlx.streams import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of the reasoning trace or of the answer.
+
+    ``logprobs``, if asked for, has an entry for each id of the piece: the best ids and their
+    log-probabilities without temperature; an id that was forced has an empty entry. A piece
+    without text carries the entries of a tool call.
+    """
+
+    kind: Literal["reasoning", "answer"]
+    text: str
+    logprobs: tuple[dict[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that the model asks to be called; ``id`` is nine letters and digits."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+
+
+Segment = Progress | Text | ToolCall
