@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from magistral_mlx.convert.pipeline.conversion import Conversion, Summary
     from magistral_mlx.convert.pipeline.prepare import convert_checkpoint, converting, prepare
-    from magistral_mlx.convert.pipeline.rowwise import Progress
     from magistral_mlx.convert.recipe.options import Options
     from magistral_mlx.convert.verification.verification import Report, verify_checkpoint
 
 HOMES = {
     "Conversion": ".pipeline.conversion",
     "Options": ".recipe.options",
-    "Progress": ".pipeline.rowwise",
     "Report": ".verification.verification",
     "Summary": ".pipeline.conversion",
     "convert_checkpoint": ".pipeline.prepare",
@@ -24,7 +22,6 @@ HOMES = {
 __all__ = [
     "Conversion",
     "Options",
-    "Progress",
     "Report",
     "Summary",
     "convert_checkpoint",

@@ -95,3 +95,27 @@ def is_finite(array: mx.array) -> bool:
     return (
         int(signed.max()) < exponent and int(bits.max()) < exponent + np.iinfo(signed.dtype).max + 1
     )
+
+
+def cast(name: str, rows: mx.array, dtype: mx.Dtype) -> mx.array:
+    """Cast rows of the source to the type of the output.
+
+    Raises:
+        ConversionError: a value does not fit that type.
+    """
+    found = rows.astype(dtype)
+    if found.dtype != rows.dtype:
+        check_finite(name, rows)
+        check_finite(
+            name, found, what=f"holds values too large for {dtype}, which config.json states"
+        )
+    return found
+
+
+def round_rows(name: str, rows: mx.array, quant: QuantFormat | None) -> Mapping[str, mx.array]:
+    """Round rows of a source tensor: the same rows of each tensor that is written for it, by name."""
+    if quant is None:
+        check_finite(name, rows)
+        return {name: rows}
+    module = name.removesuffix(".weight")
+    return {f"{module}.{part}": array for part, array in quantize(rows, quant, name=name).items()}

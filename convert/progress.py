@@ -14,7 +14,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from magistral_mlx.convert.pipeline.rowwise import Progress
+from magistral_mlx.streams import Progress
 
 T = TypeVar("T")
 
@@ -41,10 +41,4 @@ def shown(steps: Generator[Progress, None, T]) -> T:
             except StopIteration as end:
                 result: T = end.value
                 return result
-            fetched = f"{step.bytes_fetched / 1e9:.2f} GB fetched  " if step.bytes_fetched else ""
-            bar.update(
-                task,
-                completed=step.bytes_done,
-                total=step.bytes_total,
-                description=fetched + step.name,
-            )
+            bar.update(task, completed=step.done, total=step.total, description=step.name)

@@ -7,8 +7,8 @@ import mlx.core as mx
 import numpy as np
 
 from magistral_mlx.checkpoint.safetensors import Shard
+from magistral_mlx.checkpoint.safetensors_header import MLX_TYPES, header_bytes, lay_out
 from magistral_mlx.convert.calibration.host import matmul
-from magistral_mlx.convert.output.writer import MLX_TYPES, header_bytes, lay_out
 from magistral_mlx.convert.source.source import Source
 from magistral_mlx.errors import NumericsError
 

@@ -13,12 +13,13 @@ from magistral_mlx.convert.calibration.forward import MeanSquares
 from magistral_mlx.convert.calibration.resumable_pass import ResumablePass
 from magistral_mlx.convert.methods.error import OutputError
 from magistral_mlx.convert.methods.search import quantize_weighted
-from magistral_mlx.convert.pipeline.rowwise import Progress, cast
+from magistral_mlx.convert.packing import cast
 from magistral_mlx.convert.recipe.layout import Plan, in_order, make_plan, packed_sizes
 from magistral_mlx.convert.recipe.options import Options
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
 from magistral_mlx.convert.threads import unordered
 from magistral_mlx.errors import OptionError
+from magistral_mlx.streams import Progress
 
 SAMPLE_ROWS = 128  # of each matrix, by which its error is predicted
 

@@ -10,7 +10,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from magistral_mlx import __version__
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.checkpoint.manifest import MANIFEST
 from magistral_mlx.checkpoint.safetensors import parse_json
@@ -22,7 +21,7 @@ FORMAT = 3  # raised when the same source and options give other files
 
 def make_manifest(*, source: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """What decides every byte of a conversion's output."""
-    versions = {"magistral_mlx": __version__, "mlx": version("mlx")}
+    versions = {"magistral_mlx": version("magistral-mlx"), "mlx": version("mlx")}
     return {"format": FORMAT, "source": source, "options": options, "versions": versions}
 
 

@@ -1,74 +1,19 @@
 """A safetensors file whose header is known before its tensors, which stream to their places in any order."""
 
-import json
-import math
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import mlx.core as mx
 
 from magistral_mlx import files as durable
-from magistral_mlx.checkpoint.config import Shape
-from magistral_mlx.checkpoint.safetensors import DTYPES, Entry, Shard
+from magistral_mlx.checkpoint.safetensors import Entry, Shard
+from magistral_mlx.checkpoint.safetensors_header import MLX_TYPES, header_bytes
 from magistral_mlx.convert import disk
 
-T = TypeVar("T")
-
-MLX_TYPES = {
-    "BF16": mx.bfloat16,
-    "F16": mx.float16,
-    "F32": mx.float32,
-    "U32": mx.uint32,
-    "U8": mx.uint8,
-}
-METADATA = {"format": "mlx"}
 FLUSH_BYTES = 128 * 2**20  # one thread waits for these while others go on; at the end nobody could
-MAX_DATA_BYTES = (
-    300_000_000  # of a file of several layers: an interruption loses a file, or a layer, at most
-)
-
-
-def lay_out(tensors: Mapping[str, tuple[str, Shape]]) -> dict[str, Entry]:
-    """The place of each tensor in one file: widest types first, so that all are aligned, then by name.
-
-    Args:
-        tensors: name -> (type as safetensors spells it, shape).
-    """
-    entries: dict[str, Entry] = {}
-    position = 0
-    for name in sorted(tensors, key=lambda name: (-DTYPES[tensors[name][0]][0].itemsize, name)):
-        dtype, shape = tensors[name]
-        end = position + math.prod(shape) * DTYPES[dtype][0].itemsize
-        entries[name] = Entry(dtype, shape, position, end)
-        position = end
-    return entries
-
-
-def header_bytes(entries: Mapping[str, Entry]) -> bytes:
-    """What stands before the data: the header's length in 8 bytes, the header, padding to a multiple of 8."""
-    table = {
-        n: {"dtype": e.dtype, "shape": e.shape, "data_offsets": [e.begin, e.end]}
-        for n, e in entries.items()
-    }
-    text = json.dumps({"__metadata__": METADATA} | table, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def divide(units: Iterable[tuple[T, int]], limit: int = MAX_DATA_BYTES) -> list[list[T]]:
-    """Put units of (what, bytes) into as few files as keep their order and ``limit``; a larger unit gets its own."""
-    files: list[list[T]] = []
-    filled = 0
-    for unit, nbytes in units:
-        if not files or filled + nbytes > limit:
-            files.append([])
-            filled = 0
-        files[-1].append(unit)
-        filled += nbytes
-    return files
 
 
 class ShardWriter:

@@ -27,13 +27,14 @@ from magistral_mlx.convert.output.shards import Output
 from magistral_mlx.convert.output.staging import Staging, discard_replaced
 from magistral_mlx.convert.output.target import free_bytes, in_units
 from magistral_mlx.convert.pipeline.layerwise import LayerwiseWork
-from magistral_mlx.convert.pipeline.rowwise import LAYERS_AHEAD, Progress, WeightsWork
+from magistral_mlx.convert.pipeline.rowwise import LAYERS_AHEAD, WeightsWork
 from magistral_mlx.convert.recipe.layout import Plan, in_order, make_plan, read_in_order
 from magistral_mlx.convert.recipe.options import AUTO, Options
 from magistral_mlx.convert.source.hub_stream import HubStream
 from magistral_mlx.convert.source.source import Source
 from magistral_mlx.convert.threads import unordered
 from magistral_mlx.errors import CheckpointError, ConversionError
+from magistral_mlx.streams import Progress
 from magistral_mlx.tokenizer.release import STATED
 from magistral_mlx.tokenizer.tekken import Tokenizer
 

@@ -14,11 +14,13 @@ from magistral_mlx.convert.calibration.statistics import outlier_ratio
 from magistral_mlx.convert.methods.error import OutputError
 from magistral_mlx.convert.methods.sequential import Parts, Sequential
 from magistral_mlx.convert.output.shards import Output
-from magistral_mlx.convert.pipeline.rowwise import Progress, cast, files_of_step, packed, rechecked
+from magistral_mlx.convert.packing import cast, round_rows
+from magistral_mlx.convert.pipeline.rowwise import files_of_step, rechecked, with_fetched
 from magistral_mlx.convert.recipe.layout import Plan, in_order
 from magistral_mlx.convert.source.hub_stream import HubStream
 from magistral_mlx.convert.source.prefetcher import Prefetcher
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
+from magistral_mlx.streams import Progress
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class LayerwiseWork:
                     for file in sorted(files_of_step(self.source, step)):
                         while not supply.has(file):
                             supply.wait(file)
-                            yield Progress(done, total, file, supply.received)
+                            yield Progress(done, total, with_fetched(file, supply))
                 names = self._unfinished(steps[step])
                 staged.advance()
                 for name in names:
@@ -73,12 +75,8 @@ class LayerwiseWork:
                     for file in files_of_step(self.source, step):
                         supply.done(file)
                 done += sum(map(self.source.nbytes_of, names))
-                yield Progress(
-                    done,
-                    total,
-                    (names or steps[step] or [""])[-1],
-                    0 if supply is None else supply.received,
-                )
+                last_name = (names or steps[step] or [""])[-1]
+                yield Progress(done, total, with_fetched(last_name, supply))
             self.at_last()
         finally:
             if supply is not None:
@@ -102,5 +100,5 @@ class LayerwiseWork:
             self.output.write(
                 name,
                 row,
-                packed(name, cast(name, rows, FLOAT_TYPES[self.plan.float_type][1]), None),
+                round_rows(name, cast(name, rows, FLOAT_TYPES[self.plan.float_type][1]), None),
             )

@@ -2,40 +2,30 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
 import mlx.core as mx
 
-from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.convert.calibration.forward import MeanSquares
 from magistral_mlx.convert.calibration.resumable_pass import ResumablePass
 from magistral_mlx.convert.calibration.statistics import outlier_ratio
 from magistral_mlx.convert.methods.error import OutputError
 from magistral_mlx.convert.methods.search import quantize_weighted
 from magistral_mlx.convert.output.shards import Output
-from magistral_mlx.convert.packing import check_finite, quantize
+from magistral_mlx.convert.packing import cast, round_rows
 from magistral_mlx.convert.recipe.layout import Plan, in_order, read_in_order
 from magistral_mlx.convert.source.hub_stream import HubStream
 from magistral_mlx.convert.source.prefetcher import Prefetcher
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
 from magistral_mlx.convert.threads import WORKERS, unordered
+from magistral_mlx.streams import Progress
 
 BLOCK_BYTES = 4 * 2**20  # of the source: larger ones cost page faults, smaller ones calls
 AHEAD = 512  # blocks that wait for their search while the pass goes on
 LAYERS_AHEAD = 2  # that it is then at most, of the 24B model: a layer has 278 blocks
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a conversion is, in bytes of the source."""
-
-    bytes_done: int
-    bytes_total: int
-    name: str  # of the tensor, or file, just done
-    bytes_fetched: int = 0  # from the hub so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +71,7 @@ class WeightsWork:
                 for block in converted:
                     if block is not None:
                         done, name = done + block.nbytes, block.name
-                    yield Progress(
-                        done, total, name, 0 if self._supply is None else self._supply.received
-                    )
+                    yield Progress(done, total, with_fetched(name, self._supply))
         finally:
             if self._supply is not None:
                 self._supply.close()
@@ -159,7 +147,7 @@ class WeightsWork:
         with mx.stream(mx.cpu):
             rows = cast(block.name, self.source.read(block.name, block.rows), dtype)
             if self.statistics is None or quant is None or quant.mode != "affine":
-                self.output.write(block.name, row, packed(block.name, rows, quant))
+                self.output.write(block.name, row, round_rows(block.name, rows, quant))
             else:
                 importance = self.statistics.squares[module]
                 parts = quantize_weighted(rows, importance, quant, name=block.name)
@@ -192,21 +180,8 @@ def files_of_step(source: Source, step: int) -> frozenset[str]:
     return files_of(source, read_in_order(source.config)[step])
 
 
-def cast(name: str, rows: mx.array, dtype: mx.Dtype) -> mx.array:
-    """Rows of the source in the type of the output; raises ConversionError where they do not fit it."""
-    found = rows.astype(dtype)
-    if found.dtype != rows.dtype:
-        check_finite(name, rows)
-        check_finite(
-            name, found, what=f"holds values too large for {dtype}, which config.json states"
-        )
-    return found
-
-
-def packed(name: str, rows: mx.array, quant: QuantFormat | None) -> Mapping[str, mx.array]:
-    """Rows of a tensor of the source -> the same rows of each tensor that is written for it, rounded."""
-    if quant is None:
-        check_finite(name, rows)
-        return {name: rows}
-    module = name.removesuffix(".weight")
-    return {f"{module}.{part}": array for part, array in quantize(rows, quant, name=name).items()}
+def with_fetched(name: str, supply: Prefetcher | None) -> str:
+    """Add to the name of a step how much was fetched from the hub so far."""
+    if supply is None or not supply.received:
+        return name
+    return f"{supply.received / 1e9:.2f} GB fetched  {name}"

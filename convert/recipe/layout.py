@@ -2,16 +2,21 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from magistral_mlx.checkpoint.config import AFFINE_BITS, ModelConfig, QuantFormat, Shape
 from magistral_mlx.checkpoint.safetensors import Entry
-from magistral_mlx.convert.output.writer import MAX_DATA_BYTES, divide, header_bytes, lay_out
+from magistral_mlx.checkpoint.safetensors_header import header_bytes, lay_out
 from magistral_mlx.convert.packing import check_divisible
 from magistral_mlx.convert.recipe.options import Options, make_formats, quantization_block
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
+
+T = TypeVar("T")
+
+# Tensors of several layers share a file up to this size: an interruption costs one file or layer.
+MAX_DATA_BYTES = 300_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +149,22 @@ def packed_sizes(source: Source, module: str, group_size: int) -> dict[int, int]
         )
         for bits in AFFINE_BITS
     }
+
+
+def divide(units: Iterable[tuple[T, int]], limit: int = MAX_DATA_BYTES) -> list[list[T]]:
+    """Put units, each with its bytes, into as few files as keep their order and ``limit``.
+
+    A unit larger than the limit gets a file of its own.
+    """
+    files: list[list[T]] = []
+    filled = 0
+    for unit, nbytes in units:
+        if not files or filled + nbytes > limit:
+            files.append([])
+            filled = 0
+        files[-1].append(unit)
+        filled += nbytes
+    return files
 
 
 def in_order(config: ModelConfig) -> list[list[str]]:

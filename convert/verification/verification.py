@@ -9,7 +9,6 @@ from typing import TypeVar
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint, Layout, open_checkpoint, resolve
 from magistral_mlx.convert.output.manifest import first_difference
-from magistral_mlx.convert.pipeline.rowwise import Progress
 from magistral_mlx.convert.recipe.options import METHODS
 from magistral_mlx.convert.source.consolidated import CONSOLIDATED
 from magistral_mlx.convert.source.source import Source, open_source
@@ -35,6 +34,7 @@ from magistral_mlx.convert.verification.parity import (
     tokenizer_fault,
 )
 from magistral_mlx.errors import CheckpointError, TokenizerError
+from magistral_mlx.streams import Progress
 from magistral_mlx.tokenizer.tekken import TEKKEN_FILE, Tokenizer
 
 T = TypeVar("T")

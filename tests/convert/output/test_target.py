@@ -23,8 +23,8 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_progress_counts_every_byte_of_the_source(tmp_path: Path, hf_folder: Path) -> None:
     steps = list(converting(hf_folder, tmp_path / "out"))
     total = sum(2 * int(np.prod(shape)) for shape in CONFIG.parameter_shapes().values())
-    assert steps[-1].bytes_done == steps[-1].bytes_total == total
-    assert all(one.bytes_done <= two.bytes_done for one, two in pairwise(steps))
+    assert steps[-1].done == steps[-1].total == total
+    assert all(one.done <= two.done for one, two in pairwise(steps))
 
 
 def test_disk_space_is_checked_before_work(

@@ -18,9 +18,10 @@ from magistral_mlx.checkpoint.config import (
     QuantFormat,
     QuantizationConfig,
 )
-from magistral_mlx.convert.output.writer import ShardWriter, divide, header_bytes, lay_out
+from magistral_mlx.checkpoint.safetensors_header import header_bytes, lay_out
+from magistral_mlx.convert.output.writer import ShardWriter
 from magistral_mlx.convert.packing import dequantize, quantize
-from magistral_mlx.convert.recipe.layout import in_order, make_plan
+from magistral_mlx.convert.recipe.layout import divide, in_order, make_plan
 from magistral_mlx.convert.recipe.options import RECIPES, Options, make_formats, quantization_block
 from magistral_mlx.convert.source.consolidated import halves_from_pairs, is_rotated, native_name
 from magistral_mlx.errors import ConversionError, OptionError
