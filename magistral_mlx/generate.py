@@ -163,10 +163,10 @@ def collect(replies: Iterator[Reply], count: int) -> tuple[Samples, bool]:
             found.append(reply)
             show_status(f"{count - len(found)} of {count} replies under way")
     except KeyboardInterrupt:
-        return Samples.of(found), False
+        return Samples.from_replies(found), False
     finally:
         show_status("")
-    return Samples.of(found), True
+    return Samples.from_replies(found), True
 
 
 def show_samples(samples: Samples, model: str, *, as_json: bool, is_whole: bool) -> None:

@@ -59,7 +59,8 @@ def traces(
         )
         if reply.reasoning_closed_by == "model":
             yield Trace(
-                problem.kind, _places(magistral, prompt, magistral.past.ids[len(prompt) :], problem)
+                problem.kind,
+                _places(magistral, prompt, magistral.prefix_cache.ids[len(prompt) :], problem),
             )
         report(f"{number + 1} of {n} problems")
 

@@ -14,7 +14,7 @@ import mlx.core as mx
 
 import magistral_mlx as mm
 from magistral_mlx.generation.decoding import decode
-from magistral_mlx.generation.drafting import Drafter, Ngrams, Source
+from magistral_mlx.generation.drafting import Drafter, PromptLookup, Source
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.tokenizer.tekken import Tokenizer
@@ -96,7 +96,7 @@ class Script:
 def count(prompt: Sequence[int], reply: Sequence[int], costs: Sequence[float] = M4_PRO) -> Count:
     """Decode a scripted reply, whose stop id is left out, with an n-gram drafter."""
     script = Script([*prompt, *reply, STOP], len(prompt))
-    drafter = _Noted(Ngrams(prompt), costs, prompt_tokens=len(prompt))
+    drafter = _Noted(PromptLookup(prompt), costs, prompt_tokens=len(prompt))
     decoding = decode(
         script,  # type: ignore[arg-type]
         script.logits(len(prompt), 1),
@@ -124,7 +124,7 @@ def traces(magistral: mm.Magistral, problems: int = 120) -> Iterator[Text]:
         prompt = tokenizer.encode_chat(problem.question)
         reply = magistral.ask(problem.question, sampling)
         assert reply.finish_reason == "stop"
-        yield prompt, magistral.past.ids[len(prompt) :]
+        yield prompt, magistral.prefix_cache.ids[len(prompt) :]
 
 
 def numbers(

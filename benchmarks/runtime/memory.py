@@ -201,7 +201,7 @@ def answers(count: int, *, report: Callable[[str], None]) -> Iterator[Finding]:
             reply = magistral.ask(problem.question, SamplingParams(temperature=0))
             exact += is_correct(problem, reply.answer) and reply.reasoning_closed_by == "model"
             if bits is None and len(texts) < TEXT_IDS:
-                texts += magistral.past.ids
+                texts += magistral.prefix_cache.ids
         error = logits_error(
             magistral.model, magistral.config, magistral.plan, texts[:-STEPS], texts[-STEPS:]
         )

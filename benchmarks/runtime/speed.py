@@ -201,7 +201,7 @@ def compare_turns(
     def run(
         name: str, before: Callable[[], object], within: Callable[[], object]
     ) -> dict[str, Lap]:
-        magistral.past.forget()
+        magistral.prefix_cache.clear()
         before()
         watch = Stopwatch()
         within()
@@ -213,7 +213,9 @@ def compare_turns(
         magistral.ask(first, one, prompt_cache_file=file)
         contenders: dict[str, Run] = {
             OURS: lambda: run(OURS, lambda: magistral.ask(first, one), lambda: None),
-            FROM_DISK: lambda: run(FROM_DISK, lambda: None, lambda: magistral.past.open(file)),
+            FROM_DISK: lambda: run(
+                FROM_DISK, lambda: None, lambda: magistral.prefix_cache.open(file)
+            ),
             COLD: lambda: run(COLD, lambda: None, lambda: None),
         }
         comparison = Comparison(f"second turn, {title}", {"file_bytes": file.stat().st_size})

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
-from magistral_mlx.engine.prefix_cache import Past
+from magistral_mlx.engine.prefix_cache import PrefixCache
 from magistral_mlx.errors import CheckpointError, OptionError, quoted
 from magistral_mlx.files import as_path
 from magistral_mlx.generation.params import SamplingParams
@@ -40,10 +40,10 @@ def result_of(generator: Generator[Any, None, Result]) -> Result:
 class Model(Protocol):
     """What a conversation needs of a Magistral."""
 
-    past: Past
+    prefix_cache: PrefixCache
     plan: MemoryPlan
 
-    def room(
+    def free_context(
         self,
         messages: Sequence[Mapping[str, Any]],
         sampling: SamplingParams | None = None,
@@ -69,8 +69,8 @@ class Chat:
 
     When the context is full, the oldest turns are left out of what the model reads, whole ones, never the system
     prompt nor the last question: so that the reply has ``max_tokens``, or a quarter of the context, and another
-    quarter is free, for what is left out makes the model read the rest anew. ``forgotten`` is how many; a log
-    message says it, and so does ``usage.forgotten_turns``.
+    quarter is free, for what is left out makes the model read the rest anew. ``dropped_turns`` is how many; a log
+    message says it, and so does ``usage.dropped_turns``.
 
     ``tools``: functions the model may call, as OpenAI's tool definitions. A reply with ``tool_calls`` waits for their
     results: ``ask({call.id: result, ...})``. Until the question is answered, all traces since it are kept.
@@ -93,7 +93,7 @@ class Chat:
         self.keep_reasoning: KeepReasoning = keep_reasoning
         self.messages = messages
         self.tools = tools
-        self.forgotten = 0
+        self.dropped_turns = 0
 
     @classmethod
     def restored(cls, magistral: Model, state: str, path: Path) -> "Chat":
@@ -101,7 +101,7 @@ class Chat:
         try:
             found = json.loads(state)
             chat = cls(magistral, found["keep_reasoning"], found["messages"], found["tools"])
-            chat.forgotten = max(0, min(found["forgotten"], len(_turns(chat.messages))))
+            chat.dropped_turns = max(0, min(found["forgotten"], len(_turns(chat.messages))))
         except (ValueError, KeyError, TypeError, RecursionError, OptionError) as error:
             raise CheckpointError(
                 f"{path} holds no conversation that can be read ({error!r}); delete it"
@@ -134,31 +134,31 @@ class Chat:
         """As ``ask``, in pieces: a generator of Segments that returns the Reply."""
         asked = self._asked(question)
         history = self._history(is_answered=isinstance(question, str))
-        forgotten = self._forgotten(history, asked, sampling)
-        messages = [*_without_oldest(history, forgotten), *asked]
+        dropped = self._turns_to_drop(history, asked, sampling)
+        messages = [*_without_oldest(history, dropped), *asked]
         stream = self.magistral.stream(messages, sampling, tools=self.tools)
-        if forgotten > self.forgotten:
-            self.forgotten = forgotten
+        if dropped > self.dropped_turns:
+            self.dropped_turns = dropped
             log.warning(
                 f"the context of {self.magistral.plan.context:,} is full: of the conversation's "
-                f"{len(_turns(history))} turns the oldest {forgotten} are left out from here on"
+                f"{len(_turns(history))} turns the oldest {dropped} are left out from here on"
             )
         return self._turn(asked, stream)
 
-    def take_back(self) -> str | None:
+    def undo(self) -> str | None:
         """Remove the newest turn; returns its question, None where there is no turn."""
         turns = _turns(self.messages)
         if not turns:
             return None
         question: str = self.messages[turns[-1]]["content"]
         del self.messages[turns[-1] :]
-        self.forgotten = min(self.forgotten, len(turns) - 1)
+        self.dropped_turns = min(self.dropped_turns, len(turns) - 1)
         return question
 
     def reset(self) -> None:
         """Remove all turns; the system prompt stays."""
         self.messages[:] = [message for message in self.messages if message["role"] == "system"]
-        self.forgotten = 0
+        self.dropped_turns = 0
 
     def save(self, path: str | Path) -> None:
         """Write the conversation and its cache to a file, atomically; ``Magistral.resume`` reads it.
@@ -167,9 +167,12 @@ class Chat:
             OptionError: it cannot be written; what was there is unchanged.
         """
         state = {
-            key: getattr(self, key) for key in ("keep_reasoning", "messages", "tools", "forgotten")
+            "keep_reasoning": self.keep_reasoning,
+            "messages": self.messages,
+            "tools": self.tools,
+            "forgotten": self.dropped_turns,
         }
-        self.magistral.past.save(as_path(path, "path"), json.dumps(state))
+        self.magistral.prefix_cache.save(as_path(path, "path"), json.dumps(state))
 
     def _asked(self, question: Question) -> list[Message]:
         if not isinstance(question, str | Mapping):
@@ -196,9 +199,9 @@ class Chat:
     def _turn(
         self, asked: list[Message], stream: Generator[Segment, None, Reply]
     ) -> Generator[Segment, None, Reply]:
-        forgotten = self.forgotten
+        dropped = self.dropped_turns
         reply = yield from stream
-        reply = replace(reply, usage=replace(reply.usage, forgotten_turns=forgotten))
+        reply = replace(reply, usage=replace(reply.usage, dropped_turns=dropped))
         calls = reply.tool_calls if self.tools else ()  # what was not offered cannot have a result
         if reply.reasoning or reply.answer or calls:
             answer = {"role": "assistant", "content": reply.answer, "reasoning": reply.reasoning}
@@ -208,7 +211,7 @@ class Chat:
             ]
         return reply
 
-    def _forgotten(
+    def _turns_to_drop(
         self, history: list[Message], asked: list[Message], sampling: SamplingParams | None
     ) -> int:
         """How many of the oldest turns to leave out, so that the reply has room."""
@@ -218,16 +221,18 @@ class Chat:
         may_go = len(_turns(history)) - any(
             message["role"] == "tool" for message in asked
         )  # the last question stays
-        counts = range(self.forgotten, may_go + 1)
+        counts = range(self.dropped_turns, may_go + 1)
 
-        def room(count: int) -> int:
-            return self.magistral.room(
+        def free_context(count: int) -> int:
+            return self.magistral.free_context(
                 [*_without_oldest(history, count), *asked], sampling, tools=self.tools
             )
 
-        if len(counts) < 2 or room(self.forgotten) >= least:
-            return self.forgotten
-        return counts[min(bisect_left(counts, least + context // SHARE, key=room), len(counts) - 1)]
+        if len(counts) < 2 or free_context(self.dropped_turns) >= least:
+            return self.dropped_turns
+        return counts[
+            min(bisect_left(counts, least + context // SHARE, key=free_context), len(counts) - 1)
+        ]
 
     def _history(self, *, is_answered: bool) -> list[Message]:
         """The turns so far, with the traces that are kept.

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.engine.chat import Chat, KeepReasoning, result_of
-from magistral_mlx.engine.prefix_cache import Past
-from magistral_mlx.engine.reply_stream import Single
-from magistral_mlx.engine.samples import Several, share_of
+from magistral_mlx.engine.prefix_cache import PrefixCache
+from magistral_mlx.engine.reply_stream import ReplyRun
+from magistral_mlx.engine.samples import SampleRun, plan_samples
 from magistral_mlx.errors import OptionError, quoted
 from magistral_mlx.files import as_path
 from magistral_mlx.generation.params import SamplingParams
@@ -44,7 +44,7 @@ class Magistral:
         self.tokenizer = tokenizer
         self.plan = plan
         self.speculation = speculation
-        self.past = Past(
+        self.prefix_cache = PrefixCache(
             checkpoint.config,
             limit=plan.context,
             bits=plan.kv_bits,
@@ -134,7 +134,7 @@ class Magistral:
             system_prompt_only=system_prompt_only,
             prompt_cache_file=prompt_cache_file,
         )
-        return Samples.of(replies)
+        return Samples.from_replies(replies)
 
     def replies(
         self,
@@ -156,16 +156,16 @@ class Magistral:
         prompt = self._prompt(
             messages, sampling, tools=tools, system_prompt_only=system_prompt_only
         )
-        share = share_of(self.plan, self.config, len(prompt), n, sampling.max_tokens)
+        share = plan_samples(self.plan, self.config, len(prompt), n, sampling.max_tokens)
         file = self._opened(prompt_cache_file)
         if n == 1:
             alone = self._saved(self._single(prompt, sampling, share.max_tokens).stream(), file)
             return (result_of(stream) for stream in [alone])
         seed = _seed(sampling)
-        several = Several(
+        several = SampleRun(
             model=self.model,
             tokenizer=self.tokenizer,
-            past=self.past,
+            prefix_cache=self.prefix_cache,
             chunk=self.plan.prefill_chunk,
             prompt=prompt,
             sampling=sampling,
@@ -184,7 +184,7 @@ class Magistral:
         """A conversation; see Chat. Raises OptionError where the system prompt or a tool is malformed."""
         messages = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         if messages or tools is not None:  # said now, and not at the first question
-            self.room([*messages, {"role": "user", "content": "?"}], tools=tools)
+            self.free_context([*messages, {"role": "user", "content": "?"}], tools=tools)
         return Chat(self, keep_reasoning, messages, tools)
 
     def resume(self, path: str | Path) -> Chat:
@@ -195,14 +195,14 @@ class Magistral:
             CheckpointError: it is damaged.
         """
         path = as_path(path, "path")
-        state = self.past.open(path)
+        state = self.prefix_cache.open(path)
         if not state:
             raise OptionError(
                 f"{path} holds a prompt cache but no conversation; it was not written by Chat.save"
             )
         return Chat.restored(self, state, path)
 
-    def room(
+    def free_context(
         self,
         messages: Messages,
         sampling: SamplingParams | None = None,
@@ -219,7 +219,7 @@ class Magistral:
         It ends with the token or the chunk of the prompt under way: the stream returns what there is of the reply,
         its ``finish_reason`` "cancelled", and the cache keeps what was read. A later reply is not concerned.
         """
-        self.past.is_recalled = True
+        self.prefix_cache.cancel_requested = True
 
     def _prompt(
         self,
@@ -241,19 +241,19 @@ class Magistral:
         )
         if file is not None:
             check_cache_file(file)
-            if file.exists() and self.past.open(file):
+            if file.exists() and self.prefix_cache.open(file):
                 raise OptionError(
                     f"{file} holds a conversation, which a single reply would overwrite; go on with it (magistral "
                     "chat, Magistral.resume), or name another file"
                 )
-        self.past.is_recalled = False
+        self.prefix_cache.cancel_requested = False
         return file
 
-    def _single(self, prompt: list[int], sampling: SamplingParams, max_tokens: int) -> Single:
-        return Single(
+    def _single(self, prompt: list[int], sampling: SamplingParams, max_tokens: int) -> ReplyRun:
+        return ReplyRun(
             model=self.model,
             tokenizer=self.tokenizer,
-            past=self.past,
+            prefix_cache=self.prefix_cache,
             speculation=self.speculation,
             chunk=self.plan.prefill_chunk,
             prompt=prompt,
@@ -268,7 +268,7 @@ class Magistral:
         """Do the work; then write the live cache to the file, if there is one."""
         result = yield from work
         if file is not None:
-            self.past.save(file)
+            self.prefix_cache.save(file)
         return result
 
 

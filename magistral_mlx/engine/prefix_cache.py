@@ -12,7 +12,7 @@ from magistral_mlx.model.cache_file import load_cache, save_cache
 from magistral_mlx.model.kv_cache import KVCache
 
 
-class Past:
+class PrefixCache:
     """One cache, lent to one reply at a time; the newest reply has it."""
 
     def __init__(
@@ -33,16 +33,16 @@ class Past:
             fingerprint,
             dtype,
         )
-        self.is_recalled = False  # the borrower is to end; the one thing another thread may set
-        self.forget()
+        self.cancel_requested = False  # the owner is to end; the one thing another thread may set
+        self.clear()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop the cache. A reply that still uses it must end."""
         self.cache = KVCache(self.config, limit=self.limit, bits=self.bits)
         self.ids: list[int] = []
-        self.borrower: object = None
+        self.owner: object = None
 
-    def lend(self, borrower: object, prompt: Sequence[int]) -> int:
+    def acquire(self, owner: object, prompt: Sequence[int]) -> int:
         """Trim the cache to the longest prefix of ``prompt`` it holds, and return that prefix's length.
 
         It is short of the prompt's last id at least, whose logits are needed.
@@ -53,20 +53,20 @@ class Past:
                 break
             common += 1
         self.cache.trim(self.cache.length - common)
-        self.borrower, self.ids = borrower, list(prompt)
+        self.owner, self.ids = owner, list(prompt)
         return common
 
-    def require(self, borrower: object) -> bool:
-        """Whether ``borrower`` is to go on. Raises OptionError if a newer reply has the cache by now."""
-        if self.borrower is not borrower:
+    def check_owner(self, owner: object) -> bool:
+        """Whether ``owner`` is to go on. Raises OptionError if a newer reply has the cache by now."""
+        if self.owner is not owner:
             raise OptionError(
                 "a newer reply has begun on this model; finish or close a stream before the next one"
             )
-        return not self.is_recalled
+        return not self.cancel_requested
 
     @contextmanager
-    def lent(self, borrower: object) -> Iterator[None]:
-        """While ``borrower`` has the cache; in the end cache and ids agree, however it ends.
+    def held_by(self, owner: object) -> Iterator[None]:
+        """While ``owner`` has the cache; in the end cache and ids agree, however it ends.
 
         Raises:
             MemoryLimitError: instead of MLX's RuntimeError when memory ran out; the cache is dropped.
@@ -76,7 +76,7 @@ class Past:
         except (
             RuntimeError
         ) as error:  # MLX: out of memory, or a device that failed; what the arrays hold is unknown
-            self.forget()
+            self.clear()
             if "memory" not in str(error).lower():
                 raise
             raise MemoryLimitError(
@@ -84,17 +84,17 @@ class Past:
                 "used on: load it with a smaller context (--max-kv-size) or --kv-bits 8"
             ) from None
         finally:
-            self.settle(borrower)
+            self.sync(owner)
 
-    def settle(self, borrower: object) -> None:
+    def sync(self, owner: object) -> None:
         """Make cache and ids agree after a reply, which a look-ahead or an interruption leaves one apart."""
-        if self.borrower is borrower:
+        if self.owner is owner:
             self.cache.trim(max(0, self.cache.length - len(self.ids)))
             del self.ids[self.cache.length :]
 
     def open(self, path: Path) -> str:
         """Make a cache file the live cache; returns the conversation's state in it. Errors as ``load_cache``."""
-        self.forget()  # there is room planned for one
+        self.clear()  # there is room planned for one
         self.cache, self.ids, chat = load_cache(
             path,
             self.config,

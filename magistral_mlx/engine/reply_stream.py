@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from magistral_mlx.engine.prefix_cache import Past
+from magistral_mlx.engine.prefix_cache import PrefixCache
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import FinishReason, Reply, ReplyBuilder, Usage
@@ -20,12 +20,12 @@ from magistral_mlx.tokenizer.tekken import Tokenizer
 
 
 @dataclass(kw_only=True)
-class Single:
+class ReplyRun:
     """A reply, and in the live cache the prompt with it, where the next request finds them."""
 
     model: Transformer
     tokenizer: Tokenizer
-    past: Past
+    prefix_cache: PrefixCache
     speculation: Speculation
     chunk: int  # prompt ids a pass
     prompt: list[int]
@@ -43,15 +43,15 @@ class Single:
         mx.reset_peak_memory()
         started = time.perf_counter()
         builder = self.builder
-        cached = self.past.lend(self, self.prompt)
+        cached = self.prefix_cache.acquire(self, self.prompt)
         if self.sampling.max_tokens is not None:
-            self.past.cache.reserve(len(self.prompt) + self.max_tokens)
-        step = Stepper(self.model, self.past.cache)
-        with self.past.lent(self):
+            self.prefix_cache.cache.reserve(len(self.prompt) + self.max_tokens)
+        step = Stepper(self.model, self.prefix_cache.cache)
+        with self.prefix_cache.held_by(self):
             try:
                 finish_reason = yield from self._segments(step, cached, builder)
             except RuntimeError:
-                self.speculation.forget()
+                self.speculation.reset()
                 raise
         ended = time.perf_counter()
         first = self.first or ended
@@ -76,14 +76,14 @@ class Single:
         finish_reason: FinishReason = "stop"
         reading = self._reading(step, cached, builder)
         decoding: Any = None  # until the prompt is read, or for good if it was cancelled before
-        while decoding is None and self.past.require(self):
+        while decoding is None and self.prefix_cache.check_owner(self):
             try:
                 done = next(reading)
                 yield Progress(cached + done, len(self.prompt))
             except StopIteration as end:
                 decoding = end.value
         while not builder.is_stopped:
-            if not self.past.require(self):
+            if not self.prefix_cache.check_owner(self):
                 finish_reason = "cancelled"
                 break
             try:
@@ -93,7 +93,7 @@ class Single:
                 break
             finally:
                 self.first = self.first or time.perf_counter()
-            self.past.ids.append(identity)
+            self.prefix_cache.ids.append(identity)
             yield from builder.push(identity, logits)
         yield from builder.flush()
         return finish_reason

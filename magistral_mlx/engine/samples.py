@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from magistral_mlx.checkpoint.config import ModelConfig
-from magistral_mlx.engine.prefix_cache import Past
+from magistral_mlx.engine.prefix_cache import PrefixCache
 from magistral_mlx.errors import MemoryLimitError
 from magistral_mlx.generation.batch import BatchStepper, decode_rows
 from magistral_mlx.generation.decoding import Stepper, prefill
@@ -22,16 +22,16 @@ from magistral_mlx.tokenizer.tekken import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class SampleBudget:
     """What several replies may use."""
 
     max_tokens: int  # each
     prompt_bytes: int  # of the cache that holds their prompt
 
 
-def share_of(
+def plan_samples(
     plan: MemoryPlan, config: ModelConfig, prompt_tokens: int, n: int, asked: int | None
-) -> Share:
+) -> SampleBudget:
     """Tokens for each of ``n`` replies: as asked, or as many as fit side by side of what one may take.
 
     The prompt is held once, and n continuations beside it; while these grow, one layer's are held twice.
@@ -42,7 +42,7 @@ def share_of(
     """
     single = plan.reply_tokens(prompt_tokens, asked)
     if n == 1:
-        return Share(single, plan.kv_bytes)
+        return SampleBudget(single, plan.kv_bytes)
     position_bytes = plan.kv_bytes / plan.context
     prompt_bytes = -(-prompt_tokens // STEP) * STEP * position_bytes
     token_bytes = position_bytes * (1 + 2 / config.num_layers)
@@ -65,7 +65,7 @@ def share_of(
     wanted = min(REPLY_ROOM, single) if asked is None else asked
     if fitting(n) >= wanted:
         tokens = min(single, fitting(n))
-        return Share(tokens, int(left(n) - n * tokens * token_bytes))
+        return SampleBudget(tokens, int(left(n) - n * tokens * token_bytes))
     fewer = 1 + bisect_left(
         range(2, min(n, 2**31)), True, key=lambda count: fitting(count) < wanted
     )
@@ -101,7 +101,7 @@ class Candidate:
 
 
 @dataclass(kw_only=True)
-class Several:
+class SampleRun:
     """Replies to one prompt, with seeds of their own, each as it would be alone.
 
     The prompt is read once, into the live cache, where it stays for the next request; every pass then takes all
@@ -110,12 +110,12 @@ class Several:
 
     model: Transformer
     tokenizer: Tokenizer
-    past: Past
+    prefix_cache: PrefixCache
     chunk: int  # prompt ids a pass
     prompt: list[int]
     sampling: SamplingParams
     seeds: Sequence[int]
-    share: Share
+    share: SampleBudget
     started: float = 0.0
     cached: int = 0
     steps: list[Stepper | BatchStepper] = field(default_factory=list)
@@ -136,9 +136,9 @@ class Several:
         self.started = time.perf_counter()
         candidates = self.candidates
         waiting = list(candidates)
-        self.cached = self.past.lend(self, self.prompt)
+        self.cached = self.prefix_cache.acquire(self, self.prompt)
         interruption: KeyboardInterrupt | None = None
-        with self.past.lent(self):
+        with self.prefix_cache.held_by(self):
             try:
                 for index, reason in self._ended(candidates):
                     waiting.remove(candidates[index])
@@ -154,14 +154,14 @@ class Several:
         self, candidates: list[Candidate]
     ) -> Generator[tuple[int, FinishReason], None, None]:
         """Read the prompt, then draw: which candidate has ended and why, until all have or are cancelled."""
-        cache = self.past.cache
+        cache = self.prefix_cache.cache
         cache.reserve(len(self.prompt))
         reading = Stepper(self.model, cache)
         self.steps.append(reading)
         chunks = prefill(reading, self.prompt[self.cached :], chunk=self.chunk)
         logits: mx.array | None = None
         while logits is None:
-            if not self.past.require(self):
+            if not self.prefix_cache.check_owner(self):
                 return
             try:
                 next(chunks)
@@ -174,7 +174,7 @@ class Several:
         self.steps.append(batch)
         stop = self.tokenizer.stop_ids
         decoding = decode_rows(batch, logits, self.sampling, candidates, stop=stop, max_tokens=most)
-        while self.past.require(self) and (ended := next(decoding, None)) is not None:
+        while self.prefix_cache.check_owner(self) and (ended := next(decoding, None)) is not None:
             yield from ended
 
     def _finish(self, candidate: Candidate, reason: FinishReason) -> Reply:

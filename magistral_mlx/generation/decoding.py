@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Sequence
 import mlx.core as mx
 
 from magistral_mlx.errors import NumericsError
-from magistral_mlx.generation.drafting import SILENT, Silent
+from magistral_mlx.generation.drafting import NO_DRAFTER, NoDrafter
 from magistral_mlx.generation.sampling import INVALID, SPILLED, Sampler
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.transformer import Transformer
@@ -60,7 +60,7 @@ def decode(
     stop: frozenset[int],
     max_tokens: int,
     steer: Steer = _draw_on,
-    drafter: Silent = SILENT,
+    drafter: NoDrafter = NO_DRAFTER,
 ) -> Generator[tuple[int, mx.array], None, str]:
     """Yield (id, logits [1, V] it was drawn from); returns the finish reason, "stop" or "length".
 
@@ -98,7 +98,7 @@ def decode(
     count = row = 0
     while count < max_tokens:
         token, ahead = tokens[row : row + 1], None
-        if row == len(guesses) and 0 < count < max_tokens - 1 and not drafter.waits:
+        if row == len(guesses) and 0 < count < max_tokens - 1 and not drafter.wants_last_token:
             ahead = queue(token[None], count + 1)
         current = _read(token)
         if current == SPILLED:  # rare: the nucleus is wider than the sampler's candidates
@@ -115,7 +115,7 @@ def decode(
             step.cache.trim(len(guesses) - row)
         drafter.push(current)
         if ahead is not None:
-            drafter.forgo(max_tokens - count - 1)
+            drafter.note_plain_pass(max_tokens - count - 1)
         elif not is_accepted and 1 < count < max_tokens:
             ahead = follow(current)
         yield current, logits[row : row + 1]

@@ -28,9 +28,9 @@ class DraftModel:
         """``limit``: positions its cache may hold. ``cost``: of one of its passes, in those of the large model."""
         self.cost = cost
         self._model, self._config, self._limit = model, config, min(limit, config.max_positions)
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Drop its cache."""
         self._step = Stepper(self._model, KVCache(self._config, limit=self._limit))
         self._fed: list[

@@ -44,7 +44,7 @@ class Source(Protocol):
         """The next ids: ``count`` of those that ``chances`` promised, or fewer."""
 
 
-class Ngrams:
+class PromptLookup:
     """Guesses what followed the last time that the last ids were these, in the prompt or in the reply.
 
     Each of ``CONTEXTS`` remembers what followed, and how often it was right is counted over all of its
@@ -116,18 +116,18 @@ def _prior(context: tuple[int, ...], streak: int) -> tuple[float, float]:
     return PRIOR_WEIGHT * rate, PRIOR_WEIGHT
 
 
-class Silent:
+class NoDrafter:
     """Guesses nothing: every pass but the first is queued ahead."""
 
     @property
-    def waits(self) -> bool:
+    def wants_last_token(self) -> bool:
         """Whether to wait for the id that is being drawn, so that guesses can follow it in the next pass."""
         return False
 
     def push(self, identity: int) -> None:
         """The id that was drawn, or forced."""
 
-    def forgo(self, room: int) -> None:
+    def note_plain_pass(self, room: int) -> None:
         """Account for a plain pass that was queued ahead, and see what guesses would have gained in its place."""
 
     def propose(self, room: int) -> list[int]:
@@ -135,10 +135,10 @@ class Silent:
         return []
 
 
-SILENT = Silent()
+NO_DRAFTER = NoDrafter()
 
 
-class Drafter(Silent):
+class Drafter(NoDrafter):
     """Decides for every pass of one reply how many guesses to check in it, and keeps account of what that cost.
 
     It checks as many as make the expected number of ids largest in relation to the pass's cost, none where that
@@ -170,14 +170,14 @@ class Drafter(Silent):
         self._gain = 0.0  # passes saved by waiting, a pass, of late
 
     @property
-    def waits(self) -> bool:
+    def wants_last_token(self) -> bool:
         return self._gain >= 0 and self.spent + self._cost(1) <= self._affordable
 
     def push(self, identity: int) -> None:
         self.source.push(identity)
         self.tokens += 1
 
-    def forgo(self, room: int) -> None:
+    def note_plain_pass(self, room: int) -> None:
         self.spent += 1
         self._worth(room)
 
@@ -212,6 +212,6 @@ class Drafter(Silent):
         ) * self.source.cost
 
 
-def pays(costs: Sequence[float], source_cost: float = 0.0) -> bool:
+def is_worth_drafting(costs: Sequence[float], source_cost: float = 0.0) -> bool:
     """Whether guesses that are always right would save a tenth at least."""
     return any(rows > 1.1 * (cost + (rows - 1) * source_cost) for rows, cost in enumerate(costs, 1))

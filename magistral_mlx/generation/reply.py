@@ -38,7 +38,7 @@ class Usage:
     peak_memory_bytes: int  # MLX's, weights included
     max_tokens: int  # what the reply was allowed
     seed: int  # asks for this very reply again, on this machine
-    forgotten_turns: int = (
+    dropped_turns: int = (
         0  # of a conversation, the oldest, left out of the prompt because the context is full
     )
 
@@ -69,7 +69,7 @@ class Samples:
     forward_passes: int  # for all of them together: each reply counts those it shared
 
     @classmethod
-    def of(cls, replies: Iterable[Reply]) -> "Samples":
+    def from_replies(cls, replies: Iterable[Reply]) -> "Samples":
         """Those that were taken together."""
         ordered = tuple(sorted(replies, key=lambda reply: reply.usage.seed))
         keys = [

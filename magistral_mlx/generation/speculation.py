@@ -6,7 +6,14 @@ from pathlib import Path
 from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint
 from magistral_mlx.errors import OptionError
 from magistral_mlx.generation.draft_model import DraftModel
-from magistral_mlx.generation.drafting import MAX_ROWS, SILENT, Drafter, Ngrams, Silent, pays
+from magistral_mlx.generation.drafting import (
+    MAX_ROWS,
+    NO_DRAFTER,
+    Drafter,
+    NoDrafter,
+    PromptLookup,
+    is_worth_drafting,
+)
 from magistral_mlx.generation.row_costs import LINEAR, RowCosts, row_costs
 from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.model.loader import load_model
@@ -86,20 +93,20 @@ class Speculation:
             speculation.draft = DraftModel(small, draft.config, limit=plan.context, cost=share)
         return speculation
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Drop what a draft model remembers of the last reply."""
         if self.draft is not None:
-            self.draft.forget()
+            self.draft.reset()
 
     def begin(
         self, prompt: Sequence[int], sampler: Sampler, *, chunk: int, done: int
-    ) -> Generator[int, None, Silent]:
+    ) -> Generator[int, None, NoDrafter]:
         """The drafter of one reply; yields ``done`` between the chunks in which a draft model reads the prompt."""
         costs = self.costs.passes[: self.limit + 1]
-        if not pays(costs, 0.0 if self.draft is None else self.draft.cost):
-            return SILENT
+        if not is_worth_drafting(costs, 0.0 if self.draft is None else self.draft.cost):
+            return NO_DRAFTER
         if self.draft is not None:
             for _ in self.draft.begin(prompt, sampler, chunk=chunk):
                 yield done
-        source = Ngrams(prompt) if self.draft is None else self.draft
+        source = PromptLookup(prompt) if self.draft is None else self.draft
         return Drafter(source, costs, prompt_tokens=len(prompt), kv_share=self.kv_share)

@@ -246,7 +246,7 @@ class Resident:
     def _measure(self, replies: int | None = None) -> None:
         self.figures = Figures(
             replies=self.figures.replies if replies is None else replies,
-            cached_tokens=0 if self._magistral is None else len(self._magistral.past.ids),
+            cached_tokens=0 if self._magistral is None else len(self._magistral.prefix_cache.ids),
             active_bytes=mx.get_active_memory(),
             peak_bytes=mx.get_peak_memory(),
             freed_bytes=mx.get_cache_memory(),

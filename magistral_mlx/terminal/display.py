@@ -166,7 +166,7 @@ def rate(tokens: float, seconds: float) -> str:
 
 def figures(usage: Usage) -> str:
     cached = f" ({usage.cached_tokens:,} cached)" if usage.cached_tokens else ""
-    left_out = f"; {usage.forgotten_turns} oldest turns left out" if usage.forgotten_turns else ""
+    left_out = f"; {usage.dropped_turns} oldest turns left out" if usage.dropped_turns else ""
     return (
         f"prompt {usage.prompt_tokens:,} tokens{cached}, "
         f"{rate(usage.prompt_tokens - usage.cached_tokens, usage.prefill_seconds)}; "

@@ -66,7 +66,7 @@ class Session:
         """Whether the turn stays in the conversation; of a trace that was stopped, nothing does."""
         if reply.finish_reason == "cancelled" and not reply.answer:
             if reply.reasoning:
-                self.chat.take_back()
+                self.chat.undo()
             return False
         return True
 
@@ -87,7 +87,7 @@ class Session:
         tell(KEYS)
 
     def retry(self, _: str) -> None:
-        question = self.unanswered or self.chat.take_back()
+        question = self.unanswered or self.chat.undo()
         if question is None:
             raise OptionError("/retry: there is no question yet")
         seed = None
@@ -155,7 +155,7 @@ class Session:
         )
 
     def stats(self, _: str) -> None:
-        past, plan = self.magistral.past, self.magistral.plan
+        past, plan = self.magistral.prefix_cache, self.magistral.plan
 
         def total(name: str) -> float:
             return sum(getattr(usage, name) for usage in self.usages)
@@ -164,7 +164,9 @@ class Session:
             int(total(f"{kind}_tokens")) for kind in ("prompt", "cached", "completion")
         )
         turns = sum(message["role"] == "user" for message in self.chat.messages)
-        left_out = f", the oldest {self.chat.forgotten} left out" if self.chat.forgotten else ""
+        left_out = (
+            f", the oldest {self.chat.dropped_turns} left out" if self.chat.dropped_turns else ""
+        )
         budget = (
             "none"
             if self.sampling.think_budget is None

@@ -27,9 +27,9 @@ def loaded() -> mm.Magistral:
 
 @pytest.fixture
 def magistral(loaded: mm.Magistral) -> Iterator[mm.Magistral]:
-    loaded.past.forget()
+    loaded.prefix_cache.clear()
     yield loaded
-    loaded.past.forget()
+    loaded.prefix_cache.clear()
 
 
 def cancel_elsewhere(magistral: mm.Magistral) -> None:
@@ -58,17 +58,17 @@ def test_a_prompt_is_read_no_further_than_its_chunk(magistral: mm.Magistral) -> 
     assert (text, reply.reasoning, reply.answer, reply.finish_reason) == ("", "", "", "cancelled")
     assert (reply.usage.forward_passes, reply.usage.completion_tokens) == (2, 0)
     assert reply.usage.prefill_seconds > 0
-    assert magistral.past.cache.length == len(magistral.past.ids) == 2 * CHUNK
+    assert magistral.prefix_cache.cache.length == len(magistral.prefix_cache.ids) == 2 * CHUNK
     again = magistral.ask(QUESTIONS[0], GREEDY)
     assert again.usage.cached_tokens == 2 * CHUNK
-    magistral.past.forget()
+    magistral.prefix_cache.clear()
     assert magistral.ask(QUESTIONS[0], GREEDY).reasoning == again.reasoning
 
 
 def test_a_reply_can_be_cancelled_before_it_begins(magistral: mm.Magistral) -> None:
     text, reply = cancelled_after(magistral, 0)
     assert (text, reply.finish_reason, reply.usage.forward_passes) == ("", "cancelled", 0)
-    assert magistral.past.cache.length == 0
+    assert magistral.prefix_cache.cache.length == 0
 
 
 @pytest.mark.parametrize("segments", [10, 11, 30])
@@ -76,11 +76,11 @@ def test_no_token_follows_a_cancelling_between_two(magistral: mm.Magistral, segm
     whole = magistral.ask(QUESTIONS[0], GREEDY)
     stream = magistral.stream(QUESTIONS[0], GREEDY)
     read = "".join(getattr(next(stream), "text", "") for _ in range(segments))
-    before = list(magistral.past.ids)
+    before = list(magistral.prefix_cache.ids)
     cancel_elsewhere(magistral)
     reply = result_of(stream)
-    assert magistral.past.ids == before[: magistral.past.cache.length]
-    assert len(before) - magistral.past.cache.length in (0, 1)
+    assert magistral.prefix_cache.ids == before[: magistral.prefix_cache.cache.length]
+    assert len(before) - magistral.prefix_cache.cache.length in (0, 1)
     assert reply.usage.completion_tokens == len(before) - reply.usage.prompt_tokens
     assert reply.finish_reason == "cancelled"
     said = reply.reasoning + reply.answer
@@ -144,7 +144,7 @@ def run_cycles(magistral: mm.Magistral, count: int) -> None:
                 thread.start()
                 assert result_of(stream).finish_reason == "cancelled"
                 thread.join()
-        assert magistral.past.cache.length <= len(magistral.past.ids)
+        assert magistral.prefix_cache.cache.length <= len(magistral.prefix_cache.ids)
 
 
 def native_threads() -> int:
@@ -156,13 +156,13 @@ def check_that_nothing_stays(magistral: mm.Magistral, cycles: int) -> None:
     """The cache is dropped before each measurement: how far it grew depends on the replies."""
     expected = [magistral.ask(question, GREEDY).answer for question in QUESTIONS]
     run_cycles(magistral, 5)
-    magistral.past.forget()
+    magistral.prefix_cache.clear()
     gc.collect()
     mx.synchronize()
     memory, threads = mx.get_active_memory(), (threading.active_count(), native_threads())
     run_cycles(magistral, cycles)
     assert [magistral.ask(question, GREEDY).answer for question in QUESTIONS] == expected
-    magistral.past.forget()
+    magistral.prefix_cache.clear()
     gc.collect()
     mx.synchronize()
     assert abs(mx.get_active_memory() - memory) <= 0.01 * memory

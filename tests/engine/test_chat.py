@@ -28,9 +28,9 @@ def loaded() -> mm.Magistral:
 
 @pytest.fixture
 def magistral(loaded: mm.Magistral) -> Iterator[mm.Magistral]:
-    loaded.past.forget()
+    loaded.prefix_cache.clear()
     yield loaded
-    loaded.past.forget()
+    loaded.prefix_cache.clear()
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_later_turn_reads_what_is_new_and_equals_a_fresh_prefill(
     for question in QUESTIONS[1 : 3 if keep == "last" else 2]:
         before, held, same = (
             reply,
-            list(magistral.past.ids),
+            list(magistral.prefix_cache.ids),
             Chat(magistral, keep, [*chat.messages]),
         )
         read.clear()
@@ -85,11 +85,11 @@ def test_a_later_turn_reads_what_is_new_and_equals_a_fresh_prefill(
             assert answered <= new <= answered + 5  # and control ids
         elif before.usage.cached_tokens == 0 or keep == "all":
             assert usage.cached_tokens >= len(held) - 1
-        ours, ids = [np.array(logits[-1]) for logits in given], list(magistral.past.ids)
-        magistral.past.forget()
+        ours, ids = [np.array(logits[-1]) for logits in given], list(magistral.prefix_cache.ids)
+        magistral.prefix_cache.clear()
         given.clear()
         fresh = same.ask(question, GREEDY)
-        assert (fresh.usage.cached_tokens, magistral.past.ids) == (0, ids)
+        assert (fresh.usage.cached_tokens, magistral.prefix_cache.ids) == (0, ids)
         for a, b in zip(ours, given, strict=True):
             np.testing.assert_allclose(a, np.array(b[-1]), atol=1e-5)
 
@@ -112,10 +112,10 @@ class Counting:
 
     def __init__(self, context: int) -> None:
         self.plan = MemoryPlan(0, 0, 0, 0, context=context, kv_bits=None, prefill_chunk=1)
-        self.past: Any = None
+        self.prefix_cache: Any = None
         self.asked: list[list[Mapping[str, Any]]] = []
 
-    def room(self, messages: Sequence[Mapping[str, Any]], *_: object, **__: object) -> int:
+    def free_context(self, messages: Sequence[Mapping[str, Any]], *_: object, **__: object) -> int:
         return self.plan.context - sum(len(message["content"]) for message in messages)
 
     def stream(
@@ -124,7 +124,7 @@ class Counting:
         sampling: mm.SamplingParams | None = None,
         **_: object,
     ) -> Generator[mm.Segment, None, mm.Reply]:
-        room = self.room(messages)
+        room = self.free_context(messages)
         self.plan.reply_tokens(self.plan.context - room, sampling and sampling.max_tokens)
         self.asked.append([*messages])
 
@@ -166,7 +166,7 @@ def test_when_the_context_is_full_the_oldest_turns_go(
         with caplog.at_level(logging.WARNING):
             caplog.clear()
             reply = ask(chat, chr(ord("a") + number) * length, max_tokens)
-        assert (reply.usage.forgotten_turns, chat.forgotten) == (kept[0], kept[0])
+        assert (reply.usage.dropped_turns, chat.dropped_turns) == (kept[0], kept[0])
         assert len(caplog.records) == (kept[0] > forgotten)
         forgotten = kept[0]
         roles = [message["role"] for message in model.asked[-1]]
@@ -190,8 +190,8 @@ def test_what_does_not_fit_alone_is_refused_and_nothing_is_left_out(
     for length, max_tokens in ((1745, None), (100, 1701)):
         with pytest.raises(mm.ContextError):
             ask(chat, "q" * length, max_tokens)
-    assert (chat.forgotten, len(chat.messages), caplog.records) == (0, 5, [])
-    assert ask(chat, "q" * 1544).usage.forgotten_turns == 2  # the least a reply needs, 256, is left
+    assert (chat.dropped_turns, len(chat.messages), caplog.records) == (0, 5, [])
+    assert ask(chat, "q" * 1544).usage.dropped_turns == 2  # the least a reply needs, 256, is left
 
 
 def test_calls_and_their_results_go_with_their_question() -> None:
@@ -211,7 +211,7 @@ def test_calls_and_their_results_go_with_their_question() -> None:
     ]
     chat.ask({"aaaaaaaa1": "c" * 300})
     assert "".join(m["content"][:1] for m in model.asked[-1]) == "cc"
-    assert chat.forgotten == 2
+    assert chat.dropped_turns == 2
 
 
 def test_a_long_conversation_goes_on_in_a_small_context(magistral: mm.Magistral) -> None:
@@ -220,17 +220,17 @@ def test_a_long_conversation_goes_on_in_a_small_context(magistral: mm.Magistral)
         [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "x"}]
     )
     replies = []
-    while not chat.forgotten:
+    while not chat.dropped_turns:
         replies.append(chat.ask(QUESTIONS[len(replies) % 3], GREEDY))
         usage = replies[-1].usage
         assert usage.prompt_tokens <= CONTEXT - 256
-        assert magistral.past.ids[: len(head) - 2] == head[:-2]
-    assert usage.forgotten_turns == chat.forgotten < len(replies)
+        assert magistral.prefix_cache.ids[: len(head) - 2] == head[:-2]
+    assert usage.dropped_turns == chat.dropped_turns < len(replies)
     assert usage.prompt_tokens <= CONTEXT - 256 - CONTEXT // 4
     assert replies[-1].answer
     following = chat.ask(QUESTIONS[0], GREEDY).usage
     assert (
-        following.forgotten_turns == usage.forgotten_turns
+        following.dropped_turns == usage.dropped_turns
     )  # a quarter is free: nothing more has to go
     assert following.cached_tokens >= usage.prompt_tokens
 
@@ -241,10 +241,14 @@ def test_a_saved_conversation_goes_on_with_what_was_left_out(
     chat = magistral.chat(system_prompt="Be brief.")
     for question in QUESTIONS:
         chat.ask(question, replace(GREEDY, max_tokens=2))
-    chat.forgotten = 2
+    chat.dropped_turns = 2
     chat.save(tmp_path / "talk")
     again = magistral.resume(tmp_path / "talk")
-    assert (again.forgotten, again.messages, again.system_prompt) == (2, chat.messages, "Be brief.")
+    assert (again.dropped_turns, again.messages, again.system_prompt) == (
+        2,
+        chat.messages,
+        "Be brief.",
+    )
 
 
 @pytest.mark.parametrize(
@@ -259,7 +263,7 @@ def test_a_saved_conversation_goes_on_with_what_was_left_out(
 def test_a_file_with_something_else_for_a_conversation(
     magistral: mm.Magistral, tmp_path: Path, state: str
 ) -> None:
-    magistral.past.save(tmp_path / "talk", state)
+    magistral.prefix_cache.save(tmp_path / "talk", state)
     with pytest.raises(mm.CheckpointError, match="talk holds no conversation that can be read"):
         magistral.resume(tmp_path / "talk")
 
@@ -273,9 +277,9 @@ def test_a_conversation_without_turns_is_saved_too(magistral: mm.Magistral, tmp_
 
 def test_a_turn_taken_back_and_asked_again_is_the_same(magistral: mm.Magistral) -> None:
     chat = magistral.chat(system_prompt="Be brief.")
-    assert chat.take_back() is None
+    assert chat.undo() is None
     replies = [chat.ask(question, GREEDY) for question in QUESTIONS[:2]]
-    assert chat.take_back() == QUESTIONS[1]
+    assert chat.undo() == QUESTIONS[1]
     again = chat.ask(QUESTIONS[1], GREEDY)
     assert again.answer == replies[1].answer
     assert again.usage.cached_tokens == again.usage.prompt_tokens - 1

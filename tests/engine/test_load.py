@@ -29,9 +29,9 @@ def loaded() -> mm.Magistral:
 @pytest.fixture
 def magistral(loaded: mm.Magistral) -> Iterator[mm.Magistral]:
     """The demo without a live cache, so that no test sees another's."""
-    loaded.past.forget()
+    loaded.prefix_cache.clear()
     yield loaded
-    loaded.past.forget()
+    loaded.prefix_cache.clear()
 
 
 def collect(stream: Generator[mm.Segment, None, mm.Reply]) -> tuple[list[mm.Segment], mm.Reply]:
@@ -91,7 +91,7 @@ def test_a_second_request_prefills_only_what_differs(magistral: mm.Magistral) ->
     other = magistral.ask("What is 48 + 77?", GREEDY)
     assert 0 < other.usage.cached_tokens < other.usage.prompt_tokens - 1
     assert (again.reasoning, again.answer) == (fresh.reasoning, fresh.answer)
-    magistral.past.forget()
+    magistral.prefix_cache.clear()
     assert magistral.ask("What is 48 + 77?", GREEDY).reasoning == other.reasoning
 
 
@@ -100,7 +100,7 @@ def test_a_stream_closed_anywhere_leaves_the_model_usable(
     magistral: mm.Magistral, read: int
 ) -> None:
     expected = magistral.ask(QUESTION, GREEDY)
-    magistral.past.forget()
+    magistral.prefix_cache.clear()
     stream = magistral.stream("How many r's are in strawberry?", GREEDY)
     for _ in range(read):
         next(stream)
@@ -229,7 +229,7 @@ def test_logprobs_are_the_best_of_every_distribution(
     segments, reply = collect(magistral.stream(QUESTION, sampling))
     found = [best for text in texts(segments) for best in text.logprobs]
     assert len(found) == reply.usage.completion_tokens
-    prompt, ids = reply.usage.prompt_tokens, magistral.past.ids
+    prompt, ids = reply.usage.prompt_tokens, magistral.prefix_cache.ids
     logits = np.array(magistral.model(mx.array([ids]))[0, prompt - 1 :], dtype=np.float64)
     expected = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     drawn = [i for i, best in enumerate(found[: len(expected)]) if best]
@@ -281,7 +281,7 @@ def test_a_chat_keeps_or_drops_traces(magistral: mm.Magistral, keep: KeepReasoni
             answer | ({"reasoning": reply.reasoning} if is_kept else {}),
         ]
     messages.append({"role": "user", "content": "What is 90 - 13?"})
-    magistral.past.forget()
+    magistral.prefix_cache.clear()
     fresh = magistral.ask(messages, GREEDY)
     assert (fresh.answer, fresh.usage.prompt_tokens) == (third.answer, third.usage.prompt_tokens)
     assert third.usage.cached_tokens > 0
@@ -310,7 +310,7 @@ def test_a_chat_is_saved_and_resumed_with_its_cache(
     chat.ask(QUESTION, GREEDY)
     chat.save(tmp_path / "chat.cache")
     expected = chat.ask("What is 7 * 8?", GREEDY)
-    magistral.past.forget()
+    magistral.prefix_cache.clear()
     resumed = magistral.resume(tmp_path / "chat.cache").ask("What is 7 * 8?", GREEDY)
     assert (resumed.reasoning, resumed.answer) == (expected.reasoning, expected.answer)
     assert resumed.usage.cached_tokens == expected.usage.cached_tokens > 0
@@ -321,7 +321,7 @@ def test_a_prompt_cache_file_is_reused_and_belongs_to_its_checkpoint(
 ) -> None:
     file = tmp_path / "prompt.cache"
     first = magistral.ask(QUESTION, GREEDY, prompt_cache_file=file)
-    magistral.past.forget()
+    magistral.prefix_cache.clear()
     again = magistral.ask(QUESTION, GREEDY, prompt_cache_file=file)
     assert again.usage.cached_tokens == first.usage.prompt_tokens - 1
     assert again.reasoning == first.reasoning
@@ -398,8 +398,10 @@ def test_a_quantized_cache_is_smaller_and_survives_a_file(bits: int, tmp_path: P
     plain.ask(QUESTION, GREEDY)
     first = packed.ask(QUESTION, GREEDY, prompt_cache_file=tmp_path / "c")
     # float32 here: 64 values take 256 bytes, or 8 * bits and two float32
-    assert packed.past.cache.nbytes / plain.past.cache.nbytes == pytest.approx((8 * bits + 8) / 256)
-    packed.past.forget()
+    assert packed.prefix_cache.cache.nbytes / plain.prefix_cache.cache.nbytes == pytest.approx(
+        (8 * bits + 8) / 256
+    )
+    packed.prefix_cache.clear()
     assert packed.ask(QUESTION, GREEDY, prompt_cache_file=tmp_path / "c").answer == first.answer
 
 

@@ -22,9 +22,9 @@ def loaded() -> mm.Magistral:
 
 @pytest.fixture
 def magistral(loaded: mm.Magistral) -> Iterator[mm.Magistral]:
-    loaded.past.forget()
+    loaded.prefix_cache.clear()
     yield loaded
-    loaded.past.forget()
+    loaded.prefix_cache.clear()
 
 
 def in_common(a: list[int], b: list[int]) -> int:
@@ -54,7 +54,7 @@ def test_only_what_differs_is_read(
 ) -> None:
     """Counted where the model reads."""
     first = magistral.ask(FIRST, GREEDY)
-    held, messages = list(magistral.past.ids), CASES[case](first)
+    held, messages = list(magistral.prefix_cache.ids), CASES[case](first)
     prompt = magistral.tokenizer.encode_chat(messages)
     shared = min(in_common(held, prompt), len(prompt) - 1)
     read: list[int] = []
@@ -70,7 +70,7 @@ def test_only_what_differs_is_read(
     if case == "second question":
         assert shared >= first.usage.prompt_tokens + first.usage.completion_tokens - 1
     reply = magistral.ask(messages, GREEDY)
-    magistral.past.forget()
+    magistral.prefix_cache.clear()
     fresh = magistral.ask(messages, GREEDY)
     assert (fresh.reasoning, fresh.answer, fresh.usage.cached_tokens) == (
         reply.reasoning,
@@ -81,7 +81,8 @@ def test_only_what_differs_is_read(
 
 def addresses(magistral: mm.Magistral) -> list[int]:
     return [
-        np.array(a, copy=False).__array_interface__["data"][0] for a in magistral.past.cache.arrays
+        np.array(a, copy=False).__array_interface__["data"][0]
+        for a in magistral.prefix_cache.cache.arrays
     ]
 
 
@@ -94,4 +95,6 @@ def test_the_cache_is_not_copied(magistral: mm.Magistral, case: str) -> None:
     mx.reset_peak_memory()
     reply = magistral.ask(messages, replace(GREEDY, max_tokens=5))
     assert addresses(magistral) == before
-    assert reply.usage.peak_memory_bytes - held < min(a.nbytes for a in magistral.past.cache.arrays)
+    assert reply.usage.peak_memory_bytes - held < min(
+        a.nbytes for a in magistral.prefix_cache.cache.arrays
+    )

@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 
 import magistral_mlx as mm
-from magistral_mlx.engine.samples import share_of
+from magistral_mlx.engine.samples import plan_samples
 from magistral_mlx.generation.reply import vote
 from magistral_mlx.model.memory import MemoryPlan
 from tests.generation.test_batch import address
@@ -27,9 +27,9 @@ def loaded() -> mm.Magistral:
 
 @pytest.fixture
 def magistral(loaded: mm.Magistral) -> Iterator[mm.Magistral]:
-    loaded.past.forget()
+    loaded.prefix_cache.clear()
     yield loaded
-    loaded.past.forget()
+    loaded.prefix_cache.clear()
 
 
 def essence(reply: mm.Reply) -> tuple[object, ...]:
@@ -79,7 +79,7 @@ def test_what_the_last_reply_left_is_shared_too(magistral: mm.Magistral) -> None
     sampling = replace(WILD, max_tokens=20)
     samples = magistral.sample(QUESTION, sampling, n=3)
     assert all(reply.usage.cached_tokens > 0 for reply in samples.replies)
-    magistral.past.forget()
+    magistral.prefix_cache.clear()
     assert [essence(reply) for reply in samples.replies] == singles(magistral, sampling, 3)
 
 
@@ -101,7 +101,7 @@ def test_sixteen_whole_replies_are_those_of_their_seeds(
 @pytest.mark.slow
 def test_one_reply_is_asked_as_any_other(magistral: mm.Magistral) -> None:
     asked = magistral.ask(QUESTION, WILD)
-    magistral.past.forget()
+    magistral.prefix_cache.clear()
     (only,) = magistral.sample(QUESTION, WILD, n=1).replies
     assert (essence(only), only.usage.forward_passes) == (
         essence(asked),
@@ -137,20 +137,20 @@ def test_a_pass_serves_all_of_them(
 
 def test_the_prompt_stays_for_the_next_request(magistral: mm.Magistral) -> None:
     magistral.ask(QUESTION, replace(WILD, max_tokens=1))
-    before = [address(a) for a in magistral.past.cache.arrays]
+    before = [address(a) for a in magistral.prefix_cache.cache.arrays]
     samples = magistral.sample(QUESTION, WILD, n=4)
     prompt = samples.replies[0].usage.prompt_tokens
     assert {reply.usage.cached_tokens for reply in samples.replies} == {prompt - 1}
-    assert len(magistral.past.ids) == magistral.past.cache.length == prompt
+    assert len(magistral.prefix_cache.ids) == magistral.prefix_cache.cache.length == prompt
     again = magistral.ask(QUESTION, WILD)
     assert again.usage.cached_tokens == prompt - 1
     assert essence(again) == essence(samples.replies[0])
-    assert [address(a) for a in magistral.past.cache.arrays] == before
+    assert [address(a) for a in magistral.prefix_cache.cache.arrays] == before
 
 
 def test_a_prompt_cache_file_holds_the_prompt(magistral: mm.Magistral, tmp_path: Path) -> None:
     first = magistral.sample(QUESTION, WILD, n=2, prompt_cache_file=tmp_path / "c")
-    magistral.past.forget()
+    magistral.prefix_cache.clear()
     again = magistral.sample(QUESTION, WILD, n=2, prompt_cache_file=tmp_path / "c")
     assert again.replies[0].usage.cached_tokens == first.replies[0].usage.prompt_tokens - 1
     assert list(map(essence, again.replies)) == list(map(essence, first.replies))
@@ -160,10 +160,12 @@ def test_a_prompt_cache_file_holds_the_prompt(magistral: mm.Magistral, tmp_path:
 def test_no_more_is_allocated_for_the_prompt_than_it_takes(magistral: mm.Magistral) -> None:
     """Capacity comes in steps of 256; grown chunk by chunk it would double."""
     magistral.sample("1 + 2 + 3 + 4 + 5 = ? " * 33, replace(WILD, max_tokens=2), n=2)
-    length = magistral.past.cache.length
+    length = magistral.prefix_cache.cache.length
     assert length > 512
     position = magistral.plan.kv_bytes // magistral.plan.context
-    assert magistral.past.cache.nbytes == -(-length // 256) * 256 * position < 1024 * position
+    assert (
+        magistral.prefix_cache.cache.nbytes == -(-length // 256) * 256 * position < 1024 * position
+    )
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -196,7 +198,7 @@ def test_ctrl_c_gives_what_there_is_and_goes_on(
     whole = {
         r.usage.seed: r.reasoning + r.answer for r in magistral.sample(QUESTION, WILD, n=3).replies
     }
-    magistral.past.forget()
+    magistral.prefix_cache.clear()
     logits, passes = magistral.model.logits, iter(range(1, 999))
 
     def interrupting(x: mx.array) -> mx.array:
@@ -267,7 +269,7 @@ def test_running_out_of_memory_drops_the_cache(
         patch.setattr(magistral.model, "logits", fail)
         with pytest.raises(mm.MemoryLimitError, match="dropped"):
             magistral.sample(QUESTION, WILD, n=3)
-    assert magistral.past.ids == []
+    assert magistral.prefix_cache.ids == []
     assert len(magistral.sample(QUESTION, WILD, n=2).replies) == 2
 
 
@@ -287,12 +289,12 @@ PLAN = MemoryPlan(
 @pytest.mark.parametrize("prompt", [1, 256, 257, 1000])
 def test_replies_fit_the_budget_and_no_longer_ones_would(n: int, prompt: int) -> None:
     """Positions of 10,000 bytes; beside what is held, two layers of 40 while it grows."""
-    tokens = share_of(PLAN, CONFIG, prompt, n, None).max_tokens
+    tokens = plan_samples(PLAN, CONFIG, prompt, n, None).max_tokens
     used = 10_000 * (-(-prompt // 256) * 256 + n * tokens * 1.05)
     assert used <= 100_000_000
     assert tokens == 4000 - prompt or used + n * 10_500 > 100_000_000
-    assert share_of(PLAN, CONFIG, prompt, n, tokens).max_tokens == tokens
-    assert share_of(PLAN, CONFIG, prompt, n, tokens).prompt_bytes >= 10_000 * prompt
+    assert plan_samples(PLAN, CONFIG, prompt, n, tokens).max_tokens == tokens
+    assert plan_samples(PLAN, CONFIG, prompt, n, tokens).prompt_bytes >= 10_000 * prompt
 
 
 @pytest.mark.parametrize(
@@ -300,29 +302,29 @@ def test_replies_fit_the_budget_and_no_longer_ones_would(n: int, prompt: int) ->
 )
 def test_what_does_not_fit_is_refused_with_what_does(n: int, asked: int | None) -> None:
     with pytest.raises(mm.MemoryLimitError, match=f"^{n} replies of") as error:
-        share_of(PLAN, CONFIG, 1000, n, asked)
+        plan_samples(PLAN, CONFIG, 1000, n, asked)
     message = str(error.value)
     fewer = re.search(r"--samples (\d+)", message)
     assert fewer is not None
     assert 1 <= int(fewer[1]) < n
-    assert share_of(PLAN, CONFIG, 1000, int(fewer[1]), asked).max_tokens >= (asked or 256)
+    assert plan_samples(PLAN, CONFIG, 1000, int(fewer[1]), asked).max_tokens >= (asked or 256)
     with pytest.raises(mm.MemoryLimitError):
-        share_of(PLAN, CONFIG, 1000, int(fewer[1]) + 1, asked)
+        plan_samples(PLAN, CONFIG, 1000, int(fewer[1]) + 1, asked)
     shorter = re.search(r"--max-tokens (\d+)", message)
     if asked and n < 10**6:
         assert shorter is not None
-        assert share_of(PLAN, CONFIG, 1000, n, int(shorter[1])).max_tokens == int(shorter[1])
+        assert plan_samples(PLAN, CONFIG, 1000, n, int(shorter[1])).max_tokens == int(shorter[1])
     assert "--kv-bits" in message
 
 
 def test_one_reply_may_take_what_it_may_alone() -> None:
     tight = replace(PLAN, budget_bytes=PLAN.total_bytes)
-    assert share_of(tight, CONFIG, 257, 1, None).max_tokens == tight.reply_tokens(257, None)
+    assert plan_samples(tight, CONFIG, 257, 1, None).max_tokens == tight.reply_tokens(257, None)
 
 
 def test_the_context_bounds_each_of_them() -> None:
     with pytest.raises(mm.ContextError, match="has room for 3000"):
-        share_of(PLAN, CONFIG, 1000, 2, 3001)
+        plan_samples(PLAN, CONFIG, 1000, 2, 3001)
 
 
 @pytest.mark.parametrize("n", [0, -3, 2.5, True])
@@ -348,12 +350,12 @@ def test_spare_capacity_of_the_prompts_cache_makes_room_where_it_is_needed(
     magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = magistral.sample(QUESTION, WILD, n=3).replies
-    magistral.past.forget()
+    magistral.prefix_cache.clear()
     magistral.ask(QUESTION, replace(WILD, max_tokens=800, stop=("1",), think_budget=0))
     position = magistral.plan.kv_bytes // magistral.plan.context
-    assert magistral.past.cache.nbytes > 512 * position
+    assert magistral.prefix_cache.cache.nbytes > 512 * position
     plan = magistral.plan
     monkeypatch.setattr(magistral, "plan", replace(plan, budget_bytes=plan.total_bytes))
     samples = magistral.sample(QUESTION, WILD, n=3)
     assert list(map(essence, samples.replies)) == list(map(essence, expected))
-    assert magistral.past.cache.nbytes == 256 * position
+    assert magistral.prefix_cache.cache.nbytes == 256 * position

@@ -10,7 +10,13 @@ import pytest
 import benchmarks
 from benchmarks.__main__ import main
 from benchmarks.runtime.drafting import LINEAR, M4_PRO, count, count_all, numbers, scripted
-from magistral_mlx.generation.drafting import MAX_ROWS, SILENT, Drafter, Ngrams, pays
+from magistral_mlx.generation.drafting import (
+    MAX_ROWS,
+    NO_DRAFTER,
+    Drafter,
+    PromptLookup,
+    is_worth_drafting,
+)
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.support.tiny import DEMO
 
@@ -20,7 +26,7 @@ BUBBLE = (1.08, 1.1, 1.2, 1.5, 1.9, 2.2, 2.6, 2.9)  # waiting for an id costs as
 
 def test_what_followed_is_guessed_again() -> None:
     text = numbers(random.Random(1), 40)
-    source = Ngrams([*text, 3, *text[:5]])
+    source = PromptLookup([*text, 3, *text[:5]])
     assert len(source.chances(7)) == 7
     assert source.guess(7) == text[5:12]
     for identity in text[5:9]:
@@ -31,19 +37,19 @@ def test_what_followed_is_guessed_again() -> None:
 
 def test_a_gap_is_seen_through() -> None:
     """Lines that differ in a number go on alike: a new 77 is followed by what followed other numbers."""
-    source = Ngrams([9, 41, 8, 9, 52, 8, 9, 63, 8, 9, 77])
+    source = PromptLookup([9, 41, 8, 9, 52, 8, 9, 63, 8, 9, 77])
     source.chances(1)
     assert source.guess(1) == [8]
 
 
 def test_a_context_that_was_right_is_believed_and_one_that_was_wrong_is_not() -> None:
-    steady, fickle = Ngrams([1, 2] * 30), Ngrams(numbers(random.Random(2), 600, 1, 6))
+    steady, fickle = PromptLookup([1, 2] * 30), PromptLookup(numbers(random.Random(2), 600, 1, 6))
     assert steady.chances(1)[0] > 0.9
     assert fickle.chances(1)[0] < 0.4
 
 
 def test_an_empty_prompt_has_nothing_to_guess() -> None:
-    assert Ngrams([]).chances(5) == []
+    assert PromptLookup([]).chances(5) == []
 
 
 class Oracle:
@@ -107,13 +113,13 @@ def test_a_row_that_attends_to_a_long_past_costs_more() -> None:
     ("costs", "expected"), [(M4_PRO, True), (FREE, True), (LINEAR, False), (BUBBLE, True)]
 )
 def test_whether_guessing_can_pay_at_all(costs: Sequence[float], expected: bool) -> None:
-    assert pays(costs) is expected
-    assert not pays(costs, source_cost=1.0)
+    assert is_worth_drafting(costs) is expected
+    assert not is_worth_drafting(costs, source_cost=1.0)
 
 
 def test_silence_waits_for_nothing() -> None:
-    SILENT.push(3)
-    assert (SILENT.waits, SILENT.propose(9)) == (False, [])
+    NO_DRAFTER.push(3)
+    assert (NO_DRAFTER.wants_last_token, NO_DRAFTER.propose(9)) == (False, [])
 
 
 @pytest.mark.parametrize("costs", [M4_PRO, FREE, LINEAR, BUBBLE, (1.0, 1.6, 2.1, 2.7)])
@@ -127,10 +133,10 @@ def test_guesses_however_wrong_cost_at_most_one_percent(
     drafter = Drafter(Oracle([trust] * 7), costs)
     spent, tokens = 0.0, 0
     while tokens < 2000:
-        if not drafter.waits:
+        if not drafter.wants_last_token:
             spent, tokens = spent + 1, tokens + 1
             drafter.push(0)
-            drafter.forgo(9)
+            drafter.note_plain_pass(9)
         else:
             guesses = len(drafter.propose(9))
             right = next((i for i in range(guesses) if rng.random() >= chance), guesses)
@@ -139,7 +145,7 @@ def test_guesses_however_wrong_cost_at_most_one_percent(
                 drafter.push(0)
                 tokens += 1
         assert spent <= 1.01 * tokens + 1e-6
-    if chance == 1.0 and trust == 0.99 and pays(costs):
+    if chance == 1.0 and trust == 0.99 and is_worth_drafting(costs):
         assert spent < 0.9 * tokens
 
 

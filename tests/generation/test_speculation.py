@@ -11,7 +11,7 @@ from benchmarks.runtime.drafting import M4_PRO
 from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import OptionError
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
-from magistral_mlx.generation.drafting import MAX_ROWS, SILENT, Drafter, Silent
+from magistral_mlx.generation.drafting import MAX_ROWS, NO_DRAFTER, Drafter, NoDrafter
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.row_costs import LINEAR, RowCosts
 from magistral_mlx.generation.sampling import SPILLED, Sampler
@@ -60,7 +60,7 @@ class Run:
     def __init__(
         self,
         model: Transformer,
-        drafter: Silent = SILENT,
+        drafter: NoDrafter = NO_DRAFTER,
         *,
         sampler: Sampler | None = None,
         bits: int | None = None,
@@ -215,15 +215,15 @@ def test_a_reply_is_the_same_in_fewer_passes(
 ) -> None:
     question = "What is 481 - 47?"
     plain = magistral.ask(question, sampling)
-    magistral.past.forget()
+    magistral.prefix_cache.clear()
     magistral.speculation.costs = RowCosts(0.02, M4_PRO)
     try:
         drafted = magistral.ask(question, sampling)
-        turn = magistral.past.ids
-        assert magistral.past.cache.length in (len(turn), len(turn) - 1)
+        turn = magistral.prefix_cache.ids
+        assert magistral.prefix_cache.cache.length in (len(turn), len(turn) - 1)
     finally:
         magistral.speculation.costs = LINEAR
-        magistral.past.forget()
+        magistral.prefix_cache.clear()
     assert (drafted.reasoning, drafted.answer) == (plain.reasoning, plain.answer)
     assert drafted.finish_reason == plain.finish_reason
     assert drafted.usage.completion_tokens == plain.usage.completion_tokens
@@ -247,4 +247,7 @@ def test_a_number_of_guesses_that_no_pass_checks_is_refused(count: int) -> None:
 def test_no_guesses_can_be_asked_for(magistral: mm.Magistral) -> None:
     quiet = mm.load("demo", num_draft_tokens=0)
     quiet.speculation.costs = RowCosts(0.02, FREE)
-    assert result_of(quiet.speculation.begin(PROMPT, Sampler(GREEDY, 0), chunk=8, done=0)) is SILENT
+    assert (
+        result_of(quiet.speculation.begin(PROMPT, Sampler(GREEDY, 0), chunk=8, done=0))
+        is NO_DRAFTER
+    )

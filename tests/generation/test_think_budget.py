@@ -314,13 +314,13 @@ def test_a_line_that_is_enough_is_so_in_fewer_passes_and_side_by_side(
     assert any(reply.usage.reasoning_tokens < hard for reply in plain)
     assert {reply.reasoning_closed_by for reply in plain} == {"budget"}
     together = magistral.sample(QUESTION, sampling, n=3).replies
-    magistral.past.forget()
+    magistral.prefix_cache.clear()
     magistral.speculation.costs = RowCosts(0.02, FREE)
     try:
         drafted = magistral.ask(QUESTION, sampling)
     finally:
         magistral.speculation.costs = LINEAR
-        magistral.past.forget()
+        magistral.prefix_cache.clear()
     assert drafted.usage.forward_passes < plain[0].usage.forward_passes
     said = [
         (r.reasoning, r.answer, r.reasoning_closed_by, r.usage.reasoning_tokens)

@@ -162,10 +162,10 @@ class Script:
     def __init__(self, tokenizer: Tokenizer, *replies: mm.Reply) -> None:
         self.tokenizer, self.replies = tokenizer, iter(replies)
         self.prompts: list[list[int]] = []
-        self.past: Any = None
+        self.prefix_cache: Any = None
         self.plan = NO_LIMIT
 
-    def room(self, *_: object, **__: object) -> int:
+    def free_context(self, *_: object, **__: object) -> int:
         return self.plan.context
 
     def stream(
@@ -308,12 +308,12 @@ def test_what_is_read_again_with_tools(model: mm.Magistral, tmp_path: Path, keep
     traces kept; where they stand before the last question, it goes on from where they stood."""
     version = model.tokenizer.version
     oracle = Oracle(model.checkpoint.folder, version)
-    model.past.forget()
+    model.prefix_cache.clear()
     chat = model.chat(keep_reasoning=keep, tools=TOOLS)
     there: list[int] = []
     for turn in range(4):
         reply = chat.ask(f"Question {turn}", GREEDY)
-        prompt = model.past.ids[: reply.usage.prompt_tokens]
+        prompt = model.prefix_cache.ids[: reply.usage.prompt_tokens]
         assert reply.usage.cached_tokens == shared(there, prompt)
         if turn and version == "v11":
             assert reply.usage.cached_tokens == there.index(DEFINED)
@@ -323,11 +323,11 @@ def test_what_is_read_again_with_tools(model: mm.Magistral, tmp_path: Path, keep
         assert reply.reasoning == ("So" if version == "v13" else "")
         (call,) = reply.tool_calls
         assert (call.name, call.arguments) == ("add", {})
-        called = list(model.past.ids)
+        called = list(model.prefix_cache.ids)
         answer = chat.ask({call.id: "3"}, GREEDY)
         assert (answer.answer, answer.finish_reason) == ("It is 7.", "stop")
         assert answer.usage.cached_tokens == len(called)
-        there = list(model.past.ids)
+        there = list(model.prefix_cache.ids)
         if keep == "all":
             assert there[: answer.usage.prompt_tokens] == oracle.ids(
                 chat.messages[:-1], tools=TOOLS
