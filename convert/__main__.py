@@ -17,12 +17,12 @@ from magistral_mlx.checkpoint.folder import Layout, open_checkpoint
 from magistral_mlx.checkpoint.manifest import ReasoningFormat
 from magistral_mlx.convert.output import fits
 from magistral_mlx.convert.output.staging import partial_of
-from magistral_mlx.convert.output.target import in_units
 from magistral_mlx.convert.pipeline.conversion import Conversion, Summary
 from magistral_mlx.convert.pipeline.prepare import prepare
 from magistral_mlx.convert.progress import shown
 from magistral_mlx.convert.recipe.options import AUTO, METHODS, RECIPES, Options
 from magistral_mlx.convert.recipe.recipe_file import UNPACKED_BITS
+from magistral_mlx.errors import in_units
 from magistral_mlx.terminal import command_line
 
 # Flags of mlx-lm's convert, and what to do instead.

@@ -1,4 +1,7 @@
-"""Every error a user can cause. Each message names the thing, what is wrong with it, and the way out."""
+"""Errors that a user can cause, and the forms in which messages quote values and sizes.
+
+Each message names the thing, what is wrong with it, and the way out.
+"""
 
 import reprlib
 
@@ -8,44 +11,51 @@ _SHORT.maxstring = _SHORT.maxother = 100
 
 
 def quoted(value: object) -> str:
-    """A value of a file as a message quotes it: of a damaged file it may be endless, or nested without end."""
+    """Return a value as a message quotes it: short, even if it is endless or nested without end."""
     return _SHORT.repr(value)
 
 
+def in_units(nbytes: float) -> str:
+    """Return a size as a message gives it: in GB (10^9 bytes), in MB, or below 1 MB in bytes."""
+    if nbytes >= 1e8:
+        return f"{nbytes / 1e9:.2f} GB"
+    return f"{nbytes / 1e6:.1f} MB" if nbytes >= 1e6 else f"{nbytes:,.0f} bytes"
+
+
 class MagistralError(Exception):
-    """Something the user can change; command lines print it and exit with 2."""
+    """Base of errors that the user can mend; command lines print it and exit with 2."""
 
 
 class OptionError(MagistralError):
-    """An option or argument outside what can be honoured."""
+    """Refused option or argument."""
 
 
 class CheckpointError(MagistralError):
-    """A checkpoint, or a file of it, that is missing, damaged or of another model."""
+    """Checkpoint, or a file of it, that is missing, damaged or of another model."""
 
 
 class TokenizerError(MagistralError):
-    """A tekken.json that cannot be used, or text that cannot be encoded."""
+    """Unusable tekken.json, or an id that is not in the vocabulary."""
 
 
 class ContextError(MagistralError):
-    """A prompt or a reply that does not fit the context."""
+    """Prompt or reply that does not fit the context."""
 
 
 class MemoryLimitError(MagistralError):
-    """A plan that does not fit this machine's memory."""
+    """Plan that does not fit this machine's memory."""
 
 
 class HubError(MagistralError):
-    """The model hub could not be reached, or does not have what was asked for."""
+    """Hub that cannot be reached, or does not have what was asked for."""
 
 
 class NumericsError(MagistralError):
-    """The model produced NaN: its weights are damaged."""
+    """Logits that are NaN, because the weights are damaged."""
 
 
 class ConversionError(MagistralError):
-    """A conversion that cannot start, or could not be finished."""
+    """Conversion that cannot start, or could not be finished."""
 
 
 class CancelledError(MagistralError):

@@ -8,11 +8,11 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from magistral_mlx.convert import disk
 from magistral_mlx.convert.calibration.forward import PassState, Visitor, visit_linears
 from magistral_mlx.convert.calibration.host import trim_heap
 from magistral_mlx.convert.calibration.statistics import from_file, to_bytes
 from magistral_mlx.convert.source.source import Source
+from magistral_mlx.files import discard, is_own_file, sha256_of, write_file
 
 STREAM = "stream"
 NAME = "layers-{layers:05}-{sha256}.safetensors"  # content and name agree, or it is not whole
@@ -57,10 +57,10 @@ class ResumablePass:
         name = NAME.format(layers=self._stage.layers, sha256=hashlib.sha256(content).hexdigest())
         self._folder.mkdir(parents=True, exist_ok=True)
         before = list(self._folder.iterdir())
-        disk.write_file(self._folder / name, content)
+        write_file(self._folder / name, content)
         for path in before:
             if path.name != name:
-                disk.discard(path)
+                discard(path)
 
 
 def _newest(folder: Path) -> tuple[PassState | None, dict[str, mx.array]]:
@@ -68,11 +68,11 @@ def _newest(folder: Path) -> tuple[PassState | None, dict[str, mx.array]]:
     found = {
         path: match
         for path in folder.glob("*")
-        if (match := NAMED.fullmatch(path.name)) and disk.is_own_file(path)
+        if (match := NAMED.fullmatch(path.name)) and is_own_file(path)
     }
     for path in sorted(found, reverse=True):
         layers, sha256 = found[path].groups()
-        if disk.sha256_of(path) == sha256:
+        if sha256_of(path) == sha256:
             arrays = from_file(path)
             return PassState(int(layers), arrays.pop(STREAM)), arrays
     return None, {}

@@ -12,10 +12,10 @@ import mlx.core as mx
 
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint
-from magistral_mlx.convert import disk
 from magistral_mlx.convert.calibration.corpus import WINDOW, questions, windows_of
 from magistral_mlx.convert.recipe.options import Options
 from magistral_mlx.errors import CheckpointError
+from magistral_mlx.files import append_to_file, is_own_file, write_file
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import ReplyBuilder
@@ -81,7 +81,7 @@ class Traces:
     def read(self, path: Path) -> list[list[int]]:
         """Ids of the replies in a file, up to the first line that is not whole."""
         found: list[list[int]] = []
-        for line in path.read_bytes().splitlines(keepends=True) if disk.is_own_file(path) else ():
+        for line in path.read_bytes().splitlines(keepends=True) if is_own_file(path) else ():
             try:
                 record = json.loads(line)
             except ValueError:
@@ -116,7 +116,7 @@ class Traces:
         """
         replies = self.read(path)
         kept = path.read_bytes().splitlines(keepends=True)[: len(replies)] if replies else []
-        disk.write_file(path, b"".join(kept))
+        write_file(path, b"".join(kept))
         plan = plan_for(checkpoint, context=self.plan(checkpoint.config).context)
         loading = load_model(checkpoint)
         model: Transformer | None = None
@@ -127,7 +127,7 @@ class Traces:
                 except StopIteration as end:
                     model = end.value
             record = self._write(model, checkpoint.config, plan, len(replies))
-            disk.append(path, json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            append_to_file(path, json.dumps(record, ensure_ascii=False).encode() + b"\n")
             replies.append(record["ids"])
             yield f"reply {len(replies)}"
         del model

@@ -7,11 +7,11 @@ from functools import partial
 
 import mlx.core as mx
 
-from magistral_mlx.convert import disk
 from magistral_mlx.convert.methods.error import OutputError
 from magistral_mlx.convert.output.staging import Staging
 from magistral_mlx.convert.output.writer import ShardWriter
 from magistral_mlx.convert.recipe.layout import Plan, PlannedShard
+from magistral_mlx.files import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Output:
 
     def _recheck(self, shard: PlannedShard) -> PlannedShard | None:
         path = self._staging.folder / shard.file
-        if disk.sha256_of(path) == self._staging.finished[shard.file]["sha256"]:
+        if sha256_of(path) == self._staging.finished[shard.file]["sha256"]:
             return shard
         log.warning("%s changed since it was written; it is written again", path)
         self._staging.forget(shard.file)

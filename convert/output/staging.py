@@ -16,10 +16,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from magistral_mlx import files as durable
-from magistral_mlx.convert import disk
 from magistral_mlx.convert.output.manifest import first_difference
 from magistral_mlx.errors import ConversionError
+from magistral_mlx.files import (
+    PARTIAL,
+    append_to_file,
+    discard,
+    flush_folder,
+    is_own_file,
+    rename,
+    write_file,
+)
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +98,7 @@ class Staging:
         ]
         if kind is not None and not self.finished and not kept:
             with suppress(OSError):
-                disk.discard(self.folder)
+                discard(self.folder)
         self._leave()
 
     def _leave(self) -> None:
@@ -104,7 +111,7 @@ class Staging:
     def record(self, file: str, entry: dict[str, Any]) -> None:
         """Note that a file is finished. Safe from any thread."""
         with self._writing:
-            disk.append(self._journal, _line({"file": file, **entry}))
+            append_to_file(self._journal, _line({"file": file, **entry}))
             self.finished[file] = entry
 
     def forget(self, file: str) -> None:
@@ -122,16 +129,16 @@ class Staging:
         exists, aside = os.path.lexists(self.target), aside_of(self.target)
         if exists and not replace:  # a rename would replace an empty folder
             raise FileExistsError(errno.EEXIST, "appeared meanwhile", str(self.target))
-        disk.discard(self.fetched)
-        disk.discard(self.calibration)
-        disk.discard(self.traces)
-        disk.discard(self._journal)
-        durable.flush_folder(self.folder)
+        discard(self.fetched)
+        discard(self.calibration)
+        discard(self.traces)
+        discard(self._journal)
+        flush_folder(self.folder)
         try:
             if exists:
-                disk.discard(aside)
-                disk.rename(self.target, aside)
-            disk.rename(self.folder, self.target)
+                discard(aside)
+                rename(self.target, aside)
+            rename(self.folder, self.target)
         except BaseException:
             if exists and not os.path.lexists(self.target):
                 os.rename(aside, self.target)
@@ -182,7 +189,7 @@ class Staging:
             if self._is_whole(self.folder):
                 self.is_whole = True
                 return
-            if strangers := set(os.listdir(self.folder)) - {JOURNAL, JOURNAL + disk.TEMPORARY}:
+            if strangers := set(os.listdir(self.folder)) - {JOURNAL, JOURNAL + PARTIAL}:
                 raise ConversionError(
                     f"{self.folder} holds {min(strangers)} and no {JOURNAL} that says what it is; "
                     "move it away, or name another target"
@@ -199,11 +206,11 @@ class Staging:
             file, size = line["file"], line["size"]
             if (
                 file in names
-                and disk.is_own_file(self.folder / file)
+                and is_own_file(self.folder / file)
                 and (self.folder / file).stat().st_size == size
             ):
                 self.finished[file] = {key: value for key, value in line.items() if key != "file"}
-        kept = {JOURNAL} if disk.is_own_file(self._journal) else set()
+        kept = {JOURNAL} if is_own_file(self._journal) else set()
         kept |= {FETCHED} if _is_own_folder(self.fetched) else set()
         kept |= {
             folder.name
@@ -211,12 +218,12 @@ class Staging:
             if lines and _is_own_folder(folder)
         }
         for name in names - kept - set(self.finished):
-            disk.discard(self.folder / name)
+            discard(self.folder / name)
         self._rewrite()
 
     def _rewrite(self) -> None:
         files = ({"file": file, **entry} for file, entry in self.finished.items())
-        disk.write_file(self._journal, b"".join(map(_line, (self._plan, *files))))
+        write_file(self._journal, b"".join(map(_line, (self._plan, *files))))
 
 
 def partial_of(target: Path) -> Path:
@@ -233,10 +240,10 @@ def discard_replaced(target: Path) -> None:
     """Delete what a target replaced, though interrupted on the way."""
     aside = aside_of(target)
     try:
-        disk.discard(aside)
+        discard(aside)
     except BaseException:
         with suppress(OSError):
-            disk.discard(aside)
+            discard(aside)
         if os.path.lexists(aside):
             log.warning(
                 "%s is what was replaced, and could not be deleted; delete it by hand", aside
@@ -261,7 +268,7 @@ def begun_commit(target: Path, repo_id: str) -> str | None:
 
 def _read_journal(path: Path) -> list[dict[str, Any]]:
     """A journal's lines up to the first that was not written whole."""
-    if not disk.is_own_file(path):
+    if not is_own_file(path):
         return []
     records: list[dict[str, Any]] = []
     for line in path.read_bytes().splitlines(keepends=True):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from magistral_mlx.checkpoint.manifest import MANIFEST
 from magistral_mlx.convert.output.staging import JOURNAL, aside_of, partial_of
-from magistral_mlx.errors import ConversionError
+from magistral_mlx.errors import ConversionError, in_units
 
 
 def check_place(target: Path) -> None:
@@ -90,7 +90,3 @@ def free_bytes(target: Path) -> int:
 
 def _nearest(target: Path) -> Path:
     return next(folder for folder in target.parents if folder.is_dir())
-
-
-def in_units(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 10**7 else f"{nbytes:,} bytes"

@@ -8,10 +8,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from magistral_mlx import files as durable
 from magistral_mlx.checkpoint.safetensors import Entry, Shard
 from magistral_mlx.checkpoint.safetensors_header import MLX_TYPES, header_bytes
-from magistral_mlx.convert import disk
+from magistral_mlx.files import PARTIAL, create_file, flush, rename, sha256_of, write_at
 
 FLUSH_BYTES = 128 * 2**20  # one thread waits for these while others go on; at the end nobody could
 
@@ -21,13 +20,13 @@ class ShardWriter:
 
     def __init__(self, path: Path, entries: Mapping[str, Entry]) -> None:
         self.path, self.entries = path, entries
-        self.temporary = path.with_name(path.name + disk.TEMPORARY)
+        self.temporary = path.with_name(path.name + PARTIAL)
         self._head = header_bytes(entries)
         self._unwritten = {name: entry.nbytes for name, entry in entries.items()}
         self._unflushed = 0
         self._counting = threading.Lock()
-        self._descriptor: int | None = disk.create(self.temporary)
-        disk.put(self._descriptor, memoryview(self._head), 0)
+        self._descriptor: int | None = create_file(self.temporary)
+        write_at(self._descriptor, memoryview(self._head), 0)
 
     def write(self, name: str, rows: mx.array, first_row: int = 0) -> bool:
         """Write rows of a tensor to their place; whether these were the last of the file that were missing.
@@ -41,7 +40,7 @@ class ShardWriter:
         offset = first_row * (entry.nbytes // entry.shape[0])
         assert offset + rows.nbytes <= entry.nbytes, f"{name}: more rows than {entry.shape}"
         data = memoryview(rows.view(mx.uint8))  # type: ignore[arg-type]  # it is a buffer, MLX's types do not say so
-        disk.put(self._descriptor, data.cast("B"), len(self._head) + entry.begin + offset)
+        write_at(self._descriptor, data.cast("B"), len(self._head) + entry.begin + offset)
         with self._counting:
             self._unwritten[name] -= rows.nbytes
             if not self._unwritten[name]:
@@ -58,11 +57,11 @@ class ShardWriter:
         """Flush, check, hash and name the file: its ``size`` and ``sha256``."""
         assert self._descriptor is not None, f"{self.path} is closed"
         assert not self._unwritten, f"{self.path}: tensors were left out"
-        durable.flush(self._descriptor)
+        flush(self._descriptor)
         self.close()
         Shard.open(self.temporary)  # our own strict reader and the safetensors library's
-        entry = {"size": self.temporary.stat().st_size, "sha256": disk.sha256_of(self.temporary)}
-        disk.rename(self.temporary, self.path)
+        entry = {"size": self.temporary.stat().st_size, "sha256": sha256_of(self.temporary)}
+        rename(self.temporary, self.path)
         return entry
 
     def close(self) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.checkpoint.manifest import MANIFEST
 from magistral_mlx.checkpoint.safetensors import parse_json, read_document
-from magistral_mlx.convert import disk
 from magistral_mlx.convert.calibration.choose import WINDOWS, Calibration
 from magistral_mlx.convert.calibration.corpus import WINDOW
 from magistral_mlx.convert.calibration.forward import EMBEDDING, MeanSquares
@@ -25,7 +24,7 @@ from magistral_mlx.convert.output.manifest import difference, entry_of, make_man
 from magistral_mlx.convert.output.report import Gain, gain_of, make_report
 from magistral_mlx.convert.output.shards import Output
 from magistral_mlx.convert.output.staging import Staging, discard_replaced
-from magistral_mlx.convert.output.target import free_bytes, in_units
+from magistral_mlx.convert.output.target import free_bytes
 from magistral_mlx.convert.pipeline.layerwise import LayerwiseWork
 from magistral_mlx.convert.pipeline.rowwise import LAYERS_AHEAD, WeightsWork
 from magistral_mlx.convert.recipe.layout import Plan, in_order, make_plan, read_in_order
@@ -33,7 +32,8 @@ from magistral_mlx.convert.recipe.options import AUTO, Options
 from magistral_mlx.convert.source.hub_stream import HubStream
 from magistral_mlx.convert.source.source import Source
 from magistral_mlx.convert.threads import unordered
-from magistral_mlx.errors import CheckpointError, ConversionError
+from magistral_mlx.errors import CheckpointError, ConversionError, in_units
+from magistral_mlx.files import discard, sha256_of, write_file
 from magistral_mlx.streams import Progress
 from magistral_mlx.tokenizer.release import STATED
 from magistral_mlx.tokenizer.tekken import Tokenizer
@@ -111,7 +111,7 @@ class Conversion:
                 self.target, self._record(), is_whole=self._is_whole, force=self.force
             ) as staging:
                 if self._is_whole(self.target):  # another process was faster
-                    disk.discard(staging.folder)
+                    discard(staging.folder)
                     return self._summary(already=True)
                 if not staging.is_whole:
                     yield from self._hash_source()
@@ -204,7 +204,7 @@ class Conversion:
                     yield Progress(0, self.source.nbytes, f"calibration: {next(writing)}")
                 except StopIteration as end:
                     ids = end.value
-        disk.discard(rounded)
+        discard(rounded)
         return replace(self, calibration=Calibration("self", ids, traces.as_json()))
 
     def _work(self, staging: Staging, at_last: Callable[[], None]) -> WeightsWork | LayerwiseWork:
@@ -245,7 +245,7 @@ class Conversion:
                 yield Progress(0, self.source.nbytes, f"sha256 of {file}")
 
     def _sha256_of(self, path: Path) -> str:
-        digest = disk.sha256_of(path)
+        digest = sha256_of(path)
         if self.identity["files"][path.name].setdefault("sha256", digest) != digest:
             raise CheckpointError(
                 f"{path} is damaged: its sha256 is not what the hub states; fetch it again"
@@ -273,7 +273,7 @@ class Conversion:
     def _write_documents(self, staging: Staging, documents: dict[str, bytes]) -> None:
         """The provenance last, since it holds the hashes of the rest."""
         for name, content in documents.items():
-            disk.write_file(staging.folder / name, content)
+            write_file(staging.folder / name, content)
         headers = {shard.file: {"header_sha256": shard.header_sha256} for shard in self.plan.shards}
         files = {
             file: {k: staging.finished[file][k] for k in HASHES} | headers[file] for file in headers
@@ -286,7 +286,7 @@ class Conversion:
             | self._report(staging)
             | {"files": dict(sorted(files.items()))}
         )
-        disk.write_file(staging.folder / MANIFEST, json_text(provenance).encode())
+        write_file(staging.folder / MANIFEST, json_text(provenance).encode())
 
     def _report(self, staging: Staging) -> dict[str, Any]:
         if self.calibration is None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from magistral_mlx.convert import disk
 from magistral_mlx.convert.calibration.resumable_pass import ResumablePass
 from magistral_mlx.convert.calibration.statistics import outlier_ratio
 from magistral_mlx.convert.methods.error import OutputError
@@ -20,6 +19,7 @@ from magistral_mlx.convert.recipe.layout import Plan, in_order
 from magistral_mlx.convert.source.hub_stream import HubStream
 from magistral_mlx.convert.source.prefetcher import Prefetcher
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
+from magistral_mlx.files import discard
 from magistral_mlx.streams import Progress
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class LayerwiseWork:
             log.warning(
                 "a file changed that later layers were quantized on; they are quantized again"
             )
-            disk.discard(self.stages)
+            discard(self.stages)
             self._visitor = Sequential(self.source, self.plan.formats, self._emit)
             staged = ResumablePass(self.stages, self.source, self.ids, self._visitor)
         last = max(

@@ -18,14 +18,13 @@ from magistral_mlx.convert.output.target import (
     check_place,
     check_replaceable,
     check_space,
-    in_units,
 )
 from magistral_mlx.convert.pipeline.conversion import Conversion, Summary, stated_with
 from magistral_mlx.convert.recipe.layout import make_plan
 from magistral_mlx.convert.recipe.options import AUTO, Options
 from magistral_mlx.convert.source.hub_stream import HubStream
 from magistral_mlx.convert.source.source import checked_layout, open_source, warn_of_rounding_twice
-from magistral_mlx.errors import ConversionError, OptionError
+from magistral_mlx.errors import ConversionError, OptionError, in_units
 from magistral_mlx.streams import Progress
 
 log = logging.getLogger(__name__)

@@ -21,6 +21,7 @@ from magistral_mlx.convert.source.hub_stream import HubStream
 from magistral_mlx.convert.source.prefetcher import Prefetcher
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
 from magistral_mlx.convert.threads import WORKERS, unordered
+from magistral_mlx.errors import in_units
 from magistral_mlx.streams import Progress
 
 BLOCK_BYTES = 4 * 2**20  # of the source: larger ones cost page faults, smaller ones calls
@@ -184,4 +185,4 @@ def with_fetched(name: str, supply: Prefetcher | None) -> str:
     """Add to the name of a step how much was fetched from the hub so far."""
     if supply is None or not supply.received:
         return name
-    return f"{supply.received / 1e9:.2f} GB fetched  {name}"
+    return f"{in_units(supply.received)} fetched  {name}"

@@ -8,12 +8,19 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from magistral_mlx import files as durable
 from magistral_mlx.checkpoint.folder import INDEX
 from magistral_mlx.checkpoint.hub_api import Cancelled, HubFile, Layout, Listing, list_files, read
 from magistral_mlx.checkpoint.safetensors import MAX_JSON_BYTES, Shard, parse_json
-from magistral_mlx.convert import disk
 from magistral_mlx.errors import ConversionError, HubError, quoted
+from magistral_mlx.files import (
+    create_file,
+    discard,
+    flush,
+    is_own_file,
+    rename,
+    write_at,
+    write_file,
+)
 
 log = logging.getLogger(__name__)
 
@@ -104,14 +111,14 @@ class HubStream:
         """
         file, path = self.files[name], self.folder / name
         partial = path.with_name(name + INCOMPLETE)
-        if disk.is_own_file(path):
-            disk.rename(path, partial)  # it is checked as any other
+        if is_own_file(path):
+            rename(path, partial)  # it is checked as any other
         planned = next(shard for shard in self.shards if shard.path == path)
         while True:
             found, kept = self._receive(file, planned, partial, report=report, cancelled=cancelled)
             if found == file.checksum:
                 break
-            disk.discard(partial)
+            discard(partial)
             report(-file.size)
             if not kept:
                 raise HubError(
@@ -125,12 +132,12 @@ class HubStream:
             raise HubError(
                 f"{self.repo_id}: the header of {name} came otherwise before; run the same command again"
             )
-        disk.rename(partial, path)
+        rename(partial, path)
         return path
 
     def release(self, name: str) -> None:
         """Delete a fetched weight file."""
-        disk.discard(self.folder / name)
+        discard(self.folder / name)
 
     def peak_bytes(self, order: Sequence[Sequence[str]]) -> int:
         """Most bytes of weight files there at once.
@@ -171,11 +178,11 @@ class HubStream:
             rest = read(self.repo_id, self.commit, file, kept, file.size, cancelled=cancelled)
             with closing(rest):
                 for piece in rest:
-                    disk.put(descriptor, memoryview(piece), position)
+                    write_at(descriptor, memoryview(piece), position)
                     digest.update(piece)
                     position += len(piece)
                     report(len(piece))
-            durable.flush(descriptor)
+            flush(descriptor)
         finally:
             os.close(descriptor)
         return digest.hexdigest(), kept
@@ -189,7 +196,7 @@ def _make_own(folder: Path, names: set[str]) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     for name in set(os.listdir(folder)) - names:
-        disk.discard(folder / name)
+        discard(folder / name)
 
 
 def _fetch_document(repo_id: str, commit: str, file: HubFile, folder: Path) -> None:
@@ -199,7 +206,7 @@ def _fetch_document(repo_id: str, commit: str, file: HubFile, folder: Path) -> N
             f"{repo_id}: {file.name} has {file.size} bytes, far too many for what it is; name another repository"
         )
     if (
-        disk.is_own_file(path)
+        is_own_file(path)
         and path.stat().st_size == file.size
         and _hash(file, path.read_bytes()) == file.checksum
     ):
@@ -207,8 +214,8 @@ def _fetch_document(repo_id: str, commit: str, file: HubFile, folder: Path) -> N
     content = b"".join(read(repo_id, commit, file, 0, file.size))
     if _hash(file, content) != file.checksum:
         raise HubError(f"{repo_id}: {file.name} arrived damaged; run the same command again")
-    disk.discard(path)
-    disk.write_file(path, content)
+    discard(path)
+    write_file(path, content)
 
 
 def _hash(file: HubFile, content: bytes) -> str:
@@ -242,7 +249,7 @@ def _fetch_header(repo_id: str, commit: str, file: HubFile, folder: Path) -> Sha
 
 def _reopen(partial: Path, file: HubFile, planned: Shard) -> tuple[int, int]:
     """A descriptor of a partial file, and how many of its bytes seem to be the file's: all, or it is begun anew."""
-    if disk.is_own_file(partial):
+    if is_own_file(partial):
         descriptor = os.open(partial, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         kept, head = os.fstat(descriptor).st_size, os.pread(descriptor, planned.data_start, 0)
         is_other = (
@@ -252,4 +259,4 @@ def _reopen(partial: Path, file: HubFile, planned: Shard) -> tuple[int, int]:
         if kept <= file.size and not is_other:
             return descriptor, kept
         os.close(descriptor)
-    return disk.create(partial), 0
+    return create_file(partial), 0

@@ -15,13 +15,12 @@ from magistral_mlx.checkpoint.folder import INDEX, Checkpoint
 from magistral_mlx.checkpoint.manifest import MANIFEST, file_entries
 from magistral_mlx.checkpoint.safetensors import parse_json, read_document
 from magistral_mlx.checkpoint.safetensors_header import METADATA
-from magistral_mlx.convert.disk import sha256_of
-from magistral_mlx.convert.output.target import in_units
 from magistral_mlx.convert.packing import EXPONENTS, is_finite
 from magistral_mlx.convert.recipe.options import METHODS
 from magistral_mlx.convert.source.source import FLOAT_TYPES
 from magistral_mlx.convert.threads import unordered
-from magistral_mlx.errors import CheckpointError, quoted
+from magistral_mlx.errors import CheckpointError, in_units, quoted
+from magistral_mlx.files import sha256_of
 
 BLOCK_BYTES = 16 * 2**20
 STATED = (

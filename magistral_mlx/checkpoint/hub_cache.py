@@ -18,7 +18,7 @@ from magistral_mlx.checkpoint.hub_api import (
     explain,
     list_files,
 )
-from magistral_mlx.errors import HubError
+from magistral_mlx.errors import HubError, in_units
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def _check_space(repo_id: str, missing: Iterable[HubFile]) -> None:
     free = shutil.disk_usage(next(folder for folder in blobs.parents if folder.exists())).free
     if needed > free:
         raise HubError(
-            f"{repo_id} needs {needed / 1e9:.1f} GB more under {blobs.parent.parent}, where {free / 1e9:.1f} GB are "
+            f"{repo_id} needs {in_units(needed)} more under {blobs.parent.parent}, where {in_units(free)} are "
             "free; free some space, or set HF_HUB_CACHE to a folder on a larger disk"
         )
 

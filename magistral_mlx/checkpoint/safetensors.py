@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from magistral_mlx.errors import CheckpointError, quoted
+from magistral_mlx.files import leave_file_cache
 
 # Of a header, index or config. Magistral's largest takes 0.1 MB, a conversation saved with its cache a few MB.
 MAX_JSON_BYTES = 10_000_000
@@ -167,15 +168,6 @@ class Shard:
 
 
 AGAIN = ". Fetch or convert it again"  # ends the message of a damaged file
-
-
-def leave_file_cache(descriptor: int, offset: int, nbytes: int) -> None:
-    """Tell the system, where it can be told (Linux), to keep no copy of these bytes of a file in memory.
-
-    For what is read once: to make room for 47 GB costs it more than to use the same few pages again.
-    """
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, offset, nbytes, os.POSIX_FADV_DONTNEED)
 
 
 def read_document(path: Path) -> bytes:

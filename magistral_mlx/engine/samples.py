@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.engine.prefix_cache import PrefixCache
-from magistral_mlx.errors import MemoryLimitError
+from magistral_mlx.errors import MemoryLimitError, in_units
 from magistral_mlx.generation.batch import BatchStepper, decode_rows
 from magistral_mlx.generation.decoding import Stepper, prefill
 from magistral_mlx.generation.params import SamplingParams
@@ -77,8 +77,8 @@ def plan_samples(
     )
     ways += [] if plan.kv_bits == 4 else ["a cache of fewer bits (--kv-bits)"]
     raise MemoryLimitError(
-        f"{n} replies of {wanted} tokens need {(n * wanted * token_bytes + left(1) - left(n)) / 1e9:.2f} GB beside a "
-        f"prompt of {prompt_tokens}, and {max(0.0, left(1) - prompt_bytes) / 1e9:.2f} GB are left; "
+        f"{n} replies of {wanted} tokens need {in_units(n * wanted * token_bytes + left(1) - left(n))} beside a "
+        f"prompt of {prompt_tokens}, and {in_units(max(0, left(1) - prompt_bytes))} are left; "
         f"what helps: {', or '.join(ways)}"
     )
 

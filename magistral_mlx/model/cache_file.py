@@ -15,7 +15,7 @@ import numpy as np
 
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.safetensors import AGAIN, Shard
-from magistral_mlx.errors import CheckpointError, OptionError, quoted
+from magistral_mlx.errors import CheckpointError, OptionError, in_units, quoted
 from magistral_mlx.files import check_writable, replacing, write_all
 from magistral_mlx.model.kv_cache import KVCache
 
@@ -83,7 +83,7 @@ def save_cache(
         is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         size = sum(a.nbytes for a in arrays.values())
         why = (
-            f"the disk is full, it takes {size / 1e6:,.0f} MB; free some space, or"
+            f"the disk is full, it takes {in_units(size)}; free some space, or"
             if is_full
             else f"{error};"
         )

@@ -5,7 +5,7 @@ import os
 
 import mlx.core as mx
 
-from magistral_mlx.errors import MemoryLimitError, OptionError, quoted
+from magistral_mlx.errors import MemoryLimitError, OptionError, in_units, quoted
 
 log = logging.getLogger(__name__)
 
@@ -61,15 +61,15 @@ def limit_memory(budget: int, *, freed: int, wired: int | None) -> None:
                 "memory can be wired on a Mac's GPU only; leave --wired (wired=True) out"
             )
         log.warning(
-            "wiring %.1f GB; if this Mac restarts by itself, leave --wired out: "
+            "wiring %s; if this Mac restarts by itself, leave --wired out: "
             "setting that limit is implicated in kernel panics of macOS (mlx issue 3186)",
-            wired / 1e9,
+            in_units(wired),
         )
         try:
             mx.set_wired_limit(wired)
         except ValueError as error:
             raise OptionError(
-                f"{wired / 1e9:.1f} GB cannot be wired on this Mac ({error}); leave --wired out, or plan for less "
+                f"{in_units(wired)} cannot be wired on this Mac ({error}); leave --wired out, or plan for less "
                 "by --memory-gb"
             ) from None
     mx.set_memory_limit(budget)

@@ -6,7 +6,7 @@ from functools import partial
 
 from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat
 from magistral_mlx.checkpoint.folder import Checkpoint
-from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError, quoted
+from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError, in_units, quoted
 from magistral_mlx.model.device import budget_bytes, on_gpu
 
 DEFAULT_CONTEXT = 40_960  # the model card advises no more
@@ -308,11 +308,11 @@ def _refusal(
     context_flag: str,
 ) -> str:
     """What does not fit, and what would."""
-    draft = f", draft model {_size(wanted.draft_bytes)}" if wanted.draft_bytes else ""
+    draft = f", draft model {in_units(wanted.draft_bytes)}" if wanted.draft_bytes else ""
     message = (
-        f"a context of {wanted.context:,} needs {_size(wanted.total_bytes)} (weights {_size(wanted.weights_bytes)}, "
-        f"KV cache {_size(wanted.kv_bytes)}, workspace {_size(wanted.workspace_bytes)}{draft}), "
-        f"and {_size(wanted.budget_bytes)} may be used; "
+        f"a context of {wanted.context:,} needs {in_units(wanted.total_bytes)} (weights {in_units(wanted.weights_bytes)}, "
+        f"KV cache {in_units(wanted.kv_bytes)}, workspace {in_units(wanted.workspace_bytes)}{draft}), "
+        f"and {in_units(wanted.budget_bytes)} may be used; "
     )
     fitting = [
         f"a context of {plan.context:,} ({context_flag} {plan.context})"
@@ -339,7 +339,3 @@ def _refusal(
         message
         + "no context fits beside these weights, nor beside 2-bit ones: it takes a larger machine"
     )
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"

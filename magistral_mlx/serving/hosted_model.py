@@ -20,6 +20,7 @@ from magistral_mlx.errors import (
     CheckpointError,
     MemoryLimitError,
     OptionError,
+    in_units,
     quoted,
 )
 from magistral_mlx.generation.params import SamplingParams
@@ -258,7 +259,7 @@ def _rest(held: int) -> int:
     budget = budget_bytes()
     if held >= budget:
         raise MemoryLimitError(
-            f"other loaded models take {held / 1e9:.1f} of the {budget / 1e9:.1f} GB that may be used; close one "
+            f"other loaded models take {in_units(held)} of the {in_units(budget)} that may be used; close one "
             "first, or give memory_gb"
         )
     return budget - held

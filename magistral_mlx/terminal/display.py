@@ -8,6 +8,7 @@ from functools import partial
 from textwrap import TextWrapper
 from typing import TYPE_CHECKING, TextIO
 
+from magistral_mlx.errors import in_units
 from magistral_mlx.streams import Progress
 from magistral_mlx.terminal.window import can_draw, dim, width
 from magistral_mlx.tokenizer.reasoning import visible
@@ -175,7 +176,3 @@ def figures(usage: Usage) -> str:
         f"{rate(usage.completion_tokens - 1, usage.decode_seconds)}; "
         f"first token after {usage.prefill_seconds:.2f} s; peak memory {in_units(usage.peak_memory_bytes)}{left_out}"
     )
-
-
-def in_units(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.1f} MB"

@@ -12,6 +12,7 @@ import click
 from magistral_mlx.checkpoint.manifest import ReasoningFormat
 from magistral_mlx.engine.load import loading
 from magistral_mlx.engine.magistral import Magistral
+from magistral_mlx.errors import in_units
 from magistral_mlx.generation.params import OnLoop, SamplingParams
 from magistral_mlx.model import cache_file
 from magistral_mlx.terminal import command_line
@@ -94,7 +95,7 @@ class Loading:
                 show_status("")
                 magistral: Magistral = end.value
                 return magistral
-            show_status(f"loading {self.model}: {done / 1e9:.2f} of {total / 1e9:.2f} GB")
+            show_status(f"loading {self.model}: {in_units(done)} of {in_units(total)}")
 
 
 def make_sampling(

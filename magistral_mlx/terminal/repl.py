@@ -8,10 +8,10 @@ from pathlib import Path
 
 from magistral_mlx.engine.chat import Chat
 from magistral_mlx.engine.magistral import Magistral
-from magistral_mlx.errors import OptionError
+from magistral_mlx.errors import OptionError, in_units
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply, Usage
-from magistral_mlx.terminal.display import Display, in_units, rate, report, tell, write
+from magistral_mlx.terminal.display import Display, rate, report, tell, write
 from magistral_mlx.terminal.prompt import interruptible
 
 KEYS = """Enter sends. Alt-Enter, or \\ before Enter, begins a new line; what is pasted keeps its lines.

@@ -10,7 +10,7 @@ import pytest
 from magistral_mlx.checkpoint import hub_cache
 from magistral_mlx.checkpoint.folder import open_checkpoint, resolve
 from magistral_mlx.checkpoint.hub_cache import fetch
-from magistral_mlx.errors import HubError
+from magistral_mlx.errors import HubError, in_units
 from tests.support import hub_server
 from tests.support.hub_server import COMMIT, OLDER, REPO, Hub, git_sha1, go_offline, serving, use
 from tests.support.tiny import make_config, make_weights, write_checkpoint
@@ -260,7 +260,7 @@ def test_a_disk_that_is_too_small_is_refused_before_any_download(
         shutil, "disk_usage", lambda _: usage(10**9, 10**9 - needed + 1, needed - 1)
     )
     message = refusal()
-    assert f"{REPO} needs 0.0 GB more under" in message
+    assert f"{REPO} needs {in_units(needed)} more under" in message
     assert "set HF_HUB_CACHE to a folder on a larger disk" in message
     assert hub.fetched() == set()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - needed, needed))

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from magistral_mlx.errors import CheckpointError, MagistralError, OptionError
-from magistral_mlx.files import flush
+from magistral_mlx.files import _discard_abandoned, flush
 from magistral_mlx.model import cache_file
 from magistral_mlx.model.cache_file import check_cache_file, load_cache, save_cache
 from magistral_mlx.model.kv_cache import KVCache
@@ -170,7 +170,7 @@ def test_a_save_that_fails_leaves_what_was_there(
     with (
         failing(call, at, full),
         pytest.raises(
-            OptionError, match=r"talk.*full, it takes .* MB; free .* What was there is un"
+            OptionError, match=r"talk.*full, it takes .* bytes; free .* What was there is un"
         ),
     ):
         save(file, make_cache())
@@ -222,6 +222,45 @@ def test_what_another_process_is_writing_is_left_alone(file: Path) -> None:
         assert partial.exists()
     save(file, make_cache())
     assert not partial.exists()
+
+
+def test_a_partial_file_deleted_before_it_is_locked_is_made_again(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process saves the same file and takes the unlocked one for abandoned."""
+    flock, deleted = fcntl.flock, []
+
+    def delete_first(descriptor: int, operation: int) -> None:
+        if operation == fcntl.LOCK_EX and not deleted:
+            deleted.extend(file.parent.glob(".talk.*.partial"))
+            _discard_abandoned(file)
+            assert not deleted[0].exists()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", delete_first)
+    save(file, make_cache(), "after all")
+    assert len(deleted) == 1
+    assert load(file)[2] == "after all"
+    assert os.listdir(file.parent) == ["talk"]
+
+
+def test_a_newer_file_of_an_abandoned_ones_name_is_kept(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening and locking, the process with that id begins to save again."""
+    partial = file.with_name(".talk.1.partial")
+    partial.touch()
+    flock = fcntl.flock
+
+    def replace_first(descriptor: int, operation: int) -> None:
+        if operation & fcntl.LOCK_NB:
+            partial.unlink()
+            partial.write_text("newer")
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", replace_first)
+    save(file, make_cache())
+    assert partial.read_text() == "newer"
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])

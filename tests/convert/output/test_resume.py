@@ -319,11 +319,11 @@ ATTACKS: dict[str, Attack] = {
     ),
     "a file to write is a link": partial_with(
         lambda partial, victim: instead(
-            partial / "model-00004-of-00004.safetensors.tmp", victim / "weights"
+            partial / "model-00004-of-00004.safetensors.partial", victim / "weights"
         )
     ),
     "a file to write is a link to nothing": partial_with(
-        lambda partial, victim: instead(partial / "config.json.tmp", victim / "new")
+        lambda partial, victim: instead(partial / "config.json.partial", victim / "new")
     ),
     "a document is a link": partial_with(
         lambda partial, victim: instead(partial / "README.md", victim / "weights")

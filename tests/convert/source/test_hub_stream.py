@@ -13,7 +13,6 @@ import pytest
 from magistral_mlx.checkpoint import hub_api as remote
 from magistral_mlx.checkpoint.hub_api import Cancelled
 from magistral_mlx.checkpoint.safetensors import Shard
-from magistral_mlx.convert import disk
 from magistral_mlx.convert.source import hub_stream as streaming
 from magistral_mlx.convert.source.hub_stream import INCOMPLETE, HubStream
 from magistral_mlx.errors import CheckpointError, ConversionError, HubError
@@ -347,7 +346,7 @@ def test_the_rest_of_another_model_is_not_added_to(hub: Hub, folder: Path) -> No
     assert ranges(hub, FIRST) == [f"bytes=0-{len(hub.files[FIRST]) - 1}"]
 
 
-@pytest.mark.parametrize("name", [FIRST, FIRST + INCOMPLETE, "tekken.json", "tekken.json.tmp"])
+@pytest.mark.parametrize("name", [FIRST, FIRST + INCOMPLETE, "tekken.json", "tekken.json.partial"])
 @pytest.mark.parametrize("how", ["symbolic", "dangling", "hard", "folder"])
 def test_no_link_leads_out_of_the_folder(
     hub: Hub, folder: Path, tmp_path: Path, name: str, how: str
@@ -386,16 +385,16 @@ def test_a_full_disk_leaves_what_arrived(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = open_stream(folder)
-    put, size = disk.put, len(hub.files[FIRST])
+    write_at, size = streaming.write_at, len(hub.files[FIRST])
 
-    def put_half(descriptor: int, data: memoryview, offset: int) -> None:
+    def write_half(descriptor: int, data: memoryview, offset: int) -> None:
         if offset + len(data) > size // 2:
-            put(descriptor, data[: size // 2 - offset], offset)
+            write_at(descriptor, data[: size // 2 - offset], offset)
             raise OSError(errno.ENOSPC, "No space left on device")
-        put(descriptor, data, offset)
+        write_at(descriptor, data, offset)
 
     with monkeypatch.context() as patch:
-        patch.setattr(disk, "put", put_half)
+        patch.setattr(streaming, "write_at", write_half)
         with pytest.raises(OSError, match="No space left"):
             fetch(stream, FIRST)
     hub.forget()
