@@ -32,7 +32,7 @@ def test_disk_space_is_checked_before_work(
 ) -> None:
     monkeypatch.setattr(magistral_mlx.convert.output.target, "free_bytes", lambda target: 500_000)
     with pytest.raises(
-        ConversionError, match=r"needs [\d,]+ bytes more, and 500,000 bytes are free"
+        ConversionError, match=r"needs [\d.]+ MB more, and 500,000 bytes are free"
     ):
         convert_quickly(hf_folder, tmp_path / "out")
     assert not list(tmp_path.iterdir())
