@@ -8,7 +8,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat, Shape
+from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.checkpoint.quant_format import QuantFormat, Shape
 
 FORMAT = QuantFormat(bits=4, group_size=64)
 TRUE_WIDTH = ModelConfig(
@@ -32,7 +33,7 @@ def write_slice(folder: Path, config: ModelConfig, seed: int = 0) -> None:
     """Write a checkpoint of ``config`` as MLX stores them, one shard a layer, so that little is in memory at once."""
     rng = np.random.default_rng(seed)
     shards: dict[str, list[str]] = {}
-    for name in config.parameter_shapes():
+    for name in config.shapes:
         layer = name.split(".")[2] if name.startswith("model.layers.") else name
         shards.setdefault(layer, []).append(name)
     weight_map: dict[str, str] = {}
@@ -41,7 +42,7 @@ def write_slice(folder: Path, config: ModelConfig, seed: int = 0) -> None:
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         arrays: dict[str, mx.array] = {}
         for name in names:
-            arrays |= _random(name, config.parameter_shapes()[name], rng)
+            arrays |= _random(name, config.shapes[name], rng)
         mx.save_safetensors(str(folder / file), arrays, {"format": "mlx"})
         weight_map |= dict.fromkeys(arrays, file)
         total += sum(array.nbytes for array in arrays.values())

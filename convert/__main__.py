@@ -12,9 +12,9 @@ from typing import Any, get_args
 
 import click
 
-from magistral_mlx.checkpoint.config import Mode, QuantFormat
 from magistral_mlx.checkpoint.folder import Layout, open_checkpoint
 from magistral_mlx.checkpoint.manifest import ReasoningFormat
+from magistral_mlx.checkpoint.quant_format import Mode, QuantFormat
 from magistral_mlx.convert.output import fits
 from magistral_mlx.convert.output.staging import partial_of
 from magistral_mlx.convert.pipeline.conversion import Conversion, Summary

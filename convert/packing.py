@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import mlx.core as mx
 import numpy as np
 
-from magistral_mlx.checkpoint.config import AFFINE_GROUP_SIZES, QuantFormat
+from magistral_mlx.checkpoint.quant_format import AFFINE_GROUP_SIZES, QuantFormat
 from magistral_mlx.errors import ConversionError
 
 PARTS = ("weight", "scales", "biases")

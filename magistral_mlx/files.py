@@ -1,4 +1,4 @@
-"""Paths, the cache folder, and files that are whole and on the drive before they have their name."""
+"""Paths, the cache folder, and files that get their name when they are whole and on the drive."""
 
 import errno
 import fcntl
@@ -50,6 +50,7 @@ def replacing(path: Path) -> Iterator[int]:
 
     Yields:
         The descriptor of the new file.
+
     Raises:
         OSError: ``path`` is not a plain file that may be written, or the disk is full or fails.
     """

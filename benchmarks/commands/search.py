@@ -7,7 +7,7 @@ import click
 from benchmarks.commands.shared import json_option, write
 from benchmarks.converter.search import time_search
 from benchmarks.measure import circumstances, spread
-from magistral_mlx.checkpoint.config import QuantFormat
+from magistral_mlx.checkpoint.quant_format import QuantFormat
 
 
 @click.command()

@@ -19,8 +19,9 @@ import numpy as np
 from benchmarks.converter.contender import GROUP_SIZE
 from benchmarks.converter.source import source_bytes, write_source
 from benchmarks.measure import OURS, Comparison, Lap, Run, interleave
-from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat
+from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import open_checkpoint
+from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.errors import ConversionError, OptionError
 
@@ -116,7 +117,7 @@ def check_space(needs: list[tuple[Path, int]]) -> None:
 def output_bytes(config: ModelConfig, bits: int) -> int:
     """Bytes of the tensors that a conversion of a bf16 checkpoint writes."""
     total = 0
-    for shape in config.parameter_shapes().values():
+    for shape in config.shapes.values():
         if len(shape) == 1:
             total += 2 * shape[0]
         else:

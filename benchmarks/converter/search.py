@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from benchmarks.measure import Lap, Stopwatch, spread
 from benchmarks.synthetic import TRUE_WIDTH
-from magistral_mlx.checkpoint.config import QuantFormat
+from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.convert.methods.search import quantize_weighted
 from magistral_mlx.convert.pipeline.rowwise import BLOCK_BYTES
 from magistral_mlx.convert.threads import unordered

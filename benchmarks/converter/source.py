@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.synthetic import raw_config
-from magistral_mlx.checkpoint.config import ModelConfig, Shape
+from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.checkpoint.quant_format import Shape
 from magistral_mlx.tokenizer.messages import CARD_SYSTEM_PROMPT
 from magistral_mlx.tokenizer.release import SYSTEM_PROMPT_FILE
 
@@ -49,7 +50,7 @@ def to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 def source_bytes(config: ModelConfig) -> int:
     """Bytes of all tensors in bf16."""
-    return ITEMSIZE * sum(math.prod(shape) for shape in config.parameter_shapes().values())
+    return ITEMSIZE * sum(math.prod(shape) for shape in config.shapes.values())
 
 
 def write_source(
@@ -91,7 +92,7 @@ def _divide(config: ModelConfig, shard_bytes: int) -> list[dict[str, Shape]]:
     """The tensors in order, in as few files as hold ``shard_bytes`` at most."""
     shards: list[dict[str, Shape]] = []
     room = 0
-    for name, shape in config.parameter_shapes().items():
+    for name, shape in config.shapes.items():
         room -= ITEMSIZE * math.prod(shape)
         if room < 0:
             shards.append({})

@@ -103,9 +103,7 @@ def flops_per_token(config: ModelConfig, context: float) -> float:
     """Floating-point operations to read one id with ``context`` before it; the head only counts for the last."""
     layers = sum(
         rows * columns
-        for name, (rows, columns) in (
-            (n, s) for n, s in config.parameter_shapes().items() if len(s) == 2
-        )
+        for name, (rows, columns) in ((n, s) for n, s in config.shapes.items() if len(s) == 2)
         if name.startswith("model.layers.")
     )
     return 2 * layers + 4 * config.num_layers * config.num_heads * config.head_dim * context

@@ -66,7 +66,7 @@ class Findings:
 
     def add(self, title: str, folder: Path, scores: Scores) -> dict[str, Any]:
         checkpoint = open_checkpoint(folder)
-        weights = sum(map(math.prod, checkpoint.config.parameter_shapes().values()))
+        weights = sum(map(math.prod, checkpoint.config.shapes.values()))
         bits = 8 * checkpoint.nbytes / weights
         name, first = self._first.setdefault(f"{bits:.2f}", (title, scores))
         parts = {

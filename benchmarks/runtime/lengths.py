@@ -13,9 +13,7 @@ ENDS = (
 def times_as_long(config: ModelConfig, before: int, after: int) -> float:
     """Multiply-adds of a prefill of ``after`` ids over those of one of ``before``: every weight of a layer for each id,
     and queries with keys, and weights with values, of each position and those before it."""
-    weights = sum(
-        prod(shape) for name, shape in config.parameter_shapes().items() if name not in ENDS
-    )
+    weights = sum(prod(shape) for name, shape in config.shapes.items() if name not in ENDS)
     pair = (
         config.num_layers * config.num_heads * config.head_dim
     )  # of two products, half of all pairs

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from magistral_mlx.checkpoint.config import AFFINE_BITS, QuantFormat
+from magistral_mlx.checkpoint.quant_format import AFFINE_BITS, QuantFormat
 from magistral_mlx.convert.calibration.choose import Calibration
 from magistral_mlx.convert.calibration.forward import MeanSquares
 from magistral_mlx.convert.calibration.resumable_pass import ResumablePass
@@ -132,7 +132,7 @@ def _predicted(
 ) -> tuple[str, dict[int, float]]:
     """The error of some rows from the middle, whole heads of them, by each number of bits."""
     name, least = f"{module}.weight", plan.bits[module]
-    count, head = source.config.parameter_shapes()[name][0], source.config.head_dim
+    count, head = source.config.shapes[name][0], source.config.head_dim
     step = -(-SAMPLE_ROWS // head) * head
     start = count // 2 // step * step
     with mx.stream(mx.cpu):

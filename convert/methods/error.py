@@ -7,7 +7,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from magistral_mlx.checkpoint.config import QuantFormat
+from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.convert.calibration.host import matmul
 from magistral_mlx.convert.packing import dequantize, quantize
 

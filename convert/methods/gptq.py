@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from magistral_mlx.checkpoint.config import QuantFormat
+from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.convert.calibration.host import matmul
 from magistral_mlx.convert.methods.search import (
     Grid,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from magistral_mlx.checkpoint.config import QuantFormat
+from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.convert.packing import check_divisible, check_finite, quantize
 
 BLOCK_WEIGHTS = 2**17  # searched at once: their float32 copies stay in a core's cache

@@ -8,7 +8,7 @@ from functools import partial
 
 import mlx.core as mx
 
-from magistral_mlx.checkpoint.config import QuantFormat
+from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.convert.calibration.forward import EMBEDDING
 from magistral_mlx.convert.calibration.host import trim_heap
 from magistral_mlx.convert.calibration.statistics import column_weights, hessian, mean_squares, runs
@@ -95,7 +95,7 @@ class Sequential:
         name, quant = f"{module}.weight", self.formats[module]
         assert quant is not None
         count, step = (
-            self.source.config.parameter_shapes()[name][0],
+            self.source.config.shapes[name][0],
             self.source.row_step(name, GPTQ_BLOCK_BYTES),
         )
 

@@ -41,7 +41,7 @@ class LayerwiseWork:
     def run(self) -> Generator[Progress, None, None]:
         """Write every file that is not finished yet."""
         steps = in_order(self.source.config)
-        total = sum(map(self.source.nbytes_of, self.source.config.parameter_shapes()))
+        total = sum(map(self.source.nbytes_of, self.source.config.shapes))
         done = yield from rechecked(self.output, self.source, total)
         self._visitor = Sequential(self.source, self.plan.formats, self._emit)
         staged = ResumablePass(self.stages, self.source, self.ids, self._visitor)

@@ -59,7 +59,7 @@ class WeightsWork:
 
     def run(self) -> Generator[Progress, None, None]:
         """Write every file that is not finished yet."""
-        total = sum(map(self.source.nbytes_of, self.source.config.parameter_shapes()))
+        total = sum(map(self.source.nbytes_of, self.source.config.shapes))
         done = yield from rechecked(self.output, self.source, total)
         try:
             if self.stream is not None:
@@ -103,7 +103,7 @@ class WeightsWork:
     def _blocks(self, name: str) -> Iterator[_Block]:
         files = files_of(self.source, [name])
         count, step = (
-            self.source.config.parameter_shapes()[name][0],
+            self.source.config.shapes[name][0],
             self.source.row_step(name, BLOCK_BYTES),
         )
         for row in range(0, count, step):

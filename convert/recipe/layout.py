@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from magistral_mlx.checkpoint.config import AFFINE_BITS, ModelConfig, QuantFormat, Shape
+from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.checkpoint.quant_format import AFFINE_BITS, QuantFormat, Shape
 from magistral_mlx.checkpoint.safetensors import Entry
 from magistral_mlx.checkpoint.safetensors_header import header_bytes, lay_out
 from magistral_mlx.convert.packing import check_divisible
@@ -102,7 +103,7 @@ def make_plan(
         OptionError: a rule of the recipe's file matches no matrix.
     """
     formats = make_formats(config, options) if formats is None else formats
-    shapes = config.parameter_shapes()
+    shapes = config.shapes
     written = {
         name: written_tensors(name, shape, formats, float_type) for name, shape in shapes.items()
     }
@@ -137,7 +138,7 @@ def make_plan(
 def packed_sizes(source: Source, module: str, group_size: int) -> dict[int, int]:
     """Bytes of a matrix in each affine format of a group size, by its bits."""
     name = f"{module}.weight"
-    shape = source.config.parameter_shapes()[name]
+    shape = source.config.shapes[name]
     return {
         bits: sum(
             entry.nbytes
@@ -170,7 +171,7 @@ def divide(units: Iterable[tuple[T, int]], limit: int = MAX_DATA_BYTES) -> list[
 def in_order(config: ModelConfig) -> list[list[str]]:
     """The tensors by the step of a pass through the model after which they can be written: the embedding's, each
     layer's, and what follows the layers. A tied embedding is done with when it was lm_head."""
-    names = list(config.parameter_shapes())
+    names = list(config.shapes)
     layers = [
         [name for name in names if name.startswith(f"model.layers.{layer}.")]
         for layer in range(config.num_layers)
@@ -183,7 +184,7 @@ def read_in_order(config: ModelConfig) -> list[list[str]]:
     """What each step of such a pass reads. The first layer says what the columns of an embedding of its own weigh."""
     steps = in_order(config)
     return [
-        [next(iter(config.parameter_shapes())), *([] if config.tie_word_embeddings else steps[1])],
+        [next(iter(config.shapes)), *([] if config.tie_word_embeddings else steps[1])],
         *steps[1:],
     ]
 

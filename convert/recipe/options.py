@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from magistral_mlx.checkpoint.config import AFFINE_BITS, FP_FORMATS, Mode, ModelConfig, QuantFormat
+from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.manifest import ReasoningFormat
+from magistral_mlx.checkpoint.quant_format import AFFINE_BITS, FP_FORMATS, Mode, QuantFormat
 from magistral_mlx.convert.recipe.recipe_file import (
     DEFAULT_GROUP_SIZE,
     UNPACKED_BITS,
@@ -211,9 +212,7 @@ def make_formats(config: ModelConfig, options: Options) -> dict[str, QuantFormat
         OptionError: a rule of the recipe's file matches no matrix.
     """
     modules = [
-        name.removesuffix(".weight")
-        for name, shape in config.parameter_shapes().items()
-        if len(shape) == 2
+        name.removesuffix(".weight") for name, shape in config.shapes.items() if len(shape) == 2
     ]
     if options.file is not None:
         return options.file.formats(modules)

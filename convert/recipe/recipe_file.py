@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from magistral_mlx.checkpoint.config import FP_FORMATS, QuantFormat
+from magistral_mlx.checkpoint.quant_format import FP_FORMATS, QuantFormat
 from magistral_mlx.errors import CheckpointError, OptionError, quoted
 
 UNPACKED_BITS = 16  # stands for a matrix that stays in the checkpoint's float type

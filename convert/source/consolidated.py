@@ -9,9 +9,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from magistral_mlx.checkpoint.config import ModelConfig, Shape
+from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import FLOATS, Shard
 from magistral_mlx.checkpoint.multimodal import language_config
+from magistral_mlx.checkpoint.quant_format import Shape
 from magistral_mlx.checkpoint.safetensors import FP8, Entry, parse_json, read_document
 from magistral_mlx.errors import CheckpointError, quoted
 
@@ -159,7 +160,7 @@ def _check_tensors(shard: Shard, config: ModelConfig) -> None:
             f"{shard.path}: {len(shard.header)} tensors, but {PARAMS} has {config.num_layers} layers; they are not of "
             "the same model: download both again"
         )
-    expected = {native_name(name): shape for name, shape in config.parameter_shapes().items()}
+    expected = {native_name(name): shape for name, shape in config.shapes.items()}
     if missing := sorted(set(expected) - set(shard.header)):
         raise CheckpointError(
             f"{shard.path}: {len(missing)} tensors are missing, first {quoted(missing[0])}; the file is incomplete "

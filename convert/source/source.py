@@ -10,9 +10,10 @@ from typing import Any, cast, get_args
 
 import mlx.core as mx
 
-from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat
+from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Layout, Shard, open_checkpoint
 from magistral_mlx.checkpoint.hub_api import HubFile
+from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.checkpoint.safetensors import Entry
 from magistral_mlx.convert.packing import PARTS, dequantize
 from magistral_mlx.convert.source.consolidated import (
@@ -98,7 +99,7 @@ class Source:
     ) -> Iterator[tuple[int, mx.array]]:
         """All rows of one tensor, in order: (first row, rows)."""
         step = self.row_step(name, block_bytes)
-        for row in range(0, self.config.parameter_shapes()[name][0], step):
+        for row in range(0, self.config.shapes[name][0], step):
             yield row, self.read(name, slice(row, row + step))
 
     def places(self, name: str) -> list[tuple[Shard, str]]:

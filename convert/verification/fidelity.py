@@ -9,8 +9,8 @@ from functools import partial
 import mlx.core as mx
 import numpy as np
 
-from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.convert.packing import PARTS, dequantize
 from magistral_mlx.convert.source.source import Source
 from magistral_mlx.convert.threads import unordered
@@ -75,7 +75,7 @@ def measuring(
     Args:
         method: one of ``recipes.METHODS``, by which affine formats were made.
     """
-    parts: dict[str, list[_Part]] = {name: [] for name in source.config.parameter_shapes()}
+    parts: dict[str, list[_Part]] = {name: [] for name in source.config.shapes}
     with closing(unordered(_jobs(checkpoint, source, method))) as measured:
         for part in measured:
             parts[part.name].append(part)
@@ -121,7 +121,7 @@ def rounding_bound(groups: mx.array, quant: QuantFormat | None, dtype: str) -> m
 
 
 def _jobs(checkpoint: Checkpoint, source: Source, method: str) -> Iterator[partial[_Part]]:
-    for name, (count, *_) in source.config.parameter_shapes().items():
+    for name, (count, *_) in source.config.shapes.items():
         step = source.row_step(name, BLOCK_BYTES)
         for row in range(0, count, step):
             yield partial(

@@ -125,7 +125,7 @@ def verifying(
     )
     if original is not None and checkpoint is not None:
         checks.append(_check_source(checkpoint, original, record))
-        if checkpoint.config.parameter_shapes() == original.config.parameter_shapes():
+        if checkpoint.config.shapes == original.config.shapes:
             method = METHODS[-1] if record is None else record.method  # GPTQ's bound is the widest
             tensors = yield from counted(measuring(checkpoint, original, method))
             checks.append(_check_rounding(tensors, method))

@@ -10,11 +10,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat, Shape
+from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.hub_api import Layout
 from magistral_mlx.checkpoint.hub_cache import fetch
 from magistral_mlx.checkpoint.manifest import compare_manifest
 from magistral_mlx.checkpoint.multimodal import MODEL_TYPE, language_config, text_name, text_shards
+from magistral_mlx.checkpoint.quant_format import QuantFormat, Shape
 from magistral_mlx.checkpoint.safetensors import FP8, Entry, Shard, parse_json, read_document
 from magistral_mlx.errors import CheckpointError, OptionError, quoted
 
@@ -254,7 +255,7 @@ def _check_tensors(
         )
     formats: dict[str, QuantFormat | None] = {}
     expected: dict[str, tuple[Shape, frozenset[str]]] = {}
-    for name, shape in config.parameter_shapes().items():
+    for name, shape in config.shapes.items():
         module = name.removesuffix(".weight")
         quant = None
         if len(shape) == 2:

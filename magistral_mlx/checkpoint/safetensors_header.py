@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import mlx.core as mx
 
-from magistral_mlx.checkpoint.config import Shape
+from magistral_mlx.checkpoint.quant_format import Shape
 from magistral_mlx.checkpoint.safetensors import DTYPES, Entry
 
 MLX_TYPES = {

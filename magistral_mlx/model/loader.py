@@ -7,8 +7,8 @@ from collections.abc import Generator, Mapping, Sequence
 import mlx.core as mx
 from mlx import nn
 
-from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.model.transformer import FusedLinear, Transformer
 

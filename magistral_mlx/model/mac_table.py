@@ -1,6 +1,7 @@
 """What of Magistral Small fits which Mac: forecasts from shapes, without a checkpoint."""
 
-from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat
+from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.errors import MemoryLimitError
 from magistral_mlx.model.memory import make_plan, packed_bytes
 

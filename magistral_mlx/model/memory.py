@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat
+from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError, in_units, quoted
 from magistral_mlx.model.device import budget_bytes, on_gpu
 
@@ -159,7 +160,7 @@ def resident_bytes(checkpoint: Checkpoint, *, on_gpu: bool) -> int:
 def packed_bytes(config: ModelConfig, quant: QuantFormat) -> int:
     """Bytes of a checkpoint whose matrices are all packed as ``quant`` (affine), the rest in bf16."""
     total = 0
-    for shape in config.parameter_shapes().values():
+    for shape in config.shapes.values():
         if len(shape) == 1:
             total += 2 * shape[0]
             continue

@@ -24,7 +24,7 @@ def test_before_it_learns_what_comes_into_q_k_and_v_has_outlier_channels(tmp_pat
     names = {
         name: array.shape for shard in visitor.source.shards for name, array in shard.header.items()
     }
-    assert names == CONFIG.parameter_shapes()
+    assert names == CONFIG.shapes
 
 
 def test_files_are_learned_from_or_held_out(

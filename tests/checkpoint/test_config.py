@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat, QuantizationConfig
+from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.checkpoint.quant_format import QuantFormat, QuantizationConfig
 from magistral_mlx.errors import CheckpointError
 from tests.support.tiny import make_config, raw_config
 
@@ -23,7 +24,7 @@ def read(
     raw = {
         key: value for key, value in (raw_config(config) | changes).items() if value is not WITHOUT
     }
-    return ModelConfig.from_dict(raw, SOURCE, tensors or config.parameter_shapes())
+    return ModelConfig.from_dict(raw, SOURCE, tensors or config.shapes)
 
 
 @pytest.mark.parametrize("is_tied", [False, True])
@@ -42,7 +43,7 @@ def test_the_released_model_has_the_published_size() -> None:
         head_dim=128,
         vocab_size=131072,
     )
-    shapes = released.parameter_shapes()
+    shapes = released.shapes
     assert len(shapes) == 363
     assert sum(map(math.prod, shapes.values())) == 23_572_403_200
 

@@ -10,8 +10,9 @@ import mlx.core as mx
 import pytest
 
 from magistral_mlx.checkpoint import folder as folder_module
-from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat
+from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint, Shard, open_checkpoint, resolve
+from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.errors import CheckpointError, HubError, OptionError
 from tests.support.tiny import make_config, make_weights, quantize_weights, write_checkpoint
 

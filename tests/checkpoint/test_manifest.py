@@ -13,9 +13,9 @@ import mlx.core as mx
 import pytest
 
 from magistral_mlx.checkpoint import manifest
-from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.checkpoint.manifest import MANIFEST
+from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.convert.source.source import open_source
 from magistral_mlx.errors import CheckpointError
 from tests.support.sources import CONFIG, change_json, convert_quickly, write_hf

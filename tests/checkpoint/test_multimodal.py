@@ -9,8 +9,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.checkpoint.folder import open_checkpoint
+from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.convert.source.source import open_source
 from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import CheckpointError

@@ -8,8 +8,8 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.checkpoint.folder import open_checkpoint
+from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError
 from magistral_mlx.generation.decoding import Stepper, prefill

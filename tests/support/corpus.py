@@ -12,8 +12,8 @@ from typing import Literal
 
 import mlx.core as mx
 
-from magistral_mlx.checkpoint.config import QuantFormat
 from magistral_mlx.checkpoint.folder import open_checkpoint
+from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.convert.output.export import read_tokenizer
 from magistral_mlx.convert.source.source import open_source
 from magistral_mlx.engine.chat import result_of

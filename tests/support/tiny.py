@@ -5,7 +5,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat
+from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.model.transformer import Transformer
 
 DEMO = Path(__file__).parents[2] / "magistral_mlx" / "demo"
@@ -54,7 +55,7 @@ def make_weights(
     """Random weights under their Hugging Face names, scaled so that logits are of order 1."""
     key = mx.random.key(seed)
     weights = {}
-    for name, shape in config.parameter_shapes().items():
+    for name, shape in config.shapes.items():
         key, own = mx.random.split(key)
         noise = mx.random.normal(shape, key=own)
         weights[name] = (1 + 0.1 * noise if len(shape) == 1 else noise * shape[-1] ** -0.5).astype(

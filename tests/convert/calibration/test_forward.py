@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from mlx import nn
 
-from magistral_mlx.checkpoint.config import ModelConfig, QuantFormat
+from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.convert.calibration import forward as calibrate
 from magistral_mlx.convert.calibration.forward import MeanSquares, PassState, visit_linears
 from magistral_mlx.convert.calibration.statistics import (
@@ -255,7 +256,7 @@ def test_each_linear_is_quantized_on_what_the_quantized_ones_before_it_give(
     weights = make_weights(config, mx.bfloat16)
     source = open_source(checkpoint_folder(config, weights))
     formats: dict[str, QuantFormat | None] = {
-        name.removesuffix(".weight"): QuantFormat(4, 32) for name, shape in source.config.parameter_shapes().items()
+        name.removesuffix(".weight"): QuantFormat(4, 32) for name, shape in source.config.shapes.items()
         if len(shape) == 2
     }  # fmt: skip
     formats["model.layers.0.self_attn.v_proj"] = QuantFormat(6, 64)

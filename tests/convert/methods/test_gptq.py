@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from magistral_mlx.checkpoint.config import AFFINE_BITS, QuantFormat
+from magistral_mlx.checkpoint.quant_format import AFFINE_BITS, QuantFormat
 from magistral_mlx.convert.methods import gptq
 from magistral_mlx.convert.methods.gptq import DAMPING, Curvature, inverse_upper, quantize_gptq
 from magistral_mlx.convert.methods.search import quantize_weighted

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from magistral_mlx.checkpoint.config import AFFINE_BITS, AFFINE_GROUP_SIZES, QuantFormat
+from magistral_mlx.checkpoint.quant_format import AFFINE_BITS, AFFINE_GROUP_SIZES, QuantFormat
 from magistral_mlx.convert.methods import search
 from magistral_mlx.convert.methods.search import (
     Grid,

@@ -239,7 +239,7 @@ def test_config_json_states_what_its_readers_would_guess(tmp_path: Path) -> None
     plain = make_config(config, None, "float16")
     assert "quantization" not in plain
     assert "quantization_config" not in plain
-    assert ModelConfig.from_dict(plain, tmp_path, config.parameter_shapes()) == config
+    assert ModelConfig.from_dict(plain, tmp_path, config.shapes) == config
     folder = export(tmp_path)
     assert json.loads((folder / "config.json").read_text()) == raw
     generation = json.loads((folder / "generation_config.json").read_text())

@@ -131,7 +131,7 @@ def test_a_conversion_let_go_at_once_leaves_nothing(
         "magistral_mlx.convert.pipeline.rowwise.BLOCK_BYTES", 5_000
     )  # so that no file is whole by the blocks begun
     steps = converting(source, tmp_path / "a" / "out", Options(q_method="round"))
-    assert next(steps).name in CONFIG.parameter_shapes()
+    assert next(steps).name in CONFIG.shapes
     steps.close()
     assert not list(tmp_path.iterdir())
 

@@ -22,7 +22,7 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_progress_counts_every_byte_of_the_source(tmp_path: Path, hf_folder: Path) -> None:
     steps = list(converting(hf_folder, tmp_path / "out"))
-    total = sum(2 * int(np.prod(shape)) for shape in CONFIG.parameter_shapes().values())
+    total = sum(2 * int(np.prod(shape)) for shape in CONFIG.shapes.values())
     assert steps[-1].done == steps[-1].total == total
     assert all(one.done <= two.done for one, two in pairwise(steps))
 
@@ -31,9 +31,7 @@ def test_disk_space_is_checked_before_work(
     tmp_path: Path, hf_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(magistral_mlx.convert.output.target, "free_bytes", lambda target: 500_000)
-    with pytest.raises(
-        ConversionError, match=r"needs [\d.]+ MB more, and 500,000 bytes are free"
-    ):
+    with pytest.raises(ConversionError, match=r"needs [\d.]+ MB more, and 500,000 bytes are free"):
         convert_quickly(hf_folder, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 

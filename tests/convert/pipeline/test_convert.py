@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import magistral_mlx.convert.pipeline.prepare
-from magistral_mlx.checkpoint.config import FP_FORMATS
 from magistral_mlx.checkpoint.folder import open_checkpoint
+from magistral_mlx.checkpoint.quant_format import FP_FORMATS
 from magistral_mlx.convert import convert_checkpoint
 from magistral_mlx.convert.recipe.layout import make_plan
 from magistral_mlx.convert.source.source import open_source
@@ -202,9 +202,7 @@ def test_config_index_and_files_keep_the_contract(tmp_path: Path, hf_folder: Pat
     assert config["quantization"] == config["quantization_config"] == expected
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == summary.bytes_out
-    assert index["metadata"]["total_parameters"] == sum(
-        np.prod(s) for s in CONFIG.parameter_shapes().values()
-    )
+    assert index["metadata"]["total_parameters"] == sum(np.prod(s) for s in CONFIG.shapes.values())
     assert summary.bits_per_weight == pytest.approx(
         8 * summary.bytes_out / index["metadata"]["total_parameters"]
     )

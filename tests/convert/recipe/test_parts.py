@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from magistral_mlx.checkpoint.config import (
+from magistral_mlx.checkpoint.quant_format import (
     AFFINE_BITS,
     AFFINE_GROUP_SIZES,
     FP_FORMATS,
@@ -47,7 +47,7 @@ def test_native_names_are_mistrals() -> None:
     assert native_name("model.embed_tokens.weight") == "tok_embeddings.weight"
     assert native_name("model.layers.12.self_attn.o_proj.weight") == "layers.12.attention.wo.weight"
     assert native_name("model.layers.0.mlp.down_proj.weight") == "layers.0.feed_forward.w2.weight"
-    names = list(WIDE.parameter_shapes())
+    names = list(WIDE.shapes)
     assert len({native_name(name) for name in names}) == len(names)
     assert sum(map(is_rotated, names)) == 2 * WIDE.num_layers
 
@@ -267,9 +267,7 @@ def test_magistral_small_in_4_bit_is_13_gb_in_a_file_for_each_layer() -> None:
         f"model-{i:05}-of-00042.safetensors" for i in range(1, 43)
     ]
     assert [list(shard.sources) for shard in plan.shards] == in_order(small)
-    assert [name for shard in plan.shards for name in shard.sources] == list(
-        small.parameter_shapes()
-    )
+    assert [name for shard in plan.shards for name in shard.sources] == list(small.shapes)
     tied = replace(small, tie_word_embeddings=True)
     last = make_plan(tied, "bfloat16", Options()).shards[-1]
     assert last.sources == ("model.norm.weight", "model.embed_tokens.weight")

@@ -10,8 +10,13 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from magistral_mlx.checkpoint.config import AFFINE_BITS, AFFINE_GROUP_SIZES, FP_FORMATS, QuantFormat
 from magistral_mlx.checkpoint.folder import open_checkpoint
+from magistral_mlx.checkpoint.quant_format import (
+    AFFINE_BITS,
+    AFFINE_GROUP_SIZES,
+    FP_FORMATS,
+    QuantFormat,
+)
 from magistral_mlx.convert import convert_checkpoint, prepare
 from magistral_mlx.convert.recipe.layout import make_plan
 from magistral_mlx.convert.recipe.options import Options, make_formats
@@ -40,11 +45,7 @@ every_format = pytest.mark.parametrize(
     ids=str,
 )
 PARTS = ("weight", "scales", "biases")
-MODULES = [
-    name.removesuffix(".weight")
-    for name, shape in CONFIG.parameter_shapes().items()
-    if len(shape) == 2
-]
+MODULES = [name.removesuffix(".weight") for name, shape in CONFIG.shapes.items() if len(shape) == 2]
 Weights = dict[str, mx.array]
 
 
@@ -326,7 +327,7 @@ def test_the_forecast_counts_what_is_written(tmp_path: Path, hf_folder: Path) ->
     recipe = write_recipe(tmp_path / "my.json", {"bits": 4}, *RULES)
     plan = make_plan(CONFIG, "bfloat16", Options(recipe=recipe))
     bits = dict.fromkeys(("weight", "norm"), 0)
-    for name, shape in CONFIG.parameter_shapes().items():
+    for name, shape in CONFIG.shapes.items():
         quant = by_hand(name.removesuffix(".weight")) if len(shape) == 2 else None
         per_weight = (
             16.0

@@ -153,7 +153,7 @@ def test_a_damaged_file_is_refused_and_nothing_is_made_of_it(tmp_path: Path, hub
 def test_a_dry_run_fetches_no_weights_and_writes_nothing(tmp_path: Path, hub: Hub) -> None:
     conversion = prepare(REPO, tmp_path / "out", QUICK, stream=True)
     assert conversion.source.nbytes == sum(
-        map(conversion.source.nbytes_of, conversion.source.config.parameter_shapes())
+        map(conversion.source.nbytes_of, conversion.source.config.shapes)
     )
     assert {path.name for path in tmp_path.iterdir()} <= {"home"}
     assert weights_sent(hub) <= 4 * 2**17

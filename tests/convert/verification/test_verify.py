@@ -16,7 +16,12 @@ import numpy as np
 import pytest
 
 import magistral_mlx.convert.verification.verification
-from magistral_mlx.checkpoint.config import AFFINE_BITS, AFFINE_GROUP_SIZES, FP_FORMATS, QuantFormat
+from magistral_mlx.checkpoint.quant_format import (
+    AFFINE_BITS,
+    AFFINE_GROUP_SIZES,
+    FP_FORMATS,
+    QuantFormat,
+)
 from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.convert import Report, convert_checkpoint, verify_checkpoint
 from magistral_mlx.convert.packing import dequantize, quantize
