@@ -199,7 +199,8 @@ def rows_of(revision: str | None) -> list[Row]:
     command = ["git", "-C", str(ROOT), "archive", revision, "README.md", *TREES]
     archive = subprocess.run(command, check=True, capture_output=True).stdout
     with tempfile.TemporaryDirectory() as folder:
-        tarfile.open(fileobj=io.BytesIO(archive)).extractall(folder, filter="data")
+        with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+            files.extractall(folder, filter="data")
         return House(Path(folder)).rows()
 
 

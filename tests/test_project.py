@@ -1,9 +1,6 @@
-"""What a newcomer meets first: the Makefile's search for a Python, the README, and the wheel."""
+"""The Makefile finds a Python, and the wheel holds the package."""
 
-import ast
 import os
-import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -12,29 +9,17 @@ from pathlib import Path
 
 import pytest
 
-import magistral_mlx as mm
-from magistral_mlx import __main__ as group
-from magistral_mlx import bridge
-
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-COMMANDS = [
-    line
-    for kind, block in BLOCKS
-    if kind == "sh"
-    for line in block.splitlines()
-    if "magistral " in line
-]
 
-# What a fake interpreter pretends before the Makefile's probe runs in it.
+# Statements that a fake interpreter runs before the Makefile's probe.
 GOOD = ""
 OLD = "sys.version_info = (3, 9, 6)"
 NEW = "sys.version_info = (3, 14, 0)"
 NO_VENV = "sys.modules['ensurepip'] = None"
 MAC = "platform.system = lambda: 'Darwin'; platform.machine = lambda: 'arm64'"
 INTEL = "platform.system = lambda: 'Darwin'; platform.machine = lambda: 'x86_64'"
-BROKEN = "exit 127"  # as the shims of version managers do
+# Shims of version managers end like this.
+BROKEN = "exit 127"
 
 FAKE = """#!/bin/sh
 case "$1" in
@@ -141,101 +126,34 @@ def test_mlx_needs_macos_14(tmp_path: Path, macos: str) -> None:
     assert ("MLX needs macOS 14" in done.stderr) == (macos == "13.7.8")
 
 
-def test_the_readme_begins_with_the_two_commands() -> None:
-    kind, block = BLOCKS[0]
-    assert kind == "sh"
-    assert [line.split()[:2] for line in block.splitlines()] == [["make", "demo"], ["make", "test"]]
-
-
-@pytest.mark.parametrize("line", COMMANDS)
-def test_the_readme_s_commands_are_understood(line: str) -> None:
-    words = shlex.split(line[line.index("magistral ") :], comments=True)
-    name, arguments = words[1], words[2:]
-    if ">" in arguments:
-        arguments = arguments[: arguments.index(">")]
-    command = group.command.get_command(group.command.make_context("magistral", [name]), name)
-    assert command is not None
-    command.make_context(name, arguments)  # parses, and runs nothing
-
-
-def test_the_readme_s_python_names_what_exists() -> None:
-    blocks = [block for kind, block in BLOCKS if kind == "python"]
-    assert blocks
-    assert all(code.count("\n") <= 12 for code in blocks)
-    public = {
-        "mm": mm,
-        "magistral": mm.Magistral,
-        "reply": mm.Reply,
-        "segment": mm.Text,
-        "chat": mm.Chat,
-    }
-    public |= {"call": mm.ToolCall, "bridge": bridge}
-    for node in ast.walk(ast.parse("".join(blocks))):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            owner = public[node.value.id]
-            known = {*dir(owner), *getattr(owner, "__dataclass_fields__", ())}
-            assert node.attr in known, f"{node.value.id}.{node.attr}"
-
-
-def test_the_readme_s_map_names_files_that_exist() -> None:
-    for kind, block in BLOCKS:
-        if kind == "":
-            for name in re.findall(r"[\w/]+\.py\b", block):
-                folders = ("magistral_mlx", "magistral_mlx/demo", "tests")
-                assert any((ROOT / folder / name).exists() for folder in folders), name
-
-
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_and_runs_elsewhere(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
-    shutil.copytree(
-        ROOT,
-        tree,
-        ignore=shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__"),
-    )
-    build = [
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--outdir",
-        str(tmp_path),
-        str(tree),
-    ]
+    skipped = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, tree, symlinks=True, ignore=skipped)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, tree]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         licenses = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
         archive.extractall(tmp_path / "site")
-    package, converter = tree / "magistral_mlx", tree / "convert"
-    on_disk = {f"magistral_mlx/{p.relative_to(package)}" for p in package.rglob("*") if p.is_file()}
-    on_disk |= {
-        f"magistral_mlx/convert/{p.relative_to(converter)}"
-        for p in converter.rglob("*")
-        if p.is_file()
-    }
-    assert names == on_disk
+    package = tree / "magistral_mlx"
+    files = [*package.rglob("*"), *(package / "convert").rglob("*")]
+    on_disk = {path for path in files if path.is_file() and path.name != "README.md"}
+    on_disk -= {*(package / "training").rglob("*")}
+    assert names == {f"magistral_mlx/{path.relative_to(package)}" for path in on_disk}
+    assert {"demo", "convert", "serving"} <= {name.split("/")[1] for name in names}
     assert len(licenses) == 1
+    generate = [sys.executable, "-m", "magistral_mlx.generate", "--model", "demo"]
+    site, cache = tmp_path / "site", tmp_path / "cache"
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "magistral_mlx.generate",
-            "--model",
-            "demo",
-            "-p",
-            "What is 48 + 76?",
-            "--temp",
-            "0",
-        ],
+        [*generate, "-p", "What is 48 + 76?", "--temp", "0"],
         cwd=tmp_path,
-        env=os.environ
-        | {"PYTHONPATH": str(tmp_path / "site"), "MAGISTRAL_MLX_CACHE": str(tmp_path / "cache")},
+        env=os.environ | {"PYTHONPATH": str(site), "MAGISTRAL_MLX_CACHE": str(cache)},
         capture_output=True,
         text=True,
         check=True,
     )
     assert "124" in done.stdout
-    assert list((tmp_path / "cache").iterdir())
+    assert list(cache.iterdir())
