@@ -1,4 +1,4 @@
-"""Which ids a conversion calibrates on, and how they are known again."""
+"""Choose the ids that a conversion calibrates on, and describe them for the manifest."""
 
 import os
 from collections.abc import Mapping
@@ -17,22 +17,24 @@ from magistral_mlx.errors import OptionError
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 SELF = "self"
-WINDOWS = {
-    "importance": 4,
-    "gptq": 16,
-}  # more than 2,048 ids change mean squares little; a Hessian has millions
+# Windows by method: more than 2,048 ids change mean squares little; a Hessian has millions.
+WINDOWS = {"importance": 4, "gptq": 16}
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Ids ``[B, T]``, and where they are from."""
+    """Ids ``[B, T]`` and their origin.
+
+    Attributes:
+        facts: the description to use in place of the ids' digest.
+    """
 
     origin: str
     ids: mx.array
-    facts: Mapping[str, Any] | None = None  # in place of the ids' digest
+    facts: Mapping[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """As the provenance file keeps it: the content, and no path."""
+        """Describe the content for the manifest, without any path."""
         if self.facts is not None:
             return dict(self.facts)
         sequences, tokens = self.ids.shape
@@ -47,15 +49,18 @@ class Calibration:
 def make_calibration(
     options: Options, tokenizer: Tokenizer, config: ModelConfig, *, stream: bool
 ) -> Calibration | Traces | None:
-    """What the options ask for; None where every weight is rounded.
+    """Make the calibration that the options ask for; None if every weight is rounded.
 
     Args:
-        config: of the source.
-        stream: whether its files are let go once they are read.
+        options: of the conversion.
+        tokenizer: the source's.
+        config: the source's.
+        stream: True if the source's files are deleted once they are read.
+
     Raises:
-        OptionError: the user's file cannot calibrate; the source would be read twice.
-        CheckpointError: the model that is to write cannot be used, or has another vocabulary.
-        MemoryLimitError: it does not fit this machine.
+        OptionError: the user's file cannot calibrate, or a streamed source would be read twice.
+        CheckpointError: the model that will write cannot be used, or has another vocabulary.
+        MemoryLimitError: that model does not fit this machine.
     """
     if options.method == "round":
         return None
@@ -67,8 +72,8 @@ def make_calibration(
         return Calibration("file", read_calibration(path, tokenizer, windows=windows))
     if options.calibration == SELF and stream:
         raise OptionError(
-            "calibration self reads the source twice, and --stream keeps none of it; leave --stream out, or name "
-            "the folder of a 4-bit conversion of this model as --calibration"
+            "calibration self reads the source twice, and --stream keeps none of it; leave "
+            "--stream out, or name the folder of a 4-bit conversion of this model as --calibration"
         )
     writer = None if options.calibration == SELF else open_checkpoint(path)
     if writer is not None:

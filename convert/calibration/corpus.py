@@ -1,4 +1,4 @@
-"""What a calibration reads: ids of our own texts and random ones, or of the user's file."""
+"""Calibration ids: from our own texts and random ids, or from the user's file."""
 
 import codecs
 import hashlib
@@ -15,19 +15,25 @@ from magistral_mlx.tokenizer.tekken import Tokenizer
 
 TEXTS = Path(__file__).parent / "calibration.txt"
 BETWEEN_TEXTS, BETWEEN_PARTS = "===\n", "---\n"
-WINDOW = 512  # ids of a sequence, the first of which is bos
-FEWEST = 256  # ids that a file must have: as many random ones are nearly as good as any number
-LARGEST_FILE = 16 * 2**20  # bytes that are read: windows are taken from all over them
+# Ids of a sequence; the first is bos.
+WINDOW = 512
+# Ids that a file must have: 256 random ones are nearly as good as any number.
+MIN_IDS = 256
+# Bytes that are read of a file. Windows are spread over all of them.
+MAX_FILE_BYTES = 16 * 2**20
 
 
 def built_in(tokenizer: Tokenizer, *, windows: int, seed: int = 0) -> mx.array:
-    """A conversation in the card's languages after the model's own system prompt, and one window of random ids.
+    """Return one window of random ids, then a conversation in the model card's languages.
 
-    Statistics of 256 random ids gain nearly what those of real text do; but a Hessian's correlations are the text's.
+    The conversation follows the model's own system prompt. Mean squares of 256 random ids are
+    nearly as good as those of real text, but the correlations in a Hessian come from real text.
 
     Args:
-        windows: at most; fewer where the texts are not as long.
+        tokenizer: the source's.
+        windows: at most; fewer if the texts are shorter.
         seed: of the random ids.
+
     Returns:
         ``[windows, WINDOW]`` int32.
     """
@@ -37,9 +43,8 @@ def built_in(tokenizer: Tokenizer, *, windows: int, seed: int = 0) -> mx.array:
             {"role": "user", "content": question},
             {"role": "assistant", "reasoning": reasoning, "content": answer},
         ]
-    texts = tokenizer.encode_chat(messages[:-1])[
-        1:
-    ]  # a conversation ends in a question; bos comes with each window
+    # A conversation ends in a question. Its bos is dropped: each window gets its own.
+    texts = tokenizer.encode_chat(messages[:-1])[1:]
     control = [tokenizer.is_control(identity) for identity in range(tokenizer.vocab_size)]
     random = np.random.default_rng(seed).choice(np.flatnonzero(~np.array(control)), WINDOW - 1)
     return windows_of(
@@ -50,20 +55,24 @@ def built_in(tokenizer: Tokenizer, *, windows: int, seed: int = 0) -> mx.array:
 def read_calibration(
     path: str | os.PathLike[str], tokenizer: Tokenizer, *, windows: int
 ) -> mx.array:
-    """Windows of a text file, evenly spread where it has more.
+    """Read windows of a text file, evenly spread if the file has more.
 
     Returns:
-        ``[windows, WINDOW]`` int32; one shorter window of a file that does not fill one.
+        ``[windows, WINDOW]`` int32, or one shorter window if the file does not fill one.
+
     Raises:
-        OptionError: the file is missing, empty, no UTF-8 text or too short.
+        OptionError: the file is missing, empty, not UTF-8 text or too short.
     """
     path = Path(os.path.expanduser(path))
-    again = "name a UTF-8 text file, such as answers of the model to questions of yours, or leave --calibration out"
+    again = (
+        "name a UTF-8 text file, such as answers of the model to questions of yours, or leave "
+        "--calibration out"
+    )
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise OptionError(f"the calibration file {path} is no plain file; {again}")
         with path.open("rb") as file:
-            content = file.read(LARGEST_FILE)
+            content = file.read(MAX_FILE_BYTES)
     except OSError as error:
         raise OptionError(
             f"the calibration file {path} cannot be read ({error.strerror}); {again}"
@@ -71,9 +80,9 @@ def read_calibration(
     if not content.strip():
         raise OptionError(f"the calibration file {path} is empty; {again}")
     try:
-        # A file cut off at LARGEST_FILE may end inside a character.
+        # A file cut off at MAX_FILE_BYTES may end inside a character.
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(
-            content, final=len(content) < LARGEST_FILE
+            content, final=len(content) < MAX_FILE_BYTES
         )
     except UnicodeDecodeError as error:
         raise OptionError(
@@ -82,27 +91,28 @@ def read_calibration(
     if "\0" in text:
         raise OptionError(f"the calibration file {path} is no text: it holds zero bytes; {again}")
     ids = tokenizer.encode(text)
-    if len(ids) < FEWEST:
+    if len(ids) < MIN_IDS:
         raise OptionError(
-            f"the calibration file {path} is too short: {len(ids)} tokens, at least {FEWEST} are needed; {again}"
+            f"the calibration file {path} is too short: {len(ids)} tokens, at least {MIN_IDS} are "
+            f"needed; {again}"
         )
     return windows_of(tokenizer, ids, windows, spread=True)
 
 
 def digest(ids: mx.array) -> str:
-    """SHA-256 by which a calibration is known, in hex."""
+    """Return the SHA-256 of ids and their shape, in hex."""
     return hashlib.sha256(
         f"{list(ids.shape)}".encode() + np.array(ids, dtype=np.int32).tobytes()
     ).hexdigest()
 
 
 def questions() -> list[str]:
-    """Those of our own texts."""
+    """Return the questions of our own texts."""
     return [question for question, _, _ in _texts()]
 
 
 def _texts() -> list[tuple[str, str, str]]:
-    """Question, reasoning and answer of each of our own texts."""
+    """Return question, reasoning and answer of each of our own texts."""
     texts = (
         text.split(BETWEEN_PARTS) for text in TEXTS.read_text(encoding="utf-8").split(BETWEEN_TEXTS)
     )
@@ -113,7 +123,7 @@ def _texts() -> list[tuple[str, str, str]]:
 
 
 def windows_of(tokenizer: Tokenizer, ids: Sequence[int], windows: int, *, spread: bool) -> mx.array:
-    """Whole windows of ``ids``, bos before each."""
+    """Cut ids into whole windows, each after a bos: the first ones, or evenly ``spread``."""
     length = min(WINDOW - 1, len(ids))
     there = len(ids) // length
     count = min(windows, there)

@@ -1,8 +1,9 @@
-"""One forward pass over some ids, a layer at a time, that shows a visitor what comes into every linear.
+"""One forward pass over calibration ids that shows a visitor the input of every linear.
 
-In float32, by the equations of ``magistral_mlx.model.transformer``, with the weights read from the source as they are wanted: in
-memory are the residual stream, the inputs of one linear and a few blocks of its rows. Letters as in
-``magistral_mlx.model.transformer``: B sequences, T tokens in each, D hidden, H query heads, K key/value heads, d head size.
+It computes in float32, layer by layer, with the equations of ``magistral_mlx.model.transformer``.
+Weights are read from the source as they are needed: memory holds the residual stream, the inputs
+of one linear and a few blocks of its rows. Letters: B sequences, T tokens in each, D hidden,
+F feed-forward, H query heads, K key/value heads, d head size, m columns and n rows of a linear.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -26,32 +27,42 @@ EMBEDDING = "model.embed_tokens"
 
 
 class Visitor(Protocol):
-    """Sees all inputs of linears before their outputs are computed, and says by which weights they are."""
+    """Sees the inputs of linears before their outputs are computed, and supplies the weights."""
 
     def see(self, modules: Sequence[str], x: mx.array) -> None:
-        """``x`` ``[B, T, columns]`` comes into ``modules``, such as ``model.layers.3.mlp.down_proj``."""
+        """Take the input ``x`` ``[B, T, m]`` of modules such as ``model.layers.3.mlp.down_proj``."""
         ...
 
     def rows(self, module: str) -> Iterator[tuple[int, mx.array]]:
-        """The weight from here on: (first row, rows), in order."""
+        """Yield the weight that the pass multiplies with, as (first row, rows), in order."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class PassState:
-    """How far a pass is; together with the visitor's results all that resuming it takes."""
+    """Progress of a pass. It resumes from this and the visitor's results.
 
-    layers: int  # that are done
-    stream: mx.array  # [B, T, D] float32, the residual stream after them
+    Attributes:
+        layers: number of layers that are done.
+        stream: ``[B, T, D]`` float32, the residual stream after them.
+    """
+
+    layers: int
+    stream: mx.array
 
 
 @dataclass(slots=True)
 class MeanSquares:
-    """Collects E[x_j^2] of every linear; the weights are the source's. An embedding of its own has no inputs, and
-    ``column_weights`` instead."""
+    """A visitor that collects E[x_j^2] ``[m]`` of every linear, with the source's own weights.
+
+    An embedding that is not lm_head has no inputs and gets ``column_weights`` instead.
+
+    Attributes:
+        squares: float32, by module path.
+    """
 
     source: Source
-    squares: dict[str, mx.array] = field(default_factory=dict)  # [columns] float32, by module path
+    squares: dict[str, mx.array] = field(default_factory=dict)
 
     def see(self, modules: Sequence[str], x: mx.array) -> None:
         self.squares |= dict.fromkeys(modules, mean_squares(modules, x))
@@ -66,25 +77,28 @@ class MeanSquares:
 
 
 def visit_linears(
-    source: Source, ids: mx.array, visitor: Visitor, stage: PassState | None = None
+    source: Source, ids: mx.array, visitor: Visitor, state: PassState | None = None
 ) -> Generator[PassState]:
-    """Take ``ids`` ``[B, T]`` through the model; yields after the embedding and after each layer.
+    """Take ``ids`` ``[B, T]`` through the model; yield after the embedding and after each layer.
 
-    The last visit is that of lm_head's input, under the name of the embedding where this serves both ends.
+    The last visit shows lm_head's input. A tied embedding is visited there, under its own name.
 
     Args:
-        stage: where an earlier pass of the same ids ended.
+        source: the weights' checkpoint.
+        ids: ``[B, T]``.
+        visitor: sees the inputs and supplies the weights.
+        state: the end of an earlier pass over the same ids.
+
     Raises:
-        NumericsError: an input is not finite; names its linear.
+        NumericsError: an input is not finite. The message names its linear.
     """
     config = source.config
-    if stage is None:
-        stage = PassState(0, _embedded(ids, visitor, config.hidden_size))
-        yield stage
-    streams, first = [stage.stream], stage.layers
-    del (
-        stage
-    )  # only a layer at work holds its stream: each is 0.17 GB of 8,192 ids at the true width
+    if state is None:
+        state = PassState(0, _embedded(ids, visitor, config.hidden_size))
+        yield state
+    streams, first = [state.stream], state.layers
+    # Only the layer at work may hold its stream: at the true width 8,192 ids take 0.17 GB.
+    del state
     for layer in range(first, config.num_layers):
         streams.append(_layer(source, visitor, layer, streams.pop()))
         yield PassState(layer + 1, streams[0])
@@ -92,7 +106,8 @@ def visit_linears(
     visitor.see([EMBEDDING if config.tie_word_embeddings else "lm_head"], x)
 
 
-def _embedded(ids: mx.array, visitor: Visitor, width: int) -> mx.array:  # [B, T] -> [B, T, D]
+def _embedded(ids: mx.array, visitor: Visitor, width: int) -> mx.array:
+    """Look up ids ``[B, T]`` block by block: ``[B, T, D]``."""
     wanted = np.array(ids).reshape(-1)
     rows = np.empty((wanted.size, width), np.float32)
     for first, block in visitor.rows(EMBEDDING):
@@ -102,13 +117,22 @@ def _embedded(ids: mx.array, visitor: Visitor, width: int) -> mx.array:  # [B, T
     return mx.array(rows).reshape(*ids.shape, width)
 
 
-def _layer(source: Source, visitor: Visitor, layer: int, x: mx.array) -> mx.array:  # [B, T, D]
-    config, path = source.config, f"model.layers.{layer}"
+def _layer(source: Source, visitor: Visitor, layer: int, x: mx.array) -> mx.array:
+    """Take the residual stream ``[B, T, D]`` through one layer."""
+    path = f"model.layers.{layer}"
+    # Inputs are passed on without a name here, so that the callee can free them.
+    h = _attention(source, visitor, path, _normalized(source, f"{path}.input_layernorm", x))
+    x = x + h
+    h = _gated(visitor, path, _normalized(source, f"{path}.post_attention_layernorm", x))
+    (down,) = _linears(visitor, [f"{path}.mlp.down_proj"], h)
+    x = x + down
+    mx.eval(x)
+    return x
 
-    def linear(names: Sequence[str], x: mx.array) -> list[mx.array]:
-        modules = [f"{path}.{name}" for name in names]
-        visitor.see(modules, x)
-        return [_product(visitor, module, x) for module in modules]
+
+def _attention(source: Source, visitor: Visitor, path: str, h: mx.array) -> mx.array:
+    """Attend from normalized inputs ``[B, T, D]``: ``[B, T, D]``."""
+    config = source.config
 
     def heads(x: mx.array) -> mx.array:  # [B, T, n * d] -> [B, n, T, d]
         return mx.unflatten(x, -1, (-1, config.head_dim)).swapaxes(1, 2)
@@ -118,11 +142,11 @@ def _layer(source: Source, visitor: Visitor, layer: int, x: mx.array) -> mx.arra
             x, config.head_dim, traditional=False, base=config.rope_theta, scale=1.0, offset=0
         )
 
-    h = _normalized(source, f"{path}.input_layernorm", x)
-    q, k, v = map(heads, linear([f"self_attn.{p}_proj" for p in "qkv"], h))
-    q, k = rope(q), rope(k)
+    q, k, v = map(heads, _linears(visitor, [f"{path}.self_attn.{p}_proj" for p in "qkv"], h))
+    q, k = rope(q), rope(k)  # [B, H, T, d], [B, K, T, d]
     attended = []
-    for i in range(len(x)):  # a sequence at a time: on a CPU its scores [H, T, T] are in memory
+    # One sequence at a time: on a CPU its scores [H, T, T] are in memory.
+    for i in range(len(h)):
         one = slice(i, i + 1)
         o = mx.fast.scaled_dot_product_attention(
             q[one], k[one], v[one], scale=config.head_dim**-0.5, mask="causal"
@@ -130,14 +154,8 @@ def _layer(source: Source, visitor: Visitor, layer: int, x: mx.array) -> mx.arra
         attended.append(o.swapaxes(1, 2).flatten(2))  # [1, T, H * d]
         mx.eval(attended)
     del q, k, v, h
-    (o,) = linear(["self_attn.o_proj"], mx.concatenate(attended))
-    x = x + o
-    del attended, o
-    h = _gated(visitor, path, _normalized(source, f"{path}.post_attention_layernorm", x))
-    (down,) = linear(["mlp.down_proj"], h)
-    x = x + down
-    mx.eval(x)
-    return x
+    (o,) = _linears(visitor, [f"{path}.self_attn.o_proj"], mx.concatenate(attended))
+    return o
 
 
 def _normalized(source: Source, module: str, x: mx.array) -> mx.array:
@@ -147,8 +165,17 @@ def _normalized(source: Source, module: str, x: mx.array) -> mx.array:
     return x
 
 
-def _gated(visitor: Visitor, path: str, x: mx.array) -> mx.array:  # [B, T, D] -> [B, T, F]
-    """Gate and up together, by the same rows of both: neither is ever whole in memory."""
+def _linears(visitor: Visitor, modules: Sequence[str], x: mx.array) -> list[mx.array]:
+    """Show the input ``[B, T, m]`` that some linears share; return their outputs ``[B, T, n]``."""
+    visitor.see(modules, x)
+    return [_product(visitor, module, x) for module in modules]
+
+
+def _gated(visitor: Visitor, path: str, x: mx.array) -> mx.array:
+    """Return silu(gate) * up ``[B, T, F]`` of ``x`` ``[B, T, D]``.
+
+    Both are computed by the same rows, so that memory never holds either in full.
+    """
     modules = [f"{path}.mlp.gate_proj", f"{path}.mlp.up_proj"]
     visitor.see(modules, x)
     outputs = []
@@ -163,7 +190,7 @@ def _gated(visitor: Visitor, path: str, x: mx.array) -> mx.array:  # [B, T, D] -
 def _side_by_side(
     one: Iterator[tuple[int, mx.array]], other: Iterator[tuple[int, mx.array]]
 ) -> Iterator[tuple[mx.array, mx.array]]:
-    """The same rows of two weights of one shape, however each is cut."""
+    """Yield the same rows of two weights of one shape, however each is cut into blocks."""
     left = right = None
     while True:
         left = next(one, (0, None))[1] if left is None or not len(left) else left
@@ -175,17 +202,16 @@ def _side_by_side(
         left, right = left[count:], right[count:]
 
 
-def _joined(outputs: list[mx.array]) -> mx.array:
-    whole = mx.concatenate(outputs, axis=-1)
-    mx.eval(whole)
-    return whole
-
-
-def _product(
-    visitor: Visitor, module: str, x: mx.array
-) -> mx.array:  # [B, T, columns] -> [B, T, rows]
+def _product(visitor: Visitor, module: str, x: mx.array) -> mx.array:
+    """Multiply ``[B, T, m]`` by a weight, block by block: ``[B, T, n]``."""
     outputs = []
     for _, rows in visitor.rows(module):
         outputs.append(matmul(x, rows.astype(mx.float32).T))
         mx.eval(outputs[-1])
     return _joined(outputs)
+
+
+def _joined(outputs: list[mx.array]) -> mx.array:
+    whole = mx.concatenate(outputs, axis=-1)
+    mx.eval(whole)
+    return whole

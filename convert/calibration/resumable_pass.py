@@ -15,28 +15,30 @@ from magistral_mlx.convert.source.source import Source
 from magistral_mlx.files import discard, is_own_file, sha256_of, write_file
 
 STREAM = "stream"
-NAME = "layers-{layers:05}-{sha256}.safetensors"  # content and name agree, or it is not whole
+# A file is whole only if its content has the hash in its name.
+NAME = "layers-{layers:05}-{sha256}.safetensors"
 NAMED = re.compile(r"layers-(\d{5})-([0-9a-f]{64})\.safetensors")
 
 
 class Collector(Visitor, Protocol):
-    """A visitor that keeps E[x_j^2] of what it saw, by module path."""
+    """A visitor that keeps E[x_j^2] of the inputs it saw, by module path."""
 
     squares: dict[str, mx.array]
 
 
 class ResumablePass:
-    """``visit_linears``, a step at a time, from the last stage that is kept in a folder.
+    """``visit_linears`` step by step, from the last state that is saved in a folder.
 
-    Steps are the embedding, each layer, and what follows them. ``visitor`` has the squares of all steps that are past.
+    Steps are the embedding, each layer, and the rest of the model. ``visitor.squares`` holds the
+    statistics of all steps that are done.
     """
 
     def __init__(self, folder: Path, source: Source, ids: mx.array, visitor: Collector) -> None:
         self._folder, self._visitor = folder, visitor
-        self._stage, squares = _newest(folder)
+        self._state, squares = _newest(folder)
         visitor.squares |= squares
-        self.steps_done = 0 if self._stage is None else self._stage.layers + 1
-        self._steps: Generator[PassState] = visit_linears(source, ids, visitor, self._stage)
+        self.steps_done = 0 if self._state is None else self._state.layers + 1
+        self._steps: Generator[PassState] = visit_linears(source, ids, visitor, self._state)
 
     def advance(self) -> None:
         """Take the next step.
@@ -44,17 +46,21 @@ class ResumablePass:
         Raises:
             NumericsError: an input of a linear is not finite.
         """
-        self._stage = None  # its stream is the next layer's to drop
-        self._stage = next(self._steps, None)
+        # Hold no reference to the stream, so that the next layer can free it.
+        self._state = None
+        self._state = next(self._steps, None)
         self.steps_done += 1
         trim_heap()
 
     def keep(self) -> None:
-        """Put the stage on the drive in place of the one before; nothing of the embedding alone or of the last step."""
-        if self._stage is None or not self._stage.layers:
+        """Save the state in place of the one before.
+
+        The embedding's step and the last one leave nothing worth saving.
+        """
+        if self._state is None or not self._state.layers:
             return
-        content = to_bytes({**self._visitor.squares, STREAM: self._stage.stream})
-        name = NAME.format(layers=self._stage.layers, sha256=hashlib.sha256(content).hexdigest())
+        content = to_bytes({**self._visitor.squares, STREAM: self._state.stream})
+        name = NAME.format(layers=self._state.layers, sha256=hashlib.sha256(content).hexdigest())
         self._folder.mkdir(parents=True, exist_ok=True)
         before = list(self._folder.iterdir())
         write_file(self._folder / name, content)
@@ -64,7 +70,7 @@ class ResumablePass:
 
 
 def _newest(folder: Path) -> tuple[PassState | None, dict[str, mx.array]]:
-    """The last stage there is whole."""
+    """Return the last state whose file is whole, and the statistics saved with it."""
     found = {
         path: match
         for path in folder.glob("*")

@@ -1,4 +1,7 @@
-"""What quantizing wants to know of a linear's inputs, and its file."""
+"""Statistics of a linear's inputs for quantizing, and their file.
+
+Letters: B sequences, T tokens in each, m columns (input channels) of the linear.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +15,13 @@ from magistral_mlx.convert.calibration.host import matmul
 from magistral_mlx.convert.source.source import Source
 from magistral_mlx.errors import NumericsError
 
-WIDEST = 6144  # columns that share one Hessian: float64 factors of 8 blocks of 4096 are 1/8 of those of 32768
-RUN = 4096  # columns of each Hessian of a wider input: a multiple of every group size
+# Most columns that share one Hessian. A wider input gets a Hessian for every 4096 columns, a
+# multiple of every group size: eight float64 factors of 4096 take an eighth of one of 32768.
+MAX_HESSIAN_COLUMNS, RUN_COLUMNS = 6144, 4096
 # Of a weight as it is stored: a few such blocks are in memory beside the activations.
 PASS_BLOCK_BYTES = 16 * 2**20
 SAFETENSORS_TYPES = {mx_type: name for name, mx_type in MLX_TYPES.items()}
+# The linears of a layer that read the output of each norm.
 READERS = {
     "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
@@ -24,35 +29,38 @@ READERS = {
 
 
 def mean_squares(modules: Sequence[str], x: mx.array) -> mx.array:
-    """E[x_j^2] ``[columns]`` of the inputs ``x`` ``[B, T, columns]`` that some linears share.
+    """Return E[x_j^2] ``[m]`` of inputs ``x`` ``[B, T, m]`` that some linears share.
 
     Raises:
-        NumericsError: they are not finite; names the modules.
+        NumericsError: the inputs are not finite. The message names the modules.
     """
     total = mx.zeros(x.shape[-1])
-    for sequence in x:  # so that no square of all of x is in memory
+    # One sequence at a time, so that memory never holds the squares of all of x.
+    for sequence in x:
         total = total + mx.square(sequence.astype(mx.float32)).sum(axis=0)
         mx.eval(total)
     if not mx.isfinite(total).all().item():
         raise NumericsError(
-            f"the calibration's input of {' and '.join(modules)} holds NaN or infinity: weights before it are damaged, "
-            "or this model overflows float32; download the checkpoint again, or use --q-method round, which needs no "
-            "forward pass"
+            f"the calibration's input of {' and '.join(modules)} holds NaN or infinity: weights "
+            "before it are damaged, or this model overflows float32; download the checkpoint "
+            "again, or use --q-method round, which needs no forward pass"
         )
     found = total / (x.shape[0] * x.shape[1])
-    mx.eval(found)  # on this thread: others read it
+    # Other threads read it, so it is computed on this one.
+    mx.eval(found)
     return found
 
 
 def runs(columns: int) -> list[slice]:
-    """The columns that share a Hessian."""
-    if columns <= WIDEST:
+    """Return the runs of columns that share a Hessian."""
+    if columns <= MAX_HESSIAN_COLUMNS:
         return [slice(0, columns)]
-    return [slice(start, min(start + RUN, columns)) for start in range(0, columns, RUN)]
+    starts = range(0, columns, RUN_COLUMNS)
+    return [slice(start, min(start + RUN_COLUMNS, columns)) for start in starts]
 
 
 def hessian(x: mx.array, run: slice) -> mx.array:
-    """The mean over tokens of x_i x_j ``[columns of run, columns of run]``, of inputs ``[B, T, columns]``."""
+    """Return the mean over tokens of x_i x_j ``[r, r]`` for r columns of ``x`` ``[B, T, m]``."""
     total = mx.zeros((run.stop - run.start,) * 2)
     for sequence in x[..., run]:
         total = total + matmul(sequence.T, sequence)
@@ -61,29 +69,34 @@ def hessian(x: mx.array, run: slice) -> mx.array:
 
 
 def outlier_ratio(squares: mx.array) -> float:
-    """Largest over mean of E[x_j^2]: what weighting by it can gain grows with this; 1 where no channel stands out."""
+    """Return the largest over the mean of E[x_j^2]: 1 if no channel stands out.
+
+    The gain of weighting by these squares grows with it.
+    """
     return float(squares.max() / mx.maximum(squares.mean(), 1e-37))
 
 
 def column_weights(source: Source) -> mx.array:
-    """``[columns]`` float32: the summed squares by which an error in a column reaches the outputs of layer 0's linears.
+    """Return a weight ``[D]`` float32 for each column of an embedding that has no inputs.
 
-    Those of the norm's weight times each linear's weights; its scale is all columns' alike. Where channels stand out,
-    this and columns that count alike differ by a factor of six in the KL that a 4-bit embedding costs, and where none
-    do, not at all: measured on a model of either kind. The squares of the norm's weights alone lose on the latter.
+    It is the summed square by which an error in the column reaches the outputs of layer 0's
+    linears: the norm's weight times each linear's weights. The norm's scale is left out because
+    all columns share it. Measured on two models: where channels stand out, the KL divergence of a
+    4-bit embedding is a sixth of that with equal weights; where none do, it is the same. The
+    squares of the norm's weights alone lose on the latter.
     """
     total = mx.zeros(source.config.hidden_size)
     for norm, linears in READERS.items():
-        own = source.read(f"model.layers.0.{norm}.weight", slice(None)).astype(mx.float32)
+        scale = source.read(f"model.layers.0.{norm}.weight", slice(None)).astype(mx.float32)  # [D]
         for linear in linears:
             for _, rows in source.blocks(f"model.layers.0.{linear}.weight", PASS_BLOCK_BYTES):
-                total = total + mx.square(rows.astype(mx.float32) * own).sum(axis=0)
+                total = total + mx.square(rows.astype(mx.float32) * scale).sum(axis=0)
                 mx.eval(total)
     return total
 
 
 def to_bytes(arrays: Mapping[str, mx.array]) -> bytes:
-    """A safetensors file; the same arrays give the same bytes."""
+    """Return a safetensors file; the same arrays give the same bytes."""
     entries = lay_out(
         {name: (SAFETENSORS_TYPES[array.dtype], array.shape) for name, array in arrays.items()}
     )
@@ -92,6 +105,10 @@ def to_bytes(arrays: Mapping[str, mx.array]) -> bytes:
 
 
 def from_file(path: Path) -> dict[str, mx.array]:
-    """What ``to_bytes`` wrote. Raises CheckpointError where the file is damaged."""
+    """Read the arrays that ``to_bytes`` wrote.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
     shard = Shard.open(path)
     return {name: shard.read(name) for name in shard.header}

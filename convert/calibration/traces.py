@@ -1,4 +1,4 @@
-"""What a model writes itself, to calibrate on: replies to our questions, kept in a file a line each."""
+"""Calibration texts that a model writes itself: its replies to our questions, one line each."""
 
 import hashlib
 import json
@@ -25,32 +25,35 @@ from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.memory import MemoryPlan, make_plan, packed_bytes, plan_for
 from magistral_mlx.model.transformer import Transformer
+from magistral_mlx.streams import Stream
 from magistral_mlx.tokenizer.segments import Text
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
-FILE = "calibration.jsonl"  # in the target
-SAMPLING = SamplingParams(
-    think_budget=256, max_tokens=384
-)  # of each reply: the card's, but short, so that all languages come
-ROUNDED = Options(
-    q_bits=4, q_method="round", tokenizer_json=False
-)  # what writes where no model is named
+# The file's name in the target.
+FILE = "calibration.jsonl"
+# The model card's sampling; short replies, so that questions of all languages are reached.
+SAMPLING = SamplingParams(think_budget=256, max_tokens=384)
+# The conversion that writes if no model is named.
+ROUNDED = Options(q_bits=4, q_method="round", tokenizer_json=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Traces:
-    """A calibration that is yet to be written, enough replies for ``windows`` of 512 ids.
+    """A calibration to be written by a model: enough replies for ``windows`` of 512 ids.
 
-    Reply number i is to question i, again from the first after the last, and drawn with seed i; so each is the same
-    whatever came before it, and one process goes on where another ended.
+    Reply i answers question i, starting over after the last question, with seed i. So no reply
+    depends on those before it, and one process continues the work of another.
+
+    Attributes:
+        writer: the model that writes; None for the source, rounded to 4 bit.
     """
 
     tokenizer: Tokenizer
     windows: int
-    writer: Checkpoint | None  # None: the source, rounded
+    writer: Checkpoint | None
 
     def as_json(self) -> dict[str, Any]:
-        """As the provenance file keeps it: what the replies follow from, which are in FILE themselves."""
+        """Return the causes of the replies for the manifest; FILE keeps the replies themselves."""
         asked = json.dumps(questions(), ensure_ascii=False).encode()
         return {
             "origin": "self",
@@ -63,7 +66,11 @@ class Traces:
         }
 
     def plan(self, config: ModelConfig) -> MemoryPlan:
-        """What the writer needs; ``config`` is the source's. Raises MemoryLimitError where it does not fit."""
+        """Plan the writer's memory; ``config`` is the source's.
+
+        Raises:
+            MemoryLimitError: the writer does not fit.
+        """
         longest = max(len(self._prompt(number)) for number in range(len(questions())))
         context = longest + (SAMPLING.max_tokens or 0)
         if self.writer is not None:
@@ -79,7 +86,7 @@ class Traces:
         )
 
     def read(self, path: Path) -> list[list[int]]:
-        """Ids of the replies in a file, up to the first line that is not whole."""
+        """Read the ids of the replies in a file, up to the first line that is not whole."""
         found: list[list[int]] = []
         for line in path.read_bytes().splitlines(keepends=True) if is_own_file(path) else ():
             try:
@@ -92,9 +99,10 @@ class Traces:
         return found
 
     def ids(self, replies: Sequence[list[int]]) -> mx.array | None:
-        """``[windows, WINDOW]`` int32 of the conversation of all questions and ``replies``; None while it is too short.
+        """Join questions and replies to one conversation, with the system prompt once.
 
-        The system prompt comes once.
+        Returns:
+            ``[windows, WINDOW]`` int32; None while the conversation is too short.
         """
         conversation: list[int] = []
         for number, reply in enumerate(replies):
@@ -108,24 +116,20 @@ class Traces:
         return windows_of(self.tokenizer, conversation, self.windows, spread=False)
 
     def writing(self, checkpoint: Checkpoint, path: Path) -> Generator[str, None, mx.array]:
-        """Have a model write what is missing in a file; yields what is done, returns ``ids``.
+        """Have a model write the replies that a file lacks; yield each one's name, return ``ids``.
 
         Raises:
             MemoryLimitError: the model does not fit.
-            NumericsError: it is damaged.
+            NumericsError: the model is damaged.
         """
         replies = self.read(path)
         kept = path.read_bytes().splitlines(keepends=True)[: len(replies)] if replies else []
         write_file(path, b"".join(kept))
         plan = plan_for(checkpoint, context=self.plan(checkpoint.config).context)
-        loading = load_model(checkpoint)
         model: Transformer | None = None
         while (ids := self.ids(replies)) is None:
-            while model is None:
-                try:
-                    next(loading)
-                except StopIteration as end:
-                    model = end.value
+            if model is None:
+                model = Stream(load_model(checkpoint)).result()
             record = self._write(model, checkpoint.config, plan, len(replies))
             append_to_file(path, json.dumps(record, ensure_ascii=False).encode() + b"\n")
             replies.append(record["ids"])
@@ -141,17 +145,11 @@ class Traces:
     def _write(
         self, model: Transformer, config: ModelConfig, plan: MemoryPlan, number: int
     ) -> dict[str, Any]:
-        """One reply, as its line."""
+        """Write one reply and return its line."""
         prompt, most = self._prompt(number), SAMPLING.max_tokens
         assert most is not None
         step = Stepper(model, KVCache(config, limit=len(prompt) + most))
-        reading = prefill(step, prompt, chunk=plan.prefill_chunk)
-        logits: mx.array | None = None
-        while logits is None:
-            try:
-                next(reading)
-            except StopIteration as end:
-                logits = end.value
+        logits = Stream(prefill(step, prompt, chunk=plan.prefill_chunk)).result()
         builder = ReplyBuilder(self.tokenizer, SAMPLING, most)
         sampler = Sampler(SAMPLING, number)
         ids: list[int] = []
@@ -181,9 +179,13 @@ class Traces:
 
 
 def check_vocabulary(tokenizer: Tokenizer, writer: Checkpoint) -> None:
-    """Raises CheckpointError where the model that is to write has other ids."""
+    """Check that the model that will write has the source's ids.
+
+    Raises:
+        CheckpointError: its vocabulary differs.
+    """
     if not tokenizer.shares_ids(writer.folder):
         raise CheckpointError(
-            f"{writer.folder} has another vocabulary than the source; name a conversion of the same model, or "
-            "--calibration self"
+            f"{writer.folder} has another vocabulary than the source; name a conversion of the "
+            "same model, or --calibration self"
         )

@@ -1,4 +1,8 @@
-"""What is lost in packed rows, and what rounding would lose."""
+"""Output errors: the change of a linear's outputs by quantizing its weight.
+
+Letters: n rows, m columns, t tokens. For rows w and their quantized values v:
+error = mean over tokens of |(v - w) x|^2, summed over rows.
+"""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -13,11 +17,11 @@ from magistral_mlx.convert.packing import dequantize, quantize
 
 
 class OutputError(NamedTuple):
-    """Sums of squares over outputs of a linear, per token of the calibration.
+    """Sums of squares over the outputs of a linear, per token of the calibration.
 
     Attributes:
-        rounded: of what ``mx.quantize`` would put off.
-        found: of what is put off by the codes that are written.
+        rounded: error that ``mx.quantize`` would leave.
+        found: error of the codes that are written.
         signal: of the outputs themselves.
     """
 
@@ -33,46 +37,47 @@ class OutputError(NamedTuple):
         quant: QuantFormat,
         importance: mx.array,
     ) -> "OutputError":
-        """As if inputs were independent, with mean squares ``importance`` ``[columns]``, of rows ``weight``."""
+        """Estimate from mean squares of the inputs ``[m]``, as if inputs were independent."""
 
-        def squares(rows: mx.array) -> float:
+        def squares(rows: mx.array) -> float:  # [n, m]
             return _total(mx.square(rows) @ importance)
 
-        return cls(*map(squares, _off(weight, parts, quant)))
+        return cls(*map(squares, _differences(weight, parts, quant)))
 
     @classmethod
     def sampled(
         cls, weight: mx.array, parts: Mapping[str, mx.array], quant: QuantFormat, x: mx.array
     ) -> "OutputError":
-        """Of inputs ``x`` ``[tokens, columns]``, and rows ``weight``."""
+        """Measure on inputs ``x`` ``[t, m]``."""
 
-        def squares(rows: mx.array) -> float:
+        def squares(rows: mx.array) -> float:  # [n, m]
             return _total(mx.square(matmul(x, rows.T)).sum(axis=0)) / len(x)
 
-        return cls(*map(squares, _off(weight, parts, quant)))
+        return cls(*map(squares, _differences(weight, parts, quant)))
 
     @classmethod
     def together(cls, parts: Iterable["OutputError"]) -> "OutputError":
-        """Of all rows, in the order given: that of floats changes their sum."""
+        """Add up the errors of all blocks of rows, exactly and so in any order."""
         found = list(parts)
         return cls(*(math.fsum(values) for values in zip(*found, strict=True)))
 
 
-def _off(
-    weight: mx.array, parts: Mapping[str, mx.array], quant: QuantFormat
-) -> tuple[mx.array, mx.array, mx.array]:
-    w = weight.astype(mx.float32)
-    return as_read(quantize(weight, quant), quant) - w, as_read(parts, quant) - w, w
-
-
 def as_read(parts: Mapping[str, mx.array], quant: QuantFormat) -> mx.array:
-    """The values of packed rows, computed in float32 as far as the format has floats."""
+    """Return the values of packed rows in float32, computed in float32 where the format allows."""
     if quant.mode == "affine":
         parts = {
             kind: part if kind == "weight" else part.astype(mx.float32)
             for kind, part in parts.items()
         }
     return dequantize(parts, quant, mx.float32)
+
+
+def _differences(
+    weight: mx.array, parts: Mapping[str, mx.array], quant: QuantFormat
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Return v - w of rounding, v - w of ``parts``, and w; all ``[n, m]`` float32."""
+    w = weight.astype(mx.float32)
+    return as_read(quantize(weight, quant), quant) - w, as_read(parts, quant) - w, w
 
 
 def _total(values: mx.array) -> float:

@@ -1,6 +1,13 @@
-"""GPTQ: columns are rounded one by one, and those to come make up for the error, as far as the inputs let them.
+"""GPTQ: round columns one by one and let the columns to come make up for each error.
 
-Its grid is that of ``search``, found for each group on the weights as they are when its turn comes.
+Letters: n rows, m columns, s group size. Weights W lie as ``[m, n]`` here, columns first.
+
+    H        Hessian, the mean over tokens of x x^T, damped
+    U        upper triangular, H^-1 = U^T U
+    e_j      error of column j in units of U_jj: (w_j - value of its code) / U_jj
+    w_k      -= U_jk e_j for every later column k
+
+The grid of a group comes from ``search``, on the weights as they are at its turn.
 Source: https://arxiv.org/abs/2210.17323 (Frantar et al.).
 """
 
@@ -23,18 +30,21 @@ from magistral_mlx.convert.methods.search import (
 )
 from magistral_mlx.convert.packing import check_divisible, check_finite
 
-DAMPING = 0.01  # of the mean of the diagonal, added to it: few inputs leave a Hessian without rank
-SLAB = 512  # columns whose errors reach the columns after them in one product
-LEAF = 128  # columns of a triangular matrix that are inverted at once
+# Part of the mean diagonal that is added to it: few inputs leave a Hessian without full rank.
+DAMPING = 0.01
+# Columns whose errors reach the later columns in one product.
+SLAB = 512
+# Largest triangular matrix that is inverted at once.
+LEAF = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Curvature:
-    """What the inputs of some neighbouring columns say about their errors.
+    """The damped Hessian of some neighbouring columns, as GPTQ uses it.
 
     Attributes:
-        importance: ``[columns]``, diagonal of the damped Hessian H.
-        upper: ``[columns, columns]`` float32, U with H^-1 = U^T U.
+        importance: ``[m]`` float32, the diagonal of H.
+        upper: ``[m, m]`` float32, U with H^-1 = U^T U.
     """
 
     importance: mx.array
@@ -42,13 +52,16 @@ class Curvature:
 
     @classmethod
     def of(cls, hessian: mx.array) -> "Curvature":
-        """``hessian``: ``[columns, columns]``, the mean over tokens of the products of inputs. In float64, whose time
-        is small beside what follows; a channel without input gets the mean of the others."""
+        """Factor a Hessian ``[m, m]`` in float64, which takes little time beside the rounding.
+
+        A channel without input gets the mean of the others.
+        """
         h: NDArray[np.float64] = np.array(hessian, dtype=np.float64)
         diagonal = h.diagonal().copy()
         mean = float(diagonal.mean()) or 1.0
         np.fill_diagonal(h, np.where(diagonal > 0, diagonal, mean) + DAMPING * mean)
-        # H = R R^T with R upper triangular: the lower factor of H with rows and columns in reverse. U is R^-1.
+        # H = R R^T with R upper triangular: the Cholesky factor of H with its rows and columns
+        # reversed. U is R^-1.
         root: NDArray[np.float64] = np.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1].astype(
             np.float64, copy=False
         )
@@ -66,14 +79,16 @@ def quantize_gptq(
     """Quantize by GPTQ. Rows are independent of each other.
 
     Args:
-        weight: ``[rows, columns]`` in bfloat16, float16 or float32.
-        curvatures: of runs of columns one after the other, whole groups each, that together are all columns.
+        weight: ``[n, m]`` in bfloat16, float16 or float32.
+        curvatures: of neighbouring runs of columns, whole groups each, together all columns.
         quant: an affine format.
         name: of the tensor, for messages.
+
     Returns:
-        As ``quantize``.
+        The tensors that ``quantize`` returns.
+
     Raises:
-        ConversionError: as ``quantize``.
+        ConversionError: ``quantize`` would refuse the weight.
     """
     check_divisible(name, weight.shape, quant)
     check_finite(name, weight)
@@ -90,59 +105,57 @@ def quantize_gptq(
 def _sweep(
     weight: mx.array, curvature: Curvature, quant: QuantFormat, name: str
 ) -> list[dict[str, mx.array]]:
-    """The groups of some columns, in order. Weights lie as ``[columns, rows]`` here."""
+    """Quantize the columns that share a Hessian; return their groups in order."""
     size, upper, dtype = quant.group_size, curvature.upper, weight.dtype
-    shares = as_shares(curvature.importance, size)
-    columns = as_groups(weight, size).reshape(-1, weight.shape[0])
+    shares = as_shares(curvature.importance, size)  # [m / s, 1, s]
+    columns = as_groups(weight, size).reshape(-1, weight.shape[0])  # [m, n]
     slabs = [columns[start : start + SLAB] for start in range(0, len(columns), SLAB)]
     done = []
     for i, slab in enumerate(slabs):
-        own = upper[i * SLAB : i * SLAB + len(slab)]  # [slab, columns]
-        errors: list[mx.array] = []  # of the groups before in this slab
+        u = upper[i * SLAB : i * SLAB + len(slab)]  # [slab, m]
+        errors: list[mx.array] = []  # e of the groups before in this slab
         for first in range(0, len(slab), size):
-            here = i * SLAB + first  # in the columns of ``upper``
-            group = slab[first : first + size]
+            here = i * SLAB + first
+            w = slab[first : first + size]  # [s, n]
             if errors:
-                group = group - matmul(own[:first, here : here + size].T, mx.concatenate(errors))
+                w = w - matmul(u[:first, here : here + size].T, mx.concatenate(errors))
             g = here // size
-            grid = best_grid(group[None], shares[g : g + 1], quant, dtype, name=name)
-            codes, error = _round_columns(
-                group, grid, own[first : first + size, here : here + size], quant.bits
-            )
+            grid = best_grid(w[None], shares[g : g + 1], quant, dtype, name=name)
+            u_group = u[first : first + size, here : here + size]  # [s, s]
+            codes, error = _round_columns(w, grid, u_group, quant.bits)
             errors.append(error)
             done.append(stored_parts(codes[None], grid, quant.bits, dtype))
             mx.eval(done[-1], error)
-        after = (i + 1) * SLAB
-        if after < len(columns):
-            together = mx.concatenate(errors)  # [slab, rows]
+        if (i + 1) * SLAB < len(columns):
+            e = mx.concatenate(errors)  # [slab, n]
             for j in range(i + 1, len(slabs)):
-                slabs[j] = slabs[j] - matmul(own[:, j * SLAB : (j + 1) * SLAB].T, together)
+                slabs[j] = slabs[j] - matmul(u[:, j * SLAB : (j + 1) * SLAB].T, e)
             mx.eval(slabs)
     return done
 
 
 def _round_columns(
-    group: mx.array, grid: Grid, upper: mx.array, bits: int
+    w: mx.array, grid: Grid, upper: mx.array, bits: int
 ) -> tuple[mx.array, mx.array]:
-    """Round the columns of one group ``[size, rows]`` in turn, each after the errors of those before it.
+    """Round the columns of one group ``[s, n]`` in turn, each after the errors before it.
 
     Returns:
-        Codes and, in units of U's diagonal, errors, both ``[size, rows]``.
+        Codes and errors e, both ``[s, n]``.
     """
-    within = Grid(*(part[0] for part in grid))  # [1, rows]
+    scales, biases = (part[0] for part in grid)  # [1, n]
     pivots, codes, errors = mx.diagonal(upper), [], []
-    for j in range(len(group)):
-        column, group = group[:1], group[1:]
-        code = nearest_codes(column, within, bits)
-        error = (column - (within.scales * code + within.biases)) / pivots[j]
-        group = group - upper[j, j + 1 :, None] * error
+    for j in range(len(w)):
+        column, w = w[:1], w[1:]
+        code = nearest_codes(column, Grid(scales, biases), bits)
+        error = (column - (scales * code + biases)) / pivots[j]
+        w = w - upper[j, j + 1 :, None] * error
         codes.append(code)
         errors.append(error)
     return mx.concatenate(codes), mx.concatenate(errors)
 
 
 def inverse_upper(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The inverse of an upper triangular matrix, by halves: as fast as matrix products are."""
+    """Invert an upper triangular matrix by halves, at the speed of matrix products."""
     n = len(matrix)
     if n <= LEAF:
         return np.triu(np.linalg.inv(matrix))

@@ -1,4 +1,18 @@
-"""The scale and bias of each group that lose least of what the model's inputs see, in ``mx.quantize``'s own format."""
+"""Search the scale and bias of each quantization group, weighted by what the inputs see.
+
+Letters: n rows, m columns, s group size, G = m / s groups. Weights of the search lie as
+``[G, s, n]``, so that sums over a group are sums over axis 1. For one group of one row:
+
+    w_i      weights
+    h_i      importances, mean squares of the inputs, with sum 1 in each group
+    a, b     scale and bias, in the type that is stored
+    q_i      codes, round((w_i - b) / a) clipped to 0 .. 2^bits - 1
+    d_i      residuals in steps, (w_i - b) / a - q_i
+    error    |a| sqrt(sum h_i d_i^2) = sqrt(sum h_i (a q_i + b - w_i)^2), which the search lowers
+
+Sources: least squares of the weights on their codes, https://arxiv.org/abs/1802.00150; weighting
+by the inputs, https://arxiv.org/abs/2306.00978 (AWQ) and llama.cpp's importance matrix.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -8,88 +22,89 @@ import mlx.core as mx
 from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.convert.packing import check_divisible, check_finite, quantize
 
-BLOCK_WEIGHTS = 2**17  # searched at once: their float32 copies stay in a core's cache
-SPANS = (
-    1.0,
-    0.85,
-    0.7,
-    0.55,
-)  # of max - min, of the codes of each start: outliers are rarely worth their cost
-EACH, LAST = 2, 2  # times that least squares follow each start, and the best of them
-DEGENERATE = (
-    1e-6  # variance of the codes over their mean square, under which no line is fitted through them
-)
-ROUNDER = 1.5 * 2**23  # float32 has no halves from here on
-PACK = 32  # codes of any width fill whole words
+# Weights searched at once: their float32 copies stay in a core's cache.
+BLOCK_WEIGHTS = 2**17
+# Starts, as parts of max - min that the codes span: outliers are rarely worth their cost.
+SPANS = (1.0, 0.85, 0.7, 0.55)
+# Least-squares steps from each start, and from the best grid of them all.
+STEPS_PER_START, FINAL_STEPS = 2, 2
+# No line is fitted where the variance of the codes over their mean square is lower.
+DEGENERATE = 1e-6
+# From this number on, float32 has no halves, so adding it rounds to whole numbers.
+ROUNDER = 1.5 * 2**23
+# 32 codes of any width fill whole 32-bit words.
+CODES_PER_PACK = 32
 
 
 class Grid(NamedTuple):
-    """What codes stand for: the value of code q is ``scales * q + biases``. Both ``[groups, 1, rows]`` float32, but of
-    numbers that the stored type has."""
+    """The values that codes stand for: code q is ``scales * q + biases``.
+
+    Both are ``[G, 1, n]`` float32 and hold only numbers that the stored type has.
+    """
 
     scales: mx.array
     biases: mx.array
 
 
 class _Fit(NamedTuple):
-    """A grid, and sums over each group's importances of its codes q and their residuals d in steps."""
+    """A grid, its error, and the weighted sums that a least-squares step takes; all ``[G, 1, n]``."""
 
     grid: Grid
-    error: mx.array  # root of sum h (scale q + bias - w)^2
-    q: mx.array
-    qq: mx.array
-    d: mx.array
-    dq: mx.array
+    error: mx.array  # |a| sqrt(sum h d^2)
+    q: mx.array  # sum h q
+    qq: mx.array  # sum h q^2
+    d: mx.array  # sum h d
+    dq: mx.array  # sum h d q
 
 
 def quantize_weighted(
     weight: mx.array, importance: mx.array, quant: QuantFormat, *, name: str = "the weight"
 ) -> dict[str, mx.array]:
-    """Quantize so that each group's sum of ``importance * (value - weight)^2`` is small: never over ``mx.quantize``'s.
+    """Quantize with a low weighted error in each group, never over the error of ``mx.quantize``.
 
-    Value is what runtimes compute from the stored scale and bias. Rows are independent of each other. Codes
-    and least-squares lines take turns from several starts, then the scale's neighbours among the numbers of the stored
-    type are tried.
+    The error is the sum of ``importance * (value - weight)^2``, where ``value`` is computed from
+    the stored scale and bias, as runtimes do. Rows are independent of each other.
 
     Args:
-        weight: ``[rows, columns]`` in bfloat16, float16 or float32.
-        importance: ``[columns]``, mean squares of the inputs; of a group in which all are 0, every weight counts alike.
+        weight: ``[n, m]`` in bfloat16, float16 or float32.
+        importance: ``[m]``, mean squares of the inputs. All weights of a group count alike where
+            all its importances are 0.
         quant: an affine format.
         name: of the tensor, for messages.
+
     Returns:
-        As ``quantize``.
+        The tensors that ``quantize`` returns.
+
     Raises:
-        ConversionError: as ``quantize``.
+        ConversionError: ``quantize`` would refuse the weight.
     """
     check_divisible(name, weight.shape, quant)
     check_finite(name, weight)
     size, (rows, columns) = quant.group_size, weight.shape
-    shares = as_shares(importance, size)
+    shares = as_shares(importance, size)  # [G, 1, s]
     done: list[dict[str, mx.array]] = []
     step = max(1, BLOCK_WEIGHTS // (rows * size)) * size
     for start in range(0, columns, step):
-        groups = as_groups(weight[:, start : start + step], size)
-        grid = best_grid(
-            groups, shares[start // size : (start + step) // size], quant, weight.dtype, name=name
+        w = as_groups(weight[:, start : start + step], size)  # [step / s, s, n]
+        h = shares[start // size : (start + step) // size]  # [step / s, 1, s]
+        grid = best_grid(w, h, quant, weight.dtype, name=name)
+        done.append(
+            stored_parts(nearest_codes(w, grid, quant.bits), grid, quant.bits, weight.dtype)
         )
-        codes = nearest_codes(groups, grid, quant.bits)
-        done.append(stored_parts(codes, grid, quant.bits, weight.dtype))
         mx.eval(done[-1])
     return {part: mx.concatenate([block[part] for block in done], axis=1) for part in done[0]}
 
 
 def as_groups(weight: mx.array, size: int) -> mx.array:
-    """``[rows, columns]`` -> ``[groups, size, rows]`` float32: what is of one group lies across, so that sums over it
-    are products with its importances."""
+    """Arrange weights ``[n, m]`` as float32 ``[G, s, n]``, one group along axis 1."""
     return mx.contiguous(weight.astype(mx.float32).T).reshape(-1, size, weight.shape[0])
 
 
 def as_shares(importance: mx.array, size: int) -> mx.array:
-    """Importances ``[columns]`` -> ``[groups, 1, size]`` float32, which sum to 1 in each group."""
+    """Normalize importances ``[m]`` to h ``[G, 1, s]``, with sum 1 in each group."""
     groups = importance.astype(mx.float32).reshape(-1, 1, size)
-    groups = groups / mx.maximum(
-        groups.max(axis=-1, keepdims=True), 1e-37
-    )  # so that no sum overflows
+    # Divide by the largest first, so that no sum overflows.
+    groups = groups / mx.maximum(groups.max(axis=-1, keepdims=True), 1e-37)
     groups = mx.where(groups.sum(axis=-1, keepdims=True) > 0, groups, 1.0)
     return groups / groups.sum(axis=-1, keepdims=True)
 
@@ -97,78 +112,73 @@ def as_shares(importance: mx.array, size: int) -> mx.array:
 def best_grid(
     w: mx.array, shares: mx.array, quant: QuantFormat, dtype: mx.Dtype, *, name: str = "the weight"
 ) -> Grid:
-    """Search the grid of every group, from ``mx.quantize``'s on.
+    """Search the grid of every group, starting from the grid of ``mx.quantize``.
 
     Args:
-        w: as ``as_groups``.
-        shares: as ``as_shares``.
-        dtype: of the scales and biases that will be stored.
+        w: weights ``[G, s, n]``, from ``as_groups``.
+        shares: h ``[G, 1, s]``, from ``as_shares``.
+        quant: an affine format.
+        dtype: of the scales and biases that are stored.
+        name: of the tensor, for messages.
+
     Raises:
-        ConversionError: the weight is so large that ``mx.quantize``'s scales overflow.
+        ConversionError: the weight is so large that the scales of ``mx.quantize`` overflow.
     """
-    rows = w.reshape(-1, w.shape[-1]).T.astype(dtype)
+    rows = w.reshape(-1, w.shape[-1]).T.astype(dtype)  # [n, G * s]
     rounded = quantize(mx.contiguous(rows), quant, name=name)
     known = Grid(*(rounded[kind].astype(mx.float32).T[:, None] for kind in ("scales", "biases")))
     return search(w, shares, known, quant.bits, dtype)
 
 
 def search(w: mx.array, shares: mx.array, known: Grid, bits: int, dtype: mx.Dtype) -> Grid:
-    """The best grid found for groups ``w`` ``[groups, size, rows]``, or ``known`` where none is better.
+    """Return the best grid found for groups ``w`` ``[G, s, n]``, or ``known`` if none is better.
 
-    Source: least squares of the weights on their codes, as in https://arxiv.org/abs/1802.00150; weighted by mean
-    squares of the inputs, as in https://arxiv.org/abs/2306.00978 and llama.cpp's importance matrix.
+    From several starts, codes and least-squares lines take turns. Then the neighbours of the best
+    scale among the numbers of the stored type are tried.
     """
     fit = _fitter(w, shares, bits)
     best = fit(known)
-    low, high = w.min(axis=1, keepdims=True), w.max(axis=1, keepdims=True)
+    low, high = w.min(axis=1, keepdims=True), w.max(axis=1, keepdims=True)  # [G, 1, n]
     for part in SPANS:
         span = part * (high - low)
-        trial = fit(_stored(span / (2**bits - 1), low + (high - low - span) / 2, dtype))
+        trial = fit(_as_stored(span / (2**bits - 1), low + (high - low - span) / 2, dtype))
         best = _better(best, trial)
-        for _ in range(EACH):
-            trial = fit(_stored(*_least_squares(trial), dtype))
+        for _ in range(STEPS_PER_START):
+            trial = fit(_as_stored(*_least_squares(trial), dtype))
             best = _better(best, trial)
-    for _ in range(LAST):
-        best = _better(best, fit(_stored(*_least_squares(best), dtype)))
-    centre = best
-    for scales in _neighbours(centre.grid.scales, dtype):
-        # The bias that suits the other scale, by the codes there are.
-        biases = (
-            centre.grid.biases
-            + centre.grid.scales * centre.d
-            + (centre.grid.scales - scales) * centre.q
-        )
-        best = _better(best, fit(_stored(scales, biases, dtype)))
+    for _ in range(FINAL_STEPS):
+        best = _better(best, fit(_as_stored(*_least_squares(best), dtype)))
+    a, b = best.grid
+    q, d = best.q, best.d
+    for scales in _neighbours(a, dtype):
+        # Keep the codes: the weighted mean of a q + b - w is 0 at this bias.
+        biases = b + a * d + (a - scales) * q
+        best = _better(best, fit(_as_stored(scales, biases, dtype)))
     return best.grid
 
 
-def _rounded(values: mx.array) -> mx.array:
-    """Float32 to whole numbers, ties to even, in half of ``mx.round``'s time; exact below 2^22, far beyond codes."""
-    return (values + ROUNDER) - ROUNDER
-
-
 def nearest_codes(w: mx.array, grid: Grid, bits: int) -> mx.array:
-    """The codes, in float32, of values ``w`` that broadcast with the grid."""
+    """Return the codes q, in float32, of weights ``w`` that broadcast with the grid."""
     return mx.clip(_rounded((w - grid.biases) * (1 / grid.scales)), 0, 2**bits - 1)
 
 
 def stored_parts(codes: mx.array, grid: Grid, bits: int, dtype: mx.Dtype) -> dict[str, mx.array]:
-    """Codes ``[groups, size, rows]`` and their grid -> the tensors that are stored."""
-    scales, biases = (part[:, 0].T.astype(dtype) for part in grid)
-    return {
-        "weight": pack_codes(codes.reshape(-1, codes.shape[-1]), bits),
-        "scales": scales,
-        "biases": biases,
-    }
+    """Return the tensors that are stored for codes ``[G, s, n]`` and their grid."""
+    scales, biases = (part[:, 0].T.astype(dtype) for part in grid)  # [n, G]
+    weight = pack_codes(codes.reshape(-1, codes.shape[-1]), bits)  # [n, m * bits / 32]
+    return {"weight": weight, "scales": scales, "biases": biases}
 
 
 def pack_codes(codes: mx.array, bits: int) -> mx.array:
-    """Codes ``[columns, rows]`` -> ``[rows, columns * bits / 32]`` uint32: a row's codes follow each other, each from
-    its lowest bit, in words from their lowest bit."""
+    """Pack codes ``[m, n]`` into uint32 words ``[n, m * bits / 32]`` in the order of MLX.
+
+    The codes of a row follow each other from the lowest bit of the first word.
+    """
     columns, rows = codes.shape
-    values = codes.astype(mx.uint32).reshape(columns // PACK, PACK, rows)
-    words = [mx.zeros((columns // PACK, rows), mx.uint32)] * bits
-    for i in range(PACK):
+    packs = columns // CODES_PER_PACK
+    values = codes.astype(mx.uint32).reshape(packs, CODES_PER_PACK, rows)
+    words = [mx.zeros((packs, rows), mx.uint32)] * bits
+    for i in range(CODES_PER_PACK):
         word, shift = divmod(bits * i, 32)
         words[word] = words[word] | (values[:, i] << shift)
         if shift + bits > 32:
@@ -176,48 +186,58 @@ def pack_codes(codes: mx.array, bits: int) -> mx.array:
     return mx.stack(words, axis=1).reshape(-1, rows).T
 
 
-def _fitter(w: mx.array, shares: mx.array, bits: int) -> Callable[[Grid], _Fit]:
-    shares = shares.swapaxes(
-        1, 2
-    )  # [groups, size, 1]: sums of products take less time than a matrix product
+def _rounded(values: mx.array) -> mx.array:
+    """Round float32 to whole numbers, ties to even, in half the time of ``mx.round``.
 
-    def total(x: mx.array) -> mx.array:
+    Exact below 2^22, far beyond any code.
+    """
+    return (values + ROUNDER) - ROUNDER
+
+
+def _fitter(w: mx.array, shares: mx.array, bits: int) -> Callable[[Grid], _Fit]:
+    # Sums of products take less time here than a matrix product.
+    h = shares.swapaxes(1, 2)  # [G, s, 1]
+
+    def total(x: mx.array) -> mx.array:  # [G, s, n] -> [G, 1, n]
         return x.sum(axis=1, keepdims=True)
 
     def fit(grid: Grid) -> _Fit:
-        steps = (w - grid.biases) * (1 / grid.scales)
+        steps = (w - grid.biases) * (1 / grid.scales)  # [G, s, n]
         q = mx.clip(_rounded(steps), 0, 2**bits - 1)
-        d = (
-            steps - q
-        )  # of the order of 1 whatever the weights are: sums of its squares lose nothing
-        own_d, own_q = shares * d, shares * q
-        error = mx.abs(grid.scales) * mx.sqrt(total(own_d * d))
-        return _Fit(grid, error, total(own_q), total(own_q * q), total(own_d), total(own_d * q))
+        # About 1 for weights of any size, so that sums of squares lose nothing.
+        d = steps - q
+        hd, hq = h * d, h * q
+        error = mx.abs(grid.scales) * mx.sqrt(total(hd * d))
+        return _Fit(grid, error, total(hq), total(hq * q), total(hd), total(hd * q))
 
     return fit
 
 
 def _least_squares(fit: _Fit) -> tuple[mx.array, mx.array]:
-    """The line through the weights over their codes; where all codes are alike, the grid there is."""
+    """Fit the line of the weights over their codes; keep the grid where all codes are alike."""
     variance = fit.qq - fit.q * fit.q
     slope = mx.where(variance > DEGENERATE * fit.qq, (fit.dq - fit.d * fit.q) / variance, 0.0)
-    scales, biases = fit.grid
-    return scales * (1 + slope), biases + scales * (fit.d - slope * fit.q)
+    a, b = fit.grid
+    return a * (1 + slope), b + a * (fit.d - slope * fit.q)
 
 
 def _better(a: _Fit, b: _Fit) -> _Fit:
-    """Of each group the better fit; ``a`` where ``b`` is no better, or no number."""
+    """Choose the better fit of each group; ``a`` where ``b`` is no better or not a number."""
     wins = b.error < a.error
     grid = Grid(*(mx.where(wins, y, x) for x, y in zip(a.grid, b.grid, strict=True)))
     return _Fit(grid, *(mx.where(wins, y, x) for x, y in zip(a[1:], b[1:], strict=True)))
 
 
-def _stored(scales: mx.array, biases: mx.array, dtype: mx.Dtype) -> Grid:
+def _as_stored(scales: mx.array, biases: mx.array, dtype: mx.Dtype) -> Grid:
+    """Round a grid to the numbers that the stored type has."""
     return Grid(*(part.astype(dtype).astype(mx.float32) for part in (scales, biases)))
 
 
 def _neighbours(values: mx.array, dtype: mx.Dtype) -> Iterator[mx.array]:
-    """The next numbers of a type towards zero and away from it: as bits, one less and one more."""
+    """Yield the next numbers of a type, towards zero and away from it.
+
+    Read as bits they are one less and one more.
+    """
     bits = values.astype(dtype).view(mx.uint32 if dtype == mx.float32 else mx.uint16)
     for step in (-1, 1):
         yield (bits + mx.array(step).astype(bits.dtype)).view(dtype).astype(mx.float32)

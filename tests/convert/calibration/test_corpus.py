@@ -87,7 +87,7 @@ def test_a_short_file_is_one_short_window(tokenizer: Tokenizer, tmp_path: Path) 
     text = PROSE[:700]
     (tmp_path / "short").write_text(text)
     ids = tokenizer.encode(text)
-    assert corpus.FEWEST <= len(ids) < WINDOW - 1
+    assert corpus.MIN_IDS <= len(ids) < WINDOW - 1
     assert read_calibration(tmp_path / "short", tokenizer, windows=4).tolist() == [
         [tokenizer.bos_id, *ids]
     ]
@@ -103,7 +103,7 @@ def test_a_large_file_is_read_in_part_even_where_that_ends_in_a_character(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "large").write_text("é" * 3000, encoding="utf-8")
-    monkeypatch.setattr(corpus, "LARGEST_FILE", 4001)
+    monkeypatch.setattr(corpus, "MAX_FILE_BYTES", 4001)
     ids = np.array(read_calibration(tmp_path / "large", tokenizer, windows=99))
     assert set(tokenizer.decode(ids[:, 1:].flatten().tolist())) == {"é"}
 
