@@ -30,7 +30,7 @@ class Visitor(Protocol):
     """Sees the inputs of linears before their outputs are computed, and supplies the weights."""
 
     def see(self, modules: Sequence[str], x: mx.array) -> None:
-        """Take the input ``x`` ``[B, T, m]`` of modules such as ``model.layers.3.mlp.down_proj``."""
+        """Take the input ``[B, T, m]`` of modules such as ``model.layers.3.mlp.down_proj``."""
         ...
 
     def rows(self, module: str) -> Iterator[tuple[int, mx.array]]:

@@ -1,4 +1,8 @@
-"""The recipe ``auto``: bits for each matrix, so many in all, where the error that inputs see falls most by them."""
+"""The recipe ``auto``: spend a number of bits on the matrices where they lower the error most.
+
+The error of a matrix by its bits is predicted from some of its rows. Then bits are raised one
+step at a time, always where the step saves most error a byte (a greedy knapsack).
+"""
 
 from collections.abc import Generator, Mapping
 from contextlib import closing
@@ -21,52 +25,61 @@ from magistral_mlx.convert.threads import unordered
 from magistral_mlx.errors import OptionError
 from magistral_mlx.streams import Progress
 
-SAMPLE_ROWS = 128  # of each matrix, by which its error is predicted
+# Rows of each matrix that its error is predicted from.
+SAMPLE_ROWS = 128
 
-Table = Mapping[str, Mapping[int, float]]  # by module path and bits
+# By module path, then by bits.
+Table = Mapping[str, Mapping[int, float]]
 
 
 def check_target(plan: Plan, target_bits: float, source: Source, options: Options) -> None:
-    """Check, before any work, whether so many bits a weight can be spent.
+    """Check, before any work, that ``target_bits`` a weight can be spent.
 
     Raises:
-        OptionError: they are fewer than ``plan`` takes, the least, or more than 8 bits everywhere do.
+        OptionError: they are fewer than ``plan`` takes, the fewest possible, or more than 8 bits
+            everywhere take.
     """
     least = plan.bits_per_weight
-    if not target_bits >= least:  # nor NaN
+    # Written so that NaN is refused, too.
+    if not target_bits >= least:
         raise OptionError(
-            f"target_bits {target_bits:g} is out of reach: {min(plan.bits.values())} bit everywhere takes "
-            f"{least:.3f} bits a weight, scales included; use at least {least + 0.005:.2f}, or a larger group size"
+            f"target_bits {target_bits:g} is out of reach: {min(plan.bits.values())} bit "
+            f"everywhere takes {least:.3f} bits a weight, scales included; use at least "
+            f"{least + 0.005:.2f}, or a larger group size"
         )
     formats = dict.fromkeys(plan.formats, QuantFormat(max(AFFINE_BITS), group_size(plan)))
     most = make_plan(source.config, source.float_type, options, formats=formats).bits_per_weight
     if target_bits > most:
         raise OptionError(
-            f"target_bits {target_bits:g} is out of reach: {max(AFFINE_BITS)} bit everywhere takes {most:.3f} bits a "
-            f"weight; use the recipe {max(AFFINE_BITS)}bit instead of auto"
+            f"target_bits {target_bits:g} is out of reach: {max(AFFINE_BITS)} bit everywhere "
+            f"takes {most:.3f} bits a weight; use the recipe {max(AFFINE_BITS)}bit instead of auto"
         )
 
 
 def choose_bits(
     source: Source, plan: Plan, options: Options, calibration: Calibration, folder: Path
 ) -> Generator[Progress, None, tuple[Plan, MeanSquares]]:
-    """Take one pass for the statistics, then spend the bits.
+    """Collect statistics in one forward pass, then choose the bits of each matrix.
 
     Args:
-        plan: with the least bits everywhere.
-        folder: where the stages of the pass are kept.
+        source: the checkpoint to convert.
+        plan: the plan with the fewest bits everywhere.
+        options: with ``target_bits``.
+        calibration: ids of the pass.
+        folder: for the saved states of the pass.
+
     Returns:
         The plan to carry out, and the statistics.
     """
     assert options.target_bits is not None
     statistics = MeanSquares(source)
-    staged = ResumablePass(folder, source, calibration.ids, statistics)
+    forward = ResumablePass(folder, source, calibration.ids, statistics)
     steps = in_order(source.config)
     sizes = [sum(map(source.nbytes_of, names)) for names in steps]
-    while staged.steps_done < len(steps):
-        staged.advance()
-        staged.keep()
-        yield Progress(sum(sizes[: staged.steps_done]), sum(sizes), "statistics")
+    while forward.steps_done < len(steps):
+        forward.advance()
+        forward.keep()
+        yield Progress(sum(sizes[: forward.steps_done]), sum(sizes), "statistics")
     errors: dict[str, dict[int, float]] = {}
     jobs = (
         partial(_predicted, source, module, statistics.squares[module], plan)
@@ -90,12 +103,15 @@ def choose_bits(
 def allocate_bits(
     errors: Table, sizes: Mapping[str, Mapping[int, int]], budget: int
 ) -> dict[str, int]:
-    """Bits of each matrix: from the least on, the step that saves most error a byte is taken while it fits.
+    """Raise the bits of matrices from the fewest, by the step that saves most error a byte.
 
     Args:
-        errors: relative squared error of each matrix's outputs by its bits. Those of all count alike.
-        sizes: bytes of the same.
-        budget: bytes to spend beyond the least.
+        errors: relative squared error of each matrix's outputs by its bits; all count alike.
+        sizes: bytes of each matrix by its bits.
+        budget: bytes to spend beyond the fewest bits.
+
+    Returns:
+        Bits by module path.
     """
     bits = {module: min(table) for module, table in errors.items()}
 
@@ -110,9 +126,8 @@ def allocate_bits(
             for more in table
             if more > bits[module] and sizes[module][more] - sizes[module][bits[module]] <= budget
         ]
-        best = max(
-            steps, default=None, key=lambda step: step[0]
-        )  # of equal ones the first in the model
+        # Of equal steps the first in the model.
+        best = max(steps, default=None, key=lambda step: step[0])
         if best is None or best[0] <= 0:
             return bits
         _, module, more = best
@@ -121,7 +136,7 @@ def allocate_bits(
 
 
 def group_size(plan: Plan) -> int:
-    """Of every matrix."""
+    """Return the group size that all matrices share."""
     quant = next(iter(plan.formats.values()))
     assert quant is not None
     return quant.group_size
@@ -130,7 +145,7 @@ def group_size(plan: Plan) -> int:
 def _predicted(
     source: Source, module: str, importance: mx.array, plan: Plan
 ) -> tuple[str, dict[int, float]]:
-    """The error of some rows from the middle, whole heads of them, by each number of bits."""
+    """Predict a matrix's relative error by bits, from rows in its middle (whole heads)."""
     name, least = f"{module}.weight", plan.bits[module]
     count, head = source.config.shapes[name][0], source.config.head_dim
     step = -(-SAMPLE_ROWS // head) * head
@@ -144,8 +159,7 @@ def _predicted(
         found = {}
         for bits in (bits for bits in sorted(AFFINE_BITS) if bits >= least):
             quant = QuantFormat(bits, group_size(plan))
-            errors = OutputError.weighted(
-                rows, quantize_weighted(rows, importance, quant, name=name), quant, importance
-            )
-            found[bits] = errors.found / errors.signal if errors.signal else 0.0
+            parts = quantize_weighted(rows, importance, quant, name=name)
+            error = OutputError.weighted(rows, parts, quant, importance)
+            found[bits] = error.found / error.signal if error.signal else 0.0
     return module, found

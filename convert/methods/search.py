@@ -47,7 +47,7 @@ class Grid(NamedTuple):
 
 
 class _Fit(NamedTuple):
-    """A grid, its error, and the weighted sums that a least-squares step takes; all ``[G, 1, n]``."""
+    """A grid, its error and the sums that a least-squares step takes; all ``[G, 1, n]``."""
 
     grid: Grid
     error: mx.array  # |a| sqrt(sum h d^2)

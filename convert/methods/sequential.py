@@ -1,4 +1,4 @@
-"""GPTQ in the order of the model: every linear is quantized on the inputs that the quantized ones before it give."""
+"""GPTQ in the order of the model, on inputs that the quantized linears before have produced."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,60 +21,62 @@ from magistral_mlx.convert.threads import unordered
 
 # Of a weight as it is stored. GPTQ takes all columns of a row at once, so blocks hold whole rows.
 GPTQ_BLOCK_BYTES = 32 * 2**20
-SAMPLE = 256  # tokens by which errors are measured
+# Tokens that errors are measured on.
+SAMPLE_TOKENS = 256
+# The tensors stored for some rows: weight, scales, biases.
 Parts = Mapping[str, mx.array]
-Emit = Callable[
-    [str, int, Parts, OutputError | None], None
-]  # module, first row, what is stored for its rows, its errors
+# Takes module, first row, the parts of its rows, and their error (None if rounded).
+Emit = Callable[[str, int, Parts, OutputError | None], None]
 
 
 @dataclass(slots=True)
 class Sequential:
-    """A visitor of ``forward.visit_linears`` that quantizes; ``emit`` takes every packed block, from any thread.
+    """A visitor of the forward pass that quantizes and multiplies with the quantized weights.
 
-    An embedding of its own is searched, weighted by ``column_weights``. One that is lm_head as well is quantized last,
-    on lm_head's inputs, and the stream begins with it unquantized. What ``formats`` do not pack stays as it is; what is
-    not affine is rounded.
+    A separate embedding is searched, weighted by ``column_weights``. A tied one is quantized last,
+    on lm_head's inputs; the residual stream begins with its unquantized rows. Matrices without a
+    format stay as they are, and formats that are not affine are rounded.
+
+    Attributes:
+        formats: of each matrix, by module path; None if it is not packed.
+        emit: takes every packed block, from any thread.
+        squares: E[x_j^2], as in ``forward.MeanSquares``.
     """
 
     source: Source
-    formats: Mapping[str, QuantFormat | None]  # of each matrix, by module path
+    formats: Mapping[str, QuantFormat | None]
     emit: Emit
-    squares: dict[str, mx.array] = field(
-        default_factory=dict
-    )  # E[x_j^2], as ``forward.MeanSquares``
-    _waiting: dict[str, dict[int, Parts]] = field(
-        default_factory=dict
-    )  # quantized, not yet multiplied with
+    squares: dict[str, mx.array] = field(default_factory=dict)
+    # Quantized blocks that the pass has yet to multiply with, by module path and first row.
+    _waiting: dict[str, dict[int, Parts]] = field(default_factory=dict)
 
     def see(self, modules: Sequence[str], x: mx.array) -> None:
+        """Quantize modules on their shared input ``x`` ``[B, T, m]``."""
         self.squares |= dict.fromkeys(modules, mean_squares(modules, x))
+        formats = [self.formats[module] for module in modules]
         curvatures: list[Curvature] = []
-        if any(
-            quant is not None and quant.mode == "affine" for quant in map(self.formats.get, modules)
-        ):
+        if any(quant is not None and quant.mode == "affine" for quant in formats):
             curvatures = [Curvature.of(hessian(x, run)) for run in runs(x.shape[-1])]
-        flat = x.reshape(-1, x.shape[-1])
-        sample = flat[:: -(-len(flat) // SAMPLE)]
+        flat = x.reshape(-1, x.shape[-1])  # [B * T, m]
+        sample = flat[:: -(-len(flat) // SAMPLE_TOKENS)]
         mx.eval(sample)
-        for module in modules:
-            quant = self.formats[module]
+        for module, quant in zip(modules, formats, strict=True):
             if quant is None:
                 continue
-            way = partial(_by_gptq, curvatures) if quant.mode == "affine" else _by_rounding
-            blocks = self._quantized(module, way, partial(OutputError.sampled, x=sample))
+            method = partial(_by_gptq, curvatures) if quant.mode == "affine" else _by_rounding
+            blocks = self._quantized(module, method, partial(OutputError.sampled, x=sample))
             if module.startswith("model.layers."):
                 self._waiting[module] = blocks
         trim_heap()
 
     def rows(self, module: str) -> Iterator[tuple[int, mx.array]]:
+        """Yield the quantized weight where there is one, else the source's rows."""
         quant = self.formats[module]
         if module == EMBEDDING and quant is not None and not self.source.config.tie_word_embeddings:
-            own = self.squares[module] = column_weights(self.source)
-            way = partial(_by_search, own) if quant.mode == "affine" else _by_rounding
-            self._waiting[module] = self._quantized(
-                module, way, partial(OutputError.weighted, importance=own)
-            )
+            weights = self.squares[module] = column_weights(self.source)
+            method = partial(_by_search, weights) if quant.mode == "affine" else _by_rounding
+            measure = partial(OutputError.weighted, importance=weights)
+            self._waiting[module] = self._quantized(module, method, measure)
         if module not in self._waiting:
             for row, block in self.source.blocks(f"{module}.weight", GPTQ_BLOCK_BYTES):
                 check_finite(f"{module}.weight", block)
@@ -89,23 +91,20 @@ class Sequential:
     def _dtype(self) -> mx.Dtype:
         return FLOAT_TYPES[self.source.float_type][1]
 
-    def _quantized(self, module: str, way: "Way", measure: "Measure") -> dict[int, Parts]:
-        """Quantize and emit all rows, on a CPU some on each core."""
+    def _quantized(self, module: str, method: "Method", measure: "Measure") -> dict[int, Parts]:
+        """Quantize and emit all rows, on a CPU with a block on each core."""
         on_cpu = mx.default_device().type == mx.DeviceType.cpu
         name, quant = f"{module}.weight", self.formats[module]
         assert quant is not None
-        count, step = (
-            self.source.config.shapes[name][0],
-            self.source.row_step(name, GPTQ_BLOCK_BYTES),
-        )
+        count = self.source.config.shapes[name][0]
+        step = self.source.row_step(name, GPTQ_BLOCK_BYTES)
 
         def work(row: int) -> tuple[int, Parts]:
             rows = self.source.read(name, slice(row, min(row + step, count))).astype(self._dtype)
-            parts = way(rows, quant, name)
+            parts = method(rows, quant, name)
             mx.eval(parts)
-            self.emit(
-                module, row, parts, measure(rows, parts, quant) if quant.mode == "affine" else None
-            )
+            error = measure(rows, parts, quant) if quant.mode == "affine" else None
+            self.emit(module, row, parts, error)
             return row, parts
 
         jobs = (partial(work, row) for row in range(0, count, step))
@@ -113,7 +112,7 @@ class Sequential:
             return dict(done)
 
 
-Way = Callable[[mx.array, QuantFormat, str], Parts]
+Method = Callable[[mx.array, QuantFormat, str], Parts]
 Measure = Callable[[mx.array, Parts, QuantFormat], OutputError]
 
 

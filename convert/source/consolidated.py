@@ -1,4 +1,4 @@
-"""Mistral's own layout: params.json and consolidated.safetensors, checked against each other."""
+"""Read Mistral's own layout: params.json and consolidated.safetensors, with its names and rows."""
 
 import logging
 import os
@@ -19,7 +19,8 @@ from magistral_mlx.errors import CheckpointError, quoted
 log = logging.getLogger(__name__)
 
 CONSOLIDATED, PARAMS = "consolidated.safetensors", "params.json"
-NAMES = {  # config.json's name -> params.json's
+# config.json's names -> params.json's.
+NAMES = {
     "hidden_size": "dim",
     "num_hidden_layers": "n_layers",
     "head_dim": "head_dim",
@@ -33,14 +34,11 @@ NAMES = {  # config.json's name -> params.json's
     "attention_bias": "use_biases",
     "tie_word_embeddings": "tied_embeddings",
 }
-OPTIONAL = {
-    "head_dim",
-    "sliding_window",
-    "use_biases",
-    "tied_embeddings",
-}  # read off the tensors, or none
+# Keys of params.json that may be missing: the tensors tell, or there is no such feature.
+OPTIONAL = {"head_dim", "sliding_window", "use_biases", "tied_embeddings"}
 VISION_ENCODER = "vision_encoder"
 OTHER_MODELS = ("moe", "multimodal", "lora", "rope_scaling", "yarn")
+# Hugging Face's module names -> Mistral's.
 OUTER = {"model.embed_tokens": "tok_embeddings", "model.norm": "norm", "lm_head": "output"}
 IN_LAYER = {
     "input_layernorm": "attention_norm",
@@ -60,19 +58,25 @@ VISION_PREFIXES = (
     "patch_merger.",
     "pre_mm_projector_norm.",
 )
+# RoPE rotates the outputs of these; the two layouts order their rows differently.
 ROTATED = ("self_attn.q_proj", "self_attn.k_proj")
 
 
 def open_consolidated(
     folder: Path, shard: Shard | None = None
 ) -> tuple[ModelConfig, dict[str, Any], tuple[Shard, ...], dict[str, Entry]]:
-    """Check the two files, and config.json where it lies beside them; a vision part is left out with a warning.
+    """Check both files, and config.json if it lies beside them.
+
+    The tensors of an image encoder are left out, with a warning.
 
     Args:
-        shard: the weights, where their header is known already; the file need not be there then.
+        folder: of the checkpoint.
+        shard: the weights, if their header is known already; the file may then be missing.
+
     Returns:
-        The config; config.json parsed, empty without one; the file, with the tensors of the language model; these
-        under Mistral's names.
+        The config; config.json parsed, or an empty dict; the weights with the tensors of the
+        language model; the entries of these, by Mistral's names.
+
     Raises:
         CheckpointError: a file is missing, damaged, of another model or contradicts another.
     """
@@ -85,15 +89,15 @@ def open_consolidated(
         shard = Shard.open(folder / CONSOLIDATED)
     params = parse_json(read_document(folder / PARAMS), folder / PARAMS)
     config_path = folder / "config.json"
-    has_config = os.path.lexists(config_path)  # a link whose target is gone stands for one, too
-    raw = (
-        language_config(parse_json(read_document(config_path), config_path), config_path)
-        if has_config
-        else {}
-    )
+    # A broken link counts as a config, so that reading it fails with its name.
+    has_config = os.path.lexists(config_path)
+    raw: dict[str, Any] = {}
+    if has_config:
+        raw = language_config(parse_json(read_document(config_path), config_path), config_path)
     if params.get(VISION_ENCODER):
         shard = _without_vision(shard)
-    shapes = {  # what a config is checked against, under the names it is checked by
+    # A config is checked against these, by their Hugging Face names.
+    shapes = {
         name: shard.header[native_name(name)].shape
         for name in ("model.layers.0.self_attn.q_proj.weight", "lm_head.weight")
         if native_name(name) in shard.header
@@ -123,7 +127,8 @@ def _config(
 ) -> ModelConfig:
     if (quantization := params.get("quantization")) is not None:
         raise CheckpointError(
-            f"{path}: quantization is {quoted(quantization)}. Such weights are {FP8}; start from the bf16 checkpoint"
+            f"{path}: quantization is {quoted(quantization)}. Such weights are {FP8}; start from "
+            "the bf16 checkpoint"
         )
     if other := [key for key in OTHER_MODELS if params.get(key)]:
         raise CheckpointError(
@@ -133,13 +138,14 @@ def _config(
         if native not in OPTIONAL and params.get(native) is None:
             raise CheckpointError(f"{path}: {native} is missing; download params.json again")
     raw: dict[str, Any] = {ours: params.get(native) for ours, native in NAMES.items()}
-    # max_seq_len is what Mistral serves, not what the model was made for: config.json knows better.
+    # max_seq_len is the length that Mistral serves; config.json has the length of training.
     key = "max_position_embeddings"
     limits = (params.get(key), published.get(key), params.get("max_seq_len"))
     raw[key] = next((limit for limit in limits if limit is not None), None)
     if raw[key] is None:
         raise CheckpointError(
-            f"{path}: max_position_embeddings and max_seq_len are missing; put config.json beside it, which has the one"
+            f"{path}: max_position_embeddings and max_seq_len are missing; put config.json, which "
+            "has the first, beside it"
         )
     return ModelConfig.from_dict(raw | {"model_type": "mistral"}, path, shapes)
 
@@ -155,33 +161,39 @@ def _compare(params: ModelConfig, published: ModelConfig, folder: Path) -> None:
 
 
 def _check_tensors(shard: Shard, config: ModelConfig) -> None:
-    if config.num_layers > len(shard.header):  # before a table of that many layers is made
+    # Checked before a table of that many layers is made.
+    if config.num_layers > len(shard.header):
         raise CheckpointError(
-            f"{shard.path}: {len(shard.header)} tensors, but {PARAMS} has {config.num_layers} layers; they are not of "
-            "the same model: download both again"
+            f"{shard.path}: {len(shard.header)} tensors, but {PARAMS} has {config.num_layers} "
+            "layers; they are not of the same model: download both again"
         )
     expected = {native_name(name): shape for name, shape in config.shapes.items()}
     if missing := sorted(set(expected) - set(shard.header)):
         raise CheckpointError(
-            f"{shard.path}: {len(missing)} tensors are missing, first {quoted(missing[0])}; the file is incomplete "
-            "or of another model, fetch it again"
+            f"{shard.path}: {len(missing)} tensors are missing, first {quoted(missing[0])}; the "
+            "file is incomplete or of another model, fetch it again"
         )
     if extra := sorted(set(shard.header) - set(expected)):
         raise CheckpointError(
-            f"{shard.path}: {len(extra)} tensors do not belong to this model, first {quoted(extra[0])}; "
-            f"the weights are of another model than {PARAMS}: download both again"
+            f"{shard.path}: {len(extra)} tensors do not belong to this model, first "
+            f"{quoted(extra[0])}; the weights are of another model than {PARAMS}: download both "
+            "again"
         )
     for name, shape in expected.items():
         entry = shard.header[name]
         if entry.shape != shape or entry.dtype not in FLOATS:
             raise CheckpointError(
-                f"{shard.path}: tensor {name!r} is {entry.dtype} {list(entry.shape)}, {PARAMS} implies "
-                f"{' or '.join(sorted(FLOATS))} {list(shape)}; one is damaged or of another model, fetch both again"
+                f"{shard.path}: tensor {name!r} is {entry.dtype} {list(entry.shape)}, {PARAMS} "
+                f"implies {' or '.join(sorted(FLOATS))} {list(shape)}; one is damaged or of "
+                "another model, fetch both again"
             )
 
 
 def native_name(name: str) -> str:
-    """``model.layers.3.self_attn.q_proj.weight`` -> ``layers.3.attention.wq.weight``."""
+    """Return Mistral's name of a tensor.
+
+    ``model.layers.3.self_attn.q_proj.weight`` -> ``layers.3.attention.wq.weight``.
+    """
     module = name.removesuffix(".weight")
     if module in OUTER:
         return f"{OUTER[module]}.weight"
@@ -190,15 +202,15 @@ def native_name(name: str) -> str:
 
 
 def is_rotated(name: str) -> bool:
-    """Whether RoPE rotates what this tensor gives: then the two layouts order its rows differently."""
+    """Tell if RoPE rotates this tensor's outputs, so that the layouts differ in its rows."""
     return name.removesuffix(".weight").endswith(ROTATED)
 
 
 def halves_from_pairs(rows: mx.array, head_dim: int) -> mx.array:
-    """Reorder the rows of whole heads from Mistral's RoPE pairs (0, 1), (2, 3), ... to Hugging Face's halves.
+    """Reorder rows ``[n * d, columns]`` of whole heads from Mistral's order to Hugging Face's.
 
-    Args:
-        rows: ``[n * head_dim, columns]``. Rows move as a whole, so this commutes with quantization.
+    Mistral rotates neighbours (0, 1), (2, 3), ...; Hugging Face rotates i with i + d / 2. Rows
+    move as a whole, so this commutes with quantization.
     """
     heads = rows.reshape(-1, head_dim // 2, 2, rows.shape[-1])  # [n, d/2, 2, columns]
     return heads.swapaxes(1, 2).reshape(rows.shape)

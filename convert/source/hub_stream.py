@@ -1,4 +1,4 @@
-"""A checkpoint on the hub whose weight files are fetched one at a time, checked, converted and let go."""
+"""A checkpoint on the hub whose weight files are fetched, converted and deleted one by one."""
 
 import hashlib
 import logging
@@ -24,20 +24,24 @@ from magistral_mlx.files import (
 
 log = logging.getLogger(__name__)
 
-INCOMPLETE = ".incomplete"  # ends the name of a file that has not arrived whole
-NOT_NEEDED = frozenset({"tokenizer.json"})  # is made anew from tekken.json
-HEAD_BYTES = 2**17  # asked for of each weight file first; the published headers are far shorter
-MAX_DOCUMENT_BYTES = 200_000_000  # tekken.json has 19 MB
+# Suffix of a file that has not arrived whole.
+INCOMPLETE = ".incomplete"
+# Made anew from tekken.json.
+NOT_NEEDED = frozenset({"tokenizer.json"})
+# First request of each weight file; the published headers are far shorter.
+HEAD_BYTES = 2**17
+# tekken.json has 19 MB.
+MAX_DOCUMENT_BYTES = 200_000_000
 CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class HubStream:
-    """One commit of a repository, in a folder of its own; nothing goes through the hub's cache.
+    """One commit of a repository, in a folder of its own; the hub's cache is not used.
 
     Attributes:
         files: the weight files, by name.
-        shards: their headers; the files themselves are there between ``fetch`` and ``release`` only.
+        shards: their headers. The files exist only between ``fetch`` and ``release``.
     """
 
     repo_id: str
@@ -51,16 +55,17 @@ class HubStream:
     def open(
         cls, repo_id: str, folder: Path, *, revision: str | None, layout: Layout | None
     ) -> "HubStream":
-        """Fetch every document and every weight file's header, so that all can be planned before any weight moves.
+        """Fetch all documents and the header of each weight file, enough to plan the conversion.
 
         Args:
             repo_id: ``org/name``.
-            folder: made if need be, and nobody else's: what does not belong to the commit is deleted from it.
-                What an earlier process left there of this commit is used.
-            revision: branch, tag or commit; all files come from the one commit it stands for now.
-            layout: the weights wanted; None for the HF shards where there are any.
+            folder: made if missing. Files of this commit that an earlier process left are used;
+                all others are deleted.
+            revision: branch, tag or commit. All files come from the one commit it names now.
+            layout: of the weights; None prefers HF shards.
+
         Raises:
-            HubError: the hub cannot be reached or refuses; the repository holds no such weights, or not all files.
+            HubError: the hub cannot be reached or refuses, or the repository lacks files.
             CheckpointError: a header or the index contradicts itself.
             ConversionError: ``folder`` cannot be written.
         """
@@ -77,7 +82,8 @@ class HubStream:
                 _fetch_document(repo_id, listing.commit, file, folder)
         except OSError as error:
             raise ConversionError(
-                f"{folder} could not be written ({error}); check the folder and the disk, then run the command again"
+                f"{folder} could not be written ({error}); check the folder and the disk, then run "
+                "the command again"
             ) from None
         _check_index(repo_id, listing, folder)
         shards = tuple(
@@ -87,7 +93,7 @@ class HubStream:
         return cls(repo_id, listing.commit, listing.layout, folder, listing.weights, shards)
 
     def into(self, folder: Path) -> "HubStream":
-        """The same stream, fetching weight files into another folder, which is made or cleared of all others."""
+        """Return the same stream with another folder, which is made or cleared of other files."""
         _make_own(folder, {*self.files, *(name + INCOMPLETE for name in self.files)})
         shards = tuple(replace(shard, path=folder / shard.path.name) for shard in self.shards)
         return replace(self, folder=folder, shards=shards)
@@ -95,24 +101,27 @@ class HubStream:
     def fetch(
         self, name: str, *, report: Callable[[int], None], cancelled: Callable[[], bool]
     ) -> Path:
-        """Fetch a weight file into the folder, going on with what is there of it, and check its hash and header.
+        """Fetch a weight file, resuming a partial one, and check its hash and header.
 
-        Safe from any thread, for another file each.
+        Safe from several threads, each for another file. Whatever arrived stays after an error.
 
         Args:
-            report: called with the bytes that arrived since its last call; first with those that were there, and
-                with a negative number where those turn out to be damaged.
-            cancelled: asked often; True ends it.
+            name: of the file.
+            report: called with the bytes that arrived since its last call. The first call counts
+                the bytes that were there; a negative number takes back damaged ones.
+            cancelled: called often; True ends the fetch.
+
         Raises:
-            HubError: it cannot be fetched, or arrived damaged. What arrived whole stays, here and below.
-            Cancelled: ``cancelled`` gave True.
-            CheckpointError: the safetensors library refuses it.
-            OSError: the disk is full, or fails.
+            HubError: the file cannot be fetched, or arrived damaged.
+            Cancelled: ``cancelled`` returned True.
+            CheckpointError: the safetensors library refuses the file.
+            OSError: the disk is full or fails.
         """
         file, path = self.files[name], self.folder / name
         partial = path.with_name(name + INCOMPLETE)
         if is_own_file(path):
-            rename(path, partial)  # it is checked as any other
+            # A finished file is checked like any other.
+            rename(path, partial)
         planned = next(shard for shard in self.shards if shard.path == path)
         while True:
             found, kept = self._receive(file, planned, partial, report=report, cancelled=cancelled)
@@ -122,15 +131,17 @@ class HubStream:
             report(-file.size)
             if not kept:
                 raise HubError(
-                    f"{self.repo_id}: {name} arrived damaged (hash {found[:12]}, expected {file.checksum[:12]}) and "
-                    "was deleted; run the same command again, the other files are kept"
+                    f"{self.repo_id}: {name} arrived damaged (hash {found[:12]}, expected "
+                    f"{file.checksum[:12]}) and was deleted; run the same command again, the other "
+                    "files are kept"
                 )
             log.warning(
-                "%s: what an earlier run left there is damaged; it is fetched anew", partial
+                "%s: the part that an earlier run left is damaged; it is fetched again", partial
             )
         if Shard.open(partial).header_sha256 != planned.header_sha256:
             raise HubError(
-                f"{self.repo_id}: the header of {name} came otherwise before; run the same command again"
+                f"{self.repo_id}: the header of {name} has changed since it was first fetched; "
+                "run the same command again"
             )
         rename(partial, path)
         return path
@@ -140,10 +151,10 @@ class HubStream:
         discard(self.folder / name)
 
     def peak_bytes(self, order: Sequence[Sequence[str]]) -> int:
-        """Most bytes of weight files there at once.
+        """Return the most bytes of weight files that are on the disk at once.
 
         Args:
-            order: the tensors, as the files name them, that are needed together, in the order of use. A file is
+            order: the tensors that each step needs, by their names in the files. A file is
                 released after its last use, and the next one is fetched meanwhile.
         """
         home = {tensor: shard.path.name for shard in self.shards for tensor in shard.header}
@@ -166,7 +177,7 @@ class HubStream:
         report: Callable[[int], None],
         cancelled: Callable[[], bool],
     ) -> tuple[str, int]:
-        """Complete a partial file: the hash of it all, and how many bytes were there before."""
+        """Complete a partial file; return its hash and the number of bytes that were there."""
         descriptor, kept = _reopen(partial, file, planned)
         try:
             digest, position = file.digest(), kept
@@ -189,10 +200,10 @@ class HubStream:
 
 
 def _make_own(folder: Path, names: set[str]) -> None:
-    """Make a folder, or clear one of all other names."""
+    """Make a folder, or delete everything in it that has another name."""
     if folder.is_symlink():
         raise ConversionError(
-            f"{folder} is a link, and what is fetched would go where it points; delete it"
+            f"{folder} is a link, and fetched files would go to its target; delete it"
         )
     folder.mkdir(parents=True, exist_ok=True)
     for name in set(os.listdir(folder)) - names:
@@ -203,7 +214,8 @@ def _fetch_document(repo_id: str, commit: str, file: HubFile, folder: Path) -> N
     path = folder / file.name
     if file.size > MAX_DOCUMENT_BYTES:
         raise HubError(
-            f"{repo_id}: {file.name} has {file.size} bytes, far too many for what it is; name another repository"
+            f"{repo_id}: {file.name} has {file.size} bytes, far too many for such a file; name "
+            "another repository"
         )
     if (
         is_own_file(path)
@@ -225,7 +237,11 @@ def _hash(file: HubFile, content: bytes) -> str:
 
 
 def _check_index(repo_id: str, listing: Listing, folder: Path) -> None:
-    """Raises HubError where the index names a file that the commit does not have."""
+    """Check that the commit has every file that the index names.
+
+    Raises:
+        HubError: a file is missing.
+    """
     if INDEX not in listing.documents:
         return
     weight_map = parse_json((folder / INDEX).read_bytes(), folder / INDEX).get("weight_map")
@@ -234,8 +250,8 @@ def _check_index(repo_id: str, listing: Listing, folder: Path) -> None:
         name for name in named if not isinstance(name, str) or name not in listing.weights
     ]:
         raise HubError(
-            f"{repo_id}: {INDEX} names {quoted(missing[0])}, which commit {listing.commit} does not hold; "
-            "the repository is incomplete, name another commit with --revision"
+            f"{repo_id}: {INDEX} names {quoted(missing[0])}, which commit {listing.commit} does "
+            "not hold; the repository is incomplete, name another commit with --revision"
         )
 
 
@@ -248,7 +264,10 @@ def _fetch_header(repo_id: str, commit: str, file: HubFile, folder: Path) -> Sha
 
 
 def _reopen(partial: Path, file: HubFile, planned: Shard) -> tuple[int, int]:
-    """A descriptor of a partial file, and how many of its bytes seem to be the file's: all, or it is begun anew."""
+    """Open a partial file; return its descriptor and the number of bytes to keep.
+
+    A partial file of other weights is started again.
+    """
     if is_own_file(partial):
         descriptor = os.open(partial, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         kept, head = os.fstat(descriptor).st_size, os.pread(descriptor, planned.data_start, 0)

@@ -1,4 +1,4 @@
-"""The files of a streamed source, each there from shortly before its first tensor is read until its last is done."""
+"""Fetch the files of a streamed source one ahead of their use, and delete them after it."""
 
 import threading
 from collections.abc import Mapping
@@ -7,18 +7,19 @@ from pathlib import Path
 
 from magistral_mlx.convert.source.hub_stream import HubStream
 
-PATIENCE_SECONDS = 0.5
+# Longest wait for a file, so that the caller can look after other work.
+WAIT_SECONDS = 0.5
 
 
 class Prefetcher:
-    """Fetches files in the order they are needed, one ahead, on a thread of its own; deletes what is done with.
+    """Fetches files in the order of use on a thread of its own, and deletes used ones.
 
     Attributes:
-        received: bytes that arrived so far.
+        received: bytes that have arrived.
     """
 
     def __init__(self, stream: HubStream, uses: Mapping[str, int]) -> None:
-        """``uses``: how often each file is used, in the order of their first use."""
+        """Prepare to fetch the files of ``uses``: number of uses by name, in order of first use."""
         self.received = 0
         self._stream, self._order, self._left = stream, list(uses), dict(uses)
         self._fetched: dict[str, Future[Path]] = {}
@@ -27,10 +28,10 @@ class Prefetcher:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="fetch")
 
     def has(self, file: str) -> bool:
-        """Whether a file is there; it and the one after it are on their way from now on.
+        """Tell if a file has arrived; start fetching it and the next one.
 
         Raises:
-            HubError, CheckpointError, OSError: as ``HubStream.fetch``.
+            HubError, CheckpointError, OSError: ``HubStream.fetch`` raised it.
         """
         at = self._order.index(file)
         for name in self._order[at : at + 2]:
@@ -42,11 +43,11 @@ class Prefetcher:
         return self._fetched[file].done() and bool(self._fetched[file].result())
 
     def wait(self, file: str) -> None:
-        """Return when a file is there, or in a while."""
-        wait([self._fetched[file]], PATIENCE_SECONDS)
+        """Wait until a file has arrived, but not for long."""
+        wait([self._fetched[file]], WAIT_SECONDS)
 
     def done(self, file: str) -> None:
-        """Say that one use of a file is over. Safe from any thread."""
+        """End one use of a file, and delete it after the last. Safe from any thread."""
         with self._counting:
             self._left[file] -= 1
             is_over = not self._left[file]
@@ -54,7 +55,7 @@ class Prefetcher:
             self._stream.release(file)
 
     def close(self) -> None:
-        """End what is being fetched; what arrived of it stays."""
+        """Stop fetching; the bytes that have arrived stay."""
         self._closed.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 

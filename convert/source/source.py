@@ -1,4 +1,4 @@
-"""A checkpoint as published, in either layout -> its tensors under Hugging Face names, a block of rows at a time."""
+"""Read a published checkpoint, in either layout, by Hugging Face names and blocks of rows."""
 
 import hashlib
 import logging
@@ -28,58 +28,61 @@ from magistral_mlx.errors import CheckpointError, ConversionError, OptionError, 
 
 log = logging.getLogger(__name__)
 
-FLOAT_TYPES: Mapping[
-    str, tuple[str, mx.Dtype]
-] = {  # as config.json, safetensors and MLX spell them
+# A float type's name in config.json -> its names in safetensors and in MLX.
+FLOAT_TYPES: Mapping[str, tuple[str, mx.Dtype]] = {
     "bfloat16": ("BF16", mx.bfloat16),
     "float16": ("F16", mx.float16),
     "float32": ("F32", mx.float32),
 }
-MAX_BLOCK_BYTES = 64 * 2**20  # a feed-forward matrix of the 24B model has 335 MB
+# Largest block that is read unless a caller says less; a matrix of the 24B model has up to 335 MB.
+MAX_BLOCK_BYTES = 64 * 2**20
 DOCUMENTS = ("config.json", PARAMS, "tekken.json", "SYSTEM_PROMPT.txt")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A checked checkpoint in one of the published layouts, none of whose weights is read yet."""
+    """A checked checkpoint in one of the published layouts; its weights are read on demand.
+
+    Attributes:
+        float_type: of the output's unpacked tensors, a key of FLOAT_TYPES.
+        formats: of the matrices that are packed already, by module path.
+    """
 
     folder: Path
     layout: Layout
     config: ModelConfig
-    float_type: str  # of the output's tensors that are not packed: a key of FLOAT_TYPES
+    float_type: str
     shards: tuple[Shard, ...]
-    formats: Mapping[
-        str, QuantFormat | None
-    ]  # how a matrix is packed already, by module path; left out: it is not
+    formats: Mapping[str, QuantFormat | None]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """The bytes of all tensors."""
         return sum(entry.nbytes for shard in self.shards for entry in shard.header.values())
 
     def nbytes_of(self, name: str) -> int:
-        """Bytes in the files of one tensor, by its Hugging Face name, with what it is packed with."""
+        """Return the bytes of a tensor in the files, with its scales and biases."""
         return sum(shard.header[stored].nbytes for shard, stored in self.places(name))
 
     def row_step(self, name: str, block_bytes: int = MAX_BLOCK_BYTES) -> int:
-        """Rows that take at most ``block_bytes`` once they are read: one at least, whole heads where the rows of
-        heads are reordered."""
+        """Return the number of rows that take at most ``block_bytes`` once read, at least one.
+
+        Rows that are reordered are read in whole heads.
+        """
         shard, stored = self._place(name)
         entry, quant = shard.header[stored], self._format(name)
         row_bytes = entry.nbytes // entry.shape[0]
         if quant is not None:
             row_bytes = row_bytes * 8 // quant.bits * FLOAT_TYPES[self.float_type][1].size
         step = max(1, block_bytes // row_bytes)
-        return (
-            max(1, step // self.config.head_dim) * self.config.head_dim
-            if self._is_reordered(name)
-            else step
-        )
+        if not self._is_reordered(name):
+            return step
+        return max(1, step // self.config.head_dim) * self.config.head_dim
 
     def read(self, name: str, rows: slice) -> mx.array:
-        """Rows of one tensor as Hugging Face orders them, read now; ``rows`` starts at a multiple of ``row_step``.
+        """Read rows of a tensor in Hugging Face's order, from a multiple of ``row_step`` on.
 
-        What is packed is dequantized, affine formats in ``float_type``. Safe from any thread.
+        Packed rows are dequantized, affine formats in ``float_type``. Safe from any thread.
         """
         if (quant := self._format(name)) is not None:
             parts = {
@@ -97,19 +100,19 @@ class Source:
     def blocks(
         self, name: str, block_bytes: int = MAX_BLOCK_BYTES
     ) -> Iterator[tuple[int, mx.array]]:
-        """All rows of one tensor, in order: (first row, rows)."""
+        """Yield all rows of a tensor in order, as (first row, rows)."""
         step = self.row_step(name, block_bytes)
         for row in range(0, self.config.shapes[name][0], step):
             yield row, self.read(name, slice(row, row + step))
 
     def places(self, name: str) -> list[tuple[Shard, str]]:
-        """The files that one tensor is read from, by its Hugging Face name, and the names of its parts there."""
+        """Return the files that a tensor is read from, and the names of its parts there."""
         return (
             [self._place(name)] if self._format(name) is None else list(self._packed(name).values())
         )
 
     def _place(self, name: str) -> tuple[Shard, str]:
-        """The file of a tensor, and its name there."""
+        """Return the file of a tensor and its name there."""
         stored = native_name(name) if self.layout == "consolidated" else name
         return next(shard for shard in self.shards if stored in shard.header), stored
 
@@ -117,7 +120,7 @@ class Source:
         return self.formats.get(name.removesuffix(".weight"))
 
     def _packed(self, name: str) -> dict[str, tuple[Shard, str]]:
-        """Where the parts of a packed tensor are: its weight, its scales and, of affine formats, its biases."""
+        """Return the places of a packed tensor's parts: weight, scales and affine biases."""
         module, quant = name.removesuffix(".weight"), self._format(name)
         kinds = PARTS if quant is not None and quant.mode == "affine" else PARTS[:2]
         return {kind: self._place(f"{module}.{kind}") for kind in kinds}
@@ -126,11 +129,14 @@ class Source:
         return self.layout == "consolidated" and is_rotated(name)
 
     def identity(self, files_of_hub: Mapping[str, HubFile] | None = None) -> dict[str, Any]:
-        """What tells this source from another: of every file its size and hashes.
+        """Return what tells this source from others: the size and hashes of every file.
 
-        Of weights those are the header's hash; the hub's, where they lie in its cache; and that of a few bytes from
-        the middle of each tensor (fine-tunes differ in nothing else). Of ``files_of_hub``, which need not be there
-        yet, it is what the hub states in place of the last two.
+        Weight files have the hash of the header, the hub's hash if they lie in its cache, and a
+        hash of some bytes from the middle of each tensor, which alone tells fine-tunes apart.
+
+        Args:
+            files_of_hub: the hub's files, if they are not fetched yet. The hub's hash then takes
+                the place of the last two.
         """
         files: dict[str, dict[str, Any]] = {}
         for shard in self.shards:
@@ -156,7 +162,11 @@ class Source:
 
 
 def checked_layout(layout: str | None) -> Layout | None:
-    """Raises OptionError for an unknown layout."""
+    """Return a known layout, or None.
+
+    Raises:
+        OptionError: the layout is unknown.
+    """
     for known in (None, *get_args(Layout)):
         if layout == known:
             return cast(Layout | None, known)
@@ -166,13 +176,17 @@ def checked_layout(layout: str | None) -> Layout | None:
 def open_source(
     folder: Path, layout: Layout | None = None, shards: Sequence[Shard] | None = None
 ) -> Source:
-    """Check a checkpoint in one of the published layouts; HF shards where it has both and ``layout`` is None.
+    """Check a checkpoint in one of the published layouts.
 
     Args:
-        shards: the weight files of ``layout``, where their headers are known already; they need not be there then.
+        folder: of the checkpoint.
+        layout: None prefers HF shards where there are both.
+        shards: the weight files of ``layout``, if their headers are known; the files may then be
+            missing.
+
     Raises:
         CheckpointError: a file is missing, damaged, of another model or contradicts another.
-        ConversionError: it does not say its type.
+        ConversionError: the float type is unknown.
     """
     if shards is None:
         layout = _chosen_layout(folder, layout)
@@ -197,19 +211,21 @@ def _chosen_layout(folder: Path, layout: Layout | None) -> Layout:
         layout = "consolidated" if has_native and not has_hf else "hf"
         if has_native and has_hf:
             log.warning(
-                "%s holds HF shards and %s; the HF shards are converted (--layout consolidated takes the other)",
+                "%s holds HF shards and %s; the HF shards are converted (--layout consolidated "
+                "takes the other)",
                 folder,
                 CONSOLIDATED,
             )
         elif not has_native and (folder / PARAMS).exists() and not has_hf:
             raise CheckpointError(
-                f"{folder} has {PARAMS} but neither {CONSOLIDATED} nor model*.safetensors; fetch the weights as well"
+                f"{folder} has {PARAMS} but neither {CONSOLIDATED} nor model*.safetensors; fetch "
+                "the weights as well"
             )
     return layout
 
 
 def warn_of_rounding_twice(source: Source, formats: Mapping[str, QuantFormat | None]) -> None:
-    """Log, once, where matrices that are packed already are packed anew."""
+    """Log a warning if matrices that are packed already are packed again."""
     if twice := [
         path
         for path, quant in formats.items()
@@ -217,40 +233,36 @@ def warn_of_rounding_twice(source: Source, formats: Mapping[str, QuantFormat | N
     ]:
         bits = sorted({quant.bits for quant in map(source.formats.get, twice) if quant is not None})
         log.warning(
-            "%s is quantized already, to %s bit: rounding again adds to the error it has; the bf16 checkpoint that it "
-            "was made from gives better weights of the same size",
+            "%s is quantized already, to %s bit: rounding again adds to its error; the bf16 "
+            "checkpoint that it was made from gives better weights of the same size",
             source.folder,
             " and ".join(map(str, bits)),
         )
 
 
 def _float_type(folder: Path, raw: Mapping[str, Any], entries: Mapping[str, Entry]) -> str:
-    """The type config.json states, as mlx-lm takes it; without one, that of all tensors."""
-    stated = [raw[key] for key in ("torch_dtype", "dtype") if raw.get(key) is not None]
-    if stated:
-        if (
-            not isinstance(stated[0], str)
-            or stated[0] not in FLOAT_TYPES
-            or stated[0] != stated[-1]
-        ):
+    """Return the float type that config.json names, as mlx-lm reads it, or that of all tensors."""
+    named = [raw[key] for key in ("torch_dtype", "dtype") if raw.get(key) is not None]
+    if named:
+        if not isinstance(named[0], str) or named[0] not in FLOAT_TYPES or named[0] != named[-1]:
             raise CheckpointError(
-                f"{folder / 'config.json'}: torch_dtype is {' and '.join(map(quoted, stated))}, expected one of "
-                f"{', '.join(FLOAT_TYPES)}; download config.json again"
+                f"{folder / 'config.json'}: torch_dtype is {' and '.join(map(quoted, named))}, "
+                f"expected one of {', '.join(FLOAT_TYPES)}; download config.json again"
             )
-        return str(stated[0])
+        return str(named[0])
     found = {entry.dtype for entry in entries.values()} & {
         dtype for dtype, _ in FLOAT_TYPES.values()
     }
     if len(found) > 1:
         raise ConversionError(
-            f"{folder}: tensors are {' and '.join(sorted(found))}, and no torch_dtype says which the model has; "
-            "state it in config.json"
+            f"{folder}: tensors are {' and '.join(sorted(found))}, and no torch_dtype says which "
+            "the model has; name it in config.json"
         )
     return next(name for name, (dtype, _) in FLOAT_TYPES.items() if dtype in found)
 
 
 def _hub_sha256(path: Path) -> dict[str, str]:
-    """A weight file in the hub's cache is a link to ``blobs/SHA256``."""
+    """Return the hash of a weight file in the hub's cache, a link to ``blobs/SHA256``."""
     blob = path.resolve()
-    is_stated = blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name)
-    return {"sha256": blob.name} if is_stated else {}
+    is_hashed = blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name)
+    return {"sha256": blob.name} if is_hashed else {}

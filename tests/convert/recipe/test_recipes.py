@@ -215,8 +215,8 @@ def test_rounding_again_is_allowed_with_one_warning(
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
         (
             logging.WARNING,
-            f"{folder} is quantized already, to {bits} bit: rounding again adds to the error it has; the bf16 "
-            "checkpoint that it was made from gives better weights of the same size",
+            f"{folder} is quantized already, to {bits} bit: rounding again adds to its error; the "
+            "bf16 checkpoint that it was made from gives better weights of the same size",
         )
     ]
     stored = {

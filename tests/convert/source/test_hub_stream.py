@@ -309,7 +309,7 @@ def test_a_header_that_came_otherwise_before_is_noticed(hub: Hub, folder: Path) 
     other = replace(
         stream, shards=tuple(replace(shard, header_sha256="0" * 64) for shard in stream.shards)
     )
-    assert f"the header of {FIRST} came otherwise before" in refusal(other, FIRST)
+    assert f"the header of {FIRST} has changed since it was first fetched" in refusal(other, FIRST)
 
 
 # what an earlier process left
@@ -375,7 +375,7 @@ def test_a_folder_that_is_a_link_is_refused(hub: Hub, folder: Path, tmp_path: Pa
     (tmp_path / "outside").mkdir()
     folder.symlink_to(tmp_path / "outside", target_is_directory=True)
     with pytest.raises(
-        ConversionError, match="is a link, and what is fetched would go where it points"
+        ConversionError, match="is a link, and fetched files would go to its target"
     ):
         open_stream(folder)
     assert not any((tmp_path / "outside").iterdir())
