@@ -14,7 +14,7 @@ from magistral_mlx.convert.output.staging import JOURNAL
 from magistral_mlx.convert.recipe.layout import in_order
 from magistral_mlx.convert.source.hub_stream import HEAD_BYTES
 from magistral_mlx.engine.chat import result_of
-from magistral_mlx.errors import ConversionError, HubError, MagistralError, OptionError
+from magistral_mlx.errors import ConversionError, HubError, MagistralError, OptionError, in_units
 from tests.support.faults.killing import in_small_pieces
 from tests.support.hub_server import COMMIT, OLDER, REPO, Hub, serving, use
 from tests.support.sources import CONFIG, content, convert_quickly, write_consolidated, write_hf
@@ -77,7 +77,7 @@ def test_a_stream_converts_to_the_same_bytes_as_a_folder(
     assert same_but_for_the_source(tmp_path / "streamed", tmp_path / "local")
     assert not (tmp_path / "streamed.partial").exists()
     sizes = {name: len(data) for name, data in hub.files.items() if name.endswith(".safetensors")}
-    assert f"{sum(sizes.values()) / 1e9:.2f} GB fetched" in steps[-1].name
+    assert f"{in_units(sum(sizes.values()))} fetched" in steps[-1].name
     source = json.loads((tmp_path / "streamed" / "magistral_mlx.json").read_text())["source"]
     assert source["hub"] == {"id": REPO, "commit": COMMIT}
     assert all({"size", "header_sha256", "sha256"} == set(source["files"][name]) for name in sizes)
