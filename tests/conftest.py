@@ -10,7 +10,7 @@ import pytest
 from magistral_mlx.checkpoint.config import ModelConfig
 from tests.support.tiny import make_config, make_weights, write_checkpoint
 
-# CI's Mac runs the suite on its CPU stream: MAGISTRAL_TEST_DEVICE=cpu. Left unset, MLX's own default.
+# The Mac of the CI runs the suite on its CPU: MAGISTRAL_TEST_DEVICE=cpu.
 if os.environ.get("MAGISTRAL_TEST_DEVICE") == "cpu":
     mx.set_default_device(mx.Device(mx.DeviceType.cpu))
 
@@ -22,7 +22,7 @@ def tiny_config() -> ModelConfig:
 
 @pytest.fixture
 def checkpoint_folder(tmp_path: Path) -> Callable[..., Path]:
-    """``checkpoint_folder(config, weights=None, name="model")`` writes an HF folder and returns it."""
+    """Return a function that writes an HF folder and returns its path."""
 
     def write(
         config: ModelConfig, weights: dict[str, mx.array] | None = None, name: str = "model"
@@ -36,5 +36,5 @@ def checkpoint_folder(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The demo is converted once for the whole run, never into the user's cache."""
+    """Convert the demo once for the whole run, into a cache of the run's own."""
     os.environ["MAGISTRAL_MLX_CACHE"] = str(tmp_path_factory.mktemp("cache"))

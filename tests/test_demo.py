@@ -1,4 +1,4 @@
-"""The embedded model: its problems are right, what it was asked it never saw, and it answers them."""
+"""The embedded model answers problems that it was not trained on, and its problems are right."""
 
 import ast
 import json
@@ -81,7 +81,7 @@ def test_every_word_is_spelled_and_counted(problems: list[Problem]) -> None:
 
 
 def spelling(problem: Problem) -> list[tuple[str, int]]:
-    """The letters of a trace and the count after each: " st: s0 t0" gives ("s", 0), ("t", 0)."""
+    """Return the letters of a trace and their counts: " st: s0 t0" gives ("s", 0), ("t", 0)."""
     lines = problem.trace.split("\n")[1:-1]
     return [(pair[0], int(pair[1:])) for line in lines for pair in line.split(": ", 1)[1].split()]
 
@@ -123,14 +123,17 @@ def test_training_never_sees_what_is_held_out(tokenizer: Tokenizer) -> None:
 
 
 def operands(problem: Problem) -> tuple[int, int]:
-    """In the order asked: a trace multiplies by the smaller, a question may name the subtrahend first."""
+    """Return the two numbers in the order of the sum.
+
+    A trace multiplies by the smaller number, and a question may name the subtrahend first.
+    """
     line = problem.question if problem.kind == "multiply" else problem.trace.split("\n")[1]
     a, b = map(int, re.findall(r"\d+", line)[:2])
     return a, b
 
 
 def test_the_vocabulary_is_the_head_of_the_real_one() -> None:
-    """The same pieces in the same order, so that what is proved on these ids holds for the 131,072."""
+    """The pieces and their order are the same, so results on these ids hold for all 131,072."""
     whole = json.loads(
         (Path(mistral_common.__file__).parent / "data" / "tekken_240911.json").read_text()
     )
@@ -243,7 +246,7 @@ def test_several_problems_in_one_conversation(keep: str) -> None:
 
 @pytest.mark.parametrize("think_budget", [0, 4, 15])
 def test_a_trace_forced_to_end_is_followed_by_a_well_formed_answer(think_budget: int) -> None:
-    """Hardly ever the right one: that is what the trace is for."""
+    """Without a trace the answer is hardly ever right."""
     magistral = mm.load("demo")
     sampling = mm.SamplingParams(temperature=0, think_budget=think_budget, max_tokens=100)
     for phrases in PHRASES.values():

@@ -1,4 +1,4 @@
-"""Where the cache lies: our own variable first, then the platform's convention."""
+"""The cache folder is that of our variable, else the one of the platform."""
 
 import sys
 from pathlib import Path

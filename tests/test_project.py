@@ -23,7 +23,11 @@ BROKEN = "exit 127"
 
 FAKE = """#!/bin/sh
 case "$1" in
-  -c) exec {real} -c "import platform, sys; sys.version_info = (3, 12, 0); {pretence}; exec(sys.argv[1])" "$2" ;;
+  -c) exec {real} -c "
+import platform, sys
+sys.version_info = (3, 12, 0)
+{pretence}
+exec(sys.argv[1])" "$2" ;;
   -m) mkdir -p .venv && echo {name} > .venv/made-by ;;
   --version) echo "{name}'s version" ;;
 esac

@@ -1,4 +1,4 @@
-"""Who may import whom, what importing the package costs and leaves alone, and that one clone has one converter."""
+"""Imports go downwards and stay light, one clone has one converter, and files stay small."""
 
 import ast
 import json
@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# A room, or a file at the top of the package, and what it may import. A new room gets its row.
+# Rooms, or files at the top of the package, and what they may import. A new room gets its row.
 MAY_IMPORT = {
     "errors": "",
     "streams": "errors",
@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "tokenizer": "checkpoint errors files options streams",
     "model": "checkpoint errors files options streams",
     "generation": "checkpoint errors files model options streams tokenizer",
-    "demo": "checkpoint convert errors files",  # convert: the embedded model is converted on first use
+    # The embedded model is converted when it is first loaded.
+    "demo": "checkpoint convert errors files",
     "engine": "checkpoint demo errors files generation model options streams tokenizer",
     "serving": "checkpoint demo engine errors files generation model options streams tokenizer",
     "terminal": "checkpoint engine errors files generation model options streams tokenizer",
@@ -48,8 +49,10 @@ CONVERTER_DOORS = {"__init__", "__main__", "verify"}
 RUNTIME_FOR_CONVERTER = (
     "__init__ checkpoint errors files generation model streams terminal tokenizer"
 )
-THIRD_PARTY = {  # package -> the rooms and files that may import it
-    "mistral_common": "magistral_mlx.tokenizer magistral_mlx.training.demo magistral_mlx.convert.output.export",
+# The rooms and files that may import a package.
+THIRD_PARTY = {
+    "mistral_common": "magistral_mlx.tokenizer magistral_mlx.training.demo "
+    "magistral_mlx.convert.output.export",
     "huggingface_hub": "magistral_mlx.checkpoint.hub_api magistral_mlx.checkpoint.hub_cache",
     "click": "magistral_mlx.terminal magistral_mlx.generate magistral_mlx.chat magistral_mlx.plan "
     "magistral_mlx.__main__ magistral_mlx.convert.__main__ magistral_mlx.convert.verify",
@@ -65,7 +68,7 @@ THIRD_PARTY = {  # package -> the rooms and files that may import it
 
 @cache
 def modules() -> dict[str, Path]:
-    """Every module of the package by its dotted name, the converter's included."""
+    """Return the file of every module, the converter's included, by its dotted name."""
     files = [*(ROOT / "magistral_mlx").rglob("*.py"), *(ROOT / "convert").rglob("*.py")]
     found = {}
     for path in files:
@@ -78,7 +81,7 @@ def modules() -> dict[str, Path]:
 
 @cache
 def imported(path: Path) -> set[str]:
-    """Every module a file imports, at any depth; ``from a import b`` is ``a.b`` where that is a module."""
+    """Return every module that a file imports, at any depth."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -92,7 +95,7 @@ def imported(path: Path) -> set[str]:
 
 
 def ours(module: str) -> set[str]:
-    """The modules of the package that a module imports; a package counts as its ``__init__``."""
+    """Return the modules of the package that a module imports; a package is its ``__init__``."""
     known = modules()
     names = {name for name in imported(known[module]) if name.split(".")[0] == "magistral_mlx"}
     return {name if name in known else f"{name}.__init__" for name in names}
@@ -180,11 +183,13 @@ def test_nobody_imports_the_converter_by_its_folder() -> None:
 
 PROBE = """
 import json, logging, os, resource, signal, sys, threading
+limits = (resource.RLIMIT_NOFILE, resource.RLIMIT_AS, resource.RLIMIT_STACK)
+loggers = [logging.getLogger(), logging.getLogger("magistral_mlx")]
 def state():
     return {
-        "limits": [resource.getrlimit(r) for r in (resource.RLIMIT_NOFILE, resource.RLIMIT_AS, resource.RLIMIT_STACK)],
-        "signals": [str(signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)],
-        "logging": [(len(log.handlers), log.level) for log in map(logging.getLogger, (None, "magistral_mlx"))],
+        "limits": [resource.getrlimit(limit) for limit in limits],
+        "signals": [str(signal.getsignal(number)) for number in signal.valid_signals()],
+        "logging": [(len(log.handlers), log.level) for log in loggers],
         "environment": dict(os.environ),
         "threads": threading.active_count(),
     }
@@ -199,9 +204,8 @@ LIGHT = {"__main__", "magistral_mlx", "mlx", "numpy", "safetensors"}
 @pytest.mark.parametrize("module", ["magistral_mlx", "magistral_mlx.bridge"])
 def test_importing_the_package_is_light_and_leaves_the_process_alone(module: str) -> None:
     command = [sys.executable, "-S", "-c", PROBE.replace("MODULE", module)]
-    path = os.pathsep.join(
-        [str(ROOT), *site.getsitepackages()]
-    )  # -S: without what .pth files import
+    # -S leaves out the modules that .pth files import.
+    path = os.pathsep.join([str(ROOT), *site.getsitepackages()])
     done = subprocess.run(
         command,
         cwd=ROOT,
