@@ -1,4 +1,4 @@
-"""What a conversion will write: a pure function of the model's config and the options, known before any work."""
+"""Lay out the files of a conversion, from the model's config and the options alone."""
 
 import hashlib
 import math
@@ -22,36 +22,42 @@ MAX_DATA_BYTES = 300_000_000
 
 @dataclass(frozen=True, slots=True)
 class PlannedShard:
-    """One file of weights."""
+    """One file of weights.
+
+    Attributes:
+        sources: tensors of the source that it holds, in the order of ``in_order``.
+        entries: the written tensors by name, in the order of the file.
+    """
 
     file: str
-    sources: tuple[
-        str, ...
-    ]  # tensors of the unquantized checkpoint that it holds, in the order of ``in_order``
-    entries: Mapping[str, Entry]  # the tensors written, by name, in the order they lie in
+    sources: tuple[str, ...]
+    entries: Mapping[str, Entry]
 
     @property
     def nbytes(self) -> int:
-        """Of the file."""
-        return len(header_bytes(self.entries)) + sum(
-            entry.nbytes for entry in self.entries.values()
-        )
+        """The size of the file in bytes."""
+        data = sum(entry.nbytes for entry in self.entries.values())
+        return len(header_bytes(self.entries)) + data
 
     @property
     def header_sha256(self) -> str:
-        """As ``Shard.header_sha256`` of the file."""
+        """The header's hash, like ``Shard.header_sha256`` of the file."""
         return hashlib.sha256(header_bytes(self.entries)).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All files of weights, and how each matrix is packed in them."""
+    """All files of weights, and the format of each matrix in them.
 
-    formats: Mapping[
-        str, QuantFormat | None
-    ]  # of each matrix, by module path; None: it is not packed
-    quantization: Mapping[str, Any] | None  # config.json's block
-    float_type: str  # of what is not packed
+    Attributes:
+        formats: of each matrix, by module path; None if it is not packed.
+        quantization: the block of config.json.
+        float_type: of the tensors that are not packed.
+    """
+
+    formats: Mapping[str, QuantFormat | None]
+    quantization: Mapping[str, Any] | None
+    float_type: str
     num_parameters: int
     shards: tuple[PlannedShard, ...]
 
@@ -65,7 +71,7 @@ class Plan:
 
     @property
     def bits(self) -> dict[str, int]:
-        """Of each matrix, by module path; not counting scales."""
+        """The bits of each matrix, by module path, without scales."""
         unpacked = FLOAT_TYPES[self.float_type][1].size * 8
         return {
             path: unpacked if quant is None else quant.bits for path, quant in self.formats.items()
@@ -76,7 +82,7 @@ class Plan:
         return self.tensor_bytes * 8 / self.num_parameters
 
     def index(self) -> dict[str, Any]:
-        """model.safetensors.index.json, as mlx-lm writes it."""
+        """Return the content of model.safetensors.index.json, as mlx-lm writes it."""
         weight_map = {name: shard.file for shard in self.shards for name in shard.entries}
         return {
             "metadata": {"total_size": self.tensor_bytes, "total_parameters": self.num_parameters},
@@ -95,9 +101,11 @@ def make_plan(
 
     Args:
         config: of the source.
-        float_type: of what is not packed: ``bfloat16``, ``float16`` or ``float32``.
-        max_bytes: of the tensors of one file.
-        formats: of each matrix, where they are decided already.
+        float_type: of tensors that are not packed: ``bfloat16``, ``float16`` or ``float32``.
+        options: of the conversion.
+        max_bytes: of the tensors in one file.
+        formats: of each matrix, if they are decided already.
+
     Raises:
         ConversionError: the groups do not divide a matrix.
         OptionError: a rule of the recipe's file matches no matrix.
@@ -113,18 +121,13 @@ def make_plan(
     units = [unit for unit in in_order(config) if unit]
     files = divide(((unit, sum(map(sizes.__getitem__, unit))) for unit in units), max_bytes)
     shards = []
-    for i, sources in enumerate(
-        ([name for unit in file for name in unit] for file in files), start=1
-    ):
-        file = (
-            "model.safetensors"
-            if len(files) == 1
-            else f"model-{i:05}-of-{len(files):05}.safetensors"
+    for i, units_of_file in enumerate(files, start=1):
+        file = f"model-{i:05}-of-{len(files):05}.safetensors"
+        sources = tuple(name for unit in units_of_file for name in unit)
+        entries = lay_out({name: tensor for s in sources for name, tensor in written[s].items()})
+        shards.append(
+            PlannedShard("model.safetensors" if len(files) == 1 else file, sources, entries)
         )
-        entries = lay_out(
-            {name: tensor for source in sources for name, tensor in written[source].items()}
-        )
-        shards.append(PlannedShard(file, tuple(sources), entries))
     num_parameters = sum(math.prod(shape) for shape in shapes.values())
     return Plan(
         formats,
@@ -136,20 +139,14 @@ def make_plan(
 
 
 def packed_sizes(source: Source, module: str, group_size: int) -> dict[int, int]:
-    """Bytes of a matrix in each affine format of a group size, by its bits."""
+    """Return the bytes of a matrix in each affine format of a group size, by bits."""
     name = f"{module}.weight"
-    shape = source.config.shapes[name]
-    return {
-        bits: sum(
-            entry.nbytes
-            for entry in lay_out(
-                written_tensors(
-                    name, shape, {module: QuantFormat(bits, group_size)}, source.float_type
-                )
-            ).values()
-        )
-        for bits in AFFINE_BITS
-    }
+    sizes = {}
+    for bits in AFFINE_BITS:
+        formats = {module: QuantFormat(bits, group_size)}
+        tensors = written_tensors(name, source.config.shapes[name], formats, source.float_type)
+        sizes[bits] = sum(entry.nbytes for entry in lay_out(tensors).values())
+    return sizes
 
 
 def divide(units: Iterable[tuple[T, int]], limit: int = MAX_DATA_BYTES) -> list[list[T]]:
@@ -169,8 +166,11 @@ def divide(units: Iterable[tuple[T, int]], limit: int = MAX_DATA_BYTES) -> list[
 
 
 def in_order(config: ModelConfig) -> list[list[str]]:
-    """The tensors by the step of a pass through the model after which they can be written: the embedding's, each
-    layer's, and what follows the layers. A tied embedding is done with when it was lm_head."""
+    """Return the tensors by the step of a forward pass after which they can be written.
+
+    Steps are the embedding, each layer, and the rest. A tied embedding is written last, once it
+    has served as lm_head.
+    """
     names = list(config.shapes)
     layers = [
         [name for name in names if name.startswith(f"model.layers.{layer}.")]
@@ -181,7 +181,10 @@ def in_order(config: ModelConfig) -> list[list[str]]:
 
 
 def read_in_order(config: ModelConfig) -> list[list[str]]:
-    """What each step of such a pass reads. The first layer says what the columns of an embedding of its own weigh."""
+    """Return the tensors that each step of a forward pass reads.
+
+    A separate embedding reads the first layer, too, for the weights of its columns.
+    """
     steps = in_order(config)
     return [
         [next(iter(config.shapes)), *([] if config.tie_word_embeddings else steps[1])],
@@ -192,7 +195,7 @@ def read_in_order(config: ModelConfig) -> list[list[str]]:
 def written_tensors(
     name: str, shape: Shape, formats: Mapping[str, QuantFormat | None], float_type: str
 ) -> dict[str, tuple[str, Shape]]:
-    """The tensors that one tensor of the source becomes: name -> (type, shape)."""
+    """Return the tensors that are written for a tensor of the source: name -> (type, shape)."""
     floating = FLOAT_TYPES[float_type][0]
     module = name.removesuffix(".weight")
     quant = formats.get(module)

@@ -1,4 +1,4 @@
-"""A recipe of one's own: a JSON file of patterns of module paths, and the bits that they get."""
+"""Read a user's recipe: a JSON file that gives patterns of module paths their bits."""
 
 import json
 import os
@@ -11,7 +11,8 @@ from typing import Any
 from magistral_mlx.checkpoint.quant_format import FP_FORMATS, QuantFormat
 from magistral_mlx.errors import CheckpointError, OptionError, quoted
 
-UNPACKED_BITS = 16  # stands for a matrix that stays in the checkpoint's float type
+# Stands for a matrix that stays in the checkpoint's float type.
+UNPACKED_BITS = 16
 DEFAULT_GROUP_SIZE = 64
 FORMAT_KEYS = ("bits", "group_size", "mode")
 MAX_BYTES = 1_000_000
@@ -19,7 +20,7 @@ MAX_BYTES = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What the matrices that a glob on their module path matches become; None: they are not packed."""
+    """The format of matrices whose module path matches a glob; None: they are not packed."""
 
     match: str
     quant: QuantFormat | None
@@ -27,12 +28,16 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class RecipeFile:
-    """The file's content; of several rules that match a matrix, the last one holds.
+    """The content of a recipe's file. The last rule that matches a matrix holds.
 
-    ``{"default": {"bits": 4}, "rules": [{"match": "*.v_proj", "bits": 6}, {"match": "lm_head", "bits": 16}]}``
+    Example::
 
-    A format has ``bits`` (16: not packed), ``group_size`` and ``mode``. What the default leaves out is affine and
-    groups of 64, or the mode's own; what a rule leaves out is the default's.
+        {"default": {"bits": 4},
+         "rules": [{"match": "*.v_proj", "bits": 6}, {"match": "lm_head", "bits": 16}]}
+
+    A format has ``bits`` (16: not packed), ``group_size`` and ``mode``. Missing keys of the default
+    become affine and groups of 64, or the mode's own values; missing keys of a rule are the
+    default's.
     """
 
     path: Path
@@ -41,7 +46,11 @@ class RecipeFile:
 
     @classmethod
     def read(cls, path: Path) -> "RecipeFile":
-        """Raises OptionError where the file is no recipe."""
+        """Read and check a file.
+
+        Raises:
+            OptionError: the file is not a recipe.
+        """
         raw = _document(path)
         if unknown := sorted(raw.keys() - {"default", "rules"}):
             raise _refusal(
@@ -61,10 +70,10 @@ class RecipeFile:
         return cls(path, default, tuple(rules))
 
     def formats(self, modules: Iterable[str]) -> dict[str, QuantFormat | None]:
-        """The format of each matrix.
+        """Return the format of each matrix.
 
         Raises:
-            OptionError: a rule matches none of them.
+            OptionError: a rule matches no matrix.
         """
         found: dict[str, QuantFormat | None] = dict.fromkeys(modules, self.default)
         for i, rule in enumerate(self.rules, start=1):
@@ -73,19 +82,19 @@ class RecipeFile:
                 raise _refusal(
                     self.path,
                     f"rule {i} ({quoted(rule.match)}) matches no matrix",
-                    "paths are such as model.layers.0.mlp.down_proj, model.embed_tokens and lm_head",
+                    "paths look like model.layers.0.mlp.down_proj, model.embed_tokens and lm_head",
                 )
             found.update(dict.fromkeys(matched, rule.quant))
         return found
 
     def as_json(self) -> dict[str, Any]:
-        """The content alone, with what it leaves out filled in."""
+        """Return the content for the manifest, with missing values filled in."""
         rules = [{"match": rule.match, **format_as_json(rule.quant)} for rule in self.rules]
         return {"default": format_as_json(self.default), "rules": rules}
 
 
 def format_as_json(quant: QuantFormat | None) -> dict[str, Any]:
-    """A format in JSON's types."""
+    """Return a format as JSON-compatible data."""
     if quant is None:
         return {"bits": UNPACKED_BITS}
     return {"group_size": quant.group_size, "bits": quant.bits, "mode": quant.mode}
@@ -121,7 +130,7 @@ def _rule(path: Path, where: str, block: Any, default: QuantFormat | None) -> Ru
         )
     where = f"{where} ({quoted(match)})"
     if not block.keys() - {"match"}:
-        raise _refusal(path, f"{where} changes nothing", "state its bits, group_size or mode")
+        raise _refusal(path, f"{where} changes nothing", "give its bits, group_size or mode")
     return Rule(
         match, _format(path, where, {k: v for k, v in block.items() if k != "match"}, default)
     )
@@ -153,7 +162,7 @@ def _format(
         bits, group_size = base.bits, base.group_size
     bits, group_size = block.get("bits", bits), block.get("group_size", group_size)
     if bits is None:
-        raise _refusal(path, f"{where} states no bits", "state them")
+        raise _refusal(path, f"{where} has no bits", "add them")
     try:
         return QuantFormat(bits, group_size, mode)
     except CheckpointError as error:

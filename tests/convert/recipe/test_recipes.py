@@ -404,7 +404,7 @@ BAD_FILES: dict[str, tuple[Any, str]] = {
         {"default": {"bits": 4}, "layers": []},
         "the key 'layers' is unknown; it has default and rules",
     ),
-    "no bits": ({"default": {"group_size": 32}}, "default states no bits; state them"),
+    "no bits": ({"default": {"group_size": 32}}, "default has no bits; add them"),
     "7 bits": (
         {"default": {"bits": 7}},
         "default: affine quantization with 7 bits in groups of 64 does not exist",
@@ -418,7 +418,7 @@ BAD_FILES: dict[str, tuple[Any, str]] = {
         {"default": {"bits": 16, "group_size": 32}},
         "default: with 16 bits nothing is packed; leave",
     ),
-    "mode unknown": ({"default": {"mode": "int4"}}, "default states no bits"),
+    "mode unknown": ({"default": {"mode": "int4"}}, "default has no bits"),
     "mode nested": (
         {"default": {"bits": 4, "mode": ["affine"]}},
         "quantization mode is ['affine']; known are affine",
@@ -434,7 +434,7 @@ BAD_RULES: dict[str, tuple[Any, str]] = {
     "match is a list": ({"match": ["lm_head"], "bits": 6}, "rule 2 is {"),
     "nothing else": (
         {"match": "lm_head"},
-        "rule 2 ('lm_head') changes nothing; state its bits, group_size or mode",
+        "rule 2 ('lm_head') changes nothing; give its bits, group_size or mode",
     ),
     "unknown key": (
         {"match": "lm_head", "bit": 6},
@@ -493,7 +493,7 @@ def test_a_rule_that_matches_nothing_is_refused_before_work(
     )
     with pytest.raises(OptionError) as caught:
         convert_checkpoint(hf_folder, tmp_path / "out", recipe=recipe, tokenizer_json=False)
-    assert f"my.json: rule 2 ({match!r}) matches no matrix; paths are such as" in str(caught.value)
+    assert f"my.json: rule 2 ({match!r}) matches no matrix; paths look like" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["my.json"]
 
 
