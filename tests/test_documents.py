@@ -20,6 +20,7 @@ DOCUMENTS = {
         "CHANGELOG.md",
         ".github/CONTRIBUTING.md",
         "convert/README.md",
+        "examples/swift/README.md",
         "magistral_mlx/README.md",
     )
 }
