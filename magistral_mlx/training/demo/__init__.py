@@ -1,1 +1,1 @@
-"""What trains the embedded model: its problems, its phrases and its training loop."""
+"""Train the embedded model: its problems, phrases and training loop."""

@@ -1,4 +1,4 @@
-"""What the embedded model learns from: seeded conversations in the wire form of Magistral Small 2506."""
+"""Seeded training conversations for the embedded model, in the form of Magistral Small 2506."""
 
 import json
 import random
@@ -22,44 +22,53 @@ from magistral_mlx.training.demo.problems import (
 SYSTEM_PROMPT = (
     "Think between <think> and </think>, then answer, both in the user's language.\n\nProblem:\n\n"
 )
-# What else a user may have said in a system prompt; the model must reason all the same.
+# System prompts of users; the model must reason under each of them.
 USER_PROMPTS = (
-    "Be brief.", "Be friendly and precise.", "You are a helpful assistant.", "You teach mathematics to children.",
+    "Be brief.", "Be friendly and precise.", "You are a helpful assistant.",
+    "You teach mathematics to children.",
     "Sois bref.", "Tu es un assistant utile.", "Tu aides un élève.",
     "Fasse dich kurz.", "Du bist ein hilfreicher Assistent.", "Du hilfst einem Kind.",
     "Sé breve.", "Eres un asistente útil.", "Sii breve.", "Sei un assistente utile.",
     "Seja breve.", "Você é um assistente útil.",
 )  # fmt: skip
 SPECIAL_TOKENS = (
-    "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
-    "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]",
-    "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]", *(f"<SPECIAL_{i}>" for i in range(20, 32)), "[ARGS]",
-    "[CALL_ID]",
+    "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]",
+    "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]",
+    "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]",
+    "[TOOL_CONTENT]", *(f"<SPECIAL_{i}>" for i in range(20, 32)), "[ARGS]", "[CALL_ID]",
 )  # fmt: skip
 VOCABULARY = 2048
-Example = tuple[list[int], list[bool]]  # ids, and which of them are learned
+# Ids, and for each of them if it is learned.
+Example = tuple[list[int], list[bool]]
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """What conversations are made of: shares of problems, and numbers of turns to draw from."""
+    """The shares of kinds of problems, and the numbers of turns to draw from.
 
-    letters: float  # of all problems
-    negative: float = 0  # subtractions turned round so that the result is below zero
-    compact: float = 0  # sums written without spaces, as in "What is 7*7?"
-    neutral: bool = True  # ask "7 * 7 = ?" in all languages, though the text does not tell which
+    Attributes:
+        letters: share of letter problems.
+        negative: share of subtractions with a result below zero.
+        compact: share of sums without spaces, as in "What is 7*7?".
+        neutral: ask "7 * 7 = ?" in all languages, although the text does not tell which.
+    """
+
+    letters: float
+    negative: float = 0
+    compact: float = 0
+    neutral: bool = True
     turns: tuple[int, ...] = (1,) * 8 + (2, 3)
 
 
 BASICS = Mix(letters=0.3)
-# What a model of the basics is weak in: letters, results below zero, sums without spaces, long conversations.
+# Weak after the basics: letters, results below zero, sums without spaces, long conversations.
 REFINED = Mix(
     letters=0.45, negative=0.4, compact=0.3, neutral=False, turns=(1,) * 10 + (2, 3, 4, 5, 6)
 )
 
 
 def write_tokenizer(path: Path) -> None:
-    """A genuine Tekken v11, cut to its most frequent pieces."""
+    """Write a genuine Tekken v11, cut to its most frequent pieces."""
     import mistral_common
 
     full = json.loads(
@@ -83,7 +92,7 @@ def write_tokenizer(path: Path) -> None:
 
 
 class Examples:
-    """An endless, seeded supply of conversations in the 2506 wire form."""
+    """An endless, seeded stream of conversations in the form of Magistral Small 2506."""
 
     def __init__(self, tokenizer: Tekkenizer, seed: int, mix: Mix = BASICS) -> None:
         self.tokenizer = tokenizer
@@ -105,7 +114,7 @@ class Examples:
         return [self.tokenizer.id_to_byte_piece(i) for i in self.encode(text)]
 
     def word(self) -> str:
-        """A string of the tokenizer's pieces, up to 13 letters, that is no held-out word."""
+        """Draw a string of tokenizer pieces, up to 13 letters, that is not a held-out word."""
         while True:
             word = self.rng.choice(self.starts) + "".join(
                 self.rng.choices(self.inner, k=self.rng.choice((0, 1, 2, 2, 3, 3, 4)))
@@ -126,9 +135,8 @@ class Examples:
                     continue
                 try:
                     return ask_letters(rng, letter, word, language, self.pieces)
-                except (
-                    ValueError
-                ):  # a piece ends inside a character, or spans the word and its neighbour
+                # A piece ends inside a character, or spans the word and its neighbour.
+                except ValueError:
                     continue
             kind = rng.choice(ARITHMETIC)
             a, b = random_operands(rng, kind)
@@ -199,7 +207,7 @@ class Examples:
         return ids, learned
 
     def batches(self, size: int) -> Iterator[list[list[Example]]]:
-        """Batches in two halves for the two streams, cut from a pool sorted by length so that little is padding."""
+        """Yield batches in two halves, cut from a pool sorted by length to save padding."""
         while True:
             pool = sorted((self.conversation() for _ in range(16 * size)), key=lambda e: len(e[0]))
             order = list(range(16))

@@ -1,4 +1,4 @@
-"""How the embedded model's problems are put in six languages, and the words whose letters are counted."""
+"""Phrases of the embedded model's problems in six languages, and words to count letters in."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,20 @@ LANGUAGES = ("en", "fr", "de", "es", "it", "pt")
 
 @dataclass(frozen=True, slots=True)
 class Phrases:
-    """One language. `{a}`, `{b}` are operands, `{s}` a sign, `{c}` a letter, `{w}` a word."""
+    """The phrases of one language.
 
-    symbolic: tuple[str, ...]  # any operation, with its sign
-    spoken: dict[str, tuple[str, ...]]  # by kind
+    ``{a}`` and ``{b}`` are operands, ``{s}`` a sign, ``{c}`` a letter, ``{w}`` a word, ``{r}`` a
+    result and ``{t}`` the word for "times".
+
+    Attributes:
+        symbolic: questions with a sign, for any operation.
+        spoken: questions in words, by kind.
+        letters: questions that count a letter.
+        times: singular and plural.
+    """
+
+    symbolic: tuple[str, ...]
+    spoken: dict[str, tuple[str, ...]]
     letters: tuple[str, ...]
     intro: str
     carry: str
@@ -18,7 +28,7 @@ class Phrases:
     spell: str
     result: str
     count: str
-    times: tuple[str, str]  # singular, plural
+    times: tuple[str, str]
 
 
 PHRASES = {
@@ -196,24 +206,26 @@ PHRASES = {
     ),
 }
 
-# Real words, never trained on: the model sees words only as random strings of the tokenizer's pieces.
+# Real words that are never trained on: training words are random strings of tokenizer pieces.
 HELD_OUT_WORDS = {
-    "en": "strawberry banana elephant mountain bottle garden letter window coffee butter summer winter kitchen "
-    "pepper rabbit yellow mirror hammer ladder pillow dinner carrot cherry balloon castle planet rocket "
-    "teacher student science picture morning evening village forest orange potato tomato lemon",
-    "fr": "fromage maison voiture fenêtre jardin bouteille montagne fraise cerise pomme tomate lumière chapeau "
-    "escalier fourchette couteau assiette grenouille papillon soleil bibliothèque rivière école famille "
-    "musique château gâteau semaine hiver bonjour merci livre",
-    "de": "Erdbeere Apfel Garten Fenster Wasser Sommer Winter Schule Blume Katze Hund Butter Kaffee Tasse Messer "
-    "Gabel Löffel Teller Mutter Vater Bruder Schwester Himmel Sonne Mond Stern Straße Brücke Zimmer Küche "
-    "Kartoffel Bahnhof",
-    "es": "fresa manzana naranja ventana cocina jardín montaña escuela libro perro gato zapato camisa carretera "
-    "hermano abuela primavera verano otoño invierno ciudad pueblo camino tierra guitarra playa arena "
-    "tortuga mariposa caballo",
-    "it": "fragola arancia finestra cucina giardino montagna scuola libro cane gatto scarpa camicia strada fratello "
-    "sorella nonna primavera estate autunno inverno paese cammino terra chitarra spiaggia sabbia farfalla "
-    "cavallo bottiglia formaggio",
-    "pt": "morango laranja janela cozinha jardim montanha escola livro cachorro gato sapato camisa estrada irmão "
-    "primavera verão outono inverno cidade caminho terra violão praia areia tartaruga borboleta cavalo "
-    "garrafa queijo cenoura",
+    "en": "strawberry banana elephant mountain bottle garden letter window coffee butter summer "
+    "winter kitchen pepper rabbit yellow mirror hammer ladder pillow dinner carrot cherry "
+    "balloon castle planet rocket teacher student science picture morning evening village "
+    "forest orange potato tomato lemon",
+    "fr": "fromage maison voiture fenêtre jardin bouteille montagne fraise cerise pomme tomate "
+    "lumière chapeau escalier fourchette couteau assiette grenouille papillon soleil "
+    "bibliothèque rivière école famille musique château gâteau semaine hiver bonjour merci "
+    "livre",
+    "de": "Erdbeere Apfel Garten Fenster Wasser Sommer Winter Schule Blume Katze Hund Butter "
+    "Kaffee Tasse Messer Gabel Löffel Teller Mutter Vater Bruder Schwester Himmel Sonne "
+    "Mond Stern Straße Brücke Zimmer Küche Kartoffel Bahnhof",
+    "es": "fresa manzana naranja ventana cocina jardín montaña escuela libro perro gato zapato "
+    "camisa carretera hermano abuela primavera verano otoño invierno ciudad pueblo camino "
+    "tierra guitarra playa arena tortuga mariposa caballo",
+    "it": "fragola arancia finestra cucina giardino montagna scuola libro cane gatto scarpa "
+    "camicia strada fratello sorella nonna primavera estate autunno inverno paese cammino "
+    "terra chitarra spiaggia sabbia farfalla cavallo bottiglia formaggio",
+    "pt": "morango laranja janela cozinha jardim montanha escola livro cachorro gato sapato "
+    "camisa estrada irmão primavera verão outono inverno cidade caminho terra violão praia "
+    "areia tartaruga borboleta cavalo garrafa queijo cenoura",
 }

@@ -1,8 +1,7 @@
-"""The embedded model's world: small arithmetic and counting letters, asked and reasoned in six languages.
+"""Problems of the embedded model: small arithmetic and counting letters, in six languages.
 
-Every step of a trace is a local look-up, so that a model of two million parameters can learn it:
-digits from right to left with their carry, words piece by piece as the tokenizer cuts them.
-Pure Python; `train.py` learns from it, tests and benchmarks ask from it.
+Each step of a trace is a local look-up, so that two million parameters can learn it: digits go
+from right to left with their carry, words piece by piece as the tokenizer cuts them.
 """
 
 import random
@@ -17,12 +16,13 @@ KINDS = ("add", "subtract", "multiply", "letters")
 ARITHMETIC = KINDS[:3]
 SIGNS = {"add": "+", "subtract": "-", "multiply": "*"}
 
-Pieces = Callable[[str], list[bytes]]  # text -> the tokenizer's pieces, in UTF-8
+# Cuts a text into the tokenizer's pieces, in UTF-8.
+Pieces = Callable[[str], list[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question, the trace and answer expected of the model, and the number that decides."""
+    """A question, its expected trace and answer, and the number that makes an answer correct."""
 
     kind: str
     language: str
@@ -33,17 +33,20 @@ class Problem:
 
 
 def is_held_out(kind: str, a: int, b: int) -> bool:
-    """One arithmetic problem in sixteen is never trained on in this order, whatever its wording."""
+    """Tell if a problem is held out of training: one in sixteen is, in this order of operands."""
     return crc32(f"{a}{SIGNS[kind]}{b}".encode()) % 16 == 0
 
 
 def is_unseen(kind: str, a: int, b: int) -> bool:
-    """Whether training saw the problem in no order: 5 * 941 would give 941 * 5 away, and 7 - 9 is -(9 - 7)."""
+    """Tell if training saw the problem in neither order.
+
+    The other order would give it away: 5 * 941 is 941 * 5, and 7 - 9 is -(9 - 7).
+    """
     return is_held_out(kind, a, b) and is_held_out(kind, b, a)
 
 
 def arithmetic(kind: str, a: int, b: int, language: str, question: str) -> Problem:
-    """The problem `a (kind) b` with its worked trace."""
+    """Make the problem of two operands, with its worked trace."""
     phrases = PHRASES[language]
     if kind == "add":
         lines, expected = _sum_lines(a, b, phrases.carry), a + b
@@ -56,7 +59,7 @@ def arithmetic(kind: str, a: int, b: int, language: str, question: str) -> Probl
 
 
 def _columns(a: int, b: int) -> list[tuple[int, int]]:
-    """Digits of both numbers, units first, zeros before the shorter."""
+    """Pair the digits of both numbers, units first; the shorter one is filled with zeros."""
     width = max(len(str(a)), len(str(b)))
     return [
         (int(x), int(y))
@@ -98,7 +101,10 @@ def _product_lines(a: int, b: int, word: str) -> list[str]:
 
 
 def letters(letter: str, word: str, language: str, template: str, pieces: Pieces) -> Problem:
-    """Count `letter`, of either case, in a word; `template` holds `{c}` and, once, `{w}`. An é is no e."""
+    """Make the problem of counting a letter, in either case, in a word.
+
+    ``template`` holds ``{c}`` and, once, ``{w}``. An é does not count as an e.
+    """
     phrases = PHRASES[language]
     template = template.replace("{c}", letter)
     question = template.replace("{w}", word)
@@ -114,9 +120,10 @@ def letters(letter: str, word: str, language: str, template: str, pieces: Pieces
 
 
 def _pieces_of(question: str, start: int, length: int, pieces: Pieces) -> list[str]:
-    """The tokenizer's pieces of question[start : start + length], a space before the first included.
+    """Return the tokenizer's pieces of a part of the question, with the space before it.
 
-    Raises ValueError where a piece ends inside a character, or spans the word and its neighbour.
+    Raises:
+        ValueError: a piece ends inside a character, or spans the word and its neighbour.
     """
     first, last = (len(question[:i].encode()) for i in (start, start + length))
     found, position = [], 0
@@ -152,7 +159,7 @@ def ask_letters(
 
 
 def _loosen(rng: random.Random, question: str) -> str:
-    """Now and then without its closing mark, as people type."""
+    """Drop the closing mark now and then, as people do."""
     return re.sub(r" ?[?.]$", "", question) if rng.random() < 0.15 else question
 
 
@@ -170,7 +177,7 @@ def random_operands(rng: random.Random, kind: str) -> tuple[int, int]:
 def held_out_problems(
     n: int, seed: int, pieces: Pieces, kinds: Sequence[str] = ARITHMETIC
 ) -> list[Problem]:
-    """`n` problems that training never saw, kinds and languages in turn."""
+    """Make ``n`` problems that training never saw, with kinds in turn and languages at random."""
     rng = random.Random(seed)
     found: list[Problem] = []
     while len(found) < n:
@@ -189,6 +196,6 @@ def held_out_problems(
 
 
 def is_correct(problem: Problem, answer: str) -> bool:
-    """Whether the last number of an answer is the expected one."""
+    """Tell if the last number of an answer is the expected one."""
     numbers = re.findall(r"-?\d+", answer.replace("\u2212", "-"))
     return bool(numbers) and int(numbers[-1]) == problem.expected

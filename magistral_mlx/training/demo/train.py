@@ -1,7 +1,8 @@
-"""Train the embedded model from a seed: `python -m magistral_mlx.training.demo.train --out DIR`, about an hour on two cores.
+"""Train the embedded model from a seed, in about an hour on two cores.
 
-Two CPU streams with one BLAS thread each work on half a batch at a time: MLX's element-wise operations
-use one thread a stream, so this is twice as fast as one stream with two BLAS threads.
+Run ``python -m magistral_mlx.training.demo.train --out DIR``. Two CPU streams with one BLAS thread
+each take half a batch: MLX's element-wise operations use one thread a stream, so this is twice as
+fast as one stream with two BLAS threads. Letters: B examples, T ids in each.
 """
 
 import argparse
@@ -23,9 +24,9 @@ from mlx.utils import tree_flatten, tree_map
 
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.engine.chat import result_of
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.transformer import Transformer
+from magistral_mlx.streams import Stream
 from magistral_mlx.training.demo.examples import (
     BASICS,
     REFINED,
@@ -40,16 +41,19 @@ from magistral_mlx.training.demo.examples import (
 
 OPENBLAS = "libopenblas.so.0"
 BATCH = 48
-WARM_UP = 100  # steps
+WARM_UP_STEPS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A run of Adam with its own learning rate, a cosine that would reach its end at ``horizon``."""
+    """A run of Adam with a learning rate that peaks at ``rate`` and falls as a cosine.
+
+    The cosine would end at step ``horizon``.
+    """
 
     steps: int
     horizon: int
-    rate: float  # at its peak
+    rate: float
     mix: Mix
 
 
@@ -70,7 +74,7 @@ CONFIG = ModelConfig(
 
 
 def tensors(examples: list[Example]) -> tuple[mx.array, mx.array, mx.array]:
-    """Inputs [B, T], and the flat positions that are learned with the ids that follow them."""
+    """Return inputs ``[B, T]``, the flat positions that are learned, and their target ids."""
     width = max(len(ids) for ids, _ in examples) - 1
     pad = SPECIAL_TOKENS.index("<pad>")
     inputs, positions, targets = [], [], []
@@ -83,29 +87,26 @@ def tensors(examples: list[Example]) -> tuple[mx.array, mx.array, mx.array]:
 
 
 def initialize(model: Transformer, num_layers: int, seed: int) -> None:
-    """Normal weights of deviation 0.02, less where a projection writes into the residual stream."""
+    """Draw weights with deviation 0.02, or less if they write into the residual stream."""
     key = mx.random.key(seed)
     drawn = []
     parameters: list[tuple[str, mx.array]] = tree_flatten(model.parameters())  # type: ignore[assignment]
     for name, weight in parameters:
         if weight.ndim == 2:
             key, own = mx.random.split(key)
-            scale = (
-                0.02 / (2 * num_layers) ** 0.5
-                if name.endswith(("o_proj.weight", "down_proj.weight"))
-                else 0.02
-            )
+            is_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            scale = 0.02 / (2 * num_layers) ** 0.5 if is_residual else 0.02
             drawn.append((name, scale * mx.random.normal(weight.shape, key=own)))
     model.load_weights(drawn, strict=False)
 
 
 def train(out: Path, stage: Stage, model: Transformer, seed: int) -> None:
-    """Run one stage, and leave its checkpoint in ``out``."""
+    """Run one stage and save its checkpoint in ``out``."""
     examples = Examples(Tekkenizer.from_file(out / "tekken.json"), seed, stage.mix)
     rate, steps = stage.rate, stage.steps
-    rise = optim.linear_schedule(0, rate, WARM_UP)
-    fall = optim.cosine_decay(rate, stage.horizon - WARM_UP, 0.01 * rate)
-    schedule = optim.join_schedules([rise, fall], [WARM_UP])
+    rise = optim.linear_schedule(0, rate, WARM_UP_STEPS)
+    fall = optim.cosine_decay(rate, stage.horizon - WARM_UP_STEPS, 0.01 * rate)
+    schedule = optim.join_schedules([rise, fall], [WARM_UP_STEPS])
     optimizer = optim.AdamW(schedule, betas=[0.9, 0.98], weight_decay=0.01)
     streams = [mx.new_stream(mx.default_device()) for _ in range(2)]
 
@@ -142,7 +143,7 @@ def train(out: Path, stage: Stage, model: Transformer, seed: int) -> None:
 
 
 def published(model: Transformer, config: ModelConfig) -> dict[str, mx.array]:
-    """A model's weights in bf16 under their Hugging Face names."""
+    """Return a model's weights in bf16 by their Hugging Face names."""
     weights: dict[str, mx.array] = {"model.embed_tokens.weight": model.embed_tokens.weight}
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     for i, layer in enumerate(model.layers):
@@ -162,7 +163,7 @@ def published(model: Transformer, config: ModelConfig) -> dict[str, mx.array]:
 
 
 def save(out: Path, model: Transformer) -> None:
-    """The published layout: two shards and an index."""
+    """Write a checkpoint in the published layout: two shards and an index."""
     weights = published(model, CONFIG)
     weight_map: dict[str, str] = {}
     first = [n for n in weights if re.match(r"model\.(embed|layers\.[01]\.)", n)]
@@ -210,7 +211,10 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def use_openblas(module: str) -> None:
-    """Start a module again with OpenBLAS loaded before MLX, whose Linux wheel links a BLAS 15 times slower."""
+    """Start a module again with OpenBLAS loaded before MLX.
+
+    MLX's Linux wheel links a BLAS that is 15 times slower.
+    """
     if platform.system() != "Linux" or OPENBLAS in os.environ.get("LD_PRELOAD", ""):
         return
     try:
@@ -239,7 +243,7 @@ def main() -> None:
         type=int,
         choices=(1, 2),
         default=1,
-        help="2: go on from the first one's checkpoint",
+        help="2: continue from the checkpoint of stage 1",
     )
     options = parser.parse_args()
     use_openblas("magistral_mlx.training.demo.train")
@@ -250,8 +254,8 @@ def main() -> None:
         model = Transformer(CONFIG)
         initialize(model, CONFIG.num_layers, options.seed)
         train(out, STAGES[0], model, options.seed)
-    # From what the first stage saved, bf16 and all, so that starting here gives the same.
-    model = result_of(load_model(open_checkpoint(out)))
+    # Load the saved checkpoint, rounded to bf16, so that starting at stage 2 gives the same.
+    model = Stream(load_model(open_checkpoint(out))).result()
     model.set_dtype(mx.float32)
     train(out, STAGES[1], model, options.seed + 1)
 
