@@ -1,4 +1,4 @@
-"""Fixtures and the device the suite runs on. Builders are in tiny.py."""
+"""Fixtures, and the device of the suite."""
 
 import os
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import pytest
 from magistral_mlx.checkpoint.config import ModelConfig
 from tests.support.tiny import make_config, make_weights, write_checkpoint
 
-# The Mac of the CI runs the suite on its CPU: MAGISTRAL_TEST_DEVICE=cpu.
+# The CI's Mac runs the suite on its CPU.
 if os.environ.get("MAGISTRAL_TEST_DEVICE") == "cpu":
     mx.set_default_device(mx.Device(mx.DeviceType.cpu))
 
@@ -36,5 +36,5 @@ def checkpoint_folder(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Convert the demo once for the whole run, into a cache of the run's own."""
+    """Convert the demo once for the whole run, into a temporary cache."""
     os.environ["MAGISTRAL_MLX_CACHE"] = str(tmp_path_factory.mktemp("cache"))

@@ -1,4 +1,4 @@
-"""The embedded model answers problems that it was not trained on, and its problems are right."""
+"""The embedded model answers problems that it never saw, and its problems are right."""
 
 import ast
 import json
@@ -48,13 +48,14 @@ def problems(tokenizer: Tokenizer) -> list[Problem]:
 
 
 def test_every_equation_of_every_trace_holds(problems: list[Problem]) -> None:
-    """Each `1+2=3`, and each link of `3*4=12+1=13`, checked by Python's own arithmetic."""
+    """Check each ``1+2=3``, and each link of ``3*4=12+1=13``, by Python's arithmetic."""
     checked = 0
     for problem in (p for p in problems if p.kind in ARITHMETIC):
         _, first, *steps, _ = problem.trace.split("\n")
         assert _value(first) == problem.expected
         for sides in (re.match(r"[\d+*=-]*", step)[0].split("=") for step in steps):  # type: ignore[index]
-            for left, right in pairwise(sides):  # of 9*4=36+3=39: 9*4 is 36, 36+3 is 39
+            # Of 9*4=36+3=39: 9*4 is 36, and 36+3 is 39.
+            for left, right in pairwise(sides):
                 assert _value(left) == int(right.split("+")[0]), problem
                 checked += 1
         assert problem.trace.endswith(f"\n= {problem.expected}")
@@ -133,7 +134,7 @@ def operands(problem: Problem) -> tuple[int, int]:
 
 
 def test_the_vocabulary_is_the_head_of_the_real_one() -> None:
-    """The pieces and their order are the same, so results on these ids hold for all 131,072."""
+    """Check that pieces and order are the same, so that results hold for all 131,072 ids."""
     whole = json.loads(
         (Path(mistral_common.__file__).parent / "data" / "tekken_240911.json").read_text()
     )
@@ -150,7 +151,7 @@ def test_the_vocabulary_is_the_head_of_the_real_one() -> None:
 
 
 def test_training_text_is_what_mistral_common_encodes() -> None:
-    """Cut conversations at their control ids, and let mistral-common put them together again."""
+    """Cut conversations at their control ids and let mistral-common join them again."""
     examples = Examples(Tekkenizer.from_file(DEMO / "tekken.json"), seed=2)
     reference = MistralTokenizer.from_file(
         str(DEMO / "tekken.json"), mode=ValidationMode.finetuning
@@ -159,7 +160,8 @@ def test_training_text_is_what_mistral_common_encodes() -> None:
     for _ in range(300):
         ids, learned = examples.conversation()
         if not all(learned[len(ids) - ids[::-1].index(SPECIAL_TOKENS.index("[/INST]")) :]):
-            continue  # part of the last trace is forced, as the runtime does
+            # Part of the last trace is forced, as in the runtime.
+            continue
         parts = re.split(
             r"(<s>|</s>|\[/?\w+\])", examples.tokenizer.decode(ids, SpecialTokenPolicy.KEEP)
         )
@@ -246,7 +248,7 @@ def test_several_problems_in_one_conversation(keep: str) -> None:
 
 @pytest.mark.parametrize("think_budget", [0, 4, 15])
 def test_a_trace_forced_to_end_is_followed_by_a_well_formed_answer(think_budget: int) -> None:
-    """Without a trace the answer is hardly ever right."""
+    """Check that the answer is hardly ever right without a trace."""
     magistral = mm.load("demo")
     sampling = mm.SamplingParams(temperature=0, think_budget=think_budget, max_tokens=100)
     for phrases in PHRASES.values():

@@ -41,7 +41,7 @@ TOOLS = [
 
 
 def conversations(n: int) -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:
-    """Conversations of every shape, and the options they are encoded with."""
+    """Make conversations of every shape, with the options to encode them."""
     rng = random.Random(0)
 
     def text() -> str:
@@ -70,12 +70,14 @@ def conversations(n: int) -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:
                     {"role": "tool", "content": rng.choice(TEXTS), "tool_call_id": c["id"]}
                     for c in calls
                 ]
-                rng.shuffle(results)  # they are put in the order of their calls
+                # The runtime puts them in the order of their calls.
+                rng.shuffle(results)
                 messages += [reply, *results, {"role": "assistant", "content": text()}]
             else:
                 messages.append(reply)
         if i % 6 == 5 and len(messages) > 2 and messages[-2]["role"] == "tool":
-            messages.pop()  # the results are the last question
+            # Let tool results be the last question.
+            messages.pop()
         else:
             messages += [{"role": "user", "content": text()} for _ in range(rng.choice((1, 1, 2)))]
         has_system = any(m["role"] == "system" for m in messages)

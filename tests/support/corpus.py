@@ -1,4 +1,4 @@
-"""Sound checkpoints of every kind that is opened, small, to damage; and what any refusal of one must look like."""
+"""Small sound checkpoints of every kind, to be damaged, and the rules for refusing them."""
 
 import faulthandler
 import json
@@ -31,7 +31,8 @@ from tests.support.tiny import (
 )
 
 Step = Literal["run", "convert", "load"]
-SOUND: tuple[tuple[str, Step], ...] = (  # what is opened how
+# The kinds of checkpoints and the ways to open them.
+SOUND: tuple[tuple[str, Step], ...] = (
     ("hf", "run"),
     ("hf", "convert"),
     ("own", "run"),
@@ -44,18 +45,25 @@ CONFIG = make_config(
 NATIVE = PARAMS | {"hidden_dim": 192, "vocab_size": 1300}
 INDEX, OWN = "model.safetensors.index.json", "magistral_mlx.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
-LONGEST_MESSAGE = 1000  # characters, the folder's name not counted
-HANG_SECONDS = 300  # after which a case counts as hanging, also on a busy machine
-ALLOWED_BYTES = 200_000_000  # above what opening sound checkpoints takes
+# Longest message in characters, without the folder's name.
+LONGEST_MESSAGE = 1000
+# A case that takes longer hangs, even on a busy machine.
+HANG_SECONDS = 300
+# Memory that a case may take beyond that of opening sound checkpoints.
+ALLOWED_BYTES = 200_000_000
 REMEDY = re.compile(
-    r"\b(fetch|download|convert|move|name|remove|choose|start from|take|copy|put|state|check|use|leave|do not trust)\b",
+    r"\b(fetch|download|convert|move|name|remove|choose|start from|take|copy|put|state|check|use|"
+    r"leave|do not trust)\b",
     re.IGNORECASE,
 )
 
 
 def write_kinds(root: Path) -> Path:
-    """``hf``: bf16, two shards, an index. ``own``: converted here, to 4 bit. ``community``: 4 bit in one file
-    without an index. ``native``: Mistral's own layout, config.json beside it."""
+    """Write a sound checkpoint of each kind.
+
+    ``hf``: bf16, two shards, an index. ``own``: converted here, to 4 bit. ``community``: 4 bit in
+    one file without an index. ``native``: Mistral's own layout with config.json.
+    """
     weights = make_weights(CONFIG, mx.bfloat16)
     write_tekken(write_checkpoint(root / "hf", CONFIG, weights), CONFIG.vocab_size)
     (root / "hf" / "SYSTEM_PROMPT.txt").write_text("Think first: <think>\n</think>\n\nProblem:\n\n")
@@ -84,7 +92,7 @@ def take(step: Step, folder: Path) -> None:
 
 
 def faults_of(error: BaseException, folder: Path) -> list[str]:
-    """What keeps an error from being one that a user can act on; nothing, if all is well."""
+    """List the reasons why a user cannot act on an error; empty if there are none."""
     message = str(error)
     claims: Mapping[str, bool] = {
         "is not of a kind meant for a checkpoint": type(error)
@@ -98,7 +106,7 @@ def faults_of(error: BaseException, folder: Path) -> list[str]:
 
 
 class Watch:
-    """Ends the process when one case hangs, and knows the most memory held since it was made."""
+    """Ends the process if a case hangs, and measures the peak of memory since it was made."""
 
     def __init__(self) -> None:
         self._before = _peak_bytes()
@@ -116,7 +124,7 @@ class Watch:
 
 
 def _peak_bytes() -> int:
-    """Of this process; on Linux ru_maxrss would count its parent before exec."""
+    """Return the peak of this process; on Linux ru_maxrss would count its parent before exec."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))

@@ -1,4 +1,4 @@
-"""A host as tests need one: pulls streams, holds every event to the schema, counts what stays behind."""
+"""A test host: pull streams, check every event against the schema, list threads."""
 
 import gc
 import json
@@ -17,7 +17,7 @@ PATIENCE_SECONDS = 30.0
 
 
 def pulled(stream: int, seconds: float = 0.5) -> Iterator[dict[str, Any]]:
-    """The events of a stream to its last."""
+    """Yield the events of a stream to its last."""
     while True:
         pull = bridge.next_event(stream, seconds)
         assert pull["ok"], pull
@@ -38,7 +38,7 @@ def text_of(events: list[dict[str, Any]], kind: str) -> str:
 
 
 def opened(**options: Any) -> int:
-    """The handle of the demo, once it is ready."""
+    """Load the demo and return its handle."""
     loading = bridge.load("demo", **options)
     last = last_of(loading["stream"])
     assert last["kind"] == "ready", last
@@ -46,6 +46,6 @@ def opened(**options: Any) -> int:
 
 
 def threads() -> set[str]:
-    """Threads but the owner, which stays."""
+    """Return the names of all threads but the worker, which stays."""
     gc.collect()
     return {thread.name for thread in threading.enumerate()} - {"magistral-owner"}

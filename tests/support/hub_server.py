@@ -1,4 +1,4 @@
-"""A hub of our own on the loopback interface: the endpoints that huggingface_hub uses, and ways to break them."""
+"""A hub on the loopback interface: the endpoints of huggingface_hub, and ways to break them."""
 
 import hashlib
 import json
@@ -32,44 +32,51 @@ class Request(NamedTuple):
 
 @dataclass
 class Hub:
-    """What the server has, what it answers, and what it was asked."""
+    """A repository, the answers of its server, and the requests so far.
+
+    Attributes:
+        other_commits: older commits that can be fetched by name.
+        refusal: status and X-Error-Code of every answer.
+        file_refusal: the same for files alone: a gated repository shows its listing.
+        damaged: files sent with other bytes than the listing's hash.
+        dropped: files that are listed but gone.
+        passing: statuses of the next answers about files.
+        elsewhere: the host that files are redirected to.
+        bytes_an_answer: after which the connection breaks off.
+        bytes_until_down: bytes of contents after which no request is answered.
+        sent: bytes of contents by file.
+    """
 
     files: dict[str, bytes]
     commit: str = COMMIT
-    other_commits: dict[str, dict[str, bytes]] = field(
-        default_factory=dict
-    )  # that can still be fetched by their name
-    refusal: tuple[int, str] | None = None  # status and X-Error-Code of every answer
-    file_refusal: tuple[int, str] | None = (
-        None  # of the files alone: a gated repository shows its listing
-    )
-    damaged: frozenset[str] = frozenset()  # files sent with other bytes than the listing's hash
-    dropped: frozenset[str] = frozenset()  # files that are listed, and gone
-    passing: list[int] = field(default_factory=list)  # statuses of the next answers about files
+    other_commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    refusal: tuple[int, str] | None = None
+    file_refusal: tuple[int, str] | None = None
+    damaged: frozenset[str] = frozenset()
+    dropped: frozenset[str] = frozenset()
+    passing: list[int] = field(default_factory=list)
     has_ranges: bool = True
-    elsewhere: str | None = None  # the host that files are fetched from, by a redirect
-    bytes_an_answer: int | None = None  # after which the connection breaks off
-    bytes_until_down: int | None = (
-        None  # of files' contents, after which no request is answered any more
-    )
+    elsewhere: str | None = None
+    bytes_an_answer: int | None = None
+    bytes_until_down: int | None = None
     requests: list[Request] = field(default_factory=list)
-    sent: Counter[str] = field(default_factory=Counter)  # bytes of contents, by file
+    sent: Counter[str] = field(default_factory=Counter)
     lock: Lock = field(default_factory=Lock)
 
     def fetched(self) -> set[str]:
         return {r.name for r in self.requests if r.method == "GET" and "/resolve/" in r.path}
 
     def forget(self) -> None:
-        """Count from here on."""
+        """Start counting again."""
         self.requests.clear()
         self.sent.clear()
 
     def come_back(self) -> None:
-        """Be up, and stay so."""
+        """Answer again, without limits."""
         self.bytes_an_answer = self.bytes_until_down = None
 
     def allowance(self, wanted: int) -> int:
-        """How many bytes of a file one answer carries."""
+        """Return the number of bytes that one answer carries."""
         with self.lock:
             allowed = min(
                 wanted, self.bytes_an_answer if self.bytes_an_answer is not None else wanted
@@ -108,14 +115,12 @@ def listing(files: dict[str, bytes], name: str) -> dict[str, object]:
 
 @contextmanager
 def serving(state: Hub) -> Iterator[str]:
-    """Serve it; gives the address."""
+    """Serve a hub; yield its address."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        wbufsize, disable_nagle_algorithm = (
-            -1,
-            True,
-        )  # or every answer waits 40 ms for an acknowledgement
+        # Otherwise every answer waits 40 ms for an acknowledgement.
+        wbufsize, disable_nagle_algorithm = -1, True
 
         def log_message(self, *_: object) -> None:
             pass
@@ -210,7 +215,10 @@ def serving(state: Hub) -> Iterator[str]:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, endpoint: str, cache: Path) -> None:
-    """Point huggingface_hub at a hub and an empty cache; its own variables are read only once, at its import."""
+    """Point huggingface_hub at a hub and an empty cache.
+
+    Its constants are set, because it reads its environment variables only at import.
+    """
     from huggingface_hub import constants
 
     for variable in (
@@ -240,5 +248,6 @@ def go_offline(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
 
     if how == "flag":
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    else:  # a port nobody listens on
+    else:
+        # Nobody listens on this port.
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")

@@ -1,4 +1,4 @@
-"""Ids of a conversation by mistral-common alone: its own classes, put together here, none of our code between."""
+"""The ids of a conversation by mistral-common alone, with none of our code between."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ INSIDE, _, AFTER = INSIDE.partition("[/THINK]")
 
 
 class Oracle:
-    """mistral-common's tokenizer of one version, asked with plain messages: content, reasoning, tool_calls."""
+    """The tokenizer of mistral-common for one version; it takes plain messages."""
 
     def __init__(self, folder: Path, version: str) -> None:
         self.version = version
@@ -69,7 +69,8 @@ class Oracle:
         trace = message.get("reasoning") or message.get("reasoning_content")
         if not trace:
             return AssistantMessage(content=content, tool_calls=calls)
-        if self.version != "v13":  # the model card's wire form
+        # The form of the model card.
+        if self.version != "v13":
             return AssistantMessage(
                 content=f"<think>\n{trace}\n</think>\n{content}", tool_calls=calls
             )

@@ -1,4 +1,4 @@
-"""Small datasets in the form in which the real ones are published, made here."""
+"""Small datasets in the form of the published ones."""
 
 import base64
 import csv
@@ -62,7 +62,7 @@ def write_gpqa(path: Path) -> Path:
 
 
 def packed(cases: list[dict[str, str]]) -> str:
-    """As the private tests are: a pickled text of JSON, compressed, in base64."""
+    """Pack cases as private tests are: a pickled text of JSON, compressed, in base64."""
     return base64.b64encode(zlib.compress(pickle.dumps(json.dumps(cases)))).decode()
 
 

@@ -17,7 +17,7 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
 
 
 def rotate(x: Array, theta: float) -> Array:
-    """RoPE on x [heads, positions, d]: dimension j turns together with j + d/2."""
+    """Rotate x ``[heads, positions, d]``: dimension j turns together with j + d/2."""
     d = x.shape[-1]
     angles = np.arange(x.shape[1])[:, None] * theta ** (-np.arange(0, d, 2) / d)  # [positions, d/2]
     complex_form = (x[..., : d // 2] + 1j * x[..., d // 2 :]) * np.exp(1j * angles)
@@ -25,7 +25,7 @@ def rotate(x: Array, theta: float) -> Array:
 
 
 def attention(q: Array, k: Array, v: Array) -> Array:
-    """One query at a time, one head at a time: q [H, S, d], k and v [K, S, d] -> [S, H * d]."""
+    """Attend from q ``[H, S, d]`` to k and v ``[K, S, d]``, one query and one head at a time."""
     H, S, d = q.shape
     out = np.zeros((S, H, d))
     for head in range(H):
@@ -43,10 +43,13 @@ def forward(
     ids: list[int],
     inputs: dict[str, Array] | None = None,
 ) -> Array:
-    """Logits [S, V] of one sequence; ``weights`` under their Hugging Face names.
+    """Return the logits ``[S, V]`` of one sequence.
 
     Args:
-        inputs: takes what comes into each linear, [S, columns], by its module path.
+        weights: by their Hugging Face names.
+        config: of the model.
+        ids: ``[S]``.
+        inputs: takes the input of each linear, ``[S, columns]``, by module path.
     """
     seen = {} if inputs is None else inputs
 

@@ -1,4 +1,4 @@
-"""A terminal's screen: what is seen after what was written, and a refusal of whatever else a terminal would obey."""
+"""A terminal's screen after all that was written; any other control sequence is an error."""
 
 import re
 
@@ -10,13 +10,12 @@ ALLOWED = re.compile(
 
 
 class Screen:
-    """A stream that is a terminal of so many columns and lines."""
+    """A stream that is a terminal with a number of columns and lines."""
 
     def __init__(self, columns: int = 80, lines: int = 24) -> None:
         self.columns, self.lines = columns, lines
-        self.cells: list[list[str]] = [
-            []
-        ]  # of each row; a wide character takes two, the second empty
+        # By row; a wide character takes two cells, the second one empty.
+        self.cells: list[list[str]] = [[]]
         self.row = self.column = 0
         self.text = ""
 

@@ -28,7 +28,8 @@ PARAMS = {
 }
 
 
-VISION = {  # of 2509, by Mistral's names: shape
+# Shapes of 2509's vision tensors, by Mistral's names.
+VISION = {
     "vision_encoder.patch_conv.weight": (8, 3, 2, 2),
     "vision_encoder.ln_pre.weight": (8,),
     "vision_encoder.transformer.layers.0.attention.wq.weight": (8, 8),
@@ -36,7 +37,8 @@ VISION = {  # of 2509, by Mistral's names: shape
     "patch_merger.merging_layer.weight": (8, 32),
     "pre_mm_projector_norm.weight": (8,),
 }
-HF_VISION = (  # and by transformers 4's, in the same order
+# The names of transformers 4 for them, in the same order.
+HF_VISION = (
     "vision_tower.patch_conv.weight",
     "vision_tower.ln_pre.weight",
     "vision_tower.transformer.layers.0.attention.q_proj.weight",
@@ -48,16 +50,17 @@ NAMING = {
     4: ("language_model.model", "language_model.", ""),
     5: ("model.language_model", "", "model."),
 }
+# The table of params.json.
 VISION_ENCODER = {
     "hidden_size": 8,
     "patch_size": 2,
     "num_hidden_layers": 1,
     "num_attention_heads": 1,
-}  # of params.json
+}
 
 
 def write_hf(folder: Path, weights: Mapping[str, mx.array] | None = None, *, seed: int = 0) -> Path:
-    """The published layout: shards, index, config.json, tekken.json."""
+    """Write the published layout: shards, index, config.json, tekken.json."""
     tensors = dict(weights) if weights is not None else make_weights(CONFIG, mx.bfloat16, seed)
     return write_tekken(write_checkpoint(folder, CONFIG, tensors), CONFIG.vocab_size)
 
@@ -69,10 +72,13 @@ def write_consolidated(
     beside: Iterable[str] = (),
     **params: object,
 ) -> Path:
-    """Mistral's own layout, the tensors in an order of their own; ``params`` change params.json, None removes.
+    """Write Mistral's own layout, with the tensors in an unusual order.
 
     Args:
-        beside: the names of 2509's vision tensors, where it has them.
+        folder: made if missing.
+        weights: by their Hugging Face names.
+        beside: names of 2509's vision tensors to add.
+        **params: change params.json; None removes a key.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = weights if weights is not None else make_weights(CONFIG, mx.bfloat16)
@@ -101,7 +107,10 @@ def write_multimodal(
     transformers: int = 4,
     **config: object,
 ) -> Path:
-    """2509's layout, as transformers 4 or 5 names its tensors; ``config`` changes config.json, None removes."""
+    """Write 2509's layout, with the tensor names of transformers 4 or 5.
+
+    ``config`` changes config.json; None removes a key.
+    """
     tensors = dict(weights) if weights is not None else make_weights(CONFIG, mx.bfloat16)
     inner, head, before = NAMING[transformers]
     stored = {
@@ -121,7 +130,10 @@ def write_multimodal(
 
 
 def pairs_from_halves(weight: mx.array, head_dim: int) -> mx.array:
-    """Row by row, from the definition: channel i of the first half is 2i in Mistral's order, of the second 2i + 1."""
+    """Reorder rows by the definition.
+
+    In Mistral's order, channel i of the first half is 2i, and of the second half 2i + 1.
+    """
     order = []
     for start in range(0, weight.shape[0], head_dim):
         for i in range(head_dim // 2):
@@ -136,11 +148,11 @@ def change_json(path: Path, **changes: object) -> None:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder."""
+    """Read every file of a folder."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def convert_quickly(source: Path, target: Path, **options: object) -> Summary:
-    """Without tokenizer.json, which takes longest, and rounded unless ``options`` say how."""
+    """Convert by rounding and without tokenizer.json, which takes longest."""
     plain: dict[str, object] = {"tokenizer_json": False, "q_method": "round"}
     return convert_checkpoint(source, target, **(plain | options))  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
-"""Answers made by hand, and what a reader takes each to state: an integer, a letter, or nothing that counts.
+"""Answers written by hand, with the integer or letter that a reader takes each to give, or None.
 
-Whole replies begin with their trace; what stands in there alone is not stated.
+Whole replies begin with their trace; a value that stands in the trace alone does not count.
 """
 
 INTEGERS: list[tuple[str, int | None]] = [
@@ -142,7 +142,8 @@ INTEGERS: list[tuple[str, int | None]] = [
     # As reasoning models write
     (
         "To find the number of pairs, we count.\n\n1. There are 12 choices.\n"
-        "2. Then 5 remain.\n\n**Conclusion:** The total number of pairs is 12 × 5 = 60.\n\nAnswer: 60",
+        "2. Then 5 remain.\n\n"
+        "**Conclusion:** The total number of pairs is 12 × 5 = 60.\n\nAnswer: 60",
         60,
     ),
     ("The sum of all such bases is 21 + 49 = 70.\n\nAnswer: $70$", 70),
@@ -402,7 +403,7 @@ LETTERS: list[tuple[str, str | None]] = [
     ("Answer: C.\n\nWait, B.", "C"),
 ]
 
-# Whole replies with the form of 2506's, and what their answer states
+# Whole replies in the form of 2506, with the value of their answer
 TRACED_INTEGERS: list[tuple[str, int | None]] = [
     ("<think>\nSo the answer is 25.\n</think>\n", None),
     ("<think>\nThe answer is 25. \\boxed{25}\n</think>\n\nSee the reasoning above.", None),

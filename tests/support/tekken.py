@@ -1,4 +1,4 @@
-"""A tokenizer of the real kind, cut to any size from the one mistral-common carries."""
+"""A real tokenizer, cut to any size from the one in mistral-common."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,10 @@ BUNDLED = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
 
 
 def write_tekken(folder: Path, vocab_size: int = 2048, version: str = "v11") -> Path:
-    """``tekken.json`` with the first ids of the real vocabulary; all 131,072 give Magistral's ids.
+    """Write ``tekken.json`` with the first ids of the real vocabulary; all 131,072 are Magistral's.
 
-    The control ids are 2506's, with ``version="v13"`` those of 2507 and 2509: [THINK] is 34, [/THINK] 35, and with "v7"
-    the 20 of Mistral Small 3.1, which has neither [ARGS] nor [CALL_ID].
+    The control ids are those of 2506. ``version="v13"`` has those of 2507 and 2509, with [THINK]
+    at 34 and [/THINK] at 35; "v7" has the 20 of Mistral Small 3.1, without [ARGS] and [CALL_ID].
     """
     raw = json.loads(BUNDLED.read_text())
     texts = vocab_size - raw["config"]["default_num_special_tokens"]

@@ -1,4 +1,4 @@
-"""Builders of tiny, awkward things: configs whose head size is not D / H, weights, folders."""
+"""Build tiny, awkward things: configs whose head size is not D / H, weights, folders."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def make_config(**changes: object) -> ModelConfig:
 
 
 def raw_config(config: ModelConfig) -> dict[str, object]:
-    """The config.json a publisher would write for ``config``."""
+    """Return the config.json that a publisher would write."""
     return {
         "architectures": ["MistralForCausalLM"],
         "model_type": "mistral",
@@ -52,7 +52,7 @@ def raw_config(config: ModelConfig) -> dict[str, object]:
 def make_weights(
     config: ModelConfig, dtype: mx.Dtype = mx.float32, seed: int = 0
 ) -> dict[str, mx.array]:
-    """Random weights under their Hugging Face names, scaled so that logits are of order 1."""
+    """Draw weights by their Hugging Face names, scaled so that logits are of order 1."""
     key = mx.random.key(seed)
     weights = {}
     for name, shape in config.shapes.items():
@@ -70,7 +70,7 @@ def write_checkpoint(
     weights: dict[str, mx.array],
     quantization: dict[str, object] | None = None,
 ) -> Path:
-    """A folder in the published layout, without a tokenizer: two shards and an index."""
+    """Write a folder in the published layout, without a tokenizer: two shards and an index."""
     folder.mkdir(parents=True, exist_ok=True)
     raw = raw_config(config) | ({} if quantization is None else {"quantization": quantization})
     (folder / "config.json").write_text(json.dumps(raw))
@@ -117,7 +117,11 @@ def quantize_weights(
     default: QuantFormat,
     overrides: dict[str, QuantFormat | None] | None = None,
 ) -> tuple[dict[str, mx.array], dict[str, object]]:
-    """Every matrix packed as ``default`` or its module's override (None: not): the tensors, and config.json's block."""
+    """Pack every matrix in the default format or its override (None: not packed).
+
+    Returns:
+        The tensors and the block of config.json.
+    """
 
     def block(quant: QuantFormat) -> dict[str, object]:
         return {"group_size": quant.group_size, "bits": quant.bits, "mode": quant.mode}

@@ -1,4 +1,4 @@
-"""What a calibration reads: our texts, random ids, and files of a user's, good and bad."""
+"""Calibration ids: our texts, random ids, and a user's files, good and bad."""
 
 import re
 from itertools import pairwise
@@ -48,7 +48,8 @@ def test_the_built_in_input_is_random_ids_and_then_the_conversation(tokenizer: T
     assert ids.shape == (5, WINDOW)
     assert (ids[:, 0] == tokenizer.bos_id).all()
     assert not any(map(tokenizer.is_control, ids[0, 1:].tolist()))
-    assert len(set(ids[0].tolist())) > 400  # drawn from 2,010
+    # Drawn from 2,010 ids.
+    assert len(set(ids[0].tolist())) > 400
     text = tokenizer.decode(ids[1:].flatten().tolist())
     assert text.startswith(tokenizer.system_prompt[:40])
     assert "<think>\nFrom 14:35 to 17:10." in text

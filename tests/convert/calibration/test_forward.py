@@ -1,4 +1,4 @@
-"""The streamed pass against the forward pass in float64, against the whole model, and against itself resumed."""
+"""The streamed pass against float64, against the whole model, and against itself resumed."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,7 +49,7 @@ def squares_of(folder: Path, ids: np.ndarray = IDS) -> dict[str, mx.array]:
 def inputs_in_float64(
     weights: dict[str, mx.array], config: ModelConfig
 ) -> dict[str, reference.Array]:
-    """What comes into each linear, the tokens of all sequences one below the other."""
+    """Return the input of each linear, ``[tokens of all sequences, columns]``."""
     floats = {name: np.array(weight.astype(mx.float32)) for name, weight in weights.items()}
     found: list[dict[str, reference.Array]] = []
     for ids in IDS:
@@ -62,7 +62,8 @@ def inputs_in_float64(
 def test_mean_squares_are_those_in_float64(config: ModelConfig, checkpoint_folder: Write) -> None:
     weights = make_weights(config, mx.bfloat16)
     found = squares_of(checkpoint_folder(config, weights))
-    if not config.tie_word_embeddings:  # no inputs
+    # A separate embedding has no inputs.
+    if not config.tie_word_embeddings:
         del found["model.embed_tokens"]
     wanted = {name: np.mean(x**2, axis=0) for name, x in inputs_in_float64(weights, config).items()}
     assert found.keys() == wanted.keys()
@@ -85,7 +86,8 @@ def test_columns_of_an_embedding_weigh_what_an_error_in_them_does_to_the_first_l
         ("input", ("self_attn.q", "self_attn.k", "self_attn.v")),
         ("post_attention", ("mlp.gate", "mlp.up")),
     ):
-        errors = np.eye(64) * w[f"model.layers.0.{norm}_layernorm.weight"]  # of one column each
+        # Errors of one column each.
+        errors = np.eye(64) * w[f"model.layers.0.{norm}_layernorm.weight"]
         for linear in linears:
             expected += np.square(errors @ w[f"model.layers.0.{linear}_proj.weight"].T).sum(axis=1)
     assert np.allclose(np.array(found), expected, rtol=1e-5)
@@ -252,13 +254,14 @@ def test_statistics_outlive_a_file(tmp_path: Path) -> None:
 def test_each_linear_is_quantized_on_what_the_quantized_ones_before_it_give(
     config: ModelConfig, checkpoint_folder: Write
 ) -> None:
-    """Of the model that comes out, the inputs are those that were seen while it was made."""
+    """Check that the finished model has the inputs that were seen while it was made."""
     weights = make_weights(config, mx.bfloat16)
     source = open_source(checkpoint_folder(config, weights))
     formats: dict[str, QuantFormat | None] = {
-        name.removesuffix(".weight"): QuantFormat(4, 32) for name, shape in source.config.shapes.items()
+        name.removesuffix(".weight"): QuantFormat(4, 32)
+        for name, shape in source.config.shapes.items()
         if len(shape) == 2
-    }  # fmt: skip
+    }
     formats["model.layers.0.self_attn.v_proj"] = QuantFormat(6, 64)
     formats["model.layers.1.self_attn.o_proj"] = None
     formats["model.layers.1.mlp.gate_proj"] = QuantFormat(4, 32, "mxfp4")

@@ -1,4 +1,4 @@
-"""Calibration on what the model writes itself: the same replies however a conversion ends, kept beside the weights."""
+"""Calibration on the model's own replies: the same however a conversion is interrupted."""
 
 import json
 from pathlib import Path
@@ -105,7 +105,8 @@ def test_a_conversion_goes_on_after_the_last_whole_reply(
     file = tmp_path / "out.partial" / TRACES / FILE
     assert len(file.read_bytes().splitlines()) == cut
     with file.open("ab") as end:
-        end.write(b'{"seed": %d, "ids": [1, 2' % cut)  # as a power failure leaves it
+        # A power failure leaves half a line.
+        end.write(b'{"seed": %d, "ids": [1, 2' % cut)
     with pytest.raises(ConversionError, match=r"another calibration"):
         prepare(
             source, tmp_path / "out", Options(q_method="importance", tokenizer_json=False)

@@ -1,4 +1,4 @@
-"""The recipe ``auto``: the bits asked for, spent where least is left of the error, and refused where they cannot be."""
+"""The recipe ``auto``: bits are spent where they lower the error most, or refused."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_other_bits_of_the_same_size_leave_less_error(seed: int) -> None:
-    """Every assignment is tried: for errors that fall ever more slowly, step by step is best."""
+    """Try every assignment: the greedy one is best if errors fall ever more slowly."""
     rng = np.random.default_rng(seed)
     units = {f"m{i}": int(rng.integers(1, 9)) for i in range(5)}
     sizes = {m: {b: b * unit for b in BITS} for m, unit in units.items()}

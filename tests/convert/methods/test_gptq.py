@@ -1,4 +1,4 @@
-"""GPTQ against its definition in float64: every column's error spread by the inverse of the Hessian that is left."""
+"""GPTQ against its definition in float64, with the inverse of each remaining Hessian."""
 
 import mlx.core as mx
 import numpy as np
@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 
 
 def inputs(columns: int, tokens: int, seed: int = 0) -> Array:
-    """``[tokens, columns]``, correlated, with outlier channels and, where there are many, one that is dead."""
+    """Draw correlated inputs ``[tokens, columns]`` with outlier channels and a dead one."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(tokens, columns)) @ (
         np.eye(columns) + 0.5 * rng.normal(size=(columns, columns)) / 8
@@ -48,9 +48,10 @@ def codes_of(parts: dict[str, mx.array], quant: QuantFormat) -> Array:
 def by_definition(
     weight: Array, hessian: Array, parts: dict[str, mx.array], quant: QuantFormat
 ) -> tuple[Array, Array]:
-    """Codes on the grid of ``parts``, and the weights that each group was rounded from.
+    """Return codes on the grid of ``parts``, and the weights that each group was rounded from.
 
-    After each column the others take what minimizes the error of the outputs: the inverse of what is left of H.
+    After each column the others change to minimize the output error, by the inverse of the
+    remaining Hessian.
     """
     scales, biases = (
         np.repeat(exactly(parts[kind]), quant.group_size, axis=1) for kind in ("scales", "biases")
@@ -63,9 +64,8 @@ def by_definition(
         codes[:, j] = np.clip(
             np.round((w[:, j] - biases[:, j]) / scales[:, j]), 0, 2**quant.bits - 1
         )
-        left = np.linalg.solve(
-            hessian[j:, j:], np.eye(columns - j, 1)[:, 0]
-        )  # of the inverse, the first row
+        # The first row of the inverse.
+        left = np.linalg.solve(hessian[j:, j:], np.eye(columns - j, 1)[:, 0])
         error = (w[:, j] - scales[:, j] * codes[:, j] - biases[:, j]) / left[0]
         w[:, j:] -= error[:, None] * left
     return codes, updated
@@ -85,17 +85,15 @@ def test_codes_are_those_of_the_dense_closed_form(
     parts = quantize_gptq(weight, [Curvature.of(as_array(hessian))], quant)
     codes, _ = by_definition(exactly(weight), damped(hessian), parts, quant)
     same = (codes == codes_of(parts, quant)).all(axis=1)
-    assert (
-        same.sum() >= 7
-    )  # of 8 rows; in float32 a tie may fall otherwise, and then the rest of its row may
+    # Of 8 rows: in float32 a tie may be rounded the other way, and then the rest of its row.
+    assert same.sum() >= 7
 
 
 def test_the_grid_of_a_group_is_searched_on_the_updated_weights() -> None:
     quant = QuantFormat(3, 32)
     hessian = hessian_of(inputs(128, 300))
-    weight = mx.random.normal(
-        (16, 128), key=mx.random.key(0)
-    )  # float32: scales are not rounded further
+    # In float32, so that scales are not rounded further.
+    weight = mx.random.normal((16, 128), key=mx.random.key(0))
     parts = quantize_gptq(weight, [Curvature.of(as_array(hessian))], quant)
     _, updated = by_definition(exactly(weight), damped(hessian), parts, quant)
     importance = mx.array(damped(hessian).diagonal().astype(np.float32))

@@ -1,4 +1,4 @@
-"""Conversions by importance and by GPTQ: rounding's files with other numbers in them, whole however they end."""
+"""Conversions by importance and GPTQ: the files of rounding with better numbers, also resumed."""
 
 import json
 import os
@@ -37,7 +37,8 @@ from tests.support.tiny import make_config, make_weights, write_checkpoint
 Array = NDArray[np.float64]
 METHODS = ("importance", "gptq")
 ONE_IS_SLOW = ("importance", pytest.param("gptq", marks=pytest.mark.slow))
-DOCUMENTS = {"magistral_mlx.json"}  # that differ from rounding's
+# Documents that differ from those of rounding.
+DOCUMENTS = {"magistral_mlx.json"}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_importance_is_the_default_up_to_5_bits(
 
 
 def inputs_of_layer_0(source: Path, windows: int) -> Array:
-    """What comes into q, k and v of the first layer, ``[tokens, columns]``, in float64."""
+    """Return the input of q, k and v of the first layer, ``[tokens, columns]``, in float64."""
     read = open_checkpoint(source).read
     embedding, norm = (
         np.array(read(f"{name}.weight", slice(None)).astype(mx.float32)).astype(np.float64)
@@ -140,7 +141,8 @@ def test_the_report_has_the_errors_that_the_files_have(source: Path, made: dict[
             [e / signal for e in errors], rel=2e-3
         )
         assert found["outlier_ratio"] == pytest.approx(squares.max() / squares.mean(), rel=1e-3)
-    assert "outlier_ratio" not in report["tensors"]["model.embed_tokens"]  # it has no inputs
+    # An embedding has no inputs.
+    assert "outlier_ratio" not in report["tensors"]["model.embed_tokens"]
     ratios = [t["error"] / t["error_rounded"] for t in report["tensors"].values()]
     assert min(ratios) <= report["predicted_error_ratio"] <= max(ratios) < 1
     rounded = json.loads((made["round"] / "magistral_mlx.json").read_text())
@@ -151,10 +153,8 @@ def test_the_report_has_the_errors_that_the_files_have(source: Path, made: dict[
 def test_the_report_of_gptq_is_measured_with_inputs(source: Path, made: dict[str, Path]) -> None:
     report = json.loads((made["gptq"] / "magistral_mlx.json").read_text())["report"]
     assert "256 tokens" in report["error_is"]
-    x, module = (
-        inputs_of_layer_0(source, 16),
-        "model.layers.0.self_attn.v_proj",
-    )  # of an embedding not yet quantized
+    # These inputs come from an embedding that is not quantized yet.
+    x, module = inputs_of_layer_0(source, 16), "model.layers.0.self_attn.v_proj"
     errors = [np.square(x @ off(source, made[way], module).T).sum() for way in ("round", "gptq")]
     found = report["tensors"][module]
     assert found["error"] / found["error_rounded"] == pytest.approx(errors[1] / errors[0], rel=0.25)
@@ -423,7 +423,8 @@ def test_any_shape_of_this_architecture_is_converted_and_goes_on(
     convert_quickly(folder, tmp_path / "out", q_method=method)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
     convert_quickly(folder, tmp_path / "round")
-    ids = built_in(Tokenizer.from_folder(folder), windows=20)[16:]  # not calibrated on
+    # Windows that the calibration did not use.
+    ids = built_in(Tokenizer.from_folder(folder), windows=20)[16:]
     wanted, rounded, found = (
         result_of(load_model(open_checkpoint(tmp_path / name)))(ids)
         for name in ("hf", "round", "out")
@@ -435,9 +436,8 @@ def test_any_shape_of_this_architecture_is_converted_and_goes_on(
 def test_columns_that_no_group_divides_stay_floats_by_the_rule_in_the_message(
     tmp_path: Path, method: str
 ) -> None:
-    config = make_config(
-        head_dim=18, intermediate_size=64, num_layers=1, vocab_size=1500
-    )  # o_proj has 72 columns
+    # o_proj has 72 columns.
+    config = make_config(head_dim=18, intermediate_size=64, num_layers=1, vocab_size=1500)
     folder = write_checkpoint(tmp_path / "hf", config, make_weights(config, mx.bfloat16))
     write_tekken(folder, config.vocab_size)
     with pytest.raises(ConversionError, match=r"o_proj[.]weight' has 72 columns") as refused:

@@ -1,4 +1,4 @@
-"""The weighted search: against every assignment of codes on small groups, against ``mx.quantize`` on all kinds."""
+"""The weighted search against all assignments of codes, and against ``mx.quantize``."""
 
 from itertools import product
 
@@ -24,7 +24,10 @@ LARGEST = {mx.bfloat16: 1e37, mx.float16: 3e4, mx.float32: 1e37}
 
 
 def groups_of_all_kinds(count: int, size: int, largest: float, seed: int) -> Array:
-    """``[count, size]``: normal, heavy-tailed, constant, zero, small, tiny, huge, one outlier, far from 0, in steps."""
+    """Draw groups ``[count, size]`` of ten kinds.
+
+    Normal, heavy-tailed, constant, zero, small, tiny, huge, one outlier, far from 0, in steps.
+    """
     rng = np.random.default_rng(seed)
     normal = rng.normal(size=(count, size))
     outlier = 0.01 * normal
@@ -53,7 +56,7 @@ def exactly(array: mx.array) -> Array:
 def errors(
     weight: mx.array, importance: Array, parts: dict[str, mx.array], quant: QuantFormat
 ) -> Array:
-    """Weighted, of every group ``[rows, groups]``, in float64, of what a runtime computes from the stored parts."""
+    """Return each group's weighted error ``[rows, groups]`` by the stored parts, in float64."""
     rows, columns = weight.shape
     ones = {"scales": mx.ones(parts["scales"].shape), "biases": mx.zeros(parts["scales"].shape)}
     codes = exactly(dequantize({"weight": parts["weight"]} | ones, quant)).reshape(
@@ -67,10 +70,8 @@ def errors(
 @pytest.mark.parametrize("bits", AFFINE_BITS)
 def test_codes_are_packed_as_mlx_does(bits: int) -> None:
     codes = np.random.default_rng(bits).integers(2**bits, size=(3, 128))
-    codes[:, ::32], codes[:, 1::32] = (
-        0,
-        2**bits - 1,
-    )  # so that MLX's codes of these very numbers are these
+    # With both extremes in each group, MLX's codes of these numbers are the numbers themselves.
+    codes[:, ::32], codes[:, 1::32] = 0, 2**bits - 1
     words = pack_codes(mx.array(codes.T), bits)
     one, zero = mx.ones((3, 4)), mx.zeros((3, 4))
     restored = dequantize({"weight": words, "scales": one, "biases": zero}, QuantFormat(bits, 32))
@@ -86,18 +87,17 @@ def test_codes_are_packed_as_mlx_does(bits: int) -> None:
 def test_the_search_comes_near_the_best_of_all_assignments(
     bits: int, size: int, at_most: float, before: float
 ) -> None:
-    """Small groups: every assignment of codes with its own least squares line, in float64.
+    """Try every assignment of codes with its least-squares line, in float64.
 
-    With as few weights as this the best is a coincidence of codes; its mean error is met within a factor.
+    With so few weights the best one is a coincidence, so its mean error is met within a factor.
     """
     count, levels = 300, 2**bits - 1
     rng = np.random.default_rng(bits)
     w, h = rng.normal(size=(count, size)), rng.uniform(0.05, 1, size=size)
     h /= h.sum()
     centred = w - (w @ h)[:, None]
-    codes = np.array(
-        [c for c in product(range(levels + 1), repeat=size) if min(c) == 0 < max(c)]
-    )  # else moved ones
+    # Other assignments are shifted copies of these.
+    codes = np.array([c for c in product(range(levels + 1), repeat=size) if min(c) == 0 < max(c)])
     lines = codes - (codes @ h)[:, None]
     explained = (centred @ (lines * h).T) ** 2 / ((lines**2) @ h)  # [count, assignments]
     best = (centred**2) @ h - explained.max(axis=1)
@@ -127,14 +127,15 @@ def test_of_10_000_groups_none_is_worse_than_by_mlx(bits: int, dtype: mx.Dtype) 
     rows = groups_of_all_kinds(10_000, 64, LARGEST[dtype], bits).reshape(1000, 640)
     weight = mx.array(rows.astype(np.float32)).astype(dtype)
     importance = np.exp(np.random.default_rng(1).normal(size=640)).astype(np.float32)
-    importance[::97] *= 300  # outlier channels
-    importance[64:128] = 0  # a dead group, and a dead channel
+    # Outlier channels, a dead group and a dead channel.
+    importance[::97] *= 300
+    importance[64:128] = 0
     importance[200] = 0
     searched = errors(
         weight, importance, quantize_weighted(weight, mx.array(importance), quant), quant
     )
     rounded = errors(weight, importance, quantize(weight, quant), quant)
-    # Sums are in float32: where a group is met exactly, what is left is the rounding of its largest weight.
+    # Sums are in float32: an exact group leaves the rounding error of its largest weight.
     largest = np.abs(exactly(weight)).reshape(1000, 10, 64).max(axis=-1)
     rounding = 2.0**-22 * largest * np.sqrt(importance.reshape(10, 64).sum(axis=-1))
     assert (np.sqrt(searched) <= np.sqrt(rounded) * (1 + 1e-5) + rounding).all()

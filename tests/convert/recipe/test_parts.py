@@ -1,4 +1,4 @@
-"""The converter's parts: names and row order, rounding, recipes, the plan and the file writer."""
+"""Parts of the converter: names and row order, rounding, recipes, the plan, the file writer."""
 
 import hashlib
 import json
@@ -53,14 +53,14 @@ def test_native_names_are_mistrals() -> None:
 
 
 def test_reordering_rows_turns_mistrals_rope_into_hugging_faces() -> None:
-    """The definition, not a formula: both conventions rotate the same pair of channels by the same angle."""
+    """Check by definition: both conventions rotate the same pair of channels by the same angle."""
     heads, d = 3, 8
-    rows = np.arange(
-        heads * d
-    )  # each row holds its own number in Mistral's order: pair i is (2i, 2i + 1)
+    # Each row holds its own number in Mistral's order, where pair i is (2i, 2i + 1).
+    rows = np.arange(heads * d)
     moved = np.array(halves_from_pairs(mx.array(rows)[:, None], d))[:, 0].reshape(heads, d)
     for head in range(heads):
-        for pair in range(d // 2):  # Hugging Face's pair i is (i, i + d/2)
+        # Hugging Face's pair i is (i, i + d/2).
+        for pair in range(d // 2):
             assert moved[head, pair] == head * d + 2 * pair
             assert moved[head, pair + d // 2] == head * d + 2 * pair + 1
 
@@ -106,8 +106,8 @@ def test_the_inverse_is_off_by_half_a_step_at_most(bits: int) -> None:
     weight = mx.random.normal((16, 128), key=mx.random.key(2))
     quant = QuantFormat(bits, 32)
     groups = np.array(weight).reshape(16, 4, 32)
-    # The step is the range over the levels; MLX moves it so that the extreme value is met exactly, which can
-    # cost another half step at the other end.
+    # The step is the range over the levels. MLX moves it so that the extreme value is exact, which
+    # can cost another half step at the other end.
     step = (groups.max(-1) - groups.min(-1)) / (2**bits - 1)
     error = np.abs(
         np.array(dequantize(quantize(weight, quant), quant)).reshape(16, 4, 32) - groups

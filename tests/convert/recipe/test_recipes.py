@@ -1,4 +1,4 @@
-"""Every format and recipe, from float and from packed sources, written so that mlx-lm loads what MLX rounds."""
+"""Every format and recipe, from float and packed sources, as mlx-lm loads and MLX rounds them."""
 
 import json
 import logging
@@ -62,7 +62,7 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_packed(
     folder: Path, weights: Weights, default: QuantFormat, **overrides: QuantFormat | None
 ) -> Path:
-    """As mlx-lm writes one."""
+    """Write a packed checkpoint like mlx-lm."""
     tensors, block = quantize_weights(
         weights, default, {name.replace("/", "."): q for name, q in overrides.items()}
     )
@@ -89,7 +89,7 @@ def restored(weight: mx.array, quant: QuantFormat | None) -> mx.array:
 
 
 def assert_is(found: Weights, weights: Weights, formats: dict[str, QuantFormat | None]) -> None:
-    """``found`` is ``weights`` as MLX rounds them, bit for bit."""
+    """Check that ``found`` is ``weights`` rounded by MLX, bit for bit."""
     expected = {}
     for name, weight in weights.items():
         module = name.removesuffix(".weight")
@@ -104,7 +104,7 @@ def assert_is(found: Weights, weights: Weights, formats: dict[str, QuantFormat |
 
 
 def read_by_mlx_lm(folder: Path) -> Weights:
-    """What mlx-lm has in its model; it refuses tensors that its model, packed as config.json says, has no place for."""
+    """Load with mlx-lm, which refuses tensors that config.json does not announce."""
     from mlx.utils import tree_flatten
     from mlx_lm.utils import load_model
 
@@ -232,7 +232,8 @@ def test_rounding_again_is_allowed_with_one_warning(
         dict.fromkeys(MODULES, QuantFormat(4, 64)),
     )
     caplog.clear()
-    open_source(folder)  # to read it, as verify does, is no reason to warn
+    # Reading it, like verify, gives no warning.
+    open_source(folder)
     assert not caplog.records
 
 
@@ -266,7 +267,7 @@ RULES = (
 
 
 def by_hand(module: str) -> QuantFormat | None:
-    """What RULES say, over 4 bit in groups of 64."""
+    """Return the format of a module by RULES, over 4 bit in groups of 64."""
     if module.startswith("model.layers.0.mlp."):
         return QuantFormat(4, 32, "mxfp4")
     if module.startswith("model.layers.0."):
@@ -292,7 +293,7 @@ def test_the_last_rule_that_matches_holds_and_mlx_lm_reads_the_result(
         "bits": 4,
         "mode": "affine",
     }
-    # Every other key is a module that differs, with a full block: what mlx-swift-lm decodes.
+    # Every other key is a module that differs, with a full block that mlx-swift-lm decodes.
     assert {path: QuantFormat(**value) for path, value in block.items()} == {
         path: quant for path, quant in formats.items() if quant not in (None, QuantFormat(4, 64))
     }

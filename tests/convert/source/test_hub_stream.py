@@ -1,4 +1,4 @@
-"""A checkpoint straight from the hub, against one of our own: what is asked for, what is kept, what is refused."""
+"""A checkpoint from a hub of our own: what is requested, kept and refused."""
 
 import errno
 import logging
@@ -22,7 +22,8 @@ from tests.support.tiny import make_config, make_weights, write_checkpoint
 pytest.importorskip("huggingface_hub")
 
 FIRST, SECOND = (f"model-{i:05}-of-00002.safetensors" for i in (1, 2))
-HEAD_BYTES = 100  # so that every header takes a second request
+# So short that every header takes a second request.
+HEAD_BYTES = 100
 BESIDE = {
     "tekken.json": b"{ }",
     "SYSTEM_PROMPT.txt": b"think",
@@ -33,7 +34,7 @@ BESIDE = {
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the repository was uploaded from."""
+    """Write the folder that the repository was uploaded from."""
     config = make_config(num_layers=1, vocab_size=64)
     folder = write_checkpoint(
         tmp_path_factory.mktemp("published"), config, make_weights(config, mx.bfloat16)
@@ -51,7 +52,8 @@ def hub(published: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ite
     with serving(state) as endpoint:
         use(monkeypatch, endpoint, tmp_path)
         yield state
-    assert not (tmp_path / "cache").exists()  # the user's own cache is never touched
+    # The user's own cache is never touched.
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ def open_stream(folder: Path, **options: str) -> HubStream:
 
 
 def fetch(stream: HubStream, name: str) -> Path:
-    """Fetch, checking that what was reported adds up."""
+    """Fetch a file and check that the reported bytes add up."""
     counts: list[int] = []
     path = stream.fetch(name, report=counts.append, cancelled=lambda: False)
     assert sum(counts) == stream.files[name].size
@@ -99,7 +101,8 @@ def test_documents_and_headers_are_there_first(hub: Hub, folder: Path, published
         assert shard == replace(
             Shard.open(published / shard.path.name), path=folder / shard.path.name
         )
-        assert hub.sent[shard.path.name] == shard.data_start  # not a byte of a tensor
+        # Not a byte of a tensor.
+        assert hub.sent[shard.path.name] == shard.data_start
     assert sum("/api/models/" in request.path for request in hub.requests) == 1
 
 
@@ -114,7 +117,8 @@ def test_everything_is_of_one_commit(hub: Hub, folder: Path, revision: str) -> N
 
 def test_a_second_process_asks_for_no_document_that_is_right(hub: Hub, folder: Path) -> None:
     open_stream(folder)
-    (folder / "tekken.json").write_bytes(b"[ ]")  # of the same length
+    # Damaged, with the same length.
+    (folder / "tekken.json").write_bytes(b"[ ]")
     (folder / "SYSTEM_PROMPT.txt").unlink()
     (folder / "magistral_mlx.json").write_bytes(b"of another commit")
     hub.forget()
@@ -212,7 +216,8 @@ def test_interrupted_anywhere_only_the_missing_bytes_are_fetched_again(
             fetch(stream, FIRST)
         assert f"{broken} could not be fetched" in refusal(stream, broken)
         hub.come_back()
-        stream = open_stream(folder)  # as the next process does
+        # The next process opens the stream again.
+        stream = open_stream(folder)
         hub.forget()
         for name in (FIRST, SECOND):
             assert fetch(stream, name).read_bytes() == hub.files[name]
@@ -229,7 +234,8 @@ def test_a_transfer_that_breaks_off_goes_on_by_itself(
     size, hub.has_ranges = len(hub.files[FIRST]), has_ranges
     hub.bytes_an_answer = size // 3 if has_ranges else None
     assert fetch(stream, FIRST).read_bytes() == hub.files[FIRST]
-    assert hub.sent[FIRST] == size  # no byte twice
+    # No byte is sent twice.
+    assert hub.sent[FIRST] == size
 
 
 def test_a_server_without_ranges_sends_all_again_and_nothing_is_spoilt(
@@ -431,7 +437,7 @@ def test_ctrl_c_leaves_what_arrived(hub: Hub, folder: Path) -> None:
 
 @pytest.mark.parametrize("left", [0, 5000, None])
 def test_a_cancelled_fetch_keeps_what_is_there(hub: Hub, folder: Path, left: int | None) -> None:
-    """None: all of it."""
+    """Check that a cancelled fetch keeps all bytes, few or a whole file (None)."""
     stream, content = open_stream(folder), hub.files[FIRST][:left]
     partial = folder / (FIRST + INCOMPLETE)
     partial.write_bytes(content)
@@ -455,7 +461,7 @@ def test_a_pause_is_cancelled(hub: Hub, folder: Path, monkeypatch: pytest.Monkey
 def test_the_token_stays_with_the_hub(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Files come from other hosts, by addresses that are signed."""
+    """Check redirects: files come from other hosts, by signed addresses."""
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     storage = Hub(hub.files)
     with serving(storage) as hub.elsewhere, caplog.at_level(logging.DEBUG, "magistral_mlx"):
@@ -471,15 +477,17 @@ def test_the_token_stays_with_the_hub(
     assert "ecret" not in message + caplog.text
 
 
-# forecast
+# peak_bytes
 
 
 @pytest.mark.parametrize(
     ("order", "together"),
     [
-        ("a b c", "ab"),  # the next one is fetched meanwhile
+        # The next file is fetched meanwhile.
+        ("a b c", "ab"),
         ("c b a", "ab"),
-        ("a ab b c", "abc"),  # while the second step needs two, the third arrives
+        # While the second step needs two files, the third arrives.
+        ("a ab b c", "abc"),
         ("a b a c", "abc"),
         ("aa", "a"),
         ("c", "c"),

@@ -1,4 +1,4 @@
-"""A source's tensors by blocks of rows, from any thread; what tells one source from another; the types it may have."""
+"""A source's tensors by blocks of rows, its identity, and its float types."""
 
 import hashlib
 import json
@@ -17,7 +17,8 @@ from magistral_mlx.errors import CheckpointError
 from tests.support.sources import CONFIG, change_json, convert_quickly, write_consolidated, write_hf
 from tests.support.tiny import make_weights
 
-Q = "model.layers.1.self_attn.q_proj.weight"  # 256 rows of 128, in heads of 64
+# 256 rows of 128, in heads of 64.
+Q = "model.layers.1.self_attn.q_proj.weight"
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,10 @@ def test_blocks_are_read_from_many_threads_at_once(
 
 
 def test_the_hubs_hash_is_taken_from_its_cache_alone(tmp_path: Path) -> None:
-    """Its snapshots are links to ../../blobs/SHA256; git's own files have shorter names."""
+    """Check the hash of a cached weight file, which is a link to ../../blobs/SHA256.
+
+    Files in git have shorter names there.
+    """
     plain, blobs, snapshot = (
         write_hf(tmp_path / "plain"),
         tmp_path / "hub" / "blobs",
@@ -110,9 +114,8 @@ def test_the_hubs_hash_is_taken_from_its_cache_alone(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for path in plain.iterdir():
-        target = (
-            tmp_path / hashlib.sha256(path.name.encode()).hexdigest()
-        )  # a name, and not the hub's
+        # Looks like a hash, but is not the hub's.
+        target = tmp_path / hashlib.sha256(path.name.encode()).hexdigest()
         shutil.copy(path, target)
         (elsewhere / path.name).symlink_to(target)
     assert open_source(elsewhere).identity()["files"] == here
@@ -135,7 +138,7 @@ def test_a_fine_tune_is_another_source(tmp_path: Path) -> None:
 
 
 def retyped(weights: dict[str, mx.array], kind: str) -> dict[str, mx.array]:
-    """All of one type; ``mixed``: matrices bf16, norms float32, as some fine-tunes are saved."""
+    """Cast all weights; ``mixed`` has bf16 matrices and float32 norms, like some fine-tunes."""
     if kind != "mixed":
         return {name: weight.astype(getattr(mx, kind)) for name, weight in weights.items()}
     return {
@@ -144,20 +147,20 @@ def retyped(weights: dict[str, mx.array], kind: str) -> dict[str, mx.array]:
     }
 
 
-@pytest.mark.parametrize("stated", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("named", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32", "mixed"])
 def test_a_source_of_any_float_type_becomes_what_mlx_lm_makes_of_it(
-    tmp_path: Path, kind: str, stated: str
+    tmp_path: Path, kind: str, named: str
 ) -> None:
     from mlx.utils import tree_flatten, tree_map
     from mlx_lm.utils import load_model, quantize_model
 
     folder = write_hf(tmp_path / "in", retyped(make_weights(CONFIG), kind))
-    change_json(folder / "config.json", torch_dtype=stated)
+    change_json(folder / "config.json", torch_dtype=named)
     convert_quickly(folder, tmp_path / "out")
     theirs, config = load_model(folder)
-    # As mlx_lm.convert, which wants a tokenizer as well.
-    theirs.update(tree_map(lambda array: array.astype(getattr(mx, stated)), theirs.parameters()))
+    # Like mlx_lm.convert, which needs a tokenizer as well.
+    theirs.update(tree_map(lambda array: array.astype(getattr(mx, named)), theirs.parameters()))
     theirs, _ = quantize_model(theirs, config, 64, 4)
     expected, found = (
         dict(tree_flatten(theirs.parameters())),

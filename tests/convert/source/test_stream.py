@@ -1,4 +1,4 @@
-"""Straight from the hub to a checkpoint for MLX: the same bytes as from a folder, and never the whole source here."""
+"""Streamed conversions: the same bytes as from a folder, and never the whole source on disk."""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ QUICK = Options(q_method="round", tokenizer_json=False)
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the repository was uploaded from; its two shards take turns with the tensors of every layer."""
+    """Write the uploaded folder; each of its two shards has tensors of every layer."""
     folder = write_hf(tmp_path_factory.mktemp("published") / "hf")
     (folder / "SYSTEM_PROMPT.txt").write_text(
         "Think.\n<think>\n...\n</think>\nAnswer.\n\nProblem:\n\n"
@@ -48,7 +48,8 @@ def hub(published: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ite
     with serving(state) as endpoint:
         use(monkeypatch, endpoint, tmp_path)
         yield state
-    assert not (tmp_path / "cache").exists()  # the user's own cache is never touched
+    # The user's own cache is never touched.
+    assert not (tmp_path / "cache").exists()
 
 
 def weights_sent(hub: Hub) -> int:
@@ -56,7 +57,8 @@ def weights_sent(hub: Hub) -> int:
 
 
 def same_but_for_the_source(one: Path, two: Path) -> bool:
-    named = {"magistral_mlx.json", "README.md"}  # the files that name the hub id
+    # These files name the hub id.
+    named = {"magistral_mlx.json", "README.md"}
     files = [
         {name: data for name, data in content(folder).items() if name not in named}
         for folder in (one, two)
@@ -89,7 +91,8 @@ def test_a_file_is_deleted_when_its_last_tensor_is_done(tmp_path: Path, hub: Hub
         {path.name for path in fetched.glob("*.safetensors")}
         for _ in converting(REPO, tmp_path / "out", QUICK, stream=True)
     ]
-    assert {FIRST, SECOND} in there  # each layer needs both
+    # Each layer needs both.
+    assert {FIRST, SECOND} in there
     assert there[-1] == set()
 
 
@@ -115,7 +118,8 @@ def test_interrupted_anywhere_it_goes_on_with_what_arrived(
     sent = weights_sent(hub)
     hub.come_back()
     result_of(converting(REPO, tmp_path / "out", QUICK, stream=True))
-    assert weights_sent(hub) <= total + 4 * HEAD_BYTES  # the headers are read anew each time
+    # Headers are read again each time.
+    assert weights_sent(hub) <= total + 4 * HEAD_BYTES
     assert sent < total
     convert_quickly(published, tmp_path / "local")
     assert same_but_for_the_source(tmp_path / "out", tmp_path / "local")
@@ -169,7 +173,7 @@ def test_a_folder_is_not_streamed(tmp_path: Path, published: Path) -> None:
 def test_a_pass_through_the_model_goes_along_with_the_stream(
     tmp_path: Path, published: Path, hub: Hub, layout: str, method: str
 ) -> None:
-    """Each file is fetched once, and deleted when its last layer is done; killed, it goes on with what there is."""
+    """Check that each file is fetched once and deleted after its last layer, also when resumed."""
     folder = published
     if layout == "consolidated":
         folder = write_consolidated(tmp_path / "native")
@@ -205,7 +209,8 @@ def test_where_the_order_of_tensors_keeps_much_at_once_it_is_said(
 ) -> None:
     options = Options(q_method=method, tokenizer_json=False)
     prepare(REPO, tmp_path / "out", options, stream=True)
-    assert "lie in such an order that" in caplog.text  # each layer is in both files
+    # Each layer is in both files.
+    assert "lie in such an order that" in caplog.text
     caplog.clear()
     config = replace(CONFIG, num_layers=14)
     weights = make_weights(config, mx.bfloat16)

@@ -1,4 +1,4 @@
-"""Ways to damage a checkpoint: each gives a function of its folder."""
+"""Ways to damage a checkpoint: each returns a function of its folder."""
 
 import json
 from collections.abc import Callable
@@ -11,9 +11,8 @@ from tests.support.corpus import FIRST, INDEX, SECOND
 from tests.support.sources import change_json
 
 Damage = Callable[[Path], object]
-NESTED: Any = json.loads(
-    "[" * 900 + "]" * 900
-)  # as deep as json reads; repr gives up at half of it
+# As deep as json reads; repr gives up at half of it.
+NESTED: Any = json.loads("[" * 900 + "]" * 900)
 LONG = "x" * 1_000_000
 DIGITS = 10**4000
 NORM, HEAD = "model.norm.weight", "lm_head.weight"
@@ -21,7 +20,7 @@ WHOLE, NATIVE, PARAMS = "model.safetensors", "consolidated.safetensors", "params
 
 
 def instead(name: str, put: Callable[[Path], object]) -> Damage:
-    """Something else where a file should be."""
+    """Put something else in a file's place."""
 
     def damage(folder: Path) -> None:
         (folder / name).unlink()
@@ -73,7 +72,7 @@ def without_index(damage: Damage) -> Damage:
 
 
 def header(name: str, change: Callable[[dict[str, Any]], object | None]) -> Damage:
-    """Change a safetensors file's header, or give other text for it."""
+    """Change the header of a safetensors file, or replace its text."""
 
     def damage(folder: Path) -> None:
         content = (folder / name).read_bytes()
@@ -110,7 +109,7 @@ def tensors(name: str, change: Callable[[dict[str, mx.array]], object]) -> Damag
 
 
 def heads_of(size: int) -> Damage:
-    """All tensors and the config agree on a head size that cannot be."""
+    """Let all tensors and the config agree on an impossible head size."""
 
     def damage(folder: Path) -> None:
         for name in (FIRST, SECOND):

@@ -1,6 +1,6 @@
-"""Kill conversions of one source, by signal 9, each in a process of its own, and finish them again.
+"""Kill conversions of one source by signal 9, each in its own process, and finish them.
 
-Run by test_resume.py in a fresh interpreter: only before MLX has started its threads may a process fork.
+Tests run it in a fresh interpreter: a process may fork only before MLX has started its threads.
 """
 
 import argparse
@@ -23,25 +23,18 @@ from magistral_mlx.convert.recipe.layout import make_plan
 from magistral_mlx.errors import MagistralError
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
-CALLS = (
-    "pwrite",
-    "fsync",
-    "rename",
-    "unlink",
-    "rmdir",
-    "mkdir",
-    "open",
-)  # what changes a disk, by boundary
-FILE_BYTES, BLOCK_BYTES = (
-    150_000,
-    60_000,
-)  # the tiny source then becomes several files, of several blocks each
-AHEAD = 3  # blocks whose search a pass does not wait for
-WINDOW = 48  # ids of a sequence that calibrates
+# Calls that change a disk; each is a boundary to be killed at.
+CALLS = ("pwrite", "fsync", "rename", "unlink", "rmdir", "mkdir", "open")
+# Small enough for several files of the tiny source, with several blocks each.
+FILE_BYTES, BLOCK_BYTES = 150_000, 60_000
+# Blocks that may wait for their search while the forward pass continues.
+AHEAD = 3
+# Ids of a calibration sequence.
+WINDOW = 48
 
 
 def in_small_pieces(set_attribute: Callable[[object, str, object], None] = setattr) -> None:
-    """Let conversions here write many files, and calibrate on little."""
+    """Let conversions of this process write many files and calibrate on few ids."""
     set_attribute(
         magistral_mlx.convert.pipeline.prepare,
         "make_plan",
@@ -53,7 +46,7 @@ def in_small_pieces(set_attribute: Callable[[object, str, object], None] = setat
 
 
 def count_calls(at: int, then: Callable[[], None], names: Sequence[str] = CALLS) -> list[int]:
-    """Count the calls of ``os`` that change a disk; before the ``at``-th, do ``then``."""
+    """Count the calls of ``os`` that change a disk; before call number ``at`` do ``then``."""
     count, counting = [0], threading.Lock()
 
     def counted(call: Callable[..., object], *args: object, **kwargs: object) -> object:
@@ -69,12 +62,13 @@ def count_calls(at: int, then: Callable[[], None], names: Sequence[str] = CALLS)
 
 
 def run_in_child(work: Callable[[], None], kill_after: float | None = None) -> bool:
-    """Fork, work, wait; whether the child was killed. It must do its work otherwise."""
+    """Run work in a forked child; tell if it was killed. A child that lives must succeed."""
     child = os.fork()
     if not child:
         try:
             work()
-        except BaseException as error:  # the parent asks for the exit code alone
+        # The parent reads the exit code alone.
+        except BaseException as error:
             print(repr(error), file=sys.stderr)
             os._exit(1)
         os._exit(0)
@@ -107,7 +101,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     in_small_pieces()
-    Tokenizer.from_folder(options.source)  # imports mistral-common once, and not in every child
+    # Import mistral-common once, and not in every child.
+    Tokenizer.from_folder(options.source)
     target = options.folder / "t" / "out"
     target.parent.mkdir()
     new, old = content(options.new), options.old and content(options.old)
@@ -136,7 +131,7 @@ def main() -> None:
             shutil.copytree(options.old, target)
 
     def check() -> None:
-        """After whatever happened: whole or as it was or away; whole after the same command; then nothing to do."""
+        """Check that the target is whole, unchanged or missing, and whole after a second run."""
         assert not target.exists() or content(target) in (new, old), "half a target"
         run_in_child(convert_it)
         assert content(target) == new, "not the same after resuming"

@@ -1,6 +1,8 @@
-"""Kill saves of a cache, by signal 9, before each call that changes a disk; what is there must be the old or the new.
+"""Kill saves of a cache by signal 9 before each call that changes a disk.
 
-Run by test_cache_file.py in a fresh interpreter: only before MLX has started its threads may a process fork.
+The file must be the old or the new one afterwards.
+
+Tests run it in a fresh interpreter: a process may fork only before MLX has started its threads.
 """
 
 import json
@@ -71,11 +73,13 @@ def main() -> None:
             found[str(before)].append(
                 {contents["old"]: "old", contents["new"]: "new", None: None}[now]
             )
-    assert len(os.listdir(path.parent)) == 1  # the last one had its name already
+    # The last save had renamed its file already.
+    assert len(os.listdir(path.parent)) == 1
     reset(path, None)
     run_in_child(partial(die, path, 5))
     (abandoned,) = os.listdir(path.parent)
-    run_in_child(partial(save, path, "new"))  # deletes what the dead have left
+    # The next save deletes the file of a killed process.
+    run_in_child(partial(save, path, "new"))
     assert os.listdir(path.parent) == ["talk"], abandoned
     run_in_child(partial(check, path))
     print(json.dumps(found))

@@ -1,4 +1,4 @@
-"""Checkpoints damaged by hand: what is done to a sound one of ``corpus.write_kinds``, and what its refusal says."""
+"""Checkpoints damaged by hand: each damage to a sound one, and the words of its refusal."""
 
 import json
 import os
@@ -38,10 +38,12 @@ from tests.support.faults.damage import (
 
 
 class Case(NamedTuple):
-    kind: str  # of corpus.write_kinds
-    steps: tuple[Step, ...]  # that must refuse it, in the same words
+    """A kind of ``corpus.write_kinds``, its damage, and the steps that refuse it in these words."""
+
+    kind: str
+    steps: tuple[Step, ...]
     damage: Damage
-    words: str  # of the message
+    words: str
 
 
 def hf(damage: Damage, words: str) -> Case:

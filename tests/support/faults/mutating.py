@@ -1,4 +1,7 @@
-"""Checkpoints damaged at random, opened one after the other: ``python -m tests.support.faults.mutating KINDS COUNT SEED KIND...``."""
+"""Open checkpoints that are damaged at random, one after the other.
+
+Run ``python -m tests.support.faults.mutating KINDS COUNT SEED KIND...``.
+"""
 
 import json
 import random
@@ -15,7 +18,8 @@ from tests.support.corpus import SOUND, Step, Watch, faults_of
 from tests.support.faults.damage import PARAMS
 from tests.support.faults.mutator import FILES, mutate
 
-FIELDS = {  # of ModelConfig -> config.json's name, params.json's
+# Fields of ModelConfig -> their names in config.json and in params.json.
+FIELDS = {
     "hidden_size": ("hidden_size", "dim"),
     "intermediate_size": ("intermediate_size", "hidden_dim"),
     "num_layers": ("num_hidden_layers", "n_layers"),
@@ -30,7 +34,7 @@ FIELDS = {  # of ModelConfig -> config.json's name, params.json's
 
 
 def describe(step: Step, folder: Path) -> dict[str, Any]:
-    """All that opening a folder says about it; of our own output also the documents themselves, byte for byte."""
+    """Return everything that opening a folder finds; for our own output its documents, too."""
     if step == "convert":
         opened: Any = open_source(folder)
         found = {"type": opened.float_type}
@@ -58,7 +62,7 @@ def describe(step: Step, folder: Path) -> dict[str, Any]:
 
 
 def differences(found: dict[str, Any], folder: Path) -> list[str]:
-    """Where what was opened is not what the files say, read here with nothing of ours."""
+    """List the differences between an opened folder and its files, read without our code."""
     is_native = folder.name == "native"
     tensors: dict[str, Any] = {}
     for path in folder.glob("consolidated.safetensors" if is_native else "model*.safetensors"):
@@ -72,7 +76,8 @@ def differences(found: dict[str, Any], folder: Path) -> list[str]:
     wrong = ["tensors"] if found["tensors"] != tensors else []
     for field, names in FIELDS.items():
         value, kept = raw.get(names[is_native]), getattr(found["config"], field)
-        if value is not None and type(kept)(value) != kept:  # 10**30 is no float
+        # 10**30 is not equal to its float.
+        if value is not None and type(kept)(value) != kept:
             wrong.append(field)
     return wrong
 
@@ -80,7 +85,7 @@ def differences(found: dict[str, Any], folder: Path) -> list[str]:
 def judge(
     error: BaseException | None, found: dict[str, Any], sound: dict[str, Any], folder: Path
 ) -> tuple[str, Any]:
-    """How opening a damaged folder ended, and what is wrong with that."""
+    """Return how opening a damaged folder ended, and the faults of that ending."""
     if error is not None:
         return "refused", [
             f"{type(error).__name__} {fault}: {error}"[:400] for fault in faults_of(error, folder)
@@ -105,7 +110,7 @@ def restore(folder: Path, name: str, content: dict[str, bytes]) -> None:
 
 
 def main(kinds: Path, count: int, seed: int, chosen: Sequence[str]) -> dict[str, Any]:
-    """Damage and open checkpoints of the chosen kinds: how that ended, what was wrong, and the memory."""
+    """Damage and open checkpoints of the chosen kinds; return endings, faults and memory."""
     chance = random.Random(seed)
     sound = {(kind, step): describe(step, kinds / kind) for kind, step in SOUND if kind in chosen}
     contents = {
@@ -122,7 +127,8 @@ def main(kinds: Path, count: int, seed: int, chosen: Sequence[str]) -> dict[str,
                 found = describe(step, folder)
             except (KeyboardInterrupt, SystemExit):
                 raise
-            except BaseException as caught:  # a panic in Rust is no Exception
+            # A panic in Rust is not an Exception.
+            except BaseException as caught:
                 error = caught
         ending, wrong = judge(error, found, sound[kind, step], folder)
         tally[ending] += 1

@@ -1,4 +1,4 @@
-"""Random damage to a checkpoint: its bytes, its JSON, its headers, and what lies in a file's place."""
+"""Damage a checkpoint at random: bytes, JSON, headers, or something in a file's place."""
 
 import json
 import os
@@ -31,8 +31,9 @@ NUMBERS = (
     10**4000,
 )
 ODD: tuple[Any, ...] = (
-    *NUMBERS, None, True, False, "", "x", "\0", "\ud800", "../x", "é" * 5000, [], {}, [0], [1, 2, 3], {"a": 1},
-    float("nan"), float("inf"), -float("inf"), "F8_E4M3", "BF16", "model.norm.weight", FIRST,
+    *NUMBERS, None, True, False, "", "x", "\0", "\ud800", "../x", "é" * 5000, [], {}, [0],
+    [1, 2, 3], {"a": 1}, float("nan"), float("inf"), -float("inf"), "F8_E4M3", "BF16",
+    "model.norm.weight", FIRST,
 )  # fmt: skip
 RAW = (
     "9" * 5000,
@@ -66,14 +67,14 @@ def dump(value: Any) -> str:
 
 
 class Raw:
-    """Text that stands for a value in JSON, valid or not."""
+    """Text in place of a JSON value, valid or not."""
 
     def __init__(self, text: str) -> None:
         self.text = text
 
 
 def places(value: Any) -> list[tuple[Any, int]]:
-    """Every list or object of a document, with each position in it."""
+    """Return every list or object of a document with each position in it."""
     if not isinstance(value, list):
         return []
     inner = [item[1] for item in value] if isinstance(value, Pairs) else value
@@ -83,7 +84,7 @@ def places(value: Any) -> list[tuple[Any, int]]:
 
 
 def change_tree(chance: random.Random, text: bytes) -> bytes:
-    """One change to a JSON document's structure: values, keys, order."""
+    """Change one value, key or order of a JSON document."""
     tree = parse(text)
     every = places(tree)
     holder, i = chance.choice(every)
@@ -116,9 +117,11 @@ def change_tree(chance: random.Random, text: bytes) -> bytes:
                 ),
                 value,
             )
-        case 6 if is_object and isinstance(other, Pairs):  # names change places
+        # Names change places.
+        case 6 if is_object and isinstance(other, Pairs):
             holder[i], other[j] = (other[j][0], holder[i][1]), (holder[i][0], other[j][1])
-        case 7 if is_object and isinstance(other, Pairs):  # so do values
+        # Values change places.
+        case 7 if is_object and isinstance(other, Pairs):
             holder[i], other[j] = (holder[i][0], other[j][1]), (other[j][0], holder[i][1])
         case _:
             for k, item in enumerate(sorted(holder, key=lambda _: chance.random())):
@@ -128,7 +131,7 @@ def change_tree(chance: random.Random, text: bytes) -> bytes:
 
 
 def change_bytes(chance: random.Random, content: bytes) -> bytes:
-    """Bytes flipped, replaced, removed, added, doubled; or the end cut off."""
+    """Flip, replace, remove, add or double bytes, or cut off the end."""
     found = bytearray(content)
     for _ in range(chance.choice((1, 1, 2, 5))):
         at = chance.randrange(len(found) + 1)
@@ -153,7 +156,7 @@ def change_document(chance: random.Random, content: bytes) -> bytes:
 
 
 def change_shard(chance: random.Random, content: bytes) -> bytes:
-    """A safetensors file's header, its length, or how much data follows."""
+    """Change the header of a safetensors file, its length, or the length of the data."""
     size = int.from_bytes(content[:8], "little")
     text, data = content[8 : 8 + size], content[8 + size :]
     kind = chance.randrange(10)
@@ -181,7 +184,7 @@ def change_shard(chance: random.Random, content: bytes) -> bytes:
 
 
 def replace_file(chance: random.Random, path: Path) -> str:
-    """Put something else than a file, or nothing, in a file's place."""
+    """Put nothing, or something that is not a file, in a file's place."""
     path.unlink()
     kind = chance.choice(
         ("nothing", "empty", "folder", "pipe", "device", "loop", "dangling", "sparse")
@@ -205,7 +208,8 @@ def replace_file(chance: random.Random, path: Path) -> str:
     return kind
 
 
-FILES: dict[str, tuple[str, ...]] = {  # by how much there is to damage
+# Files that hold more to be damaged come twice.
+FILES: dict[str, tuple[str, ...]] = {
     "hf": ("*.safetensors", "*.safetensors", "config.json", INDEX, INDEX),
     "own": (
         "*.safetensors",
@@ -222,7 +226,7 @@ FILES: dict[str, tuple[str, ...]] = {  # by how much there is to damage
 
 
 def mutate(chance: random.Random, folder: Path, kind: str) -> str:
-    """Damage one file of a folder, or put one beside; returns its name, and how."""
+    """Damage one file of a folder, or add one; return its name and the damage."""
     path = chance.choice(sorted(folder.glob(chance.choice(FILES[kind]))))
     if not chance.randrange(25):
         return f"{path.name}: {replace_file(chance, path)}"

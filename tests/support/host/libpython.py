@@ -1,4 +1,4 @@
-"""The interpreter's shared library, which an app embeds: ``python tests/support/host/libpython.py`` prints where it is."""
+"""Print the path of the interpreter's shared library, which an app embeds."""
 
 import sys
 import sysconfig
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def shared_library() -> Path | None:
-    """Of the interpreter that runs this, or None where it was built without or its package is not installed."""
+    """Return this interpreter's shared library, or None if it is not installed."""
     names = [sysconfig.get_config_var(name) for name in ("INSTSONAME", "LDLIBRARY")]
     folders = [sysconfig.get_config_var(name) for name in ("LIBDIR", "PYTHONFRAMEWORKPREFIX")]
     found = [Path(folder) / name for folder in folders if folder for name in names if name]
@@ -16,8 +16,9 @@ def shared_library() -> Path | None:
 def how_to_get_it() -> str:
     package = f"libpython{sys.version_info.major}.{sys.version_info.minor}"
     return (
-        f"{sys.base_prefix} has no shared libpython, which a host needs to embed it. On Debian and Ubuntu: "
-        f"sudo apt install {package}; with pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install"
+        f"{sys.base_prefix} has no shared libpython, which a host needs to embed it. On Debian and "
+        f"Ubuntu: sudo apt install {package}; with pyenv: "
+        "PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install"
     )
 
 
