@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from magistral_mlx.checkpoint.safetensors import Shard
-from magistral_mlx.checkpoint.safetensors_header import MLX_TYPES, header_bytes, lay_out
+from magistral_mlx.checkpoint.safetensors_header import TYPE_NAMES, header_bytes, lay_out
 from magistral_mlx.convert.calibration.host import matmul
 from magistral_mlx.convert.source.source import Source
 from magistral_mlx.errors import NumericsError
@@ -20,7 +20,6 @@ from magistral_mlx.errors import NumericsError
 MAX_HESSIAN_COLUMNS, RUN_COLUMNS = 6144, 4096
 # Of a weight as it is stored: a few such blocks are in memory beside the activations.
 PASS_BLOCK_BYTES = 16 * 2**20
-SAFETENSORS_TYPES = {mx_type: name for name, mx_type in MLX_TYPES.items()}
 # The linears of a layer that read the output of each norm.
 READERS = {
     "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -98,7 +97,7 @@ def column_weights(source: Source) -> mx.array:
 def to_bytes(arrays: Mapping[str, mx.array]) -> bytes:
     """Return a safetensors file; the same arrays give the same bytes."""
     entries = lay_out(
-        {name: (SAFETENSORS_TYPES[array.dtype], array.shape) for name, array in arrays.items()}
+        {name: (TYPE_NAMES[array.dtype], array.shape) for name, array in arrays.items()}
     )
     raw = (np.array(mx.contiguous(arrays[name]).view(mx.uint8)).tobytes() for name in entries)
     return b"".join([header_bytes(entries), *raw])

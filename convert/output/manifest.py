@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.checkpoint.manifest import MANIFEST
-from magistral_mlx.checkpoint.safetensors import parse_json
+from magistral_mlx.checkpoint.manifest import MANIFEST, Manifest
 from magistral_mlx.errors import CheckpointError
 
 HASHES = ("sha256", "sample_sha256")
@@ -37,26 +36,25 @@ def difference(
 
     Weights are known by their size and header, everything smaller by its hash.
     """
-    path = target / MANIFEST
-    if not path.is_file():
-        return f"it has no {MANIFEST}, so it was not finished by this software"
     try:
-        found = parse_json(path.read_bytes(), path)
+        manifest = Manifest.find(target)
+        if manifest is None:
+            return f"it has no {MANIFEST}, so it was not finished by this software"
+        found = manifest.raw
         wanted = {"format": FORMAT, "source": source, "options": options}
         if (key := first_difference({key: found.get(key) for key in wanted}, wanted)) is not None:
             return f"it was made with another {key}"
-        files = found["files"]
-        for name, stated in files.items():
+        for name, entry in manifest.files.items():
             file = target / name
-            if not file.is_file() or file.stat().st_size != stated["size"]:
+            if not file.is_file() or file.stat().st_size != entry.size:
                 return f"its {name} is missing or has another size"
             if (
                 not name.endswith(".safetensors")
-                and hashlib.sha256(file.read_bytes()).hexdigest() != stated["sha256"]
+                and hashlib.sha256(file.read_bytes()).hexdigest() != entry.sha256
             ):
                 return f"its {name} was changed"
         open_checkpoint(target, compares_manifest=False)
-    except (CheckpointError, OSError, KeyError, TypeError, AttributeError) as error:
+    except (CheckpointError, OSError) as error:
         return f"it is damaged ({error})"
     return None
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from magistral_mlx.checkpoint.safetensors import Entry, Shard
-from magistral_mlx.checkpoint.safetensors_header import MLX_TYPES, header_bytes
+from magistral_mlx.checkpoint.safetensors import Shard
+from magistral_mlx.checkpoint.safetensors_header import MLX_TYPES, Entry, header_bytes
 from magistral_mlx.files import PARTIAL, create_file, flush, rename, sha256_of, write_at
 
 FLUSH_BYTES = 128 * 2**20  # one thread waits for these while others go on; at the end nobody could

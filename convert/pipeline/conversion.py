@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.checkpoint.manifest import MANIFEST
-from magistral_mlx.checkpoint.safetensors import parse_json, read_document
+from magistral_mlx.checkpoint.manifest import MANIFEST, REASONING_FORMAT, Manifest
+from magistral_mlx.checkpoint.safetensors_header import INDEX
 from magistral_mlx.convert.calibration.choose import WINDOWS, Calibration
 from magistral_mlx.convert.calibration.corpus import WINDOW
 from magistral_mlx.convert.calibration.forward import EMBEDDING, MeanSquares
@@ -35,7 +35,6 @@ from magistral_mlx.convert.threads import unordered
 from magistral_mlx.errors import CheckpointError, ConversionError, in_units
 from magistral_mlx.files import discard, sha256_of, write_file
 from magistral_mlx.streams import Progress
-from magistral_mlx.tokenizer.release import STATED
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 HASHES = ("size", "sha256")
@@ -43,7 +42,6 @@ SURVEY, PASS = (
     "survey",
     "pass",
 )  # folders of stages: of the pass that the recipe auto takes first, and of the other
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +82,10 @@ class Conversion:
 
     def _summary(self, *, already: bool) -> Summary:
         """Of the complete target, by its own files."""
-        path, checkpoint = self.target / MANIFEST, open_checkpoint(self.target)
+        manifest, checkpoint = Manifest.find(self.target), open_checkpoint(self.target)
         nbytes = checkpoint.nbytes
-        gain = gain_of(parse_json(read_document(path), path))
+        assert manifest is not None
+        gain = gain_of(manifest.raw)
         return Summary(
             self.target,
             self.source.nbytes,
@@ -279,7 +278,9 @@ class Conversion:
             file: {k: staging.finished[file][k] for k in HASHES} | headers[file] for file in headers
         }
         files |= {name: entry_of(content) for name, content in documents.items()}
-        release = {} if self.tokenizer is None else {STATED: self.tokenizer.reasoning_format}
+        release = (
+            {} if self.tokenizer is None else {REASONING_FORMAT: self.tokenizer.reasoning_format}
+        )
         provenance = (
             self._record()
             | release

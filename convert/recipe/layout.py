@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.quant_format import AFFINE_BITS, QuantFormat, Shape
-from magistral_mlx.checkpoint.safetensors import Entry
-from magistral_mlx.checkpoint.safetensors_header import header_bytes, lay_out
+from magistral_mlx.checkpoint.safetensors_header import Entry, header_bytes, lay_out
 from magistral_mlx.convert.packing import check_divisible
 from magistral_mlx.convert.recipe.options import Options, make_formats, quantization_block
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source

@@ -10,10 +10,11 @@ from typing import Any
 import mlx.core as mx
 
 from magistral_mlx.checkpoint.config import ModelConfig
-from magistral_mlx.checkpoint.folder import FLOATS, Shard
+from magistral_mlx.checkpoint.documents import parse_json, read_document
+from magistral_mlx.checkpoint.folder import Shard
 from magistral_mlx.checkpoint.multimodal import language_config
 from magistral_mlx.checkpoint.quant_format import Shape
-from magistral_mlx.checkpoint.safetensors import FP8, Entry, parse_json, read_document
+from magistral_mlx.checkpoint.safetensors_header import FLOATS, FP8, Entry
 from magistral_mlx.errors import CheckpointError, quoted
 
 log = logging.getLogger(__name__)

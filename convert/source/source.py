@@ -14,7 +14,7 @@ from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Layout, Shard, open_checkpoint
 from magistral_mlx.checkpoint.hub_api import HubFile
 from magistral_mlx.checkpoint.quant_format import QuantFormat
-from magistral_mlx.checkpoint.safetensors import Entry
+from magistral_mlx.checkpoint.safetensors_header import INDEX, Entry
 from magistral_mlx.convert.packing import PARTS, dequantize
 from magistral_mlx.convert.source.consolidated import (
     CONSOLIDATED,
@@ -203,9 +203,7 @@ def open_source(
 
 
 def _chosen_layout(folder: Path, layout: Layout | None) -> Layout:
-    has_hf = (
-        any(folder.glob("model*.safetensors")) or (folder / "model.safetensors.index.json").exists()
-    )
+    has_hf = any(folder.glob("model*.safetensors")) or (folder / INDEX).exists()
     has_native = (folder / CONSOLIDATED).exists()
     if layout is None:
         layout = "consolidated" if has_native and not has_hf else "hf"

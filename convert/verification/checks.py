@@ -1,23 +1,19 @@
 """Laws of a finished checkpoint that its files alone show: hashes, what config.json states, that no number is NaN."""
 
-import os
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from magistral_mlx.checkpoint.folder import INDEX, Checkpoint
-from magistral_mlx.checkpoint.manifest import MANIFEST, file_entries
-from magistral_mlx.checkpoint.safetensors import parse_json, read_document
-from magistral_mlx.checkpoint.safetensors_header import METADATA
+from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.checkpoint.manifest import MANIFEST, FileEntry, Manifest
+from magistral_mlx.checkpoint.safetensors_header import FLOATS, INDEX, METADATA
 from magistral_mlx.convert.packing import EXPONENTS, is_finite
 from magistral_mlx.convert.recipe.options import METHODS
-from magistral_mlx.convert.source.source import FLOAT_TYPES
 from magistral_mlx.convert.threads import unordered
 from magistral_mlx.errors import CheckpointError, in_units, quoted
 from magistral_mlx.files import sha256_of
@@ -28,7 +24,6 @@ STATED = (
     "rope_theta",
     "tie_word_embeddings",
 )  # where these are missing, other software guesses wrongly
-FLOATS = {dtype for dtype, _ in FLOAT_TYPES.values()}
 NAN_BYTES = {"E8M0": (0xFF,), "E4M3": (0x7F, 0xFF)}  # 8-bit floats
 SCALES = {"mxfp4": "E8M0", "mxfp8": "E8M0", "nvfp4": "E4M3"}
 
@@ -57,47 +52,25 @@ def verdict(name: str, faults: Iterable[str], holds: str) -> Check:
     return Check(name, not found, "; ".join(found[:3] + more) or holds)
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What magistral_mlx.json says.
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a converted checkpoint.
 
-    Attributes:
-        files: size and SHA-256 of each, in bytes and hex.
-        source: what ``Source.identity`` gave, and the hub id.
-        method: by which affine formats were made.
+    Raises:
+        CheckpointError: there is none, or it lacks what the checks compare with.
     """
-
-    files: dict[str, tuple[int, str]]
-    source: dict[str, Any]
-    has_tokenizer_json: bool
-    method: str
-
-    @property
-    def nbytes(self) -> int:
-        return sum(size for size, _ in self.files.values())
-
-    @classmethod
-    def read(cls, folder: Path) -> "Record":
-        """Raises CheckpointError where the file is missing or does not say these."""
-        path = folder / MANIFEST
-        if not os.path.lexists(path):
-            raise CheckpointError(
-                f"{MANIFEST} is missing, and only it knows the hashes; convert with this software, which writes it"
-            )
-        raw = parse_json(read_document(path), path)
-        source, options = raw.get("source"), raw.get("options")
-        if not (isinstance(source, dict) and isinstance(options, dict)):
-            raise CheckpointError(f"{path} is damaged: it has no source or options. Convert again")
-        files = {name: (file.size, file.sha256) for name, file in file_entries(raw, path).items()}
-        method = options.get("q_method")
-        if method not in METHODS:
-            raise CheckpointError(
-                f"{path} is damaged: its q_method is {quoted(method)}. Convert again"
-            )
-        return cls(files, source, options.get("tokenizer_json") is not False, method)
+    manifest = Manifest.find(folder)
+    if manifest is None:
+        raise CheckpointError(
+            f"{MANIFEST} is missing, and only it knows the hashes; convert with this software, "
+            "which writes it"
+        )
+    manifest.require_all()
+    if manifest.options.get("q_method") not in METHODS:
+        raise manifest.damaged(f"its q_method is {quoted(manifest.options.get('q_method'))}")
+    return manifest
 
 
-def check_files(folder: Path, record: Record) -> Steps:
+def check_files(folder: Path, manifest: Manifest) -> Steps:
     """Every file has the size and hash recorded, and none lies beside them.
 
     A name that begins with a dot is other software's (Finder, git, the hub's client); no runtime reads it.
@@ -105,18 +78,18 @@ def check_files(folder: Path, record: Record) -> Steps:
     faults: list[str] = []
     with closing(
         unordered(
-            partial(_file_fault, folder / name, *entry) for name, entry in record.files.items()
+            partial(_file_fault, folder / name, entry) for name, entry in manifest.files.items()
         )
     ) as hashed:
         for name, fault in hashed:
             faults += [fault] if fault else []
-            yield record.files[name][0], name
+            yield manifest.files[name].size, name
     there = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    strays = sorted(there - set(record.files) - {MANIFEST})
+    strays = sorted(there - set(manifest.files) - {MANIFEST})
     faults = sorted(faults) + [
         f"{name} is not recorded in {MANIFEST}: move it away" for name in strays
     ]
-    holds = f"{len(record.files)} files, {in_units(record.nbytes)}, have the sha256 that {MANIFEST} records"
+    holds = f"{len(manifest.files)} files, {in_units(manifest.nbytes)}, have the sha256 that {MANIFEST} records"
     return verdict("files", faults, holds)
 
 
@@ -177,15 +150,15 @@ def nbytes_of(checkpoint: Checkpoint, names: Iterable[str]) -> int:
     return sum(entries[name].nbytes for name in names)
 
 
-def _file_fault(path: Path, size: int, sha256: str) -> tuple[str, str | None]:
+def _file_fault(path: Path, entry: FileEntry) -> tuple[str, str | None]:
     try:
         if not path.is_file():
             return path.name, f"{path.name} is missing"
-        if (found := path.stat().st_size) != size:
-            return path.name, f"{path.name} has {found} bytes, {size} are recorded"
+        if (found := path.stat().st_size) != entry.size:
+            return path.name, f"{path.name} has {found} bytes, {entry.size} are recorded"
         return path.name, None if sha256_of(
             path
-        ) == sha256 else f"{path.name} was changed, its sha256 is another"
+        ) == entry.sha256 else f"{path.name} was changed, its sha256 is another"
     except OSError as error:
         return path.name, f"{path.name} cannot be read ({error})"
 

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from magistral_mlx.checkpoint.safetensors import parse_json, read_document
+from magistral_mlx.checkpoint.documents import parse_json, read_document
 from magistral_mlx.errors import CheckpointError, ConversionError, quoted
 from magistral_mlx.tokenizer.tekken import Tokenizer
 

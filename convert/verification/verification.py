@@ -8,18 +8,19 @@ from typing import TypeVar
 
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint, Layout, open_checkpoint, resolve
+from magistral_mlx.checkpoint.manifest import Manifest
 from magistral_mlx.convert.output.manifest import first_difference
 from magistral_mlx.convert.recipe.options import METHODS
 from magistral_mlx.convert.source.consolidated import CONSOLIDATED
 from magistral_mlx.convert.source.source import Source, open_source
 from magistral_mlx.convert.verification.checks import (
     Check,
-    Record,
     check_config,
     check_files,
     check_finite,
     float_tensors,
     nbytes_of,
+    read_manifest,
     verdict,
 )
 from magistral_mlx.convert.verification.fidelity import TensorError, measuring
@@ -82,12 +83,12 @@ def verifying(
         raise CheckpointError(f"{folder} is no folder; name one that holds a converted checkpoint")
     if (folder / TOKENIZER_JSON).exists():
         require_parsers()
-    record, not_recorded = _tried(lambda: Record.read(folder))
-    original = None if source is None else _open_source(source, record)
+    manifest, not_recorded = _tried(lambda: read_manifest(folder))
+    original = None if source is None else _open_source(source, manifest)
     checkpoint, not_opened = _tried(lambda: open_checkpoint(folder, compares_manifest=False))
     checks: list[Check] = []
     tensors: list[TensorError] = []
-    done, total = 0, 0 if record is None else record.nbytes
+    done, total = 0, 0 if manifest is None else manifest.nbytes
     if checkpoint is not None:
         total += nbytes_of(checkpoint, float_tensors(checkpoint)) + (
             0 if original is None else original.nbytes
@@ -104,10 +105,10 @@ def verifying(
             done += nbytes
             yield Progress(done, total, name)
 
-    if record is None:
+    if manifest is None:
         checks.append(Check("files", False, not_recorded))
     else:
-        checks.append((yield from counted(check_files(folder, record))))
+        checks.append((yield from counted(check_files(folder, manifest))))
     if checkpoint is None:
         checks.append(Check("tensors", False, not_opened))
     else:
@@ -121,12 +122,14 @@ def verifying(
         checks.append((yield from counted(check_finite(checkpoint))))
     yield Progress(done, total, TOKENIZER_JSON)
     checks += _check_texts(
-        folder, record, None if checkpoint is None else checkpoint.config.vocab_size
+        folder, manifest, None if checkpoint is None else checkpoint.config.vocab_size
     )
     if original is not None and checkpoint is not None:
-        checks.append(_check_source(checkpoint, original, record))
+        checks.append(_check_source(checkpoint, original, manifest))
         if checkpoint.config.shapes == original.config.shapes:
-            method = METHODS[-1] if record is None else record.method  # GPTQ's bound is the widest
+            method = (
+                METHODS[-1] if manifest is None else str(manifest.options["q_method"])
+            )  # GPTQ's bound is the widest
             tensors = yield from counted(measuring(checkpoint, original, method))
             checks.append(_check_rounding(tensors, method))
     return Report(folder, tuple(checks), tuple(tensors))
@@ -140,9 +143,9 @@ def _tried(read: Callable[[], T]) -> tuple[T | None, str]:
         return None, str(error)
 
 
-def _open_source(source: str | Path, record: Record | None) -> Source:
+def _open_source(source: str | Path, manifest: Manifest | None) -> Source:
     """The source, in the commit and layout that are recorded where it has these."""
-    recorded = {} if record is None else record.source
+    recorded = {} if manifest is None else manifest.source
     layout: Layout | None = "consolidated" if recorded.get("layout") == "consolidated" else None
     hub = recorded.get("hub")
     revision = None
@@ -156,11 +159,11 @@ def _open_source(source: str | Path, record: Record | None) -> Source:
     return open_source(folder, layout if (folder / CONSOLIDATED).is_file() else None)
 
 
-def _check_texts(folder: Path, record: Record | None, vocab_size: int | None) -> list[Check]:
+def _check_texts(folder: Path, manifest: Manifest | None, vocab_size: int | None) -> list[Check]:
     """Both tokenizers, and both ways from a chat to ids."""
     if (
-        record is not None
-        and not record.has_tokenizer_json
+        manifest is not None
+        and manifest.options.get("tokenizer_json") is False
         and not (folder / TOKENIZER_JSON).exists()
     ):
         left_out = f"{TOKENIZER_JSON} was left out on purpose, so that there is nothing to compare"
@@ -182,12 +185,12 @@ def _check_texts(folder: Path, record: Record | None, vocab_size: int | None) ->
     return [*checks, verdict("template", [] if fault is None else [fault], holds)]
 
 
-def _check_source(checkpoint: Checkpoint, source: Source, record: Record | None) -> Check:
+def _check_source(checkpoint: Checkpoint, source: Source, manifest: Manifest | None) -> Check:
     """The source is what is recorded, and of the same model."""
     faults = []
-    if record is not None:
+    if manifest is not None:
         recorded = {
-            key: value for key, value in record.source.items() if key != "hub"
+            key: value for key, value in manifest.source.items() if key != "hub"
         }  # a folder has none
         if (key := first_difference(recorded, source.identity())) is not None:
             faults.append(f"it was made from another source: {key}")

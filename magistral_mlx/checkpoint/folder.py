@@ -11,19 +11,19 @@ from typing import Any
 import mlx.core as mx
 
 from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.checkpoint.documents import parse_json, read_document
 from magistral_mlx.checkpoint.hub_api import Layout
 from magistral_mlx.checkpoint.hub_cache import fetch
 from magistral_mlx.checkpoint.manifest import compare_manifest
 from magistral_mlx.checkpoint.multimodal import MODEL_TYPE, language_config, text_name, text_shards
 from magistral_mlx.checkpoint.quant_format import QuantFormat, Shape
-from magistral_mlx.checkpoint.safetensors import FP8, Entry, Shard, parse_json, read_document
+from magistral_mlx.checkpoint.safetensors import Shard
+from magistral_mlx.checkpoint.safetensors_header import FLOATS, FP8, INDEX, Entry
 from magistral_mlx.errors import CheckpointError, OptionError, quoted
 
 __all__ = ["Checkpoint", "Layout", "Shard", "open_checkpoint", "resolve"]
 
-INDEX = "model.safetensors.index.json"
 PLAIN_NAME = r"\w[\w.-]{,200}\.safetensors"
-FLOATS = frozenset({"BF16", "F16", "F32"})
 FP8_SCALES = ("_scale", "_scale_inv")
 
 

@@ -9,6 +9,8 @@ from contextlib import closing
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from magistral_mlx.checkpoint.manifest import MANIFEST
+from magistral_mlx.checkpoint.safetensors_header import INDEX
 from magistral_mlx.errors import HubError
 
 if TYPE_CHECKING:
@@ -28,11 +30,11 @@ BESIDE_THE_WEIGHTS = (
     "special_tokens_map.json",
     "SYSTEM_PROMPT.txt",
     "*.jinja",
-    "magistral_mlx.json",
+    MANIFEST,
 )
 # In this order of preference: the published repository has both, 47 GB each.
 WEIGHTS: dict[Layout, tuple[str, ...]] = {
-    "hf": ("model*.safetensors", "model.safetensors.index.json"),
+    "hf": ("model*.safetensors", INDEX),
     "consolidated": ("consolidated*.safetensors",),
 }
 PLAIN_NAME = re.compile(r"\w[\w.-]{,200}", re.ASCII)

@@ -1,50 +1,110 @@
-"""magistral_mlx.json, by which a checkpoint converted here knows its own files."""
+"""The manifest magistral_mlx.json, by which a checkpoint converted here knows its own files."""
 
 import hashlib
 import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast, get_args
 
-from magistral_mlx.checkpoint.safetensors import Shard, parse_json, read_document
+from magistral_mlx.checkpoint.documents import read_json
+from magistral_mlx.checkpoint.safetensors import Shard
+from magistral_mlx.checkpoint.safetensors_header import INDEX
 from magistral_mlx.errors import CheckpointError, quoted
 
 log = logging.getLogger(__name__)
 
-# How a release writes the tags of its trace: 2506 spells them, 2507 and 2509 have control ids for them.
+# How a release writes the tags of its trace: 2506 spells them, 2507 and 2509 have control ids.
 ReasoningFormat = Literal["text", "control"]
+REASONING_FORMAT = "reasoning_format"  # its key in the manifest
 
 MANIFEST = "magistral_mlx.json"
-# What a model is made of, beside its weights. README.md is for readers: it may change, and no runtime fetches it.
-READ = ("config.json", "model.safetensors.index.json", "tekken.json", "SYSTEM_PROMPT.txt")
+# The documents that a model is made of. README.md is for readers and may change.
+DOCUMENTS = ("config.json", INDEX, "tekken.json", "SYSTEM_PROMPT.txt")
 NOT_COMPARED = frozenset({"README.md"})
 MAX_HASHED_BYTES = 50_000_000  # takes a tenth of a second
 ON_PURPOSE = f"Where that was on purpose, delete {MANIFEST}: without it nothing is compared"
 
 
 class FileEntry(NamedTuple):
-    """What is known of a file."""
+    """Size and hashes of one file.
 
-    size: int  # bytes
-    sha256: str
-    header_sha256: str | None  # of weights; a conversion of an earlier version has none
-
-
-def file_entries(raw: Mapping[str, Any], path: Path) -> dict[str, FileEntry]:
-    """The table of files in a parsed record.
-
-    Raises:
-        CheckpointError: it is none.
+    Attributes:
+        size: bytes.
+        header_sha256: of weights; a conversion of an earlier version has none.
     """
-    stated = raw.get("files")
-    if not isinstance(stated, dict):
-        raise CheckpointError(f"{path} is damaged: it has no table of files. Convert again")
-    files: dict[str, FileEntry] = {}
-    for name, entry in stated.items():
+
+    size: int
+    sha256: str
+    header_sha256: str | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Content of one magistral_mlx.json. Each part is checked when it is asked for."""
+
+    path: Path
+    raw: Mapping[str, Any]
+
+    @classmethod
+    def find(cls, folder: Path) -> "Manifest | None":
+        """Read the manifest of a folder, or return None if there is none.
+
+        Raises:
+            CheckpointError: it cannot be read, or is not JSON.
+        """
+        path = folder / MANIFEST
+        return cls(path, read_json(path)) if os.path.lexists(path) else None
+
+    @cached_property
+    def files(self) -> Mapping[str, FileEntry]:
+        """Entry of each file, by name; raises CheckpointError if there is no such table."""
+        table = self._table("files", "table of files")
+        return {name: self._file_entry(name, raw) for name, raw in table.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all files together."""
+        return sum(entry.size for entry in self.files.values())
+
+    @property
+    def reasoning_format(self) -> ReasoningFormat | None:
+        """Format of the traces that the conversion found, if any."""
+        found = self.raw.get(REASONING_FORMAT)
+        if found is not None and found not in get_args(ReasoningFormat):
+            raise self.damaged(f"{REASONING_FORMAT} is {quoted(found)}")
+        return cast(ReasoningFormat | None, found)
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Identity of the source that was converted."""
+        return self._table("source", "source")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the conversion."""
+        return self._table("options", "options")
+
+    def require_all(self) -> None:
+        """Raise CheckpointError if a part is missing that every conversion writes."""
+        _ = self.files, self.source, self.options
+
+    def damaged(self, what: str) -> CheckpointError:
+        """Make the error for a manifest that was not written by a conversion."""
+        return CheckpointError(f"{self.path} is damaged: {what}. Convert again")
+
+    def _table(self, key: str, what: str) -> dict[str, Any]:
+        found = self.raw.get(key)
+        if not isinstance(found, dict):
+            raise self.damaged(f"it has no {what}")
+        return found
+
+    def _file_entry(self, name: str, raw: Any) -> FileEntry:
         size, sha256, header = (
-            map(entry.get, FileEntry._fields) if isinstance(entry, dict) else (None, None, None)
+            map(raw.get, FileEntry._fields) if isinstance(raw, dict) else (None, None, None)
         )
         if (
             not re.fullmatch(r"\w[\w.-]{,200}", name, re.ASCII)
@@ -52,52 +112,49 @@ def file_entries(raw: Mapping[str, Any], path: Path) -> dict[str, FileEntry]:
             or not isinstance(sha256, str)
             or not all(found is None or _is_sha256(found) for found in (sha256, header))
         ):
-            raise CheckpointError(
-                f"{path} is damaged: no name, size and sha256 is {quoted(name)}. Convert again"
-            )
-        files[name] = FileEntry(size, sha256, header)
-    return files
+            raise self.damaged(f"no name, size and sha256 is {quoted(name)}")
+        return FileEntry(size, sha256, header)
 
 
 def compare_manifest(folder: Path, shards: Iterable[Shard]) -> None:
-    """Compare a checkpoint's files with its record, where it has one: documents by their hash, weights by size and
-    header. A flipped bit of a weight is found by ``magistral verify`` alone.
+    """Compare the files of a checkpoint with its manifest, if it has one.
+
+    Documents are compared by their hash, weights by size and header. Only ``magistral verify``
+    finds a flipped bit of a weight.
 
     Raises:
-        CheckpointError: the record is damaged; a file is missing, changed or not recorded.
+        CheckpointError: the manifest is damaged; a file is missing, changed or not in it.
     """
-    path = folder / MANIFEST
-    if not os.path.lexists(path):
+    manifest = Manifest.find(folder)
+    if manifest is None:
         return
-    files = file_entries(parse_json(read_document(path), path), path)
     headers = {shard.path.name: shard.header_sha256 for shard in shards}
-    for name in (*READ, *headers):
-        if name not in files and os.path.lexists(folder / name):
+    for name in (*DOCUMENTS, *headers):
+        if name not in manifest.files and os.path.lexists(folder / name):
             raise CheckpointError(
                 f"{folder / name} is not recorded in {MANIFEST}; convert again. {ON_PURPOSE}"
             )
-    for name, recorded in files.items():
-        if (
-            name not in NOT_COMPARED
-            and (fault := _fault(folder / name, recorded, headers.get(name))) is not None
-        ):
+    for name, entry in manifest.files.items():
+        if name in NOT_COMPARED:
+            continue
+        if (fault := _fault(folder / name, entry, headers.get(name))) is not None:
             raise CheckpointError(
                 f"{folder / name} {fault}; fetch or convert it again. {ON_PURPOSE}"
             )
 
 
-def _fault(path: Path, recorded: FileEntry, header_sha256: str | None) -> str | None:
-    """What makes a file another than the recorded one."""
+def _fault(path: Path, entry: FileEntry, header_sha256: str | None) -> str | None:
+    """Return what makes a file differ from its entry, if anything does."""
     try:
         if not path.is_file():
             return f"is missing, {MANIFEST} records it"
-        if (size := path.stat().st_size) != recorded.size:
-            return f"has {size} bytes, {MANIFEST} records {recorded.size}"
+        if (size := path.stat().st_size) != entry.size:
+            return f"has {size} bytes, {MANIFEST} records {entry.size}"
         if path.suffix == ".safetensors":
-            what, found, expected = "header", header_sha256, recorded.header_sha256
+            what, found, expected = "header", header_sha256, entry.header_sha256
         else:
             is_small = size <= MAX_HASHED_BYTES
-            what, expected = "sha256", recorded.sha256
+            what, expected = "sha256", entry.sha256
             found = hashlib.sha256(path.read_bytes()).hexdigest() if is_small else None
     except OSError as error:
         return f"cannot be read ({error})"

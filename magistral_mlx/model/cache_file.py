@@ -2,32 +2,24 @@
 
 import errno
 import hashlib
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from magistral_mlx.checkpoint.config import ModelConfig
-from magistral_mlx.checkpoint.safetensors import AGAIN, Shard
+from magistral_mlx.checkpoint.documents import AGAIN
+from magistral_mlx.checkpoint.safetensors import Shard
+from magistral_mlx.checkpoint.safetensors_header import TYPE_NAMES, header_bytes, place
 from magistral_mlx.errors import CheckpointError, OptionError, in_units, quoted
 from magistral_mlx.files import check_writable, replacing, write_all
 from magistral_mlx.model.kv_cache import KVCache
 
 FORMAT = "magistral-mlx prompt cache 3"
-TYPES = {
-    mx.float32: "F32",
-    mx.bfloat16: "BF16",
-    mx.float16: "F16",
-    mx.uint32: "U32",
-    mx.int32: "I32",
-    mx.uint8: "U8",
-}
 HASH, HASH_BYTES = (
     "sha256",
     32,
@@ -64,7 +56,7 @@ def save_cache(
         "ids": mx.array(ids, dtype=mx.int32),
         "chat": mx.array(np.frombuffer(chat.encode(), np.uint8)),
     }
-    kind = {"fingerprint": fingerprint, "kv_bits": str(cache.bits), "type": TYPES[dtype]}
+    kind = {"fingerprint": fingerprint, "kv_bits": str(cache.bits), "type": TYPE_NAMES[dtype]}
     head = _head(arrays, {"format": FORMAT} | kind)
     try:
         with replacing(path) as descriptor, ThreadPoolExecutor(HASHERS) as beside:
@@ -139,7 +131,7 @@ def load_cache(
     cache = KVCache(config, limit=limit, bits=bits)
     length = math.prod(shard.header["ids"].shape) if "ids" in shard.header else 0
     names = _names(cache) if length else []
-    kind = {"fingerprint": fingerprint, "kv_bits": str(cache.bits), "type": TYPES[dtype]}
+    kind = {"fingerprint": fingerprint, "kv_bits": str(cache.bits), "type": TYPE_NAMES[dtype]}
     for key, wanted in kind.items():
         if shard.metadata.get(key) != wanted:
             found, own = (
@@ -214,13 +206,6 @@ def _damaged(path: Path, what: str) -> CheckpointError:
 
 
 def _head(arrays: Mapping[str, mx.array], metadata: Mapping[str, str]) -> bytes:
-    """What stands before the arrays' bytes in a safetensors file that holds them in this order, and then the hash."""
-    table: dict[str, Any] = {"__metadata__": metadata}
-    shapes = [(name, TYPES[a.dtype], a.shape, a.nbytes) for name, a in arrays.items()]
-    position = 0
-    for name, dtype, shape, nbytes in [*shapes, (HASH, "U8", (HASH_BYTES,), HASH_BYTES)]:
-        offsets = [position, position := position + nbytes]
-        table[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
-    text = json.dumps(table).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    """Build the header of a file that holds the arrays in this order, and then the hash."""
+    tensors = {name: (TYPE_NAMES[a.dtype], a.shape) for name, a in arrays.items()}
+    return header_bytes(place(tensors | {HASH: ("U8", (HASH_BYTES,))}), metadata)

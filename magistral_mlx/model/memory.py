@@ -7,6 +7,7 @@ from functools import partial
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.quant_format import QuantFormat
+from magistral_mlx.checkpoint.safetensors_header import FLOATS, itemsize
 from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError, in_units, quoted
 from magistral_mlx.model.device import budget_bytes, on_gpu
 
@@ -29,7 +30,6 @@ REPLY_ROOM = (
 )
 STEP = 256  # a context that we choose is a multiple of this
 FLOAT_KV_BITS = 16  # stands for a cache in the activations' type, whatever that is
-FLOAT_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 FUSED_HEAD_DIMS = (
     64,
     80,
@@ -150,8 +150,8 @@ def resident_bytes(checkpoint: Checkpoint, *, on_gpu: bool) -> int:
     """Bytes the weights take once loaded: as stored on a GPU; on a CPU what is not packed becomes float32."""
     return sum(
         entry.nbytes
-        if on_gpu or entry.dtype not in FLOAT_BYTES
-        else entry.nbytes // FLOAT_BYTES[entry.dtype] * 4
+        if on_gpu or entry.dtype not in FLOATS
+        else entry.nbytes // itemsize(entry.dtype) * 4
         for shard in checkpoint.shards
         for entry in shard.header.values()
     )
@@ -205,7 +205,7 @@ def draft_bytes(draft: Checkpoint, tokens: int, *, on_gpu: bool) -> int:
 def _itemsize(checkpoint: Checkpoint, *, on_gpu: bool) -> int:
     """Bytes of the activations' type."""
     stored = {entry.dtype for shard in checkpoint.shards for entry in shard.header.values()}
-    return max(FLOAT_BYTES[dtype] for dtype in stored & set(FLOAT_BYTES)) if on_gpu else 4
+    return max(map(itemsize, stored & FLOATS)) if on_gpu else 4
 
 
 def make_plan(

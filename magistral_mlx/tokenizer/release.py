@@ -2,11 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import cast, get_args
 
-from magistral_mlx.checkpoint.manifest import MANIFEST, ReasoningFormat
-from magistral_mlx.checkpoint.safetensors import parse_json, read_document
-from magistral_mlx.errors import CheckpointError, TokenizerError, quoted
+from magistral_mlx.checkpoint.manifest import Manifest, ReasoningFormat
+from magistral_mlx.errors import TokenizerError
 from magistral_mlx.tokenizer.messages import (
     CARD_SYSTEM_PROMPT,
     CONTROL_CARD_SYSTEM_PROMPT,
@@ -24,7 +22,6 @@ FORMATS: dict[str, ReasoningFormat] = {
     "v11": "text",
     "v13": "control",
 }  # by tekken.json's version
-STATED = "reasoning_format"  # where a conversion records it, and what overrides the evidence
 
 
 def reasoning_format(
@@ -48,7 +45,8 @@ def reasoning_format(
             f"{path} has version {version}; Magistral Small has v11 (2506) or v13 (2507, 2509): "
             "this is the tokenizer of another model"
         )
-    stated = stated or recorded_format(folder)
+    if stated is None and (manifest := Manifest.find(folder)) is not None:
+        stated = manifest.reasoning_format
     can_be_control = FORMATS[version] == "control" and has_control_tags
     if stated == "control" and not can_be_control:
         raise TokenizerError(
@@ -68,19 +66,6 @@ def reasoning_format(
             f"(2506) or v13 (2507, 2509): this is the tokenizer of another model{OVERRIDE}"
         )
     return "control" if can_be_control else "text"
-
-
-def recorded_format(folder: Path) -> ReasoningFormat | None:
-    """What the conversion that made a folder recorded of its traces, if one did.
-
-    Raises:
-        CheckpointError: the record is damaged.
-    """
-    path = folder / MANIFEST
-    found = parse_json(read_document(path), path).get(STATED) if os.path.lexists(path) else None
-    if found is not None and found not in get_args(ReasoningFormat):
-        raise CheckpointError(f"{path} is damaged: {STATED} is {quoted(found)}. Convert again")
-    return cast(ReasoningFormat | None, found)
 
 
 def read_system_prompt(folder: Path, form: ReasoningFormat) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from magistral_mlx.checkpoint.safetensors import Shard, parse_json
+from magistral_mlx.checkpoint.documents import parse_json
+from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.errors import CheckpointError
 
 F32 = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
