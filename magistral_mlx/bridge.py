@@ -10,22 +10,23 @@ which runs only while the GIL is free, as it is while a host waits in ``next_eve
 """
 
 import sys
-from dataclasses import asdict
-from typing import Any, get_args
+from dataclasses import asdict, replace
+from typing import Any
 
 import mlx.core as mx
 
 from magistral_mlx import __version__
-from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.checkpoint.manifest import ReasoningFormat
+from magistral_mlx.demo import resolve_local
 from magistral_mlx.errors import OptionError
 from magistral_mlx.generation.params import SamplingParams
-from magistral_mlx.model.memory import plan_for
+from magistral_mlx.model.load_options import LoadOptions
+from magistral_mlx.model.memory import MemoryPlan
 from magistral_mlx.serving.handles import Desk
-from magistral_mlx.serving.hosted_model import Loading, Request, existing
-from magistral_mlx.serving.plain_values import guarded
+from magistral_mlx.serving.hosted_model import Request, plan_local
+from magistral_mlx.serving.plain_values import guarded, read_options
 
-INTERFACE = 1  # grows when a function or an event changes in a way that a host must know
+# Grows when a function or an event changes in a way that a host must know.
+INTERFACE = 2
 LONGEST_SECONDS = 1.0  # a pull is short, so that a host sees its own cancellation between two
 
 _desk = Desk()
@@ -43,67 +44,29 @@ def version() -> dict[str, Any]:
 
 
 @guarded
-def plan(
-    path: str,
-    *,
-    context: int | None = None,
-    kv_bits: int | None = None,
-    prefill_step_size: int | None = None,
-    memory_gb: float | None = None,
-    draft: str | None = None,
-) -> dict[str, Any]:
-    """What a model in a folder would need here, in bytes, and the context that fits. Reads headers, no weights.
+def plan(path: str, **options: Any) -> dict[str, Any]:
+    """Return what a model in a folder needs here, in bytes, and the context that fits.
 
-    A model that does not fit is an error of code "memory", whose message names what would.
+    Reads headers, no weights. The options are those of ``load``. A model that does not fit is an
+    error with the code "memory", whose message names what would fit.
     """
-    found = plan_for(
-        open_checkpoint(existing(path)),
-        context=context,
-        kv_bits=kv_bits,
-        prefill_chunk=prefill_step_size,
-        memory_gb=memory_gb,
-        draft=None if draft is None else open_checkpoint(existing(draft)),
-        context_flag="context",
-    )
-    return asdict(found) | {"total_bytes": found.total_bytes}
+    wanted = read_options(LoadOptions, options)
+    if wanted.draft_model is not None:
+        draft = resolve_local(str(wanted.draft_model), converts_demo=False)
+        wanted = replace(wanted, draft_model=draft)
+    return _as_dict(plan_local(resolve_local(path, converts_demo=False), wanted))
 
 
 @guarded
-def load(
-    path: str,
-    *,
-    context: int | None = None,
-    kv_bits: int | None = None,
-    prefill_step_size: int | None = None,
-    memory_gb: float | None = None,
-    wired: bool = False,
-    draft: str | None = None,
-    num_draft_tokens: int | None = None,
-    reasoning_format: str | None = None,
-) -> dict[str, Any]:
-    """Begin to load a folder, or "demo". Gives ``handle``, and ``stream``: progress, then ready or error.
+def load(path: str, **options: Any) -> dict[str, Any]:
+    """Begin to load a folder, or "demo". Returns ``handle`` and ``stream``.
 
-    Streams may be started at once; they begin when it is ready. Beside other open models, it is planned for the memory
-    they leave unless ``memory_gb`` is given. Close a handle even if its load failed. The other arguments are those of
-    ``magistral_mlx.load``.
+    The events of the stream are progress, then ready or error. The options are the fields of
+    ``LoadOptions``; None stands for the default. A model is planned for the memory that other open
+    models leave, unless ``memory_gb`` is given. Replies may be started at once; they begin when
+    the model is ready. Close a handle even if its load failed.
     """
-    if reasoning_format not in (None, *get_args(ReasoningFormat)):
-        raise OptionError(
-            f"reasoning_format is {reasoning_format!r}; use {' or '.join(get_args(ReasoningFormat))}"
-        )
-    handle, stream = _desk.load(
-        Loading(
-            model=path,
-            context=context,
-            kv_bits=kv_bits,
-            prefill_step_size=prefill_step_size,
-            memory_gb=memory_gb,
-            wired=wired,
-            draft=draft,
-            num_draft_tokens=num_draft_tokens,
-            reasoning_format=reasoning_format,  # type: ignore[arg-type]  # one of its values
-        )
-    )
+    handle, stream = _desk.load(path, read_options(LoadOptions, options))
     return {"handle": handle, "stream": stream}
 
 
@@ -112,35 +75,19 @@ def start(
     handle: int,
     messages: str | list[Any],
     *,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    max_tokens: int | None = None,
-    seed: int | None = None,
-    stop: list[Any] | None = None,
-    think_budget: int | None = None,
-    think_budget_message: str | None = None,
-    on_loop: str | None = None,
     tools: list[Any] | None = None,
     system_prompt_only: bool = False,
+    **sampling: Any,
 ) -> dict[str, Any]:
-    """Begin a reply. Gives ``stream``: progress, reasoning, answer and tool_call, then done or error.
+    """Begin a reply. Returns ``stream``, and in ``ahead`` how many streams are before it.
 
-    A model gives one reply at a time; the next begins when it has ended. ``ahead`` is how many streams are before this
-    one, 16 at most. The arguments are those of ``magistral_mlx.SamplingParams`` and ``Magistral.ask``; None means the
-    model card's value.
+    The events of the stream are progress, reasoning, answer and tool_call, then done or error. A
+    model gives one reply at a time; at most 16 wait. ``messages``, ``tools`` and
+    ``system_prompt_only`` are those of ``Magistral.ask``, the other keywords the fields of
+    ``SamplingParams``; None stands for the default.
     """
-    given = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "max_tokens": max_tokens,
-        "seed": seed,
-        "stop": None if stop is None else tuple(stop),
-        "think_budget": think_budget,
-        "think_budget_message": think_budget_message,
-        "on_loop": on_loop,
-    }
-    sampling = SamplingParams(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    stream, ahead = _desk.start(handle, Request(messages, sampling, tools, system_prompt_only))
+    params = read_options(SamplingParams, sampling)
+    stream, ahead = _desk.start(handle, Request(messages, params, tools, system_prompt_only))
     return {"stream": stream, "ahead": ahead}
 
 
@@ -169,39 +116,12 @@ def cancel(stream: int) -> dict[str, Any]:
 
 
 @guarded
-def ask(
-    handle: int,
-    messages: str | list[Any],
-    *,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    max_tokens: int | None = None,
-    seed: int | None = None,
-    stop: list[Any] | None = None,
-    think_budget: int | None = None,
-    think_budget_message: str | None = None,
-    on_loop: str | None = None,
-    tools: list[Any] | None = None,
-    system_prompt_only: bool = False,
-) -> dict[str, Any]:
-    """The whole reply at once, as ``start`` and its events: reasoning, answer, tool_calls, and what done holds.
+def ask(handle: int, messages: str | list[Any], **keywords: Any) -> dict[str, Any]:
+    """Return a whole reply: reasoning, answer, tool_calls, and the fields of the event done.
 
-    Returns when it has ended; to end it early, close the handle from another thread.
+    The keywords are those of ``start``. To end a reply early, close the handle from another thread.
     """
-    begun = start(
-        handle,
-        messages,
-        temperature=temperature,
-        top_p=top_p,
-        max_tokens=max_tokens,
-        seed=seed,
-        stop=stop,
-        think_budget=think_budget,
-        think_budget_message=think_budget_message,
-        on_loop=on_loop,
-        tools=tools,
-        system_prompt_only=system_prompt_only,
-    )
+    begun = start(handle, messages, **keywords)
     return _desk.whole(begun["stream"]) if begun["ok"] else begun
 
 
@@ -213,12 +133,11 @@ def stats(handle: int) -> dict[str, Any]:
     """
     hosted = _desk.model(handle)
     resident = hosted.resident
-    found = resident.plan
     return {
         "model": hosted.model,
         "is_ready": resident.is_ready,
         "streams": hosted.streams,
-        "plan": None if found is None else asdict(found) | {"total_bytes": found.total_bytes},
+        "plan": None if resident.plan is None else _as_dict(resident.plan),
         **asdict(resident.figures),
     }
 
@@ -249,3 +168,7 @@ def close(handle: int) -> dict[str, Any]:
     Returns when that is done, at most one pass of the model later. ``active_bytes``: what MLX still holds.
     """
     return _desk.close(handle)
+
+
+def _as_dict(plan: MemoryPlan) -> dict[str, Any]:
+    return asdict(plan) | {"total_bytes": plan.total_bytes}

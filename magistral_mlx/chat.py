@@ -11,6 +11,7 @@ from magistral_mlx.engine.chat import KeepReasoning
 from magistral_mlx.errors import MagistralError, OptionError
 from magistral_mlx.files import cache_dir
 from magistral_mlx.generation.params import SamplingParams
+from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.terminal import command_line
 from magistral_mlx.terminal import options as console
 from magistral_mlx.terminal.display import tell
@@ -31,7 +32,8 @@ Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug of ours."""
 
 
 @click.command("chat", cls=console.Command, epilog=EPILOG)
-@console.loading_options
+@console.model_option
+@console.click_options(LoadOptions, "options")
 @click.option("--system-prompt", metavar="S", help="Joins the checkpoint's own system prompt.")
 @click.option(
     "--keep-reasoning",
@@ -45,7 +47,8 @@ Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug of ours."""
 )
 def command(
     *,
-    loading: console.Loading,
+    model: str,
+    options: LoadOptions,
     sampling: SamplingParams,
     system_prompt: str | None,
     keep_reasoning: KeepReasoning | None,
@@ -59,7 +62,7 @@ def command(
         raise OptionError(
             f"{file} has a conversation with its own system prompt; leave --system-prompt out"
         )
-    magistral = loading.visibly()
+    magistral = console.load_with_progress(model, options)
     if file is not None and is_resumed:
         chat = magistral.resume(file)
         chat.keep_reasoning = keep_reasoning or chat.keep_reasoning

@@ -12,6 +12,7 @@ import click
 from magistral_mlx.errors import OptionError
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply, Samples
+from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.terminal import command_line
 from magistral_mlx.terminal import options as console
 from magistral_mlx.terminal.display import Display, report, show_status, write
@@ -41,7 +42,8 @@ Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug of ours."""
 
 
 @click.command("generate", cls=console.Command, epilog=EPILOG)
-@console.loading_options
+@console.model_option
+@console.click_options(LoadOptions, "options")
 @click.option(
     "--prompt", "-p", required=True, metavar="P", help="The question; - reads it from a pipe."
 )
@@ -63,7 +65,8 @@ Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug of ours."""
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
     *,
-    loading: console.Loading,
+    model: str,
+    options: LoadOptions,
     sampling: SamplingParams,
     prompt: str,
     system_prompt: str | None,
@@ -83,7 +86,7 @@ def command(
                 "--system-prompt-only needs a --system-prompt to use instead of the default"
             )
         print("warning: without its own system prompt the model may not reason", file=sys.stderr)
-    magistral = loading.visibly()
+    magistral = console.load_with_progress(model, options)
     if samples is not None:
         replies = magistral.replies(
             messages,
@@ -93,7 +96,7 @@ def command(
             prompt_cache_file=prompt_cache_file,
         )
         several, is_whole = collect(replies, samples)
-        show_samples(several, loading.model, as_json=as_json, is_whole=is_whole)
+        show_samples(several, model, as_json=as_json, is_whole=is_whole)
         return command_line.DONE if is_whole else command_line.INTERRUPTED
     stream = magistral.stream(
         messages,
@@ -106,9 +109,7 @@ def command(
     if as_json:
         print(
             json.dumps(
-                cancelled(display, loading.model)
-                if reply is None
-                else as_object(reply, loading.model),
+                cancelled(display, model) if reply is None else as_object(reply, model),
                 ensure_ascii=False,
             )
         )

@@ -84,7 +84,8 @@ def takes_keywords_of(
             return function(first, options(*args, **keywords))
 
         own = inspect.signature(function)
-        parameters = [next(iter(own.parameters.values()))]
+        first = next(iter(own.parameters.values()))
+        parameters = [first.replace(kind=inspect.Parameter.POSITIONAL_ONLY)]
         parameters += inspect.signature(options).parameters.values()
         signature = own.replace(parameters=parameters)
         call.__signature__ = signature  # type: ignore[attr-defined]  # what help() shows

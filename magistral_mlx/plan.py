@@ -7,12 +7,16 @@ from dataclasses import asdict
 
 import click
 
-from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint, resolve
-from magistral_mlx.demo import demo_checkpoint
+from magistral_mlx.checkpoint.folder import open_checkpoint
+from magistral_mlx.demo import resolve_model
+from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.model.mac_table import mac_table
 from magistral_mlx.model.memory import MemoryPlan, plan_for
 from magistral_mlx.terminal import command_line
 from magistral_mlx.terminal import options as console
+
+# The options of LoadOptions that change a plan, or say which model it is for.
+PLANNED = ("revision", "max_kv_size", "kv_bits", "memory_gb", "draft_model")
 
 EPILOG = """\b
 Examples:
@@ -28,49 +32,24 @@ Exit codes: 0 it fits, 2 it does not, or something else to change."""
 @click.option(
     "--model", metavar="M", help="A folder, a hub id such as org/name (which is fetched), or demo."
 )
-@click.option("--revision", metavar="R", help="Branch, tag or commit of a hub id.")
-@click.option(
-    "--context", type=int, metavar="N", help="Positions wanted; by default the most that fit."
-)
-@click.option(
-    "--kv-bits", type=int, metavar="16|8|4", help="Plan for a quantized KV cache; 16 for none."
-)
-@click.option(
-    "--memory-gb",
-    type=float,
-    metavar="G",
-    help="Memory to use, in 10^9 bytes; by default the device's.",
-)
-@click.option(
-    "--draft-model", metavar="M", help="Plan for this small model beside it, which guesses ahead."
-)
+@console.click_options(LoadOptions, "options", only=PLANNED)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
     *,
     model: str | None,
-    revision: str | None,
-    context: int | None,
-    kv_bits: int | None,
-    memory_gb: float | None,
-    draft_model: str | None,
+    options: LoadOptions,
     as_json: bool,
 ) -> int:
     """Say what a model needs in memory and which context fits, before it is loaded."""
     if model is None:
-        if as_json or any(
-            option is not None for option in (revision, context, kv_bits, memory_gb, draft_model)
-        ):
+        if as_json or options != LoadOptions():
             raise click.UsageError("these options need a --model to plan for")
         print(mac_table())
         return command_line.DONE
-    plan = plan_for(
-        _open(model, revision),
-        context=context,
-        kv_bits=kv_bits,
-        memory_gb=memory_gb,
-        context_flag="--context",
-        draft=None if draft_model is None else _open(draft_model, None),
-    )
+    draft = None
+    if options.draft_model is not None:
+        draft = open_checkpoint(resolve_model(options.draft_model))
+    plan = plan_for(open_checkpoint(resolve_model(model, options.revision)), options, draft=draft)
     if as_json:
         print(
             json.dumps(
@@ -81,12 +60,6 @@ def command(
     else:
         print(in_words(plan))
     return command_line.DONE
-
-
-def _open(model: str, revision: str | None) -> Checkpoint:
-    return open_checkpoint(
-        demo_checkpoint() if model == "demo" else resolve(model, revision=revision, layout="hf")
-    )
 
 
 def in_words(plan: MemoryPlan) -> str:

@@ -20,8 +20,11 @@ from magistral_mlx.engine.load import load
 from magistral_mlx.errors import OptionError
 from magistral_mlx.files import cache_dir
 from magistral_mlx.generation.params import SamplingParams
+from magistral_mlx.model.load_options import KVBits
 
 KEY_CHARACTERS = 16
+
+KV_BITS: dict[str, KVBits] = {"4": 4, "8": 8, "16": 16}
 
 
 @click.command()
@@ -51,7 +54,7 @@ KEY_CHARACTERS = 16
 )
 @click.option("--think-budget", type=click.IntRange(0), help="Reasoning tokens at most.")
 @click.option("--seed", default=0, show_default=True, help="Of the first reply.")
-@click.option("--kv-bits", type=click.Choice(["4", "8", "16"]), help="Bits of the cache.")
+@click.option("--kv-bits", type=click.Choice(list(KV_BITS)), help="Bits of the cache.")
 @click.option(
     "--journal",
     "journal_file",
@@ -112,7 +115,7 @@ def reasoning(
     problems = None if rows is None else problems_of(chosen, rows)
     sampling = SamplingParams(max_tokens=max_tokens, think_budget=think_budget, seed=seed)
     circumstance = circumstances()
-    magistral = load(model, kv_bits=None if kv_bits is None else int(kv_bits))
+    magistral = load(model, kv_bits=None if kv_bits is None else KV_BITS[kv_bits])
     problems = problems or problems_of(chosen, demo_rows(magistral.tokenizer))
     plan = Plan(chosen, problems, sampling, samples, at_once)
     key = plan.key(magistral)

@@ -8,12 +8,13 @@ import numpy as np
 from benchmarks.measure import OURS
 from benchmarks.report.drawing import COLOURS, MARKS, across, note, panels
 from benchmarks.synthetic import FORMAT
+from magistral_mlx.model.load_options import KVBits, LoadOptions
 from magistral_mlx.model.mac_table import MAC_GB, MAGISTRAL_SMALL, mac_budget_bytes
 from magistral_mlx.model.memory import make_plan, packed_bytes
 
 Results = Mapping[str, Any]
 INSIDE = {"trace": "inside the trace", "answer": "inside the answer"}
-CACHES = {None: "float cache", 8: "8-bit cache", 4: "4-bit cache"}
+CACHES: dict[KVBits | None, str] = {None: "float cache", 8: "8-bit cache", 4: "4-bit cache"}
 FORECAST_CONTEXTS = (512, 1024, 2048, 4096, 8192, 16_384, 24_576, 32_768, 40_960)
 LEAST_GB = 10  # a measured model this large is drawn beside the sizes of Macs
 MARKED_GB = (24, 32, 36)
@@ -109,7 +110,11 @@ def _forecast(axes: Any) -> None:
     weights = packed_bytes(MAGISTRAL_SMALL, FORMAT)
     for i, (bits, kind) in enumerate(CACHES.items()):
         plans = [
-            make_plan(MAGISTRAL_SMALL, weights, context=tokens, kv_bits=bits, memory_gb=1000)
+            make_plan(
+                MAGISTRAL_SMALL,
+                weights,
+                LoadOptions(max_kv_size=tokens, kv_bits=bits, memory_gb=1000),
+            )
             for tokens in FORECAST_CONTEXTS
         ]
         sizes = [plan.total_bytes / 1e9 for plan in plans]

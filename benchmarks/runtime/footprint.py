@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     found: dict[str, Any] = {}
 
     def act() -> None:
-        magistral = mm.load(folder, context=prompt_tokens + max_tokens)
+        magistral = mm.load(folder, max_kv_size=prompt_tokens + max_tokens)
         usage = magistral.ask(
             QUESTION, mm.SamplingParams(temperature=0, max_tokens=max_tokens)
         ).usage

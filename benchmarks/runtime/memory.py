@@ -23,6 +23,7 @@ from magistral_mlx.errors import MemoryLimitError, OptionError
 from magistral_mlx.generation.decoding import Stepper, prefill
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.load_options import KVBits, LoadOptions
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.memory import MemoryPlan, plan_for
 from magistral_mlx.model.transformer import Transformer
@@ -30,7 +31,7 @@ from magistral_mlx.training.demo.problems import ARITHMETIC, held_out_problems, 
 
 ROOT = Path(__file__).parent.parent
 PHASE = "prefill"
-KV_BITS = (None, 8, 4)
+KV_BITS: tuple[KVBits | None, ...] = (None, 8, 4)
 STEPS = 16  # over which the logits of a packed cache are compared
 SEED = 2026  # of the problems
 TEXT_IDS = 1000
@@ -93,7 +94,8 @@ def compare_caches(
         watch = Stopwatch()
         for bits in KV_BITS:
             try:
-                plan = plan_for(checkpoint, context=length + 1, kv_bits=bits)
+                options = LoadOptions(max_kv_size=length + 1, kv_bits=bits)
+                plan = plan_for(checkpoint, options)
             except MemoryLimitError as error:
                 report(f"{title}: {error}")
                 continue

@@ -20,6 +20,7 @@ from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Usage
 from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.model.device import budget_bytes
+from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.model.memory import plan_for
 
 VOCABULARY = 131_072
@@ -57,7 +58,7 @@ def workloads(
     most = checkpoint.config.max_positions
     for context in sorted({min(context, most) for context in contexts}):
         try:
-            plan_for(checkpoint, context=context)
+            plan_for(checkpoint, LoadOptions(max_kv_size=context))
         except MemoryLimitError:
             return
         prompt = context - workload.decode_tokens - 1
@@ -121,7 +122,8 @@ def compare_models(
         .tolist(),
         workload.decode_tokens,
     )
-    plan = plan_for(checkpoint, context=workload.prompt_tokens + job.total)
+    options = LoadOptions(max_kv_size=workload.prompt_tokens + job.total)
+    plan = plan_for(checkpoint, options)
     replies: dict[str, list[int]] = defaultdict(list)
     beside: dict[str, str | int] = {}
     contenders: dict[str, Callable[[], Loaded]] = {

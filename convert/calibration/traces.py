@@ -22,6 +22,7 @@ from magistral_mlx.generation.reply import ReplyBuilder
 from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.model.device import on_gpu
 from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.memory import MemoryPlan, make_plan, packed_bytes, plan_for
 from magistral_mlx.model.transformer import Transformer
@@ -74,13 +75,13 @@ class Traces:
         longest = max(len(self._prompt(number)) for number in range(len(questions())))
         context = longest + (SAMPLING.max_tokens or 0)
         if self.writer is not None:
-            return plan_for(self.writer, context=context)
+            return plan_for(self.writer, LoadOptions(max_kv_size=context))
         quant = ROUNDED.default
         assert quant is not None
         return make_plan(
             config,
             packed_bytes(config, quant),
-            context=context,
+            LoadOptions(max_kv_size=context),
             itemsize=2 if on_gpu() else 4,
             on_gpu=on_gpu(),
         )
@@ -125,7 +126,8 @@ class Traces:
         replies = self.read(path)
         kept = path.read_bytes().splitlines(keepends=True)[: len(replies)] if replies else []
         write_file(path, b"".join(kept))
-        plan = plan_for(checkpoint, context=self.plan(checkpoint.config).context)
+        needed = self.plan(checkpoint.config).context
+        plan = plan_for(checkpoint, LoadOptions(max_kv_size=needed))
         model: Transformer | None = None
         while (ids := self.ids(replies)) is None:
             if model is None:

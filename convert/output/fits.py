@@ -2,6 +2,7 @@
 
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.errors import MemoryLimitError
+from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.model.mac_table import MAC_GB, mac_budget_bytes
 from magistral_mlx.model.memory import make_plan
 
@@ -12,7 +13,9 @@ def contexts(config: ModelConfig, weights_bytes: int) -> dict[int, int | None]:
     for memory_gb in MAC_GB:
         try:
             found[memory_gb] = make_plan(
-                config, weights_bytes, memory_gb=mac_budget_bytes(memory_gb) / 1e9
+                config,
+                weights_bytes,
+                LoadOptions(memory_gb=mac_budget_bytes(memory_gb) / 1e9),
             ).context
         except MemoryLimitError:
             found[memory_gb] = None

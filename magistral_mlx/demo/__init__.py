@@ -1,25 +1,72 @@
-"""The embedded model: a real checkpoint of a few megabytes, and what made it."""
+"""The embedded model, a real checkpoint of a few megabytes; and the folder of a model by its name."""
 
+import os
 from pathlib import Path
 
-from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.files import cache_dir
+from magistral_mlx.checkpoint.folder import open_checkpoint, resolve
+from magistral_mlx.errors import CheckpointError, OptionError, quoted
+from magistral_mlx.files import as_path, cache_dir
 
+DEMO = "demo"
 SOURCE = Path(__file__).parent
 
 
 def demo_folder() -> Path:
-    """Where the embedded checkpoint lies in 4 bit, once it has been used."""
+    """Return the folder of the 4-bit demo, which exists once the demo has been used."""
     return cache_dir() / f"demo-4bit-{open_checkpoint(SOURCE).fingerprint()[:16]}"
 
 
 def demo_checkpoint() -> Path:
-    """The embedded checkpoint in 4 bit, converted into the cache folder on first use."""
+    """Return the folder of the 4-bit demo; convert it into the cache folder on first use."""
     target = demo_folder()
     if not target.exists():
-        from magistral_mlx.convert import (
-            convert_checkpoint,  # the one line where the runtime needs the converter
-        )
+        # The one place where the runtime needs the converter.
+        from magistral_mlx.convert import convert_checkpoint
 
         convert_checkpoint(SOURCE, target, q_method="round", tokenizer_json=False)
     return target
+
+
+def resolve_model(model: str | Path, revision: str | None = None) -> Path:
+    """Return the folder of a model: "demo", a folder, or a hub id, which is fetched.
+
+    Raises:
+        CheckpointError: there is no such folder, and it is not a hub id.
+        HubError: the id cannot be fetched.
+        OptionError: a revision of a folder or of the demo.
+    """
+    if model == DEMO and revision is not None:
+        raise OptionError(
+            f"demo is the embedded model, which has no revision {revision!r}; "
+            "leave the revision out"
+        )
+    as_path(model, "model")
+    return demo_checkpoint() if model == DEMO else resolve(model, revision=revision, layout="hf")
+
+
+def resolve_local(model: str, *, converts_demo: bool = True) -> Path:
+    """Return the folder of a model on this machine; never fetch, which a host could not cancel.
+
+    Args:
+        converts_demo: make the demo on first use; else it must have been used before.
+    Raises:
+        CheckpointError: there is no such folder.
+    """
+    if model == DEMO and converts_demo:
+        return demo_checkpoint()
+    folder = demo_folder() if model == DEMO else Path(os.path.expanduser(model))
+    try:
+        is_folder = folder.is_dir()
+    except (OSError, ValueError):  # a name too long, or with a zero byte in it
+        is_folder = False
+    if is_folder:
+        return folder
+    if model == DEMO:
+        raise CheckpointError(
+            "the demo is converted when it is first loaded, which has not happened yet; load it "
+            "once"
+        )
+    raise CheckpointError(
+        f"{quoted(model)}: no such folder. A host loads folders and 'demo', and fetches nothing: "
+        "download the model in your app, or once with `magistral generate --model org/name`"
+    )

@@ -8,7 +8,9 @@ time and never an id. Source: https://arxiv.org/abs/2211.17192 (speculative deco
 from collections.abc import Sequence
 from typing import Protocol
 
-MAX_ROWS = 8  # rows a pass: MLX's kernels for a few rows end there
+from magistral_mlx.model.load_options import MAX_DRAFT_TOKENS
+
+MAX_ROWS = 1 + MAX_DRAFT_TOKENS  # a token, and the guesses after it
 LOSS = 0.01  # of all passes, what wrong guesses may cost at most
 FADING = 0.05  # weight of the newest gain among those of late
 

@@ -38,18 +38,6 @@ def open_draft(folder: Path, tokenizer: Tokenizer) -> Checkpoint:
     return draft
 
 
-def check_draft_tokens(count: int | None, *, has_draft: bool) -> None:
-    """Raises OptionError for a number of guesses that no pass can check, or none for a draft model to make."""
-    if count is not None and (type(count) is not int or not 0 <= count < MAX_ROWS):
-        raise OptionError(
-            f"num_draft_tokens is {count!r}; use 0 (no drafting) to {MAX_ROWS - 1}, or leave it out"
-        )
-    if count == 0 and has_draft:
-        raise OptionError(
-            "num_draft_tokens is 0, so a draft model would have nothing to guess; leave one of them out"
-        )
-
-
 class Speculation:
     """The costs of checking guesses on this device, and the source of the guesses."""
 

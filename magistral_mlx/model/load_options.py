@@ -1,15 +1,27 @@
 """How a model is loaded: memory, cache, drafting and reasoning format."""
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, get_args
 
 from magistral_mlx.checkpoint.manifest import ReasoningFormat
+from magistral_mlx.errors import OptionError, quoted
+from magistral_mlx.files import as_path
 from magistral_mlx.options import option
+
+KVBits = Literal[16, 8, 4]
+MAX_MEMORY_GB = 1_000_000
+# MLX's kernels for a few rows end at 8 rows: one token, and these guesses.
+MAX_DRAFT_TOKENS = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """How a model is loaded. What depends on the model is checked against it when it is planned."""
+    """How a model is loaded. The plan checks what depends on the model, such as its context.
+
+    Raises:
+        OptionError: a value is out of range.
+    """
 
     revision: str | None = option(None, "Branch, tag or commit of a hub id.", metavar="R")
     max_kv_size: int | None = option(
@@ -18,9 +30,7 @@ class LoadOptions:
         "A prompt that does not fit is refused, never cut.",
         metavar="N",
     )
-    kv_bits: Literal[16, 8, 4] | None = option(
-        None, "Quantize the KV cache; 16 does not.", metavar="16|8|4"
-    )
+    kv_bits: KVBits | None = option(None, "Quantize the KV cache; 16 does not.", metavar="16|8|4")
     prefill_step_size: int | None = option(
         None, "Prompt tokens a pass; by default what fits.", metavar="N"
     )
@@ -32,7 +42,7 @@ class LoadOptions:
         "Keep weights and cache in a Mac's memory when others want it. "
         "Implicated in kernel panics of macOS.",
     )
-    draft_model: str | None = option(
+    draft_model: str | Path | None = option(
         None,
         "A small model of the same vocabulary that guesses ahead; by default the text so far does.",
         metavar="M",
@@ -46,3 +56,58 @@ class LoadOptions:
     reasoning_format: ReasoningFormat | None = option(
         None, "How the model writes its traces, where its files show that wrongly."
     )
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.revision, str | None):
+            raise OptionError(
+                f"revision is {quoted(self.revision)}; name a branch, tag or commit of a hub id"
+            )
+        if self.kv_bits is not None and not _is_kv_bits(self.kv_bits):
+            raise OptionError(
+                f"kv_bits is {quoted(self.kv_bits)}; use 8 or 4, or 16 for a cache that is not "
+                "quantized"
+            )
+        step = self.prefill_step_size
+        if step is not None and not (type(step) is int and step >= 1):
+            raise OptionError(f"prefill_step_size is {quoted(step)}; use a whole number from 1 on")
+        _check_memory(self.memory_gb)
+        if type(self.wired) is not bool:
+            raise OptionError(f"wired is {quoted(self.wired)}; use True or False")
+        if self.draft_model is not None:
+            as_path(self.draft_model, "draft_model")
+        _check_draft_tokens(self.num_draft_tokens, has_draft=self.draft_model is not None)
+        formats = get_args(ReasoningFormat)
+        if self.reasoning_format is not None and self.reasoning_format not in formats:
+            raise OptionError(
+                f"reasoning_format is {quoted(self.reasoning_format)}; use {' or '.join(formats)}"
+            )
+
+
+def _check_memory(memory_gb: float | None) -> None:
+    if memory_gb is None:
+        return
+    if type(memory_gb) not in (int, float) or not 0 < memory_gb < MAX_MEMORY_GB:
+        raise OptionError(
+            f"memory_gb is {quoted(memory_gb)}; use a number of gigabytes over 0, "
+            f"below {MAX_MEMORY_GB:,}"
+        )
+
+
+def _check_draft_tokens(count: int | None, *, has_draft: bool) -> None:
+    if count is not None and not (type(count) is int and 0 <= count <= MAX_DRAFT_TOKENS):
+        raise OptionError(
+            f"num_draft_tokens is {count!r}; use 0 (no drafting) to {MAX_DRAFT_TOKENS}, "
+            "or leave it out"
+        )
+    if count == 0 and has_draft:
+        raise OptionError(
+            "num_draft_tokens is 0, so a draft model would have nothing to guess; "
+            "leave one of them out"
+        )
+
+
+def _is_kv_bits(value: object) -> bool:
+    return type(value) is int and value in get_args(KVBits)
+
+
+DEFAULTS = LoadOptions()

@@ -3,6 +3,7 @@
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.errors import MemoryLimitError
+from magistral_mlx.model.load_options import KVBits, LoadOptions
 from magistral_mlx.model.memory import make_plan, packed_bytes
 
 # The published file may state more positions.
@@ -33,7 +34,8 @@ def mac_budget_bytes(memory_gb: int) -> int:
 def mac_table(config: ModelConfig = MAGISTRAL_SMALL) -> str:
     """A Markdown table: the context that fits each Mac, by the bits of the weights and of the cache."""
     weights = {bits: packed_bytes(config, QuantFormat(bits, 64)) for bits in (4, 6, 8)}
-    columns = [(bits, kv_bits) for bits in weights for kv_bits in (None, 8)]
+    caches: tuple[KVBits | None, ...] = (None, 8)
+    columns = [(bits, kv_bits) for bits in weights for kv_bits in caches]
     heads = [f"{bits} bit" + (", 8-bit cache" if kv_bits else "") for bits, kv_bits in columns]
     lines = [
         "| Mac | may use | " + " | ".join(heads) + " |",
@@ -44,7 +46,8 @@ def mac_table(config: ModelConfig = MAGISTRAL_SMALL) -> str:
         cells = []
         for bits, kv_bits in columns:
             try:
-                plan = make_plan(config, weights[bits], kv_bits=kv_bits, memory_gb=budget / 1e9)
+                options = LoadOptions(kv_bits=kv_bits, memory_gb=budget / 1e9)
+                plan = make_plan(config, weights[bits], options)
                 cells.append(f"{plan.context:,}")
             except MemoryLimitError:
                 cells.append("-")

@@ -1,6 +1,6 @@
 """What a model needs in memory, and the largest context and chunk that fit."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,6 +10,7 @@ from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.checkpoint.safetensors_header import FLOATS, itemsize
 from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError, in_units, quoted
 from magistral_mlx.model.device import budget_bytes, on_gpu
+from magistral_mlx.model.load_options import DEFAULTS, LoadOptions
 
 DEFAULT_CONTEXT = 40_960  # the model card advises no more
 CHUNKS = (
@@ -170,27 +171,16 @@ def packed_bytes(config: ModelConfig, quant: QuantFormat) -> int:
 
 
 def plan_for(
-    checkpoint: Checkpoint,
-    *,
-    context: int | None = None,
-    kv_bits: int | None = None,
-    prefill_chunk: int | None = None,
-    memory_gb: float | None = None,
-    context_flag: str = "--max-kv-size",
-    draft: Checkpoint | None = None,
+    checkpoint: Checkpoint, options: LoadOptions = DEFAULTS, *, draft: Checkpoint | None = None
 ) -> MemoryPlan:
-    """``make_plan`` for a checkpoint on this device, and a draft model beside it."""
+    """Plan for a checkpoint on this device, and for a draft model beside it; see ``make_plan``."""
     gpu = on_gpu()
     return make_plan(
         checkpoint.config,
         resident_bytes(checkpoint, on_gpu=gpu),
-        context=context,
-        kv_bits=kv_bits,
-        prefill_chunk=prefill_chunk,
-        memory_gb=memory_gb,
+        options,
         itemsize=_itemsize(checkpoint, on_gpu=gpu),
         on_gpu=gpu,
-        context_flag=context_flag,
         draft_bytes=None if draft is None else partial(draft_bytes, draft, on_gpu=gpu),
     )
 
@@ -211,42 +201,33 @@ def _itemsize(checkpoint: Checkpoint, *, on_gpu: bool) -> int:
 def make_plan(
     config: ModelConfig,
     weights_bytes: int,
+    options: LoadOptions = DEFAULTS,
     *,
-    context: int | None = None,
-    kv_bits: int | None = None,
-    prefill_chunk: int | None = None,
-    memory_gb: float | None = None,
     itemsize: int = 2,
     on_gpu: bool = True,
-    context_flag: str = "--max-kv-size",
     draft_bytes: Callable[[int], int] | None = None,
 ) -> MemoryPlan:
-    """The largest context, and for it the largest chunk, that fit.
+    """Find the largest context that fits, and for it the largest chunk.
 
     Args:
         weights_bytes: the weights once loaded.
-        context: positions wanted; by default as many as fit, at most 40,960.
-        kv_bits: 8 or 4 for a quantized cache; None or 16 for the activations' type.
-        prefill_chunk: prompt ids a pass; by default the largest that pays and fits.
-        memory_gb: instead of what the device allows.
+        options: what was asked for; a context that was not asked for is at most 40,960.
         itemsize: bytes of the activations' type.
-        context_flag: what the command line calls the context, for messages.
-        draft_bytes: what a draft model takes for a context.
+        draft_bytes: the bytes that a draft model takes for a context.
     Raises:
         MemoryLimitError: nothing fits, or not the context asked for; the message names what would.
-        OptionError: an argument is out of range.
+        OptionError: the model has no such context, or its head size allows no quantized cache.
     """
+    context = options.max_kv_size
     if context is not None and not (type(context) is int and 1 <= context <= config.max_positions):
         raise OptionError(
-            f"the context is {quoted(context)}; this model has from 1 to {config.max_positions} positions"
+            f"the context is {quoted(context)}; this model has from 1 to {config.max_positions} "
+            "positions"
         )
-    if prefill_chunk is not None and not (type(prefill_chunk) is int and prefill_chunk >= 1):
-        raise OptionError(
-            f"prefill_step_size is {quoted(prefill_chunk)}; use a whole number from 1 on"
-        )
-    kv_bits = None if kv_bits == FLOAT_KV_BITS else kv_bits
-    budget = budget_bytes(memory_gb)
-    chunks = (CHUNKS if on_gpu else CPU_CHUNKS) if prefill_chunk is None else (prefill_chunk,)
+    kv_bits = None if options.kv_bits == FLOAT_KV_BITS else options.kv_bits
+    budget = budget_bytes(options.memory_gb)
+    step = options.prefill_step_size
+    chunks = (CHUNKS if on_gpu else CPU_CHUNKS) if step is None else (step,)
 
     def plan(tokens: int, chunk: int, bits: int | None) -> MemoryPlan:
         rows = min(chunk, tokens)
@@ -286,7 +267,7 @@ def make_plan(
     ways = [] if context is None else [(kv_bits, largest(kv_bits))]
     if config.head_dim % 32 == 0:
         ways += [(bits, largest(bits)) for bits in (8, 4) if kv_bits is None or bits < kv_bits]
-    raise MemoryLimitError(_refusal(wanted, ways, _recipe_that_fits(config, wanted), context_flag))
+    raise MemoryLimitError(_refusal(wanted, ways, _recipe_that_fits(config, wanted)))
 
 
 def _first_that_fits(plans: Iterable[MemoryPlan]) -> MemoryPlan | None:
@@ -304,9 +285,8 @@ def _recipe_that_fits(config: ModelConfig, wanted: MemoryPlan) -> int | None:
 
 def _refusal(
     wanted: MemoryPlan,
-    ways: list[tuple[int | None, MemoryPlan | None]],
+    ways: Sequence[tuple[int | None, MemoryPlan | None]],
     recipe: int | None,
-    context_flag: str,
 ) -> str:
     """What does not fit, and what would."""
     draft = f", draft model {in_units(wanted.draft_bytes)}" if wanted.draft_bytes else ""
@@ -316,7 +296,7 @@ def _refusal(
         f"and {in_units(wanted.budget_bytes)} may be used; "
     )
     fitting = [
-        f"a context of {plan.context:,} ({context_flag} {plan.context})"
+        f"a context of {plan.context:,} (--max-kv-size {plan.context})"
         + (
             f" with {'an' if bits == 8 else 'a'} {bits}-bit cache (--kv-bits {bits})"
             if bits

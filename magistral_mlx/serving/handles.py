@@ -4,10 +4,11 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.serving.event_queue import Channel
 from magistral_mlx.serving.events import never_begun
 from magistral_mlx.serving.failures import BusyError, ClosedError
-from magistral_mlx.serving.hosted_model import Loading, Request, Resident, Steps
+from magistral_mlx.serving.hosted_model import Request, Resident, Steps
 from magistral_mlx.serving.worker import Job, Line, Owner
 
 MOST_WAITING = 16  # streams of one model: a host that starts more has lost count of them
@@ -28,8 +29,8 @@ class Hosted:
         """Jobs under way and waiting."""
         return len(self._line)
 
-    def load(self, what: Loading, others: list[Resident]) -> Channel:
-        return self._add(lambda channel: self.resident.load(channel, what, others))
+    def load(self, options: LoadOptions, others: list[Resident]) -> Channel:
+        return self._add(lambda channel: self.resident.load(channel, self.model, options, others))
 
     def start(self, request: Request) -> tuple[Channel, int]:
         """The stream of a reply, and how many are before it."""
@@ -92,11 +93,11 @@ class Desk:
         self._models: dict[int, Hosted] = {}
         self._streams: dict[int, tuple[int, Channel]] = {}  # and the number of their model
 
-    def load(self, what: Loading) -> tuple[int, int]:
-        """Begin to load a model; its number and that of its stream."""
-        hosted = Hosted(self._owner, what.model)
+    def load(self, model: str, options: LoadOptions) -> tuple[int, int]:
+        """Begin to load a model; return its handle and the number of its stream."""
+        hosted = Hosted(self._owner, model)
         with self._owner.lock:
-            channel = hosted.load(what, [other.resident for other in self._models.values()])
+            channel = hosted.load(options, [other.resident for other in self._models.values()])
             handle = next(self._numbers)
             self._models[handle] = hosted
             return handle, self._numbered(handle, channel)

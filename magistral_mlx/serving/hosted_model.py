@@ -1,31 +1,23 @@
 """A model as the owner thread has it: loading, replies, saving, letting go, each a generator that the owner steps."""
 
 import gc
-import os
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.checkpoint.manifest import ReasoningFormat
-from magistral_mlx.demo import demo_checkpoint, demo_folder
+from magistral_mlx.demo import resolve_local
 from magistral_mlx.engine.load import loading
 from magistral_mlx.engine.magistral import Magistral
-from magistral_mlx.errors import (
-    CancelledError,
-    CheckpointError,
-    MemoryLimitError,
-    OptionError,
-    in_units,
-    quoted,
-)
+from magistral_mlx.errors import CancelledError, MemoryLimitError, OptionError, in_units
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply
 from magistral_mlx.model.device import budget_bytes, limit_memory
+from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.model.memory import MemoryPlan, plan_for
 from magistral_mlx.serving import events
 from magistral_mlx.serving.event_queue import Channel
@@ -34,21 +26,6 @@ from magistral_mlx.tokenizer.tool_calls import as_message
 
 Steps = Generator[None, None, None]
 Messages = list[dict[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Loading:
-    """What a model is loaded with; as ``api.load``."""
-
-    model: str  # a folder, or "demo"
-    context: int | None
-    kv_bits: int | None
-    prefill_step_size: int | None
-    memory_gb: float | None
-    wired: bool
-    draft: str | None
-    num_draft_tokens: int | None
-    reasoning_format: ReasoningFormat | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +70,12 @@ class Resident:
             if self._under_way is channel and self._magistral is not None:
                 self._magistral.cancel()
 
-    def load(self, channel: Channel, what: Loading, others: Sequence["Resident"]) -> Steps:
+    def load(
+        self, channel: Channel, model: str, options: LoadOptions, others: Sequence["Resident"]
+    ) -> Steps:
         """Ends in a ready event, or an error event that stands for this model from then on."""
         try:
-            yield from self._load(channel, what, others)
+            yield from self._load(channel, model, options, others)
         except BaseException as error:
             self._failure = events.failed(error)
         if self._failure is not None:
@@ -175,39 +154,25 @@ class Resident:
         self._let_go()
         channel.end({"kind": "result", "active_bytes": mx.get_active_memory()})
 
-    def _load(self, channel: Channel, what: Loading, others: Sequence["Resident"]) -> Steps:
-        folder, draft = folder_of(what.model), None if what.draft is None else folder_of(what.draft)
+    def _load(
+        self, channel: Channel, model: str, options: LoadOptions, others: Sequence["Resident"]
+    ) -> Steps:
         loaded = [other.plan for other in others if other.plan is not None]
         held = sum(plan.total_bytes for plan in loaded)
-        memory_gb = what.memory_gb
-        if memory_gb is None and held:
-            memory_gb = _rest(held) / 1e9
-        self.plan = plan_for(
-            open_checkpoint(folder),
-            context=what.context,
-            kv_bits=what.kv_bits,
-            prefill_chunk=what.prefill_step_size,
-            memory_gb=memory_gb,
-            draft=None if draft is None else open_checkpoint(draft),
-        )
-        steps = loading(
-            folder,
-            context=what.context,
-            kv_bits=what.kv_bits,
-            prefill_step_size=what.prefill_step_size,
-            memory_gb=memory_gb,
-            wired=what.wired,
-            draft=draft,
-            num_draft_tokens=what.num_draft_tokens,
-            reasoning_format=what.reasoning_format,
-        )
+        folder, draft = resolve_local(model), options.draft_model
+        if draft is not None:
+            options = replace(options, draft_model=resolve_local(str(draft)))
+        if options.memory_gb is None and held:
+            options = replace(options, memory_gb=_rest(held) / 1e9)
+        self.plan = plan_local(folder, options)
+        steps = loading(folder, options)
         while not channel.is_cancelled:
             try:
                 done, total = next(steps)
             except StopIteration as end:
                 self._magistral, self.is_ready = end.value, True
                 self._measure()
-                channel.end(events.ready(what.model, self.plan))
+                channel.end(events.ready(model, self.plan))
                 return
             if held:  # `loading` has held MLX to this model's part, as if it were alone
                 freed = sum(plan.workspace_bytes for plan in [*loaded, self.plan])
@@ -265,29 +230,11 @@ def _rest(held: int) -> int:
     return budget - held
 
 
-def folder_of(model: str) -> Path:
-    """The folder of a model that is on this machine; the demo is converted on first use.
-
-    Raises:
-        CheckpointError: there is no such folder. Nothing is fetched: that could neither be cancelled nor watched.
-    """
-    return demo_checkpoint() if model == "demo" else existing(model)
-
-
-def existing(model: str) -> Path:
-    """The folder of this name, or of the demo once it is converted."""
-    folder = demo_folder() if model == "demo" else Path(os.path.expanduser(model))
-    try:
-        is_folder = folder.is_dir()
-    except (OSError, ValueError):  # a name too long, or with a zero byte in it
-        is_folder = False
-    if is_folder:
-        return folder
-    if model == "demo":
-        raise CheckpointError(
-            "the demo is made when it is first loaded, and has not been yet; load it once"
-        )
-    raise CheckpointError(
-        f"{quoted(model)}: no such folder. A host loads folders and 'demo', and fetches nothing: download the model "
-        "in your app, or once with `magistral generate --model org/name`"
+def plan_local(folder: Path, options: LoadOptions) -> MemoryPlan:
+    """Plan for a folder and its draft model. Reads headers, no weights."""
+    draft = options.draft_model
+    return plan_for(
+        open_checkpoint(folder),
+        options,
+        draft=None if draft is None else open_checkpoint(Path(draft)),
     )

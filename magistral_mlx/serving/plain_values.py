@@ -5,10 +5,11 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable
-from typing import Any, ParamSpec
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 from magistral_mlx.errors import OptionError
+from magistral_mlx.options import from_values, options_of
 from magistral_mlx.serving.failures import refusal
 
 DEEPEST = 64  # levels of lists and dictionaries; also what ends one that contains itself
@@ -19,9 +20,11 @@ NAMES = {
     float: "a number",
     bool: "true or false",
     list: "a list",
+    tuple: "a list",
     dict: "a dict",
 }
 
+Options = TypeVar("Options")
 Parameters = ParamSpec("Parameters")
 Call = Callable[Parameters, dict[str, Any]]
 
@@ -54,30 +57,57 @@ def _bound(
     except TypeError as error:
         raise OptionError(f"{name}: {error}; it takes {', '.join(signature.parameters)}") from None
     for parameter, value in bound.arguments.items():
-        bound.arguments[parameter] = argument(
-            value, parameter, signature.parameters[parameter].annotation
-        )
+        declared = signature.parameters[parameter]
+        if declared.kind is inspect.Parameter.VAR_KEYWORD:
+            # Names that the signature does not declare; the function reads them as options.
+            bound.arguments[parameter] = {key: plain(each, key) for key, each in value.items()}
+        else:
+            bound.arguments[parameter] = argument(value, parameter, declared.annotation)
     return bound
 
 
+def read_options(cls: type[Options], values: Mapping[str, Any]) -> Options:
+    """Make options from a host's keywords, checked against the types of the declared fields.
+
+    Raises:
+        OptionError: a name is not an option, or a value is of another type or out of range.
+    """
+    declared = {option.name: option.type for option in options_of(cls)}
+    checked = {
+        name: argument(value, name, declared[name] | None) if name in declared else value
+        for name, value in values.items()
+    }
+    return from_values(cls, checked)
+
+
 def argument(value: Any, name: str, annotation: Any) -> Any:
-    """A copy of ``value``, if it is of a type that ``annotation`` allows and holds plain values only.
+    """Return a copy of a plain value, if its type is one that an annotation allows.
+
+    A list stands for a tuple, a number for one of the numbers that a Literal names.
 
     Raises:
         OptionError: it is something else.
     """
-    allowed = [typing.get_origin(a) or a for a in _alternatives(annotation)]
+    allowed = _allowed_types(annotation)
     if type(value) is int and int not in allowed and float in allowed:
         value = _checked_int(value, name) * 1.0
-    # Exact types: a subclass could run code of its own, and True is no number.
+    # Exact types: a subclass could run code of its own, and True is not a number.
+    if type(value) is list and tuple in allowed:
+        return tuple(plain(value, name))
     if type(value) not in allowed:
-        expected = " or ".join(NAMES[a] for a in allowed if a in NAMES)
+        expected = " or ".join(NAMES[kind] for kind in NAMES if kind in allowed)
         raise OptionError(f"{name} is of type {type(value).__name__}, expected {expected}")
     return plain(value, name)
 
 
-def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+def _allowed_types(annotation: Any) -> set[type]:
+    origin = typing.get_origin(annotation)
+    if origin in (types.UnionType, typing.Union):
+        inner = typing.get_args(annotation)
+        return {kind for alternative in inner for kind in _allowed_types(alternative)}
+    if origin is typing.Literal:
+        return {type(choice) for choice in typing.get_args(annotation)}
+    return {origin or annotation}
 
 
 def plain(value: Any, name: str, depth: int = DEEPEST) -> Any:

@@ -22,7 +22,7 @@ CHUNK = 16
 
 @pytest.fixture(scope="module")
 def loaded() -> mm.Magistral:
-    return mm.load("demo", prefill_step_size=CHUNK, context=1024)
+    return mm.load("demo", prefill_step_size=CHUNK, max_kv_size=1024)
 
 
 @pytest.fixture

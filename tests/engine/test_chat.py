@@ -23,7 +23,7 @@ KEEP: list[KeepReasoning] = ["all", "last", "none"]
 
 @pytest.fixture(scope="module")
 def loaded() -> mm.Magistral:
-    return mm.load("demo", context=CONTEXT)
+    return mm.load("demo", max_kv_size=CONTEXT)
 
 
 @pytest.fixture

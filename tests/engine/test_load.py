@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_refused_before_any_pass(
 
 
 def test_a_reply_never_grows_past_the_context() -> None:
-    small = mm.load("demo", context=64)
+    small = mm.load("demo", max_kv_size=64)
     with pytest.raises(mm.ContextError, match="leaves 15 for the reply"):
         small.ask(QUESTION, GREEDY)
     reply = small.ask(QUESTION, replace(GREEDY, max_tokens=15))
@@ -366,9 +366,9 @@ WRONG_TYPES: dict[str, Callable[[mm.Magistral], object]] = {
     "no model": lambda _: mm.load(""),
     "a revision of the demo": lambda _: mm.load("demo", revision="main"),
     "a revision that is a number": lambda _: mm.load("demo", revision=3),  # type: ignore[arg-type]
-    "a draft that is a list": lambda _: mm.load("demo", draft=["demo"]),  # type: ignore[arg-type]
-    "a context that is text": lambda _: mm.load("demo", context="x"),  # type: ignore[arg-type]
-    "half a position": lambda _: mm.load("demo", context=1.5),  # type: ignore[arg-type]
+    "a draft that is a list": lambda _: mm.load("demo", draft_model=["demo"]),  # type: ignore[arg-type]
+    "a context that is text": lambda _: mm.load("demo", max_kv_size="x"),  # type: ignore[arg-type]
+    "half a position": lambda _: mm.load("demo", max_kv_size=1.5),  # type: ignore[arg-type]
     "half an id a pass": lambda _: mm.load("demo", prefill_step_size=1.5),  # type: ignore[arg-type]
     "memory that is text": lambda _: mm.load("demo", memory_gb="x"),  # type: ignore[arg-type]
     "memory that is a truth": lambda _: mm.load("demo", memory_gb=True),
@@ -394,7 +394,7 @@ def test_what_is_of_no_use_is_an_option_error(magistral: mm.Magistral, case: str
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_quantized_cache_is_smaller_and_survives_a_file(bits: int, tmp_path: Path) -> None:
-    plain, packed = mm.load("demo", context=512), mm.load("demo", context=512, kv_bits=bits)
+    plain, packed = mm.load("demo", max_kv_size=512), mm.load("demo", max_kv_size=512, kv_bits=bits)
     plain.ask(QUESTION, GREEDY)
     first = packed.ask(QUESTION, GREEDY, prompt_cache_file=tmp_path / "c")
     # float32 here: 64 values take 256 bytes, or 8 * bits and two float32

@@ -17,7 +17,7 @@ FIRST = [{"role": "user", "content": QUESTION}]
 
 @pytest.fixture(scope="module")
 def loaded() -> mm.Magistral:
-    return mm.load("demo", context=2048, prefill_step_size=8)
+    return mm.load("demo", max_kv_size=2048, prefill_step_size=8)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ WILD = mm.SamplingParams(temperature=2, seed=7, max_tokens=30)
 
 @pytest.fixture(scope="module")
 def loaded() -> mm.Magistral:
-    return mm.load("demo", context=1024, prefill_step_size=16)
+    return mm.load("demo", max_kv_size=1024, prefill_step_size=16)
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_no_more_is_allocated_for_the_prompt_than_it_takes(magistral: mm.Magistr
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.slow
 def test_packed_caches(bits: int) -> None:
-    packed = mm.load("demo", context=1024, kv_bits=bits)
+    packed = mm.load("demo", max_kv_size=1024, kv_bits=bits)
     sampling = mm.SamplingParams(seed=3, max_tokens=30)
     samples = packed.sample(QUESTION, sampling, n=3)
     assert [essence(reply) for reply in samples.replies] == singles(packed, sampling, 3)
@@ -181,7 +181,7 @@ def test_packed_caches(bits: int) -> None:
 def test_votes_where_replies_differ(tmp_path: Path) -> None:
     """Two bits a weight: the demo then errs, each time in another way."""
     convert_quickly(DEMO, tmp_path / "demo-2bit", q_bits=2)
-    weak = mm.load(tmp_path / "demo-2bit", context=1024)
+    weak = mm.load(tmp_path / "demo-2bit", max_kv_size=1024)
     sampling = mm.SamplingParams(seed=0, max_tokens=150)
     samples = weak.sample(QUESTION, sampling, n=8)
     assert [essence(reply) for reply in samples.replies] == singles(weak, sampling, 8)

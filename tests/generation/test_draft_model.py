@@ -1,6 +1,7 @@
 """A draft model beside the large one: the same reply in fewer passes, or refused before any work."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from magistral_mlx.generation.drafting import Drafter
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.row_costs import RowCosts
 from magistral_mlx.generation.sampling import Sampler
+from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.model.memory import plan_for
 from magistral_mlx.model.transformer import Transformer
 from tests.generation.test_speculation import CONFIG, FREE, GREEDY, PROMPT, SAMPLED, Run
@@ -82,7 +84,7 @@ def test_a_draft_of_the_same_prompt_is_the_same_whatever_came_before(model: Tran
 def test_a_draft_model_beside_the_model(magistral: mm.Magistral) -> None:
     question, sampling = "What is 48 + 76?", mm.SamplingParams(seed=3)
     plain = magistral.ask(question, sampling)
-    both = mm.load("demo", draft=DEMO, prefill_step_size=16)
+    both = mm.load("demo", draft_model=DEMO, prefill_step_size=16)
     assert both.speculation.draft is not None
     assert both.plan.draft_bytes > 0
     both.speculation.costs, both.speculation.draft.cost = RowCosts(0.02, M4_PRO), 0.05
@@ -102,28 +104,30 @@ def test_a_draft_model_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
     )
     (folder / "tekken.json").write_text(json.dumps(tekken))
     with pytest.raises(OptionError, match=r"another vocabulary.*--draft-model"):
-        mm.load("demo", draft=folder)
+        mm.load("demo", draft_model=folder)
     (folder / "tekken.json").unlink()
     with pytest.raises(MagistralError, match=r"tekken\.json is missing"):
-        mm.load("demo", draft=folder)
+        mm.load("demo", draft_model=folder)
 
 
 def test_a_draft_model_that_does_not_fit_beside_is_refused(magistral: mm.Magistral) -> None:
     """The plan has the draft's weights and its cache for the same context."""
     checkpoint = magistral.checkpoint
-    alone = plan_for(checkpoint, context=256, prefill_chunk=64)
-    both = plan_for(checkpoint, context=256, prefill_chunk=64, draft=checkpoint)
+    small = LoadOptions(max_kv_size=256, prefill_step_size=64)
+    alone = plan_for(checkpoint, small)
+    both = plan_for(checkpoint, small, draft=checkpoint)
     assert (
         both.total_bytes - alone.total_bytes
         == both.draft_bytes
         == alone.weights_bytes + alone.kv_bytes
     )
     between = (alone.total_bytes + both.total_bytes) / 2e9
-    assert plan_for(checkpoint, context=256, prefill_chunk=64, memory_gb=between).fits
+    tight = replace(small, memory_gb=between)
+    assert plan_for(checkpoint, tight).fits
     with pytest.raises(MemoryLimitError, match="draft model"):
-        plan_for(checkpoint, context=256, prefill_chunk=64, memory_gb=between, draft=checkpoint)
+        plan_for(checkpoint, tight, draft=checkpoint)
 
 
 def test_a_draft_model_without_guesses_is_a_contradiction() -> None:
     with pytest.raises(OptionError, match="num_draft_tokens is 0"):
-        mm.load("no/such", draft="no/such", num_draft_tokens=0)
+        mm.load("no/such", draft_model="no/such", num_draft_tokens=0)

@@ -3,6 +3,7 @@
 import gc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -15,6 +16,7 @@ from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError
 from magistral_mlx.generation.decoding import Stepper, prefill
 from magistral_mlx.model import memory
 from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.mac_table import MAGISTRAL_SMALL, mac_budget_bytes, mac_table
 from magistral_mlx.model.memory import MemoryPlan, kv_bytes, make_plan
@@ -142,20 +144,12 @@ def plan(
     context: int | None = None,
     gb: float = 22.9,
     *,
-    kv_bits: int | None = None,
-    prefill_chunk: int | None = None,
     on_gpu: bool = True,
+    **others: Any,
 ) -> MemoryPlan:
-    """A plan for the 24B model in 4 bit."""
-    return make_plan(
-        MAGISTRAL_SMALL,
-        13_260_000_000,
-        context=context,
-        kv_bits=kv_bits,
-        prefill_chunk=prefill_chunk,
-        memory_gb=gb,
-        on_gpu=on_gpu,
-    )
+    """Plan for the 24B model in 4 bit."""
+    options = LoadOptions(max_kv_size=context, memory_gb=gb, **others)
+    return make_plan(MAGISTRAL_SMALL, 13_260_000_000, options, on_gpu=on_gpu)
 
 
 @pytest.mark.parametrize("gb", [14.5, 16.0, 17.2, 19.0, 22.9])
@@ -174,7 +168,7 @@ def test_nothing_larger_fits(gb: float, bits: int | None) -> None:
             plan(found.context + 256, gb, kv_bits=bits)
     if found.prefill_chunk < 2048:
         with pytest.raises(MemoryLimitError):
-            plan(found.context, gb, kv_bits=bits, prefill_chunk=2 * found.prefill_chunk)
+            plan(found.context, gb, kv_bits=bits, prefill_step_size=2 * found.prefill_chunk)
 
 
 def test_a_refusal_names_what_would_fit() -> None:
@@ -204,11 +198,12 @@ def test_16_bits_are_a_cache_that_is_not_quantized() -> None:
 
 
 def test_what_is_asked_for_is_kept() -> None:
-    found = plan(1000, kv_bits=4, prefill_chunk=7)
+    found = plan(1000, kv_bits=4, prefill_step_size=7)
     assert (found.context, found.kv_bits, found.prefill_chunk) == (1000, 4, 7)
     short = replace(MAGISTRAL_SMALL, max_positions=700)
-    assert make_plan(short, 10**9, memory_gb=20).context == 700
-    assert make_plan(replace(short, max_positions=131_072), 10**9, memory_gb=50).context == 40_960
+    assert make_plan(short, 10**9, LoadOptions(memory_gb=20)).context == 700
+    longer, options = replace(short, max_positions=131_072), LoadOptions(memory_gb=50)
+    assert make_plan(longer, 10**9, options).context == 40_960
 
 
 @pytest.mark.parametrize("context", [0, 40_961])
@@ -229,7 +224,7 @@ def test_other_options_out_of_range() -> None:
     with pytest.raises(OptionError, match="kv_bits is 3"):
         plan(kv_bits=3)
     with pytest.raises(OptionError, match="prefill_step_size is 0"):
-        plan(prefill_chunk=0)
+        plan(prefill_step_size=0)
 
 
 def test_a_score_matrix_makes_the_chunk_smaller() -> None:

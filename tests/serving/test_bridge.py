@@ -1,6 +1,5 @@
 """The bridge as a host meets it: plain values in, dictionaries out, one model at work, and nothing left behind."""
 
-import dataclasses
 import inspect
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 
 import magistral_mlx as mm
 from magistral_mlx import bridge
+from magistral_mlx.options import options_of
 from magistral_mlx.serving import hosted_model as resident
 from tests.support.hosting import LAST, last_of, opened, pulled, text_of, threads
 
@@ -32,7 +32,7 @@ ADD = {
 
 @pytest.fixture(scope="module")
 def handle() -> Iterator[int]:
-    handle = opened(context=1024, prefill_step_size=16)
+    handle = opened(max_kv_size=1024, prefill_step_size=16)
     yield handle
     bridge.close(handle)
 
@@ -49,7 +49,7 @@ def failure(result: dict[str, Any]) -> str:
 
 def test_a_stream_is_the_library_s_reply(handle: int) -> None:
     events = list(pulled(bridge.start(handle, QUESTION, seed=5)["stream"]))
-    reply = mm.load("demo", context=1024, prefill_step_size=16).ask(
+    reply = mm.load("demo", max_kv_size=1024, prefill_step_size=16).ask(
         QUESTION, mm.SamplingParams(seed=5)
     )
     assert text_of(events, "reasoning") == reply.reasoning
@@ -75,13 +75,15 @@ def test_ask_is_its_events_put_together(handle: int) -> None:
     assert whole["finish_reason"] == events[-1]["finish_reason"]
 
 
-def test_start_and_ask_take_every_choice_of_a_reply() -> None:
-    choices = {field.name for field in dataclasses.fields(mm.SamplingParams)} - {
-        "logprobs"
-    }  # which no event has
-    start, ask = (set(inspect.signature(f).parameters) for f in (bridge.start, bridge.ask))
-    assert start == ask
-    assert start == choices | {"handle", "messages", "tools", "system_prompt_only"}
+def test_start_and_ask_take_every_choice_of_a_reply(handle: int) -> None:
+    choices = [option.name for option in options_of(mm.SamplingParams)]
+    assert "logprobs" not in choices  # which no event has
+    defaults = dict.fromkeys(choices)
+    for call in (bridge.start, bridge.ask):
+        refused = call(handle, QUESTION, **defaults, tmperature=1)
+        assert failure(refused) == "option"
+        assert "did you mean temperature?" in refused["error"]["message"]
+    assert bridge.ask(handle, QUESTION, **defaults | {"temperature": 0})["ok"]
 
 
 def test_a_budget_s_message_is_the_trace_s_last_line(handle: int) -> None:
@@ -93,7 +95,7 @@ def test_a_budget_s_message_is_the_trace_s_last_line(handle: int) -> None:
 
 
 def test_loading_reports_progress_and_ends_ready() -> None:
-    loading = bridge.load("demo", context=512)
+    loading = bridge.load("demo", max_kv_size=512)
     *progress, last = pulled(loading["stream"])
     assert [(e["phase"], e["total"]) for e in progress] == [("load", progress[0]["total"])] * len(
         progress
@@ -130,21 +132,22 @@ def test_a_model_that_is_missing_is_an_error_of_every_call() -> None:
 
 def test_a_load_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
+    loading = resident.loading
 
-    def held(*args: Any, **options: Any) -> Iterator[tuple[int, int]]:
-        for step in mm.api.loading(*args, **options):
+    def held(*args: Any) -> Iterator[tuple[int, int]]:
+        for step in loading(*args):
             yield step
             begun.set()
             go_on.wait()
 
     monkeypatch.setattr(resident, "loading", held)
-    loading = bridge.load("demo")
+    load = bridge.load("demo")
     begun.wait()
-    assert bridge.cancel(loading["stream"])["ok"]
+    assert bridge.cancel(load["stream"])["ok"]
     go_on.set()
-    assert last_of(loading["stream"])["code"] == "cancelled"
-    assert last_of(bridge.start(loading["handle"], QUESTION)["stream"])["code"] == "cancelled"
-    assert bridge.close(loading["handle"])["ok"]
+    assert last_of(load["stream"])["code"] == "cancelled"
+    assert last_of(bridge.start(load["handle"], QUESTION)["stream"])["code"] == "cancelled"
+    assert bridge.close(load["handle"])["ok"]
 
 
 def test_a_reply_is_cancelled_in_its_middle(handle: int) -> None:
@@ -194,7 +197,7 @@ def test_a_host_that_does_not_pull_does_not_stop_the_model(handle: int) -> None:
 
 
 def test_two_models_reply_in_turn_and_each_is_planned_beside_the_other(handle: int) -> None:
-    other = opened(context=512, prefill_step_size=16)
+    other = opened(max_kv_size=512, prefill_step_size=16)
     streams = [bridge.start(h, QUESTION, seed=5)["stream"] for h in (handle, other)]
     answers = [text_of(list(pulled(stream)), "answer") for stream in streams]
     assert answers[0] == answers[1] != ""
@@ -265,7 +268,7 @@ def test_a_conversation_is_saved_and_gone_on_with(handle: int, tmp_path: Path) -
     path = str(tmp_path / "talk.cache")
     reply = bridge.ask(handle, QUESTION, seed=5)
     saved = bridge.save(handle, path)
-    other = opened(context=1024)
+    other = opened(max_kv_size=1024)
     assert failure(bridge.save(other, path + "2")) == "option"  # nothing was said
     resumed = bridge.resume(other, path)
     question, answer = resumed["messages"]
@@ -317,12 +320,12 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("save", {"path": Path("x")}),
     ("resume", {"path": None}),
     ("load", {"path": 5}),
-    ("load", {"path": "demo", "context": "much"}),
+    ("load", {"path": "demo", "max_kv_size": "much"}),
     ("load", {"path": "demo", "wired": 1}),
     ("plan", {"path": "demo", "memory_gb": -3}),
-    ("plan", {"path": "demo", "context": -3}),
+    ("plan", {"path": "demo", "max_kv_size": -3}),
     ("plan", {"path": "demo", "kv_bits": 5}),
-    ("load", {"path": "demo", "context": 10**9}),
+    ("load", {"path": "demo", "max_kv_size": 10**9}),
     ("load", {"path": "demo", "reasoning_format": "loud"}),
     ("load", {"path": "demo", "num_draft_tokens": 99}),
     ("load", {"path": "demo", "kv_bits": 5}),
@@ -370,7 +373,7 @@ def test_whatever_is_raised_becomes_a_dictionary(
             "interrupted",
             "file",
         )
-        patched.setattr(bridge, "plan_for", raising)
+        patched.setattr(bridge, "plan_local", raising)
         assert failure(bridge.plan("demo")) in ("memory", "internal", "interrupted", "file")
     assert bridge.ask(handle, QUESTION, temperature=0)["ok"]
 
@@ -415,7 +418,7 @@ def test_values_are_copied_so_that_a_host_may_change_its_own(handle: int) -> Non
 
 
 def test_plan_is_what_loading_plans(handle: int) -> None:
-    plan = bridge.plan("demo", context=1024, prefill_step_size=16)
+    plan = bridge.plan("demo", max_kv_size=1024, prefill_step_size=16)
     assert plan.pop("ok")
     assert plan == bridge.stats(handle)["plan"]
     assert failure(bridge.plan("demo", memory_gb=1e-3)) == "memory"
@@ -426,7 +429,7 @@ def test_version_names_what_runs() -> None:
     assert version == {
         "ok": True,
         "version": mm.__version__,
-        "interface": 1,
+        "interface": 2,
         "mlx": mx.__version__,
     } | {"python": sys.version.split()[0]}
 

@@ -5,7 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from magistral_mlx import generate
 from magistral_mlx.errors import HubError
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply, Usage
+from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.streams import Progress
 from magistral_mlx.terminal import options as console
 from magistral_mlx.tokenizer.segments import Segment, Text
@@ -53,8 +54,10 @@ class Scripted:
     loaded: dict[str, Any] = field(default_factory=dict)
     is_closed: bool = False
 
-    def loading(self, model: str, **options: Any) -> Generator[tuple[int, int], None, "Scripted"]:
-        self.loaded = {"model": model} | options
+    def loading(
+        self, model: str, options: LoadOptions
+    ) -> Generator[tuple[int, int], None, "Scripted"]:
+        self.loaded = {"model": model} | asdict(options)
         yield 1, 2
         yield 2, 2
         return self
@@ -162,18 +165,18 @@ def test_samples(model: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_flags_reach_the_library(model: Scripted) -> None:
-    flags = "--temp 0.1 --top-p 0.5 -m 9 --seed 3 --stop a --stop b --think-budget 5 --max-kv-size 512 --kv-bits 8"
+    flags = "--temperature 0.1 --top-p 0.5 -m 9 --seed 3 --stop a --stop b --think-budget 5 --max-kv-size 512 --kv-bits 8"
     more = "--prefill-step-size 64 --memory-gb 1.5 --wired --revision r --system-prompt S --system-prompt-only"
     guessing = "--draft-model d --num-draft-tokens 3 --reasoning-format text --think-budget-message Enough."
     assert run(*flags.split(), *more.split(), *guessing.split(), "--prompt-cache-file", "f") == 0
     planned = {
-        "context": 512,
+        "max_kv_size": 512,
         "kv_bits": 8,
         "prefill_step_size": 64,
         "memory_gb": 1.5,
         "wired": True,
     }
-    planned |= {"draft": "d", "num_draft_tokens": 3, "reasoning_format": "text"}
+    planned |= {"draft_model": "d", "num_draft_tokens": 3, "reasoning_format": "text"}
     assert model.loaded == {"model": "m", "revision": "r"} | planned
     messages, sampling, options = model.asked[0]
     assert [m["role"] for m in messages] == ["system", "user"]
@@ -280,7 +283,7 @@ def test_without_a_model_there_are_three_ways(capsys: pytest.CaptureFixture[str]
 def test_errors_of_the_library_are_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def loading(model: str, **options: Any) -> Iterator[None]:
+    def loading(model: str, options: LoadOptions) -> Iterator[None]:
         raise HubError("no network; name a folder")
 
     monkeypatch.setattr(console, "loading", loading)
@@ -328,7 +331,7 @@ def test_a_terminal_of_few_letters_is_no_bug(
 def test_ctrl_c_while_loading(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def loading(model: str, **options: Any) -> Iterator[tuple[int, int]]:
+    def loading(model: str, options: LoadOptions) -> Iterator[tuple[int, int]]:
         yield 1, 2
         raise KeyboardInterrupt
 

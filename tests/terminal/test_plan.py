@@ -25,7 +25,7 @@ def test_it_adds_up_and_reads_no_weights(
         printed["total_bytes"]
         == printed["weights_bytes"] + printed["kv_bytes"] + printed["workspace_bytes"]
     )
-    assert plan.main(["--model", str(folder), "--context", "1000", "--kv-bits", "4"]) == 0
+    assert plan.main(["--model", str(folder), "--max-kv-size", "1000", "--kv-bits", "4"]) == 0
     text = capsys.readouterr().out
     assert "4-bit KV cache, context 1,000" in text
     assert "weights" in text
@@ -37,7 +37,7 @@ def test_a_draft_model_is_planned_for(
 ) -> None:
     folder = str(checkpoint_folder(make_config()))
     small = str(checkpoint_folder(make_config(num_layers=1), name="draft"))
-    command = ["--model", folder, "--context", "500", "--memory-gb", "1"]
+    command = ["--model", folder, "--max-kv-size", "500", "--memory-gb", "1"]
     assert plan.main([*command, "--draft-model", small]) == 0
     assert "draft model and its cache" in capsys.readouterr().out
     assert (
@@ -58,9 +58,9 @@ def test_what_does_not_fit_is_exit_2(
     checkpoint_folder: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = checkpoint_folder(make_config())
-    assert plan.main(["--model", str(folder), "--context", "4096", "--memory-gb", "0.005"]) == 2
+    assert plan.main(["--model", str(folder), "--max-kv-size", "4096", "--memory-gb", "0.005"]) == 2
     error = capsys.readouterr().err
-    assert "--context" in error
+    assert "--max-kv-size" in error
     assert "5.0 MB may be used" in error
     assert plan.main(["--model", str(folder), "--memory-gb", "0.0001"]) == 2
     assert "no context fits" in capsys.readouterr().err

@@ -18,20 +18,20 @@ public actor MagistralBridge {
 
     /// How a model is loaded; nil is the package's default.
     public struct Options: Encodable, Sendable {
-        public var context: Int?
+        public var maxKVSize: Int?
         public var kvBits: Int?
         public var prefillStepSize: Int?
         public var memoryGB: Double?
-        public var draft: String?
+        public var draftModel: String?
 
         public init() {}
 
         enum CodingKeys: String, CodingKey {
-            case context
+            case maxKVSize = "max_kv_size"
             case kvBits = "kv_bits"
             case prefillStepSize = "prefill_step_size"
             case memoryGB = "memory_gb"
-            case draft
+            case draftModel = "draft_model"
         }
     }
 
