@@ -88,10 +88,17 @@ def takes_keywords_of(
         parameters = [first.replace(kind=inspect.Parameter.POSITIONAL_ONLY)]
         parameters += inspect.signature(options).parameters.values()
         signature = own.replace(parameters=parameters)
-        call.__signature__ = signature  # type: ignore[attr-defined]  # what help() shows
+        call.__signature__ = signature  # type: ignore[attr-defined]  # for help()
+        call.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{describe(options)}"
         return call
 
     return decorate
+
+
+def describe(cls: Any) -> str:
+    """Return the declared options as the section ``Args`` of a docstring."""
+    lines = [f"    {option.name}: {option.help}" for option in options_of(cls)]
+    return "\n".join(["Args:", *lines])
 
 
 def _declared(cls: Any) -> list[Field[Any]]:

@@ -92,7 +92,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 def test_what_was_printed_before_a_failing_file_is_not_lost() -> None:
     probe = (
-        "import sys, click; from magistral_mlx import command_line\n"
+        "import sys, click; from magistral_mlx.terminal import command_line\n"
         "def work(): print('so far'); open('/no/such/file')\n"
         "sys.exit(command_line.run(click.Command('x', callback=work), []))"
     )
