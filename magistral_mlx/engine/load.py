@@ -1,5 +1,6 @@
 """Load a checkpoint: the door of the library."""
 
+import logging
 from collections.abc import Generator
 from pathlib import Path
 
@@ -46,6 +47,8 @@ def loading(
     if options.draft_model is not None:
         draft = open_draft(resolve_model(options.draft_model), tokenizer)
     plan = plan_for(checkpoint, options, draft=draft)
+    if options.log_plan:
+        logging.getLogger(__name__).info("%d bytes are planned for", plan.total_bytes)
     wired = plan.held_bytes if options.wired else None
     limit_memory(plan.budget_bytes, freed=plan.workspace_bytes, wired=wired)
     transformer = yield from load_model(checkpoint)
