@@ -1,6 +1,5 @@
 """Load a checkpoint: the door of the library."""
 
-import logging
 from collections.abc import Generator
 from pathlib import Path
 
@@ -47,8 +46,6 @@ def loading(
     if options.draft_model is not None:
         draft = open_draft(resolve_model(options.draft_model), tokenizer)
     plan = plan_for(checkpoint, options, draft=draft)
-    if options.log_plan:
-        logging.getLogger(__name__).info("%d bytes are planned for", plan.total_bytes)
     wired = plan.held_bytes if options.wired else None
     limit_memory(plan.budget_bytes, freed=plan.workspace_bytes, wired=wired)
     transformer = yield from load_model(checkpoint)

@@ -57,8 +57,6 @@ class LoadOptions:
         None, "How the model writes its traces, where its files show that wrongly."
     )
 
-    log_plan: bool = option(False, "Log the bytes that the plan needs.")
-
     def __post_init__(self) -> None:
         if not isinstance(self.revision, str | None):
             raise OptionError(
