@@ -10,7 +10,8 @@ import pytest
 from benchmarks.__main__ import benchmarks
 from benchmarks.macs.predict import CHIPS, counted_drafting, predict
 from benchmarks.reasoning.tasks import TASKS
-from tests.support.stated_answers import INTEGERS, LETTERS, TRACED_INTEGERS, TRACED_LETTERS
+from tests.support.graded_integers import INTEGERS, TRACED_INTEGERS
+from tests.support.graded_letters import LETTERS, TRACED_LETTERS
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 TEXT = (FOLDER / "README.md").read_text()

@@ -4,7 +4,8 @@ import pytest
 
 from benchmarks.reasoning.grading import final_integer, final_letter
 from magistral_mlx.tokenizer.reasoning import TagSplitter
-from tests.support.stated_answers import INTEGERS, LETTERS, TRACED_INTEGERS, TRACED_LETTERS
+from tests.support.graded_integers import INTEGERS, TRACED_INTEGERS
+from tests.support.graded_letters import LETTERS, TRACED_LETTERS
 
 
 def answer_of(text: str) -> str:
