@@ -14,7 +14,7 @@ import mlx.core as mx
 
 import magistral_mlx as mm
 from magistral_mlx.generation.decoding import decode
-from magistral_mlx.generation.drafting import Drafter, PromptLookup, Source
+from magistral_mlx.generation.drafting import Drafter, GuessSource, PromptLookup
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.tokenizer.tekken import Tokenizer
@@ -53,7 +53,7 @@ class Count:
 class _Noted(Drafter):
     """A drafter that notes the rows of every pass it waited for."""
 
-    def __init__(self, source: Source, costs: Sequence[float], *, prompt_tokens: int) -> None:
+    def __init__(self, source: GuessSource, costs: Sequence[float], *, prompt_tokens: int) -> None:
         super().__init__(source, costs, prompt_tokens=prompt_tokens)
         self.waited: list[int] = []
 
