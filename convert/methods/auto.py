@@ -1,4 +1,4 @@
-"""The recipe ``auto``: spend a number of bits on the matrices where they lower the error most.
+"""The recipe ``auto``: spend bits on the matrices where they lower the error most.
 
 The error of a matrix by its bits is predicted from some of its rows. Then bits are raised one
 step at a time, always where the step saves most error a byte (a greedy knapsack).

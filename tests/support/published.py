@@ -101,5 +101,6 @@ def write_livecodebench(folder: Path) -> Path:
     first, second = livecodebench_rows()
     write_jsonl(folder / "test.jsonl", [first])
     write_jsonl(folder / "test5.jsonl", [second])
-    write_jsonl(folder / "test6.jsonl", [{**second, "question_id": "later"}])  # of v6
+    # Release v6.
+    write_jsonl(folder / "test6.jsonl", [{**second, "question_id": "later"}])
     return folder

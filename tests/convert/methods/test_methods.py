@@ -1,4 +1,4 @@
-"""Conversions by importance and GPTQ: the files of rounding with better numbers, also resumed."""
+"""Conversions by importance and GPTQ: rounding's files with better numbers, also resumed."""
 
 import json
 import os

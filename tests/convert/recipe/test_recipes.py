@@ -1,4 +1,4 @@
-"""Every format and recipe, from float and packed sources, as mlx-lm loads and MLX rounds them."""
+"""Every format and recipe from every kind of source, as mlx-lm loads and MLX rounds them."""
 
 import json
 import logging
