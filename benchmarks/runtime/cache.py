@@ -15,6 +15,7 @@ from benchmarks.measure import OURS, Comparison, Lap, Stopwatch, interleave
 from benchmarks.synthetic import TRUE_WIDTH
 from magistral_mlx.model.cache_file import HASHERS, load_cache, save_cache
 from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.kv_format import KVFormat
 from magistral_mlx.model.memory import kv_bytes
 
 SAVE, OPEN, OPEN_COLD = "save", "open", "open, out of the file cache"
@@ -61,11 +62,11 @@ class Prediction:
 def filled(layers: int, tokens: int, kv_bits: int | None) -> KVCache:
     """Random keys and values of the true width in bf16."""
     config = replace(TRUE_WIDTH, num_layers=layers)
-    cache = KVCache(config, limit=tokens, bits=kv_bits)
+    cache = KVCache(config, limit=tokens, kv_format=KVFormat.of(kv_bits, config.head_dim))
     cache.reserve(tokens)
     for i, layer in enumerate(cache.layers):
         shape = (1, 2 * config.num_kv_heads, tokens, config.head_dim)
-        layer.append(layer.packed(mx.random.normal(shape, mx.bfloat16, key=mx.random.key(i))))
+        layer.append(layer.format.pack(mx.random.normal(shape, mx.bfloat16, key=mx.random.key(i))))
         mx.eval(layer.buffer.arrays)
         mx.clear_cache()
     return cache
@@ -91,7 +92,14 @@ def compare_files(
             save_cache(ours, cache, ids, fingerprint="f", dtype=mx.bfloat16)
 
         def load() -> None:
-            load_cache(ours, config, limit=tokens, fingerprint="f", bits=kv_bits, dtype=mx.bfloat16)
+            load_cache(
+                ours,
+                config,
+                limit=tokens,
+                fingerprint="f",
+                kv_format=KVFormat.of(kv_bits, config.head_dim),
+                dtype=mx.bfloat16,
+            )
 
         def save_theirs() -> None:
             arrays = {

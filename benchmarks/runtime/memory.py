@@ -23,6 +23,7 @@ from magistral_mlx.errors import MemoryLimitError, OptionError
 from magistral_mlx.generation.decoding import Stepper, prefill
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.kv_format import KVFormat
 from magistral_mlx.model.load_options import KVBits, LoadOptions
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.memory import MemoryPlan, plan_for
@@ -180,7 +181,14 @@ def logits_error(
     """RMS difference of the logits from those with a float cache, over their RMS, where ids follow a prompt."""
     found = []
     for bits in (None, plan.kv_bits):
-        step = Stepper(model, KVCache(config, limit=len(prompt) + len(following), bits=bits))
+        step = Stepper(
+            model,
+            KVCache(
+                config,
+                limit=len(prompt) + len(following),
+                kv_format=KVFormat.of(bits, config.head_dim),
+            ),
+        )
         result_of(prefill(step, prompt, chunk=plan.prefill_chunk))
         rows = [step(mx.array([[identity]])) for identity in following]
         found.append(np.array(mx.concatenate(rows).astype(mx.float32)))
@@ -240,7 +248,11 @@ def _ours(
     model: Transformer, checkpoint: Checkpoint, prompt: list[int], plan: MemoryPlan
 ) -> Callable[[], Mapping[str, Fill]]:
     def act() -> None:
-        cache = KVCache(checkpoint.config, limit=plan.context, bits=plan.kv_bits)
+        cache = KVCache(
+            checkpoint.config,
+            limit=plan.context,
+            kv_format=KVFormat.of(plan.kv_bits, checkpoint.config.head_dim),
+        )
         cache.reserve(plan.context)
         mx.eval(result_of(prefill(Stepper(model, cache), prompt, chunk=plan.prefill_chunk)))
 

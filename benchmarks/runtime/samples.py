@@ -19,6 +19,7 @@ from magistral_mlx.generation.decoding import Stepper, decode, prefill
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.kv_format import KVFormat
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.shared_cache import SharedCache
 
@@ -70,7 +71,12 @@ def hold(
 
     def prefilled(positions: int) -> Stepper:
         step = Stepper(
-            model, KVCache(checkpoint.config, limit=prompt_tokens + new_tokens, bits=kv_bits)
+            model,
+            KVCache(
+                checkpoint.config,
+                limit=prompt_tokens + new_tokens,
+                kv_format=KVFormat.of(kv_bits, checkpoint.config.head_dim),
+            ),
         )
         step.cache.reserve(positions)
         mx.eval(result_of(prefill(step, [1] * prompt_tokens, chunk=256)))

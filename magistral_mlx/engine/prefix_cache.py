@@ -10,6 +10,7 @@ from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.errors import MemoryLimitError, OptionError
 from magistral_mlx.model.cache_file import load_cache, save_cache
 from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.kv_format import KVFormat
 
 
 class PrefixCache:
@@ -20,16 +21,16 @@ class PrefixCache:
         config: ModelConfig,
         *,
         limit: int,
-        bits: int | None,
+        kv_format: KVFormat,
         fingerprint: str,
         dtype: mx.Dtype,
     ) -> None:
         """``limit``: positions at most. ``fingerprint``: the checkpoint's, which a file's must equal, as must
         ``dtype``, the activations'."""
-        self.config, self.limit, self.bits, self.fingerprint, self.dtype = (
+        self.config, self.limit, self.kv_format, self.fingerprint, self.dtype = (
             config,
             limit,
-            bits,
+            kv_format,
             fingerprint,
             dtype,
         )
@@ -38,7 +39,7 @@ class PrefixCache:
 
     def clear(self) -> None:
         """Drop the cache. A reply that still uses it must end."""
-        self.cache = KVCache(self.config, limit=self.limit, bits=self.bits)
+        self.cache = KVCache(self.config, limit=self.limit, kv_format=self.kv_format)
         self.ids: list[int] = []
         self.owner: object = None
 
@@ -100,7 +101,7 @@ class PrefixCache:
             self.config,
             limit=self.limit,
             fingerprint=self.fingerprint,
-            bits=self.bits,
+            kv_format=self.kv_format,
             dtype=self.dtype,
         )
         return chat
