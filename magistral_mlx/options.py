@@ -15,6 +15,7 @@ from magistral_mlx.errors import OptionError
 
 P = ParamSpec("P")
 First = TypeVar("First")
+Second = TypeVar("Second")
 Options = TypeVar("Options")
 Result = TypeVar("Result")
 
@@ -99,6 +100,31 @@ def describe(cls: Any) -> str:
     """Return the declared options as the section ``Args`` of a docstring."""
     lines = [f"    {option.name}: {option.help}" for option in options_of(cls)]
     return "\n".join(["Args:", *lines])
+
+
+def takes_two_and_keywords_of(
+    options: Callable[P, Options],
+) -> Callable[
+    [Callable[[First, Second, Options], Result]], Callable[Concatenate[First, Second, P], Result]
+]:
+    """Let a function of (value, value, options) be called with the options' fields as keywords."""
+
+    def decorate(
+        function: Callable[[First, Second, Options], Result],
+    ) -> Callable[Concatenate[First, Second, P], Result]:
+        @wraps(function)
+        def call(first: First, second: Second, /, *args: P.args, **keywords: P.kwargs) -> Result:
+            return function(first, second, options(*args, **keywords))
+
+        own = inspect.signature(function)
+        leading = list(own.parameters.values())[:2]
+        parameters = [one.replace(kind=inspect.Parameter.POSITIONAL_ONLY) for one in leading]
+        parameters += inspect.signature(options).parameters.values()
+        signature = own.replace(parameters=parameters)
+        call.__signature__ = signature  # type: ignore[attr-defined]  # what help() shows
+        return call
+
+    return decorate
 
 
 def _declared(cls: Any) -> list[Field[Any]]:

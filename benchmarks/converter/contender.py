@@ -17,7 +17,7 @@ GROUP_SIZE = 64
 STATUS = Path("/proc/self/status")  # Linux
 CLEAR = Path("/proc/self/clear_refs")
 
-Convert = Callable[[str, str, int, str], object]  # source, target, bits, our method
+Convert = Callable[[str, str, int, Any], object]  # source, target, bits, our method
 
 
 def load_ours() -> Convert:

@@ -4,14 +4,15 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from benchmarks.quality.scores import Ratio, Report, Scores
 from benchmarks.quality.texts import Texts
 from magistral_mlx.checkpoint.folder import open_checkpoint
 
 ALL = "all"  # parts together
-METHODS = ("round", "importance", "gptq")
+Method = Literal["round", "importance", "gptq"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class Conversions:
     """Every one of ``bits`` by every one of ``methods``."""
 
     bits: tuple[int, ...]
-    methods: tuple[str, ...]
+    methods: tuple[Method, ...]
     calibration: str | None  # of those that calibrate; None: the converter's own
 
 

@@ -110,7 +110,7 @@ def main() -> None:
     rng = random.Random(0)
 
     def convert_it() -> None:
-        magistral_mlx.convert.pipeline.prepare.convert_checkpoint(
+        magistral_mlx.convert.pipeline.conversion.convert_checkpoint(
             options.source, target, q_method=options.method, tokenizer_json=False, force=force
         )
 
