@@ -189,7 +189,7 @@ def _named(quant: QuantFormat | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return command_line.run(command, argv, loggers=("magistral_mlx", __package__))
+    return command_line.run(command, argv)
 
 
 if __name__ == "__main__":

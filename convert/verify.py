@@ -92,7 +92,7 @@ def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return command_line.run(command, argv, loggers=("magistral_mlx", __package__))
+    return command_line.run(command, argv)
 
 
 if __name__ == "__main__":

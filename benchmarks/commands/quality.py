@@ -8,7 +8,7 @@ import click
 from benchmarks.commands.shared import json_option, plot_option, plot_results, report, write_results
 from benchmarks.measure import circumstances
 from benchmarks.quality.answers import exact_answers
-from benchmarks.quality.candidates import METHODS, Conversions, Findings, candidates
+from benchmarks.quality.candidates import METHODS, Conversions, Findings, Method, candidates
 from benchmarks.quality.scores import reference_of, score
 from benchmarks.quality.texts import demo_texts, our_texts, texts_of_file
 from benchmarks.report.quality_table import show_quality
@@ -82,7 +82,7 @@ def quality(
     reference: str,
     models: tuple[str, ...],
     q_bits: tuple[int, ...],
-    methods: tuple[str, ...],
+    methods: tuple[Method, ...],
     calibration: str | None,
     text: Path | None,
     windows: int,

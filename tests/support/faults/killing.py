@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import magistral_mlx.convert.calibration.corpus
+import magistral_mlx.convert.pipeline.conversion
 import magistral_mlx.convert.pipeline.prepare
 import magistral_mlx.convert.pipeline.rowwise
 from magistral_mlx.convert.recipe.layout import make_plan
