@@ -84,13 +84,7 @@ def takes_keywords_of(
         def call(first: First, /, *args: P.args, **keywords: P.kwargs) -> Result:
             return function(first, options(*args, **keywords))
 
-        own = inspect.signature(function)
-        first = next(iter(own.parameters.values()))
-        parameters = [first.replace(kind=inspect.Parameter.POSITIONAL_ONLY)]
-        parameters += inspect.signature(options).parameters.values()
-        signature = own.replace(parameters=parameters)
-        call.__signature__ = signature  # type: ignore[attr-defined]  # for help()
-        call.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{describe(options)}"
+        _show_keywords(call, function, options, leading=1)
         return call
 
     return decorate
@@ -116,15 +110,24 @@ def takes_two_and_keywords_of(
         def call(first: First, second: Second, /, *args: P.args, **keywords: P.kwargs) -> Result:
             return function(first, second, options(*args, **keywords))
 
-        own = inspect.signature(function)
-        leading = list(own.parameters.values())[:2]
-        parameters = [one.replace(kind=inspect.Parameter.POSITIONAL_ONLY) for one in leading]
-        parameters += inspect.signature(options).parameters.values()
-        signature = own.replace(parameters=parameters)
-        call.__signature__ = signature  # type: ignore[attr-defined]  # what help() shows
+        _show_keywords(call, function, options, leading=2)
         return call
 
     return decorate
+
+
+def _show_keywords(
+    call: Any, function: Callable[..., Any], options: Callable[..., Any], *, leading: int
+) -> None:
+    """Let ``help(call)`` show the options after the leading parameters."""
+    own = inspect.signature(function)
+    parameters = [
+        parameter.replace(kind=inspect.Parameter.POSITIONAL_ONLY)
+        for parameter in list(own.parameters.values())[:leading]
+    ]
+    parameters += inspect.signature(options).parameters.values()
+    call.__signature__ = own.replace(parameters=parameters)
+    call.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{describe(options)}"
 
 
 def _declared(cls: Any) -> list[Field[Any]]:
