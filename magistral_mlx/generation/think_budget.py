@@ -9,7 +9,7 @@ from magistral_mlx.tokenizer.tekken import Tokenizer
 RESERVED = 512  # tokens of a long reply that a trace with a budget leaves to the answer; of a shorter one a quarter
 NEARING = 4  # the last quarter of a budget is near its end
 # Probability of the closing tag at the end of a line. On the embedded model, whose tag is never in doubt, 1e-5 to 0.3
-# give the answers that the budget's end gives, and less costs some (python -m benchmarks budget). Of 24B nothing is
+# give the answers that the budget's end gives, and less costs some. Of 24B nothing is
 # known.
 LIKELY_ENOUGH = 0.01
 CHARACTER = 3  # ids that a character may take after its first
