@@ -1,6 +1,7 @@
 """A progress bar on a terminal's stderr."""
 
 import sys
+from collections.abc import Generator
 from typing import TypeVar
 
 from rich.console import Console
@@ -13,16 +14,17 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from magistral_mlx.streams import Progress, Stream
+from magistral_mlx.streams import Progress
 
 T = TypeVar("T")
 
-# The time left is estimated from this long: GPTQ's steps are slow.
-SPEED_SECONDS = 900.0
+SPEED_SECONDS = (
+    900.0  # of which the time left is estimated: GPTQ takes a while for each of its steps
+)
 
 
-def run_with_bar(stream: Stream[Progress, T]) -> T:
-    """Run a stream under a progress bar, and return its result."""
+def shown(steps: Generator[Progress, None, T]) -> T:
+    """Run long work under a bar; what it returns."""
     text = TextColumn("{task.description}")
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), text)
     with Bar(
@@ -33,6 +35,10 @@ def run_with_bar(stream: Stream[Progress, T]) -> T:
         speed_estimate_period=SPEED_SECONDS,
     ) as bar:
         task = bar.add_task("", total=None)
-        for step in stream:
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                result: T = end.value
+                return result
             bar.update(task, completed=step.done, total=step.total, description=step.name)
-        return stream.result()

@@ -16,7 +16,6 @@ from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.terminal import command_line
 from magistral_mlx.terminal import options as console
 from magistral_mlx.terminal.display import Display, report, show_status, write
-from magistral_mlx.terminal.flags import click_options
 
 USAGE_KEYS = (
     "prompt_tokens",
@@ -44,7 +43,7 @@ Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug of ours."""
 
 @click.command("generate", cls=console.Command, epilog=EPILOG)
 @console.model_option
-@click_options(LoadOptions, "options")
+@console.click_options(LoadOptions, "options")
 @click.option(
     "--prompt", "-p", required=True, metavar="P", help="The question; - reads it from a pipe."
 )
@@ -89,7 +88,7 @@ def command(
         print("warning: without its own system prompt the model may not reason", file=sys.stderr)
     magistral = console.load_with_progress(model, options)
     if samples is not None:
-        replies = magistral.replies(
+        replies = magistral.stream_samples(
             messages,
             sampling,
             n=samples,

@@ -1,6 +1,7 @@
 """Streams: long work that reports what happens and ends in a result.
 
-Inside a room, work is a generator that yields items and returns its result. What leaves a room is a ``Stream``.
+Inside a room, work is a generator that yields items and returns its result. What leaves a room
+is a ``Stream``.
 """
 
 from collections.abc import Callable, Generator
@@ -12,33 +13,44 @@ from magistral_mlx.errors import CancelledError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Other = TypeVar("Other")
 P = ParamSpec("P")
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How much of a stream's work is done, in the unit of that stream: bytes, tokens or tensors."""
+    """The part of a stream's work that is done, in that stream's unit: bytes, tokens or tensors.
+
+    ``name`` is what is being worked on.
+    """
 
     done: int
     total: int
-    name: str = ""  # what is being worked on
+    name: str = ""
 
 
 class Cancellation:
-    """A request to end work early. Any thread may make it; the work looks at it between two steps."""
+    """A request to end work early: any thread makes it, the work looks at it between two steps."""
 
     def __init__(self) -> None:
         self.is_requested = False
 
     def request(self) -> None:
+        """Ask the work to end."""
         self.is_requested = True
+
+    def check(self) -> None:
+        """Raise CancelledError if the work is asked to end."""
+        if self.is_requested:
+            raise CancelledError("the work was cancelled")
 
 
 class Stream(Generic[Item, Result]):
     """Long work in steps: iterate over what happens, then take the result.
 
-    ``result()`` runs what is left of the work. A stream is also a context manager, which ends the work at the end of
-    the block. Work whose stream is closed or dropped early stops at that step and has no result.
+    ``result()`` runs what is left of the work. A stream is also a context manager, which closes
+    it at the end of the block. Work whose stream is closed early stops at that step and has no
+    result. ``yield from stream`` gives its result, as with a generator.
 
     Example::
 
@@ -55,8 +67,8 @@ class Stream(Generic[Item, Result]):
 
         Args:
             work: yields items and returns the result.
-            cancellation: what the work itself looks at and honours. Without one, a cancelled stream raises
-                CancelledError at its next step.
+            cancellation: what the work itself looks at and honours. Without one, a cancelled
+                stream raises CancelledError at its next step.
         """
         self._work = work
         self._cancellation = cancellation or Cancellation()
@@ -72,7 +84,7 @@ class Stream(Generic[Item, Result]):
             raise StopIteration(*self._results)
         if self._cancellation.is_requested and not self._is_cooperative:
             self.close()
-            raise CancelledError("the work was cancelled")
+            self._cancellation.check()
         try:
             return next(self._work)
         except StopIteration as end:
@@ -90,16 +102,25 @@ class Stream(Generic[Item, Result]):
         self.close()
 
     def result(self) -> Result:
-        """Run the work to its end and return its result; once it has ended, return that result again.
+        """Run the work to its end and return its result; later calls return that result again.
 
         Raises:
-            CancelledError: the stream was closed, or cancelled, or its work failed, before there was a result.
+            CancelledError: the stream was closed or cancelled, or its work failed, before there
+                was a result.
         """
         for _ in self:
             pass
         if not self._results:
             raise CancelledError("the stream ended early, so it has no result")
         return self._results[0]
+
+    def then(self, finish: Callable[[Result], Other]) -> "Stream[Item, Other]":
+        """Return a stream of the same items that ends in ``finish(result)``."""
+
+        def work() -> Generator[Item, None, Other]:
+            return finish((yield from self))
+
+        return Stream(work(), self._cancellation)
 
     def cancel(self) -> None:
         """Ask the work to end after the step under way. May be called from any thread."""

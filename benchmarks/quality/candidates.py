@@ -1,37 +1,40 @@
-"""The checkpoints that are compared with a reference: the user's, and conversions made for it."""
+"""What is compared with a reference: checkpoints of the user's, and conversions of the reference made for it."""
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from benchmarks.measure import report
-from benchmarks.quality.scores import Ratio, Scores
+from benchmarks.quality.scores import Ratio, Report, Scores
 from benchmarks.quality.texts import Texts
 from magistral_mlx.checkpoint.folder import open_checkpoint
 
 ALL = "all"  # parts together
-Method = Literal["round", "importance", "gptq"]
-METHODS: tuple[Method, ...] = get_args(Method)
+METHODS = ("round", "importance", "gptq")
 
 
 @dataclass(frozen=True, slots=True)
 class Conversions:
-    """Conversions to all ``bits`` by all ``methods``; ``calibration`` None is the converter's own."""
+    """Every one of ``bits`` by every one of ``methods``."""
 
     bits: tuple[int, ...]
-    methods: tuple[Method, ...]
-    calibration: str | None
+    methods: tuple[str, ...]
+    calibration: str | None  # of those that calibrate; None: the converter's own
 
 
 def candidates(
-    reference: Path, models: Mapping[str, Path], conversions: Conversions, work: Path
+    reference: Path,
+    models: Mapping[str, Path],
+    conversions: Conversions,
+    work: Path,
+    *,
+    report: Report,
 ) -> Iterator[tuple[str, Path]]:
-    """Yield titles and folders: ``models``, then conversions, written into ``work`` in turn.
+    """Titles and folders: ``models``, then conversions, each written into ``work`` when its turn comes.
 
     Raises:
-        MagistralError: as ``convert_checkpoint``.
+        MagistralError: as ``convert_checkpoint``'s.
     """
     from magistral_mlx.convert import convert_checkpoint
 
@@ -41,12 +44,13 @@ def candidates(
             title = f"{bits} bit, {method}"
             report(f"{title}: converting")
             target = work / f"{bits}-{method}"
+            calibration = None if method == "round" else conversions.calibration
             convert_checkpoint(
                 reference,
                 target,
                 q_bits=bits,
                 q_method=method,
-                calibration=None if method == "round" else conversions.calibration,
+                calibration=calibration,
                 tokenizer_json=False,
             )
             yield title, target
@@ -54,7 +58,7 @@ def candidates(
 
 @dataclass(slots=True)
 class Findings:
-    """The figures of each candidate. KL ratios are to the first candidate of the same size."""
+    """What is written and shown of each candidate; KL ratios are to the first one of the same size."""
 
     texts: Texts
     found: list[dict[str, Any]] = field(default_factory=list)
@@ -64,20 +68,22 @@ class Findings:
         checkpoint = open_checkpoint(folder)
         weights = sum(map(math.prod, checkpoint.config.shapes.values()))
         bits = 8 * checkpoint.nbytes / weights
-        first_title, first = self._first.setdefault(f"{bits:.2f}", (title, scores))
-        names = self.texts.names
-        parts = {name: (scores.of_part(i), first.of_part(i)) for i, name in enumerate(names)}
+        name, first = self._first.setdefault(f"{bits:.2f}", (title, scores))
+        parts = {
+            name: (scores.of_part(i), first.of_part(i)) for i, name in enumerate(self.texts.names)
+        }
         if len(parts) > 1:
             parts[ALL] = (scores, first)
-        one = {
-            "title": title,
-            "checkpoint": checkpoint.fingerprint(),
-            "bits_per_weight": bits,
-            "kl_ratio_to": None if first is scores else first_title,
-            "parts": {part: _part(*pair) for part, pair in parts.items()},
-        }
-        self.found.append(one)
-        return one
+        self.found.append(
+            {
+                "title": title,
+                "checkpoint": checkpoint.fingerprint(),
+                "bits_per_weight": bits,
+                "kl_ratio_to": None if first is scores else name,
+                "parts": {part: _part(*pair) for part, pair in parts.items()},
+            }
+        )
+        return self.found[-1]
 
 
 def _part(scores: Scores, first: Scores) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Texts to measure quality on: ours in the wire form of a release, or windows of a file."""
+"""What quality is measured on: texts of our own in the wire form of a release, or windows of a user's file."""
 
 import os
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ from magistral_mlx.errors import OptionError
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from magistral_mlx.training.demo.problems import KINDS, held_out_problems
 
-OURS = Path(__file__).parent / "quality.txt"  # shares no text with the calibration
+OURS = Path(__file__).parent / "quality.txt"  # no text of it is in convert/calibration.txt
 TRACE, ANSWER, TEXT = "trace", "answer", "text"
-TEXT_SEED = 61  # of the demo's problems; its answers are to others
+TEXT_SEED = 61  # of the demo's problems; answers are asked of others
 
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Sequences of ids, and the parts that they belong to.
+    """Sequences of ids, and which of them count.
 
     Attributes:
         ids: ``[B, T]`` int32; shorter sequences end in padding.
-        parts: ``[B, T - 1]``, the place in ``names`` for each id but the first; -1 is not counted.
+        parts: ``[B, T - 1]``, of each id but the first the number of its part in ``names``, -1 where it does not count.
         names: such as trace and answer.
     """
 
@@ -35,22 +35,27 @@ class Texts:
 
 
 def our_texts(tokenizer: Tokenizer, *, most: int | None = None) -> Texts:
-    """Return questions with their traces and answers, in languages of the card."""
-    texts = OURS.read_text(encoding="utf-8").split(BETWEEN_TEXTS)[:most]
-    parts = [[part.strip() for part in text.split(BETWEEN_PARTS)] for text in texts]
+    """Questions with their traces and answers, in languages of the card."""
+    texts = [
+        text.split(BETWEEN_PARTS)
+        for text in OURS.read_text(encoding="utf-8").split(BETWEEN_TEXTS)[:most]
+    ]
     return conversations(
-        tokenizer, [(question, trace, answer) for question, trace, answer in parts]
+        tokenizer,
+        [(question.strip(), trace.strip(), answer.strip()) for question, trace, answer in texts],
     )
 
 
 def demo_texts(tokenizer: Tokenizer, count: int) -> Texts:
-    """Return problems the embedded model was not trained on, with traces as it learned them."""
+    """Problems that the embedded model was not trained on, with the traces it was taught to write."""
     problems = held_out_problems(count, TEXT_SEED, tokenizer.pieces, KINDS)
-    return conversations(tokenizer, [(p.question, p.trace, p.answer) for p in problems])
+    return conversations(
+        tokenizer, [(problem.question, problem.trace, problem.answer) for problem in problems]
+    )
 
 
 def conversations(tokenizer: Tokenizer, texts: Sequence[tuple[str, str, str]]) -> Texts:
-    """Encode conversations; trace and answer count, with tags and the last id."""
+    """Questions, traces and answers in the wire form; trace and answer count, tags and the last id included."""
     sequences, parts = [], []
     for question, trace, answer in texts:
         asked = {"role": "user", "content": question}
@@ -68,7 +73,7 @@ def conversations(tokenizer: Tokenizer, texts: Sequence[tuple[str, str, str]]) -
 
 
 def kinds(tokenizer: Tokenizer, reply: list[int]) -> list[int]:
-    """Return for each id of a reply 0 until the trace has closed, and 1 after it."""
+    """Of each id of a reply 0 until the trace has closed, 1 from there on."""
     text, splitter, found = tokenizer.stream(), tokenizer.splitter(thinking=True), []
     for identity in reply:
         found.append(int(splitter.state == "answer"))
@@ -81,10 +86,10 @@ def kinds(tokenizer: Tokenizer, reply: list[int]) -> list[int]:
 
 
 def texts_of_file(path: str | os.PathLike[str], tokenizer: Tokenizer, *, windows: int) -> Texts:
-    """Return windows of 512 ids from all over a text file.
+    """Windows of 512 ids from all over a text file.
 
     Raises:
-        OptionError: the file is missing, empty, no UTF-8 text or too short.
+        OptionError: it is missing, empty, no UTF-8 text or too short.
     """
     try:
         ids = read_calibration(path, tokenizer, windows=windows)

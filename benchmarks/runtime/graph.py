@@ -1,4 +1,4 @@
-"""The graph of one decode step, ours and mlx-lm's: primitives on a CPU, kernels on a GPU."""
+"""What one decode step launches, ours and mlx-lm's: primitives on a CPU, kernels on a GPU, counted, not timed."""
 
 import io
 import re
@@ -12,16 +12,16 @@ from typing import Any
 import mlx.core as mx
 
 from benchmarks.measure import OURS
-from benchmarks.runtime.contenders import load_mlx_lm, load_ours
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.model import transformer as model
 from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.loader import load_model
 
 PROMPT = mx.array([[1, 5, 9, 13]])
 NEXT = mx.array([[7]])
 
-# One kernel each on Metal and CUDA, several primitives on the CPU. The model's own two are compiled
-# calls of the first two, whose insides cannot be replaced after tracing.
+# One kernel each on Metal and CUDA; MLX's CPU backend takes them apart into what they are made of. The model's own
+# two are compiled calls of the first two, whose insides cannot be replaced once they were traced.
 FUSED = {
     "rms_norm": mx.fast,
     "rope": mx.fast,
@@ -31,34 +31,34 @@ FUSED = {
     "normalized": model,
     "turned": model,
 }
-# These launch no kernel: for one position they only look at memory in another way.
-VIEWS = {"Broadcast", "ExpandDims", "Flatten", "Reshape", "Slice", "Split"}
-VIEWS |= {"Squeeze", "Transpose", "Unflatten"}
+# No kernel: for one position they only look at memory in another way.
+VIEWS = {
+    "Broadcast",
+    "ExpandDims",
+    "Flatten",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Transpose",
+    "Unflatten",
+}
 
-Step = Callable[[], list[mx.array]]  # appends one id and returns all arrays, not yet evaluated
+Step = Callable[[], list[mx.array]]  # appends one id; all that this computes, not yet evaluated
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """One decode step by names of primitives: on the CPU backend, and kernels on a GPU."""
+    """One decode step, from the id to its logits and the cache, by name of primitive."""
 
     layers: int
-    primitives: Counter[str]
-    kernels: Counter[str]
+    primitives: Counter[str]  # as the CPU backend runs them
+    kernels: Counter[str]  # as a GPU backend launches them
 
     @property
     def kernels_per_layer(self) -> float:
-        """Kernels over layers, with those outside the layers shared out."""
+        """What stands outside the layers is shared out among them."""
         return self.kernels.total() / self.layers
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "cpu_primitives": self.primitives.total(),
-            "gpu_kernels": self.kernels.total(),
-            "gpu_kernels_per_layer": self.kernels_per_layer,
-            "cpu_primitives_by_name": dict(self.primitives.most_common()),
-            "gpu_kernels_by_name": dict(self.kernels.most_common()),
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class GraphComparison:
     graphs: dict[str, Graph]
 
     def ratios(self, name: str) -> tuple[float, float]:
-        """Return ours over theirs: primitives on a CPU, kernels on a GPU."""
+        """Ours over theirs: primitives on a CPU, kernels on a GPU."""
         ours, theirs = self.graphs[OURS], self.graphs[name]
         return (
             ours.primitives.total() / theirs.primitives.total(),
@@ -77,10 +77,20 @@ class GraphComparison:
         )
 
     def as_dict(self) -> dict[str, Any]:
+        contenders = {
+            name: {
+                "cpu_primitives": graph.primitives.total(),
+                "gpu_kernels": graph.kernels.total(),
+                "gpu_kernels_per_layer": graph.kernels_per_layer,
+                "cpu_primitives_by_name": dict(graph.primitives.most_common()),
+                "gpu_kernels_by_name": dict(graph.kernels.most_common()),
+            }
+            for name, graph in self.graphs.items()
+        }
         ratios = {name: self.ratios(name) for name in self.graphs if name != OURS}
         return {
             "title": self.title,
-            "contenders": {name: graph.as_dict() for name, graph in self.graphs.items()},
+            "contenders": contenders,
             "ours_over": {
                 name: {"cpu_primitives": cpu, "gpu_kernels": gpu}
                 for name, (cpu, gpu) in ratios.items()
@@ -89,7 +99,7 @@ class GraphComparison:
 
 
 def compare_graphs(title: str, folder: Path, *, peer: bool) -> GraphComparison:
-    """Count one step after a short prompt, of the checkpoint in ``folder``."""
+    """One step after a short prompt, of the checkpoint in ``folder``."""
     layers = open_checkpoint(folder).config.num_layers
     graphs = {OURS: graph_of(layers, _ours(folder))}
     if peer:
@@ -103,12 +113,14 @@ def graph_of(layers: int, step: Step) -> Graph:
     mx.eval(outputs)
     with opaque() as (calls, inputs):
         outputs = step()
-    rest = {n: c for n, c in nodes([*outputs, *inputs]).items() if n not in VIEWS}
-    return Graph(layers, primitives, calls + Counter(rest))
+    kernels = calls + Counter(
+        {n: c for n, c in nodes([*outputs, *inputs]).items() if n not in VIEWS}
+    )
+    return Graph(layers, primitives, kernels)
 
 
 def nodes(arrays: Sequence[mx.array]) -> Counter[str]:
-    """Count the primitives that ``arrays`` depend on, each once, by name."""
+    """The primitives that ``arrays`` wait for, each once, by name."""
     drawing = io.StringIO()
     mx.export_to_dot(drawing, *arrays)
     return Counter(re.findall(r'\[label ="(\w+)", shape=rectangle\]', drawing.getvalue()))
@@ -116,9 +128,9 @@ def nodes(arrays: Sequence[mx.array]) -> Counter[str]:
 
 @contextmanager
 def opaque() -> Iterator[tuple[Counter[str], list[mx.array]]]:
-    """Replace each fused operation by a counted call whose result depends on nothing.
+    """Within it a fused operation is one call, counted, whose result waits for nothing.
 
-    Yields the calls and their inputs, which hold the graphs in between.
+    Gives the calls and what was given to them: the graphs in between hang on that.
     """
     calls: Counter[str] = Counter()
     inputs: list[mx.array] = []
@@ -146,18 +158,26 @@ def opaque() -> Iterator[tuple[Counter[str], list[mx.array]]]:
 
 
 def _ours(folder: Path) -> Step:
-    checkpoint = open_checkpoint(folder)
-    transformer, cache = load_ours(checkpoint), KVCache(checkpoint.config, limit=64)
+    transformer = load_model(checkpoint := open_checkpoint(folder)).result()
+
+    cache = KVCache(checkpoint.config, limit=64)
     mx.eval(transformer(PROMPT, cache.layers), cache.arrays)
-    return lambda: [transformer(NEXT, cache.layers), *cache.arrays]
+
+    def step() -> list[mx.array]:
+        return [transformer(NEXT, cache.layers), *cache.arrays]
+
+    return step
 
 
 def _mlx_lm(folder: Path) -> Step:
     from mlx_lm.models.cache import make_prompt_cache
+    from mlx_lm.utils import load_model as load_theirs
 
-    # float32 as ours has on a CPU, or its casts would be counted too.
-    on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    theirs = load_mlx_lm(folder, mx.float32 if on_cpu else None)
+    theirs, _ = load_theirs(folder)
+    if mx.default_device().type == mx.DeviceType.cpu:
+        theirs.set_dtype(
+            mx.float32
+        )  # as ours is there; else it would be charged with its casts too
     cache = make_prompt_cache(theirs)
     mx.eval(theirs(PROMPT, cache=cache), [array for layer in cache for array in layer.state])
 

@@ -13,7 +13,7 @@ import mlx.core as mx
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.convert.calibration.corpus import WINDOW, questions, windows_of
-from magistral_mlx.convert.recipe.options import ConvertOptions
+from magistral_mlx.convert.recipe.options import Options
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.files import append_to_file, is_own_file, write_file
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
@@ -26,7 +26,6 @@ from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.memory import MemoryPlan, make_plan, packed_bytes, plan_for
 from magistral_mlx.model.transformer import Transformer
-from magistral_mlx.streams import Stream
 from magistral_mlx.tokenizer.segments import Text
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
@@ -35,7 +34,7 @@ FILE = "calibration.jsonl"
 # The model card's sampling; short replies, so that questions of all languages are reached.
 SAMPLING = SamplingParams(think_budget=256, max_tokens=384)
 # The conversion that writes if no model is named.
-ROUNDED = ConvertOptions(q_bits=4, q_method="round", tokenizer_json=False)
+ROUNDED = Options(q_bits=4, q_method="round", tokenizer_json=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +130,7 @@ class Traces:
         model: Transformer | None = None
         while (ids := self.ids(replies)) is None:
             if model is None:
-                model = Stream(load_model(checkpoint)).result()
+                model = load_model(checkpoint).result()
             record = self._write(model, checkpoint.config, plan, len(replies))
             append_to_file(path, json.dumps(record, ensure_ascii=False).encode() + b"\n")
             replies.append(record["ids"])
@@ -151,7 +150,7 @@ class Traces:
         prompt, most = self._prompt(number), SAMPLING.max_tokens
         assert most is not None
         step = Stepper(model, KVCache(config, limit=len(prompt) + most))
-        logits = Stream(prefill(step, prompt, chunk=plan.prefill_chunk)).result()
+        logits = prefill(step, prompt, chunk=plan.prefill_chunk).result()
         builder = ReplyBuilder(self.tokenizer, SAMPLING, most)
         sampler = Sampler(SAMPLING, number)
         ids: list[int] = []
@@ -164,9 +163,9 @@ class Traces:
             max_tokens=most,
             steer=builder.forced,
         )
-        for identity, drawn_from in steps:
-            ids.append(identity)
-            for segment in builder.push(identity, drawn_from):
+        for token in steps:
+            ids.append(token.id)
+            for segment in builder.push(token):
                 text[segment.kind] += segment.text
             if builder.is_stopped:
                 break

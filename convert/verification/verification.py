@@ -35,7 +35,7 @@ from magistral_mlx.convert.verification.parity import (
     tokenizer_fault,
 )
 from magistral_mlx.errors import CheckpointError, TokenizerError
-from magistral_mlx.streams import Progress, Stream, streamed
+from magistral_mlx.streams import Progress
 from magistral_mlx.tokenizer.tekken import TEKKEN_FILE, Tokenizer
 
 T = TypeVar("T")
@@ -65,14 +65,19 @@ def verify_checkpoint(target: str | Path, source: str | Path | None = None) -> R
             wrong inside ``target`` is in the report.
         ConversionError: what reads tokenizer.json is not installed.
     """
-    return stream_verification(target, source).result()
+    steps = verifying(target, source)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            report: Report = end.value
+            return report
 
 
-@streamed
-def stream_verification(
+def verifying(
     target: str | Path, source: str | Path | None = None
 ) -> Generator[Progress, None, Report]:
-    """Check as ``verify_checkpoint``, as a stream of progress in bytes read."""
+    """As ``verify_checkpoint``, but a generator: yields its progress and returns the report."""
     folder = Path(os.path.expanduser(target))
     if not os.path.isdir(folder):
         raise CheckpointError(f"{folder} is no folder; name one that holds a converted checkpoint")
@@ -91,11 +96,14 @@ def stream_verification(
 
     def counted(steps: Generator[tuple[int, str], None, T]) -> Generator[Progress, None, T]:
         nonlocal done
-        stream = Stream(steps)
-        for nbytes, name in stream:
+        while True:
+            try:
+                nbytes, name = next(steps)
+            except StopIteration as end:
+                result: T = end.value
+                return result
             done += nbytes
             yield Progress(done, total, name)
-        return stream.result()
 
     if manifest is None:
         checks.append(Check("files", False, not_recorded))

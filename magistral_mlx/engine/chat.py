@@ -1,19 +1,21 @@
-"""A conversation: turns, their traces kept or dropped, those that no longer fit left out, and where they are saved."""
+"""A conversation: which turns and traces the model sees again, and where it is saved."""
 
 import json
 import logging
 from bisect import bisect_left
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, get_args
+from typing import Any, Literal, Protocol, get_args
 
-from magistral_mlx.engine.prefix_cache import PrefixCache
+from magistral_mlx.engine.request import Tools
 from magistral_mlx.errors import CheckpointError, OptionError, quoted
 from magistral_mlx.files import as_path
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply
 from magistral_mlx.model.memory import REPLY_ROOM, MemoryPlan
+from magistral_mlx.streams import Stream
 from magistral_mlx.tokenizer.segments import Segment
 from magistral_mlx.tokenizer.tool_calls import as_message
 
@@ -21,26 +23,14 @@ log = logging.getLogger(__name__)
 
 KeepReasoning = Literal["all", "last", "none"]
 SPELLED: Mapping[bool, KeepReasoning] = {True: "all", False: "none"}
-SHARE = 4  # a reply has this part of the context to itself, and as much again is made free once turns are left out
-Question = str | Mapping[str, str]  # the user's text, or the results of calls by their ids
+# A reply has this part of the context to itself. Once turns are dropped, as much again is freed.
+SHARE = 4
 Message = dict[str, Any]
-Tools = Sequence[Mapping[str, Any]]
-Result = TypeVar("Result")
-
-
-def result_of(generator: Generator[Any, None, Result]) -> Result:
-    """Run a generator to its end and give what it returns."""
-    while True:
-        try:
-            next(generator)
-        except StopIteration as end:
-            return end.value
 
 
 class Model(Protocol):
-    """What a conversation needs of a Magistral."""
+    """The part of a Magistral that a conversation needs."""
 
-    prefix_cache: PrefixCache
     plan: MemoryPlan
 
     def free_context(
@@ -49,7 +39,9 @@ class Model(Protocol):
         sampling: SamplingParams | None = None,
         *,
         tools: Tools | None = None,
-    ) -> int: ...
+    ) -> int:
+        """Return the positions left for a reply."""
+        ...
 
     def stream(
         self,
@@ -57,23 +49,34 @@ class Model(Protocol):
         sampling: SamplingParams | None = None,
         *,
         tools: Tools | None = None,
-    ) -> Generator[Segment, None, Reply]: ...
+    ) -> Stream[Segment, Reply]:
+        """Start a reply."""
+        ...
+
+    def save_cache(self, path: str | Path, conversation: str = "") -> None:
+        """Write the prefix cache and a conversation's state to a file."""
+        ...
 
 
 class Chat:
     """A conversation: each question sees the turns before it, with their traces kept or dropped.
 
-    ``keep_reasoning``: "all" or True keeps every trace, "last" the newest, "none" or False drops them. The live cache
-    is reused up to where the ids differ. A turn whose stream is closed early, or that brought no text,
-    is forgotten; one that was cut off before its answer keeps its trace, which is all there is of it.
+    The prefix cache is reused up to where the ids differ. A turn whose stream is closed early, or
+    that brought no text, is not kept. One that was cut off before its answer keeps its trace, which
+    is all there is of it.
 
-    When the context is full, the oldest turns are left out of what the model reads, whole ones, never the system
-    prompt nor the last question: so that the reply has ``max_tokens``, or a quarter of the context, and another
-    quarter is free, for what is left out makes the model read the rest anew. ``dropped_turns`` is how many; a log
-    message says it, and so does ``usage.dropped_turns``.
+    When the context is full, the model no longer sees the oldest turns. Whole turns are dropped,
+    never the system prompt nor the last question, so that the reply has ``max_tokens`` or a quarter
+    of the context. Another quarter is freed with them, because the model has to read the rest anew.
+    A log message and ``usage.dropped_turns`` say how many turns were dropped.
 
-    ``tools``: functions the model may call, as OpenAI's tool definitions. A reply with ``tool_calls`` waits for their
-    results: ``ask({call.id: result, ...})``. Until the question is answered, all traces since it are kept.
+    Attributes:
+        keep_reasoning: "all" or True keeps every trace, "last" the newest, "none" or False none.
+            Until a question is answered, all traces since it are kept.
+        messages: the conversation so far.
+        tools: functions the model may call, as OpenAI's tool definitions. A reply with
+            ``tool_calls`` waits for their results: see ``answer_calls``.
+        dropped_turns: the oldest turns that the model no longer sees.
     """
 
     def __init__(
@@ -87,7 +90,8 @@ class Chat:
             keep_reasoning = SPELLED[keep_reasoning]
         if keep_reasoning not in get_args(KeepReasoning):
             raise OptionError(
-                f"keep_reasoning is {keep_reasoning!r}; use {', '.join(get_args(KeepReasoning))}, True or False"
+                f"keep_reasoning is {keep_reasoning!r}; "
+                f"use {', '.join(get_args(KeepReasoning))}, True or False"
             )
         self.magistral = magistral
         self.keep_reasoning: KeepReasoning = keep_reasoning
@@ -97,7 +101,11 @@ class Chat:
 
     @classmethod
     def restored(cls, magistral: Model, state: str, path: Path) -> "Chat":
-        """What ``save`` wrote to ``path``. Raises CheckpointError where it is something else."""
+        """Return the conversation that ``save`` wrote to ``path``.
+
+        Raises:
+            CheckpointError: the state is something else.
+        """
         try:
             found = json.loads(state)
             chat = cls(magistral, found["keep_reasoning"], found["messages"], found["tools"])
@@ -110,7 +118,7 @@ class Chat:
 
     @property
     def system_prompt(self) -> str | None:
-        """The user's own, which joins the checkpoint's."""
+        """The user's own system prompt, which joins the checkpoint's."""
         first = self.messages[0] if self.messages else {}
         return first["content"] if first.get("role") == "system" else None
 
@@ -119,34 +127,59 @@ class Chat:
         own = [] if text is None else [{"role": "system", "content": text}]
         self.messages[: self.system_prompt is not None] = own
 
-    def ask(self, question: Question, sampling: SamplingParams | None = None) -> Reply:
-        """The whole reply to the next question, or to the results of the calls that wait, by the calls' ids.
+    def ask(self, question: str, sampling: SamplingParams | None = None) -> Reply:
+        """Return the whole reply to the next question.
 
         Raises:
-            OptionError: calls wait for results and there is none, or one for another call; else as Magistral.ask.
-            ContextError: as Magistral.ask, if not even the system prompt and the question fit.
+            OptionError: calls wait for their results; else as ``Magistral.ask``.
+            ContextError: not even the system prompt and the question fit.
         """
-        return result_of(self.stream(question, sampling))
+        return self.stream(question, sampling).result()
 
     def stream(
-        self, question: Question, sampling: SamplingParams | None = None
-    ) -> Generator[Segment, None, Reply]:
-        """As ``ask``, in pieces: a generator of Segments that returns the Reply."""
-        asked = self._asked(question)
-        history = self._history(is_answered=isinstance(question, str))
-        dropped = self._turns_to_drop(history, asked, sampling)
-        messages = [*_without_oldest(history, dropped), *asked]
-        stream = self.magistral.stream(messages, sampling, tools=self.tools)
-        if dropped > self.dropped_turns:
-            self.dropped_turns = dropped
-            log.warning(
-                f"the context of {self.magistral.plan.context:,} is full: of the conversation's "
-                f"{len(_turns(history))} turns the oldest {dropped} are left out from here on"
+        self, question: str, sampling: SamplingParams | None = None
+    ) -> Stream[Segment, Reply]:
+        """Start the reply that ``ask`` gives."""
+        if not isinstance(question, str):
+            raise OptionError(
+                f"the question is {quoted(question)}; ask with text, and give the results of calls "
+                "with answer_calls"
             )
-        return self._turn(asked, stream)
+        calls = self.messages[-1].get("tool_calls", ()) if self.messages else ()
+        if calls:
+            waiting = calls[0]["id"]
+            raise OptionError(
+                f"the tool call {waiting!r} waits for its result; use "
+                f"answer_calls({{{waiting!r}: result}}) before any other question"
+            )
+        asked = [{"role": "user", "content": question}]
+        return self._stream(asked, self._history(is_answered=True), sampling)
+
+    def answer_calls(
+        self, results: Mapping[str, str], sampling: SamplingParams | None = None
+    ) -> Reply:
+        """Return the reply to the results of the calls that wait, by the calls' ids.
+
+        Raises:
+            OptionError: a call has no result, or there is no such call; else as ``ask``.
+            ContextError: as ``ask``.
+        """
+        return self.stream_after_calls(results, sampling).result()
+
+    def stream_after_calls(
+        self, results: Mapping[str, str], sampling: SamplingParams | None = None
+    ) -> Stream[Segment, Reply]:
+        """Start the reply that ``answer_calls`` gives."""
+        if not isinstance(results, Mapping):
+            raise OptionError(f"the results are {quoted(results)}; give a text for each call's id")
+        asked = [
+            {"role": "tool", "tool_call_id": call, "content": result}
+            for call, result in results.items()
+        ]
+        return self._stream(asked, self._history(is_answered=False), sampling)
 
     def undo(self) -> str | None:
-        """Remove the newest turn; returns its question, None where there is no turn."""
+        """Remove the newest turn and return its question; None where there is no turn."""
         turns = _turns(self.messages)
         if not turns:
             return None
@@ -161,10 +194,10 @@ class Chat:
         self.dropped_turns = 0
 
     def save(self, path: str | Path) -> None:
-        """Write the conversation and its cache to a file, atomically; ``Magistral.resume`` reads it.
+        """Write the conversation and its cache to a file, atomically; see ``Magistral.resume``.
 
         Raises:
-            OptionError: it cannot be written; what was there is unchanged.
+            OptionError: it cannot be written; an older file is unchanged.
         """
         state = {
             "keep_reasoning": self.keep_reasoning,
@@ -172,81 +205,66 @@ class Chat:
             "tools": self.tools,
             "forgotten": self.dropped_turns,
         }
-        self.magistral.prefix_cache.save(as_path(path, "path"), json.dumps(state))
+        self.magistral.save_cache(as_path(path, "path"), json.dumps(state))
 
-    def _asked(self, question: Question) -> list[Message]:
-        if not isinstance(question, str | Mapping):
-            raise OptionError(
-                f"the question is {quoted(question)}; a conversation is asked with text, or with the results of calls "
-                "by their ids"
+    def _stream(
+        self, asked: list[Message], history: list[Message], sampling: SamplingParams | None
+    ) -> Stream[Segment, Reply]:
+        dropped = self._turns_to_drop(history, asked, sampling)
+        messages = [*_without_oldest(history, dropped), *asked]
+        stream = self.magistral.stream(messages, sampling, tools=self.tools)
+        if dropped > self.dropped_turns:
+            self.dropped_turns = dropped
+            log.warning(
+                f"the context of {self.magistral.plan.context:,} is full: of the conversation's "
+                f"{len(_turns(history))} turns the oldest {dropped} are left out from here on"
             )
-        if not isinstance(question, str):
-            return [
-                {"role": "tool", "tool_call_id": call, "content": result}
-                for call, result in question.items()
-            ]
-        if (
-            waiting := [call["id"] for call in self.messages[-1].get("tool_calls", ())]
-            if self.messages
-            else []
-        ):
-            raise OptionError(
-                f"the tool call {waiting[0]!r} waits for its result; ask with {{{waiting[0]!r}: result}} before any "
-                "other question"
-            )
-        return [{"role": "user", "content": question}]
+        return stream.then(partial(self._keep, asked, dropped))
 
-    def _turn(
-        self, asked: list[Message], stream: Generator[Segment, None, Reply]
-    ) -> Generator[Segment, None, Reply]:
-        dropped = self.dropped_turns
-        reply = yield from stream
+    def _keep(self, asked: list[Message], dropped: int, reply: Reply) -> Reply:
+        """Append a turn to the conversation, unless its reply is empty."""
         reply = replace(reply, usage=replace(reply.usage, dropped_turns=dropped))
-        calls = reply.tool_calls if self.tools else ()  # what was not offered cannot have a result
+        calls = reply.tool_calls if self.tools else ()  # others cannot have a result
         if reply.reasoning or reply.answer or calls:
-            answer = {"role": "assistant", "content": reply.answer, "reasoning": reply.reasoning}
-            self.messages += [
-                *asked,
-                answer | ({"tool_calls": [as_message(call) for call in calls]} if calls else {}),
-            ]
+            answer: Message = {"role": "assistant", "content": reply.answer}
+            answer["reasoning"] = reply.reasoning
+            if calls:
+                answer["tool_calls"] = [as_message(call) for call in calls]
+            self.messages += [*asked, answer]
         return reply
 
     def _turns_to_drop(
         self, history: list[Message], asked: list[Message], sampling: SamplingParams | None
     ) -> int:
-        """How many of the oldest turns to leave out, so that the reply has room."""
+        """Return how many of the oldest turns to drop, so that the reply has room."""
         context = self.magistral.plan.context
-        asked_for = None if sampling is None else sampling.max_tokens
-        least = max(REPLY_ROOM, context // SHARE) if asked_for is None else asked_for
-        may_go = len(_turns(history)) - any(
-            message["role"] == "tool" for message in asked
-        )  # the last question stays
-        counts = range(self.dropped_turns, may_go + 1)
+        wanted = None if sampling is None else sampling.max_tokens
+        least = max(REPLY_ROOM, context // SHARE) if wanted is None else wanted
+        is_answer_to_calls = any(message["role"] == "tool" for message in asked)
+        droppable = len(_turns(history)) - is_answer_to_calls  # the last question stays
+        counts = range(self.dropped_turns, droppable + 1)
 
-        def free_context(count: int) -> int:
+        def free(count: int) -> int:
             return self.magistral.free_context(
                 [*_without_oldest(history, count), *asked], sampling, tools=self.tools
             )
 
-        if len(counts) < 2 or free_context(self.dropped_turns) >= least:
+        if len(counts) < 2 or free(self.dropped_turns) >= least:
             return self.dropped_turns
-        return counts[
-            min(bisect_left(counts, least + context // SHARE, key=free_context), len(counts) - 1)
-        ]
+        return counts[min(bisect_left(counts, least + context // SHARE, key=free), len(counts) - 1)]
 
     def _history(self, *, is_answered: bool) -> list[Message]:
-        """The turns so far, with the traces that are kept.
+        """Return the turns so far, with the traces that are kept.
 
         Args:
-            is_answered: False while the newest question waits for results.
+            is_answered: False while the newest question waits for results of calls.
         """
         messages = self.messages
         asked = max(
             (i for i, message in enumerate(messages) if message["role"] == "user"), default=0
         )
-        begun = range(
-            len(messages) if is_answered else asked, len(messages)
-        )  # of the newest question, all is kept
+        # All messages since the newest question keep their traces until it is answered.
+        begun = range(len(messages) if is_answered else asked, len(messages))
         newest = max(
             (i for i, message in enumerate(messages[: begun.start]) if message.get("reasoning")),
             default=-1,
@@ -261,12 +279,12 @@ class Chat:
 
 
 def _turns(messages: Sequence[Message]) -> list[int]:
-    """Where the turns begin: a turn is a question, and all that follows it up to the next."""
+    """Return where the turns begin: a turn is a question and all that follows up to the next."""
     roles = ["", *(message["role"] for message in messages)]
     return [i for i, role in enumerate(roles[1:]) if role == "user" != roles[i]]
 
 
 def _without_oldest(messages: list[Message], count: int) -> list[Message]:
-    """The messages without the oldest ``count`` turns; what stands before them stays."""
+    """Return messages without the oldest ``count`` turns; what stands before the turns stays."""
     begin = [*_turns(messages), len(messages)]
     return messages[: begin[0]] + messages[begin[count] :]

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.demo import resolve_model
-from magistral_mlx.engine.chat import result_of
 from magistral_mlx.engine.magistral import Magistral
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.generation.speculation import Speculation, open_draft
@@ -14,6 +13,7 @@ from magistral_mlx.model.load_options import DEFAULTS, LoadOptions
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.memory import plan_for
 from magistral_mlx.options import takes_keywords_of
+from magistral_mlx.streams import Progress, streamed
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 
@@ -24,17 +24,20 @@ def load(model: str | Path, options: LoadOptions) -> Magistral:
     The keywords are the options of LoadOptions, which the command lines have as flags.
 
     Raises:
-        CheckpointError, TokenizerError, HubError: the checkpoint cannot be used or fetched.
+        CheckpointError: the checkpoint cannot be used.
+        TokenizerError: its tokenizer cannot be used.
+        HubError: it cannot be fetched.
         MemoryLimitError: it does not fit; raised before its weights are read.
         OptionError: an option is out of range.
     """
-    return result_of(loading(model, options))
+    return loading(model, options).result()
 
 
+@streamed
 def loading(
     model: str | Path, options: LoadOptions = DEFAULTS
-) -> Generator[tuple[int, int], None, Magistral]:
-    """Load a checkpoint in steps: yield (bytes loaded, bytes in all), return the Magistral."""
+) -> Generator[Progress, None, Magistral]:
+    """Load as ``load`` does, as a stream of the bytes loaded."""
     checkpoint = open_checkpoint(resolve_model(model, options.revision))
     tokenizer = Tokenizer.from_folder(checkpoint.folder, options.reasoning_format)
     if tokenizer.vocab_size != checkpoint.config.vocab_size:
@@ -49,7 +52,7 @@ def loading(
     wired = plan.held_bytes if options.wired else None
     limit_memory(plan.budget_bytes, freed=plan.workspace_bytes, wired=wired)
     transformer = yield from load_model(checkpoint)
-    speculation = yield from Speculation.of(
+    speculation = yield from Speculation.load(
         transformer, checkpoint, plan, limit=options.num_draft_tokens, draft=draft
     )
     return Magistral(transformer, checkpoint, tokenizer, plan, speculation)

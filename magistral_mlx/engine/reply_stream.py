@@ -1,113 +1,138 @@
-"""One reply to a prompt: what is new of it read, then ids drawn or guessed until it ends."""
+"""One reply: read the part of the prompt that is not cached, then decode until the reply ends."""
 
 import time
 from collections.abc import Generator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TypeVar
 
 import mlx.core as mx
 
 from magistral_mlx.engine.prefix_cache import PrefixCache
+from magistral_mlx.engine.request import Job
+from magistral_mlx.errors import CancelledError
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
-from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import FinishReason, Reply, ReplyBuilder, Usage
 from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.generation.speculation import Speculation
 from magistral_mlx.model.transformer import Transformer
-from magistral_mlx.streams import Progress
+from magistral_mlx.streams import Progress, Stream
 from magistral_mlx.tokenizer.segments import Segment
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
+Result = TypeVar("Result")
 
-@dataclass(kw_only=True)
-class ReplyRun:
-    """A reply, and in the live cache the prompt with it, where the next request finds them."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """The parts of a loaded model that make replies.
+
+    Attributes:
+        chunk: prompt ids a pass.
+    """
 
     model: Transformer
     tokenizer: Tokenizer
     prefix_cache: PrefixCache
     speculation: Speculation
-    chunk: int  # prompt ids a pass
-    prompt: list[int]
-    sampling: SamplingParams
-    seed: int
-    max_tokens: int
-    first: float = 0.0  # when its first id was there
-    builder: ReplyBuilder = field(init=False)
+    chunk: int
 
-    def __post_init__(self) -> None:
-        self.builder = ReplyBuilder(self.tokenizer, self.sampling, self.max_tokens)
 
-    def stream(self) -> Generator[Segment, None, Reply]:
-        """Its segments as they come; returns the reply."""
+class ReplyRun:
+    """One reply in progress. It stays in the prefix cache, where the next prompt finds it."""
+
+    def __init__(self, runtime: Runtime, job: Job) -> None:
+        self.runtime, self.job = runtime, job
+        self.builder = ReplyBuilder(runtime.tokenizer, job.sampling, job.max_tokens)
+        self.passes = self.cached = 0
+        self.started = self.first_token = 0.0
+
+    def segments(self) -> Generator[Segment, None, Reply]:
+        """Yield the reply's segments as they come and return the reply.
+
+        A reply that is cancelled before its first step leaves the prefix cache alone.
+        """
         mx.reset_peak_memory()
-        started = time.perf_counter()
-        builder = self.builder
-        cached = self.prefix_cache.acquire(self, self.prompt)
-        if self.sampling.max_tokens is not None:
-            self.prefix_cache.cache.reserve(len(self.prompt) + self.max_tokens)
-        step = Stepper(self.model, self.prefix_cache.cache)
-        with self.prefix_cache.held_by(self):
-            try:
-                finish_reason = yield from self._segments(step, cached, builder)
-            except RuntimeError:
-                self.speculation.reset()
-                raise
-        ended = time.perf_counter()
-        first = self.first or ended
-        usage = Usage(
-            prompt_tokens=len(self.prompt),
-            completion_tokens=builder.tokens,
-            reasoning_tokens=builder.reasoning_tokens,
-            cached_tokens=cached,
-            forward_passes=step.passes,
-            prefill_seconds=first - started,
-            decode_seconds=ended - first,
-            peak_memory_bytes=mx.get_peak_memory(),
-            max_tokens=self.max_tokens,
-            seed=self.seed,
-        )
-        return builder.reply(finish_reason, usage)
+        self.started = time.perf_counter()
+        finish_reason: FinishReason = "cancelled"
+        if not self.job.cancellation.is_requested:
+            finish_reason = yield from self._run()
+        return self.builder.reply(finish_reason, self._usage())
 
-    def _segments(
-        self, step: Stepper, cached: int, builder: ReplyBuilder
-    ) -> Generator[Segment, None, FinishReason]:
-        """Read, then draw until the reply ends or is cancelled; returns how it did."""
-        finish_reason: FinishReason = "stop"
-        reading = self._reading(step, cached, builder)
-        decoding: Any = None  # until the prompt is read, or for good if it was cancelled before
-        while decoding is None and self.prefix_cache.check_owner(self):
+    def _run(self) -> Generator[Segment, None, FinishReason]:
+        """Read and decode with the prefix cache; a cancelled reply keeps what there is of it."""
+        job, prefix_cache = self.job, self.runtime.prefix_cache
+        self.cached = prefix_cache.acquire(self, job.prompt)
+        if job.sampling.max_tokens is not None:
+            prefix_cache.cache.reserve(len(job.prompt) + job.max_tokens)
+        step = Stepper(self.runtime.model, prefix_cache.cache)
+        finish_reason: FinishReason = "cancelled"
+        with prefix_cache.held_by(self):
             try:
-                done = next(reading)
-                yield Progress(cached + done, len(self.prompt))
-            except StopIteration as end:
-                decoding = end.value
-        while not builder.is_stopped:
-            if not self.prefix_cache.check_owner(self):
-                finish_reason = "cancelled"
-                break
-            try:
-                identity, logits = next(decoding)
-            except StopIteration as end:
-                finish_reason = end.value
-                break
+                finish_reason = yield from self._read_and_decode(step)
+            except CancelledError:
+                pass
+            except RuntimeError:
+                self.runtime.speculation.reset()
+                raise
             finally:
-                self.first = self.first or time.perf_counter()
-            self.prefix_cache.ids.append(identity)
-            yield from builder.push(identity, logits)
-        yield from builder.flush()
+                self.passes = step.passes
+            yield from self.builder.flush()
         return finish_reason
 
-    def _reading(
-        self, step: Stepper, cached: int, builder: ReplyBuilder
-    ) -> Generator[int, None, Generator[tuple[int, mx.array], None, str]]:
-        """Read what is new in the prompt; yields the ids done after each chunk but the last, returns what decodes."""
-        new, sampler = self.prompt[cached:], Sampler(self.sampling, self.seed)
-        logits = yield from prefill(step, new, chunk=self.chunk)
-        drafter = yield from self.speculation.begin(
-            self.prompt, sampler, chunk=self.chunk, done=len(new)
+    def _read_and_decode(self, step: Stepper) -> Generator[Segment, None, FinishReason]:
+        job, runtime = self.job, self.runtime
+        sampler = Sampler(job.sampling, job.seed)
+        unread = job.prompt[self.cached :]
+        logits = yield from self._read(prefill(step, unread, chunk=runtime.chunk), self.cached)
+        drafting = runtime.speculation.drafter_for(job.prompt, sampler, chunk=runtime.chunk)
+        drafter = yield from self._read(drafting)
+        decoding = Stream(
+            decode(
+                step,
+                logits,
+                sampler,
+                stop=runtime.tokenizer.stop_ids,
+                max_tokens=job.max_tokens,
+                steer=self.builder.forced,
+                drafter=drafter,
+            )
         )
-        stop, most = self.tokenizer.stop_ids, self.max_tokens
-        return decode(
-            step, logits, sampler, stop=stop, max_tokens=most, steer=builder.forced, drafter=drafter
+        for token in decoding:
+            self.first_token = self.first_token or time.perf_counter()
+            runtime.prefix_cache.ids.append(token.id)
+            yield from self.builder.push(token)
+            if self.builder.is_stopped:
+                return "stop"
+            self._check()
+        return decoding.result()
+
+    def _read(
+        self, reading: Stream[int, Result], done: int = 0
+    ) -> Generator[Progress, None, Result]:
+        """Yield the progress of reading the prompt, of which ``done`` ids were read before."""
+        for ids in reading:
+            yield Progress(done + ids, len(self.job.prompt))
+            self._check()
+        self._check()
+        return reading.result()
+
+    def _check(self) -> None:
+        """Raise CancelledError, or OptionError where a newer reply has the cache."""
+        self.runtime.prefix_cache.check_owner(self)
+        self.job.cancellation.check()
+
+    def _usage(self) -> Usage:
+        ended = time.perf_counter()
+        first_token = self.first_token or ended
+        return Usage(
+            prompt_tokens=len(self.job.prompt),
+            completion_tokens=self.builder.tokens,
+            reasoning_tokens=self.builder.reasoning_tokens,
+            cached_tokens=self.cached,
+            forward_passes=self.passes,
+            prefill_seconds=first_token - self.started,
+            decode_seconds=ended - first_token,
+            peak_memory_bytes=mx.get_peak_memory(),
+            max_tokens=self.job.max_tokens,
+            seed=self.job.seed,
         )

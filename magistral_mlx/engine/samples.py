@@ -1,43 +1,49 @@
-"""Several replies to one prompt: what each may take, and how they come to be side by side."""
+"""Several replies to one prompt: the memory they may take, and how they are decoded together."""
 
 import time
 from bisect import bisect_left
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import mlx.core as mx
 
 from magistral_mlx.checkpoint.config import ModelConfig
-from magistral_mlx.engine.prefix_cache import PrefixCache
-from magistral_mlx.errors import MemoryLimitError, in_units
+from magistral_mlx.engine.reply_stream import ReplyRun, Runtime
+from magistral_mlx.engine.request import Job
+from magistral_mlx.errors import CancelledError, MemoryLimitError, in_units
 from magistral_mlx.generation.batch import BatchStepper, decode_rows
-from magistral_mlx.generation.decoding import Stepper, prefill
-from magistral_mlx.generation.params import SamplingParams
-from magistral_mlx.generation.reply import FinishReason, Reply, ReplyBuilder, Usage
+from magistral_mlx.generation.decoding import Stepper, Token, prefill
+from magistral_mlx.generation.reply import FinishReason, Reply, ReplyBuilder, Samples, Usage
 from magistral_mlx.model.kv_cache import STEP
 from magistral_mlx.model.memory import REPLY_ROOM, MemoryPlan
 from magistral_mlx.model.shared_cache import SharedCache
-from magistral_mlx.model.transformer import Transformer
-from magistral_mlx.tokenizer.tekken import Tokenizer
+from magistral_mlx.streams import Stream
 
 
 @dataclass(frozen=True, slots=True)
 class SampleBudget:
-    """What several replies may use."""
+    """What several replies may use.
 
-    max_tokens: int  # each
-    prompt_bytes: int  # of the cache that holds their prompt
+    Attributes:
+        max_tokens: tokens of each reply.
+        prompt_bytes: bytes of the cache that holds their prompt.
+    """
+
+    max_tokens: int
+    prompt_bytes: int
 
 
 def plan_samples(
     plan: MemoryPlan, config: ModelConfig, prompt_tokens: int, n: int, asked: int | None
 ) -> SampleBudget:
-    """Tokens for each of ``n`` replies: as asked, or as many as fit side by side of what one may take.
+    """Plan ``n`` replies of ``asked`` tokens, or of as many as fit side by side.
 
-    The prompt is held once, and n continuations beside it; while these grow, one layer's are held twice.
+    The prompt is held once and n continuations beside it. While these grow, one layer of them is
+    held twice.
 
     Raises:
-        MemoryLimitError: what was asked for does not fit, or not 256 tokens each; the message names what would.
+        MemoryLimitError: the tokens asked for do not fit, or not 256 tokens each; the message
+            names what would fit.
         ContextError: not even one reply fits the context; see ``MemoryPlan.reply_tokens``.
     """
     single = plan.reply_tokens(prompt_tokens, asked)
@@ -46,20 +52,17 @@ def plan_samples(
     position_bytes = plan.kv_bytes / plan.context
     prompt_bytes = -(-prompt_tokens // STEP) * STEP * position_bytes
     token_bytes = position_bytes * (1 + 2 / config.num_layers)
-    row_bytes = (
-        48 * config.vocab_size + 16 * config.num_heads * plan.context
-    )  # sampling; scores and their softmax
+    # Sampling; attention scores and their softmax.
+    row_bytes = 48 * config.vocab_size + 16 * config.num_heads * plan.context
 
     def left(count: int) -> float:
-        """Bytes for the caches of ``count`` replies."""
+        """Return the bytes that the caches of ``count`` replies may take."""
         workspace = max(plan.workspace_bytes, count * row_bytes)
-        return (
-            plan.budget_bytes
-            - (plan.total_bytes - plan.kv_bytes - plan.workspace_bytes)
-            - workspace
-        )
+        others = plan.total_bytes - plan.kv_bytes - plan.workspace_bytes
+        return plan.budget_bytes - others - workspace
 
     def fitting(count: int) -> int:
+        """Return the tokens that each of ``count`` replies may have."""
         return max(0, int((left(count) - prompt_bytes) / (count * token_bytes)))
 
     wanted = min(REPLY_ROOM, single) if asked is None else asked
@@ -70,128 +73,144 @@ def plan_samples(
         range(2, min(n, 2**31)), True, key=lambda count: fitting(count) < wanted
     )
     ways = [f"{fewer} of them (--samples {fewer})"]
-    ways += (
-        []
-        if asked is None or not fitting(n)
-        else [f"{n} of {fitting(n)} tokens (--max-tokens {fitting(n)})"]
-    )
-    ways += [] if plan.kv_bits == 4 else ["a cache of fewer bits (--kv-bits)"]
+    if asked is not None and fitting(n):
+        ways.append(f"{n} of {fitting(n)} tokens (--max-tokens {fitting(n)})")
+    if plan.kv_bits != 4:
+        ways.append("a cache of fewer bits (--kv-bits)")
+    needed = n * wanted * token_bytes + left(1) - left(n)
     raise MemoryLimitError(
-        f"{n} replies of {wanted} tokens need {in_units(n * wanted * token_bytes + left(1) - left(n))} beside a "
-        f"prompt of {prompt_tokens}, and {in_units(max(0, left(1) - prompt_bytes))} are left; "
+        f"{n} replies of {wanted} tokens need {in_units(needed)} beside a prompt of "
+        f"{prompt_tokens}, and {in_units(max(0.0, left(1) - prompt_bytes))} are left; "
         f"what helps: {', or '.join(ways)}"
     )
 
 
-@dataclass
 class Candidate:
-    """One reply under way."""
+    """One of the replies in progress."""
 
-    seed: int
-    builder: ReplyBuilder
-    began: float = 0.0  # when its first id was there
+    def __init__(self, seed: int, builder: ReplyBuilder) -> None:
+        self.seed, self.builder = seed, builder
+        self.first_token = 0.0
 
-    def take(self, identity: int, logits: mx.array) -> bool:
-        self.began = self.began or time.perf_counter()
-        self.builder.push(identity, logits)
+    def take(self, token: Token) -> bool:
+        """Take the next id; return False once a stop string or a loop has ended the reply."""
+        self.first_token = self.first_token or time.perf_counter()
+        self.builder.push(token)
         return not self.builder.is_stopped
 
-    def forced(self, logits: mx.array, drawn: mx.array) -> Sequence[int]:
-        return self.builder.forced(logits, drawn)
+    def forced(self, logits: mx.array, draw: mx.array) -> Sequence[int]:
+        """Return the ids to force instead of the next id."""
+        return self.builder.forced(logits, draw)
 
 
-@dataclass(kw_only=True)
 class SampleRun:
-    """Replies to one prompt, with seeds of their own, each as it would be alone.
+    """Replies to one prompt with consecutive seeds, each as it would be alone.
 
-    The prompt is read once, into the live cache, where it stays for the next request; every pass then takes all
-    of them one id further. Nothing is drafted: a pass has several rows already.
+    The prompt is read once, into the prefix cache, where it stays for the next request. Every pass
+    then takes all replies one id further. Nothing is drafted: a pass has several rows already.
     """
 
-    model: Transformer
-    tokenizer: Tokenizer
-    prefix_cache: PrefixCache
-    chunk: int  # prompt ids a pass
-    prompt: list[int]
-    sampling: SamplingParams
-    seeds: Sequence[int]
-    share: SampleBudget
-    started: float = 0.0
-    cached: int = 0
-    steps: list[Stepper | BatchStepper] = field(default_factory=list)
-    candidates: list[Candidate] = field(init=False)
-
-    def __post_init__(self) -> None:
-        builders = [
-            ReplyBuilder(self.tokenizer, self.sampling, self.share.max_tokens) for _ in self.seeds
+    def __init__(self, runtime: Runtime, job: Job, n: int, prompt_bytes: int) -> None:
+        """Prepare ``n`` replies, with ``prompt_bytes`` for the cache that holds the prompt."""
+        self.runtime, self.job, self.prompt_bytes = runtime, job, prompt_bytes
+        self.candidates = [
+            Candidate(seed, ReplyBuilder(runtime.tokenizer, job.sampling, job.max_tokens))
+            for seed in range(job.seed, job.seed + n)
         ]
-        self.candidates = [Candidate(*pair) for pair in zip(self.seeds, builders, strict=True)]
+        self.steps: list[Stepper | BatchStepper] = []
+        self.started = 0.0
+        self.cached = 0
 
-    def replies(self) -> Generator[Reply, None, None]:
-        """Each reply as soon as it has ended; once cancelled, what there is of the others.
+    def replies(self) -> Generator[Reply, None, Samples]:
+        """Yield each reply as soon as it has ended, and return all of them.
 
-        On Ctrl-C too: KeyboardInterrupt goes on after the last of them.
+        Once cancelled, or interrupted by Ctrl-C, yield what there is of the others. After them
+        KeyboardInterrupt goes on. A run that is cancelled before its first step leaves the prefix
+        cache alone.
         """
         mx.reset_peak_memory()
         self.started = time.perf_counter()
-        candidates = self.candidates
-        waiting = list(candidates)
-        self.cached = self.prefix_cache.acquire(self, self.prompt)
+        waiting = list(self.candidates)
+        found: list[Reply] = []
         interruption: KeyboardInterrupt | None = None
-        with self.prefix_cache.held_by(self):
-            try:
-                for index, reason in self._ended(candidates):
-                    waiting.remove(candidates[index])
-                    yield self._finish(candidates[index], reason)
-            except KeyboardInterrupt as error:
-                interruption = error
+        try:
+            self.job.cancellation.check()
+            self.cached = self.runtime.prefix_cache.acquire(self, self.job.prompt)
+            with self.runtime.prefix_cache.held_by(self):
+                for index, reason in self._decode():
+                    waiting.remove(self.candidates[index])
+                    found.append(self._finish(self.candidates[index], reason))
+                    yield found[-1]
+        except CancelledError:
+            pass
+        except KeyboardInterrupt as error:
+            interruption = error
         for candidate in waiting:
-            yield self._finish(candidate, "cancelled")
+            found.append(self._finish(candidate, "cancelled"))
+            yield found[-1]
         if interruption is not None:
             raise interruption
+        return Samples.from_replies(found)
 
-    def _ended(
-        self, candidates: list[Candidate]
-    ) -> Generator[tuple[int, FinishReason], None, None]:
-        """Read the prompt, then draw: which candidate has ended and why, until all have or are cancelled."""
-        cache = self.prefix_cache.cache
-        cache.reserve(len(self.prompt))
-        reading = Stepper(self.model, cache)
-        self.steps.append(reading)
-        chunks = prefill(reading, self.prompt[self.cached :], chunk=self.chunk)
-        logits: mx.array | None = None
-        while logits is None:
-            if not self.prefix_cache.check_owner(self):
-                return
-            try:
-                next(chunks)
-            except StopIteration as end:
-                logits = end.value
-        if cache.nbytes > self.share.prompt_bytes:
+    def _decode(self) -> Generator[tuple[int, FinishReason], None, None]:
+        """Read the prompt, then yield (candidate, reason) as the replies end.
+
+        Raises:
+            CancelledError: the replies that have not ended are cancelled.
+        """
+        cache = self.runtime.prefix_cache.cache
+        cache.reserve(len(self.job.prompt))
+        reader = Stepper(self.runtime.model, cache)
+        self.steps.append(reader)
+        unread = self.job.prompt[self.cached :]
+        reading = prefill(reader, unread, chunk=self.runtime.chunk)
+        for _ in reading:
+            self._check()
+        logits = reading.result()
+        if cache.nbytes > self.prompt_bytes:
             cache.shrink()
-        most = self.share.max_tokens
-        batch = BatchStepper(self.model, SharedCache(cache, len(candidates), limit=most))
+        shared = SharedCache(cache, len(self.candidates), limit=self.job.max_tokens)
+        batch = BatchStepper(self.runtime.model, shared)
         self.steps.append(batch)
-        stop = self.tokenizer.stop_ids
-        decoding = decode_rows(batch, logits, self.sampling, candidates, stop=stop, max_tokens=most)
-        while self.prefix_cache.check_owner(self) and (ended := next(decoding, None)) is not None:
+        self._check()
+        for ended in decode_rows(
+            batch,
+            logits,
+            self.job.sampling,
+            self.candidates,
+            stop=self.runtime.tokenizer.stop_ids,
+            max_tokens=self.job.max_tokens,
+        ):
             yield from ended
+            self._check()
+
+    def _check(self) -> None:
+        """Raise CancelledError, or OptionError where a newer reply has the cache."""
+        self.runtime.prefix_cache.check_owner(self)
+        self.job.cancellation.check()
 
     def _finish(self, candidate: Candidate, reason: FinishReason) -> Reply:
         builder = candidate.builder
         builder.flush()
         ended = time.perf_counter()
-        began = candidate.began or ended
+        first_token = candidate.first_token or ended
         usage = Usage(
-            prompt_tokens=len(self.prompt),
+            prompt_tokens=len(self.job.prompt),
             completion_tokens=builder.tokens,
             reasoning_tokens=builder.reasoning_tokens,
             cached_tokens=self.cached,
             forward_passes=sum(step.passes for step in self.steps),
-            prefill_seconds=began - self.started,
-            decode_seconds=ended - began,
+            prefill_seconds=first_token - self.started,
+            decode_seconds=ended - first_token,
             peak_memory_bytes=mx.get_peak_memory(),
-            max_tokens=self.share.max_tokens,
+            max_tokens=self.job.max_tokens,
             seed=candidate.seed,
         )
         return builder.reply(reason, usage)
+
+
+def only_sample(run: ReplyRun) -> Generator[Reply, None, Samples]:
+    """Yield the one reply of a run and return it as Samples."""
+    reply = Stream(run.segments()).result()
+    yield reply
+    return Samples.from_replies([reply])

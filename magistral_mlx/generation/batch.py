@@ -1,18 +1,17 @@
-"""Several sequences from one prompt, an id each a pass: what they share is read once for all of them."""
+"""Several sequences that go on from one prompt, with one pass for the next id of all of them."""
 
 from collections.abc import Generator, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
 
 from magistral_mlx.errors import NumericsError
+from magistral_mlx.generation.decoding import Ending, Token
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.sampling import INVALID, SPILLED, Sampler
 from magistral_mlx.model.shared_cache import SharedCache
 from magistral_mlx.model.transformer import Transformer
-
-Ending = Literal["stop", "length"]
 
 
 class Row(Protocol):
@@ -20,17 +19,20 @@ class Row(Protocol):
 
     seed: int
 
-    def take(self, identity: int, logits: mx.array) -> bool:
-        """Take the next id and the logits [1, V] it was drawn from; whether it wants another."""
+    def take(self, token: Token) -> bool:
+        """Take the next id; return False to end the sequence."""
         ...
 
-    def forced(self, logits: mx.array, drawn: mx.array) -> Sequence[int]:
-        """Asked after each id that was drawn, with the next one's logits [1, V] and draw [1]: ids to force instead."""
+    def forced(self, logits: mx.array, draw: mx.array) -> Sequence[int]:
+        """Return the ids to force instead of the next id, whose logits [1, V] and draw are given.
+
+        Asked after each id that was drawn.
+        """
         ...
 
 
 class BatchStepper:
-    """A model and the sequences' cache: an id of each goes in, the logits after them come out. Counts its passes."""
+    """A model and the sequences' cache: an id of each goes in, logits come out. Counts passes."""
 
     def __init__(self, model: Transformer, cache: SharedCache) -> None:
         self.model = model
@@ -38,13 +40,13 @@ class BatchStepper:
         self.passes = 0
 
     def __call__(self, ids: mx.array) -> mx.array:
-        """Append ids [n], one to each sequence; logits [n, V] after them."""
+        """Append ids [n], one to each sequence; return the logits [n, V] after them."""
         self.passes += 1
         return self.model.logits(self.model.hidden(ids[:, None], self.cache.layers))[:, 0]
 
 
 class _Active:
-    """The rows under way, and the ids that some of them are to take instead of drawing."""
+    """The rows that have not ended, and the ids that some of them are forced to take."""
 
     def __init__(
         self, rows: Sequence[Row], params: SamplingParams, *, stop: frozenset[int], max_tokens: int
@@ -55,21 +57,21 @@ class _Active:
         self.sampler = Sampler(params, rows[0].seed)
 
     def draw(self, logits: mx.array, count: int) -> mx.array:
-        """Ids [n] from logits [n, V], number ``count`` of every row."""
+        """Draw id number ``count`` of every row: ids [n] from logits [n, V]."""
         tokens = self.sampler.draw_each(logits, count, [self.rows[i].seed for i in self.indices])
         mx.async_eval(tokens)
         return tokens
 
-    def imposed(self, tokens: mx.array) -> mx.array:
-        """Ids [n]: those drawn, but for the rows that are forced."""
+    def impose(self, tokens: mx.array) -> mx.array:
+        """Return ids [n] in which the forced ids replace the draws."""
         forced = [self.forced[i] for i in self.indices]
         if not any(forced):
             return tokens
         first = mx.array([ids[0] if ids else 0 for ids in forced], dtype=tokens.dtype)
         return mx.where(mx.array([bool(ids) for ids in forced]), first, tokens)
 
-    def redrawn(self, ids: list[int], logits: mx.array, count: int) -> list[int]:
-        """Ids with those that spilled drawn exactly."""
+    def redraw(self, ids: list[int], logits: mx.array, count: int) -> list[int]:
+        """Return ids in which those that spilled are drawn exactly."""
         exact = list(ids)
         for place, i in enumerate(self.indices):
             if ids[place] == SPILLED:
@@ -82,13 +84,18 @@ class _Active:
     def hand_out(
         self, ids: list[int], logits: mx.array, count: int
     ) -> tuple[list[int], list[tuple[int, Ending]]]:
-        """Give each row its id, number ``count``: the places of those that go on, and which ended and how."""
+        """Give each row its id, number ``count``.
+
+        Returns:
+            The places of the rows that go on, and (row, ending) of those that ended.
+        """
         places: list[int] = []
         ended: list[tuple[int, Ending]] = []
         for place, (i, identity) in enumerate(zip(self.indices, ids, strict=True)):
-            forced = self.forced[i]
-            is_stop = identity in self.stop and not forced
-            if is_stop or not self.rows[i].take(identity, logits[place : place + 1]):
+            is_forced = bool(self.forced[i])
+            token = Token(identity, logits[place : place + 1], is_forced)
+            is_stop = identity in self.stop and not is_forced
+            if is_stop or not self.rows[i].take(token):
                 ended.append((i, "stop"))
             elif count + 1 == self.max_tokens:
                 ended.append((i, "length"))
@@ -97,7 +104,7 @@ class _Active:
         return places, ended
 
     def steer(self, logits: mx.array, tokens: mx.array) -> None:
-        """Ask the rows under way, whose next ids were drawn from logits [n, V], for what to force instead."""
+        """Ask the rows for the ids to force instead of the draws [n] from logits [n, V]."""
         for place, i in enumerate(self.indices):
             forced = self.forced[i]
             row = slice(place, place + 1)
@@ -115,17 +122,18 @@ def decode_rows(
     stop: frozenset[int],
     max_tokens: int,
 ) -> Generator[list[tuple[int, Ending]], None, None]:
-    """Draw for all rows until each has ended; yields after every id which of them did, and how.
+    """Decode all rows until each has ended; yield the (row, ending) pairs of every id.
 
-    Each row gets the ids that ``decode`` would give it alone: its draws are numbered and seeded as there. All rows
-    under way have as many ids, so that one position holds for all: ids that are forced are fed one a pass, while
-    the others draw. As in ``decode`` the next pass is queued before the ids are read; a row that ended is left
-    out from the pass after it.
+    Each row gets the ids that ``decode`` would give it alone: draws have the same numbers and
+    seeds. All active rows have the same length, so one position holds for all: forced ids are fed
+    one a pass, while the other rows draw. As in ``decode``, the next pass is queued before the ids
+    are read; a row that ended is left out of the passes after it.
 
     Args:
         logits: [1, V], after the prompt.
         stop: ids that end a row; consumed, not handed out.
-        max_tokens: ids each row may take.
+        max_tokens: the most ids each row may take.
+
     Raises:
         NumericsError: the logits hold NaN.
     """
@@ -138,17 +146,18 @@ def decode_rows(
         return logits, active.draw(logits, count)
 
     for count in range(max_tokens):
-        tokens = active.imposed(tokens)
+        tokens = active.impose(tokens)
         ahead = feed(tokens, count + 1) if 0 < count < max_tokens - 1 else None
         ids = np.array(tokens).tolist()
         if SPILLED in ids:  # rare: a nucleus is wider than the sampler's candidates
             if ahead is not None:
                 step.cache.trim()
-            ids, ahead = active.redrawn(ids, logits, count), None
+            ids, ahead = active.redraw(ids, logits, count), None
             tokens = mx.array(ids)
         if INVALID in ids:
             raise NumericsError(
-                "the model's logits are not numbers: its weights are damaged; verify or convert it again"
+                "the model's logits are not numbers: its weights are damaged; "
+                "verify or convert it again"
             )
         places, ended = active.hand_out(ids, logits, count)
         yield ended

@@ -10,12 +10,12 @@ from magistral_mlx.generation.decoding import Stepper, prefill
 from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.transformer import Transformer
+from magistral_mlx.streams import streamed
 
-PRIOR_RATE, PRIOR_WEIGHT = (
-    0.7,
-    8.0,
-)  # how often a guess is right, and the guesses this counts as at first
-FORGOTTEN = 0.02  # of what was counted, a token: one that fell silent tries again
+# The first estimate of how often a guess is right, and the guesses that it counts as.
+PRIOR_RATE, PRIOR_WEIGHT = 0.7, 8.0
+# Share of the counts that each token takes away, so that a model that fell silent tries again.
+FADING = 0.02
 
 
 class DraftModel:
@@ -25,7 +25,14 @@ class DraftModel:
     """
 
     def __init__(self, model: Transformer, config: ModelConfig, *, limit: int, cost: float) -> None:
-        """``limit``: positions its cache may hold. ``cost``: of one of its passes, in those of the large model."""
+        """Start with an empty cache.
+
+        Args:
+            model: the draft model.
+            config: its config.
+            limit: the most positions its cache may hold.
+            cost: cost of one of its passes, in passes of the large model.
+        """
         self.cost = cost
         self._model, self._config, self._limit = model, config, min(limit, config.max_positions)
         self.reset()
@@ -33,16 +40,16 @@ class DraftModel:
     def reset(self) -> None:
         """Drop its cache."""
         self._step = Stepper(self._model, KVCache(self._config, limit=self._limit))
-        self._fed: list[
-            int
-        ] = []  # ids in the cache; up to the newest id they are those of the reply
+        # Ids in the cache. Up to the newest id of the reply, they are the reply's.
+        self._fed: list[int] = []
 
-    def begin(
+    @streamed
+    def read_prompt(
         self, prompt: Sequence[int], sampler: Sampler, *, chunk: int
     ) -> Generator[int, None, None]:
-        """Read a prompt but for its last id, in chunks; yields after each what is done of it."""
+        """Read a prompt except its last id, as a stream of the ids done."""
         self._ids, self._prompt_tokens, self._sampler = list(prompt), len(prompt), sampler
-        self._waiting: list[int] = []  # guesses that the model has not drawn from yet
+        self._unchecked: list[int] = []  # guesses that the large model has not drawn yet
         self._right, self._tried = PRIOR_RATE * PRIOR_WEIGHT, PRIOR_WEIGHT
         unread = list(prompt[:-1]) if len(prompt) <= self._limit else []
         agreed = 0
@@ -57,46 +64,45 @@ class DraftModel:
             self._fed = unread
 
     def push(self, identity: int) -> None:
-        """The id that the large model drew."""
-        if self._waiting:
-            is_right = self._waiting.pop(0) == identity
+        """Take the id that the large model drew."""
+        if self._unchecked:
+            is_right = self._unchecked.pop(0) == identity
             self._right, self._tried = self._right + is_right, self._tried + 1
             if not is_right:
-                self._waiting = []
-        self._right += FORGOTTEN * (PRIOR_RATE * PRIOR_WEIGHT - self._right)
-        self._tried += FORGOTTEN * (PRIOR_WEIGHT - self._tried)
+                self._unchecked = []
+        self._right += FADING * (PRIOR_RATE * PRIOR_WEIGHT - self._right)
+        self._tried += FADING * (PRIOR_WEIGHT - self._tried)
         position = len(self._ids)
         if self._fed[position : position + 1] not in ([], [identity]):
             self._keep(position)
         self._ids.append(identity)
 
     def chances(self, limit: int) -> list[float]:
-        """As often as its guesses were right of late; none where its context ends."""
+        """Return how often guesses were right of late; none beyond the end of the context."""
         room = self._limit - len(self._ids)
         return [self._right / self._tried] * max(0, min(limit, room))
 
     def guess(self, count: int) -> list[int]:
-        """The next ``count`` ids, or fewer where a draw cannot be used."""
-        self._waiting = []
+        """Return the next ``count`` ids, or fewer where a draw cannot be used."""
+        self._unchecked = []
         if count == 0:
             return []
         self._keep(min(len(self._fed), len(self._ids) - 1))
-        logits, first = (
-            self._step(mx.array([self._ids[len(self._fed) :]])),
-            len(self._ids) - self._prompt_tokens,
-        )
+        logits = self._step(mx.array([self._ids[len(self._fed) :]]))
+        first = len(self._ids) - self._prompt_tokens
         draws = [self._sampler.draw_run(logits, first)]
         for number in range(first + 1, first + count):
-            logits = self._step(mx.maximum(draws[-1], 0)[None])  # what is no id is cut off below
+            # A draw that is no id is cut off below.
+            logits = self._step(mx.maximum(draws[-1], 0)[None])
             draws.append(self._sampler.draw_run(logits, number))
         drawn = np.array(mx.concatenate(draws)).tolist()
         usable = next((i for i, identity in enumerate(drawn) if identity < 0), count)
         self._fed = [*self._ids, *drawn[: count - 1]]
         self._keep(len(self._ids) + min(usable, count - 1))
-        self._waiting = drawn[:usable]
-        return list(self._waiting)
+        self._unchecked = drawn[:usable]
+        return list(self._unchecked)
 
     def _keep(self, length: int) -> None:
-        """Drop what its cache holds beyond ``length`` positions, also what an interruption left there."""
+        """Drop positions beyond ``length`` from the cache, and those an interruption left."""
         self._step.cache.trim(self._step.cache.length - length)
         del self._fed[length:]

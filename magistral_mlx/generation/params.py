@@ -48,6 +48,11 @@ class SamplingParams:
     )
     logprobs: int = 0  # the k best ids reported for every token
 
+    @property
+    def thinks(self) -> bool:
+        """True unless ``think_budget`` is 0, which asks for a reply without a trace."""
+        return self.think_budget != 0
+
     def __post_init__(self) -> None:
         if not _is_number(self.temperature) or not 0 <= self.temperature < math.inf:
             raise OptionError(

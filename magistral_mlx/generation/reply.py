@@ -1,14 +1,15 @@
-"""What comes back: replies, what they cost, and how a reply is put together while its ids arrive."""
+"""Replies, their usage, and the builder that puts a reply together while its ids arrive."""
 
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import mlx.core as mx
 import numpy as np
 
+from magistral_mlx.generation.decoding import Token
 from magistral_mlx.generation.loop_detector import LoopDetector
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.sampling import top_logprobs
@@ -19,28 +20,39 @@ from magistral_mlx.tokenizer.tekken import TextStream, Tokenizer
 
 FinishReason = Literal["stop", "length", "tool_calls", "loop", "cancelled"]
 ClosedBy = Literal["model", "budget", "loop"]
-TAIL = len(THINK_CLOSE)  # characters of a reply's end that tell how to close it
+# Characters of a reply's end that tell how to close its trace.
+TAIL = len(THINK_CLOSE)
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a reply cost."""
+    """Tokens, passes, seconds and bytes that a reply took.
+
+    Attributes:
+        reasoning_tokens: completion tokens until the trace closed, tags included.
+        cached_tokens: prompt tokens that were found in the cache.
+        forward_passes: passes over all the weights, prefill included; a reply that is one of
+            several counts the passes it shared.
+        prefill_seconds: time to the first id.
+        decode_seconds: time from the first id on.
+        peak_memory_bytes: MLX's peak, weights included.
+        max_tokens: the most tokens that the reply was allowed.
+        seed: the seed that gives this very reply again, on this machine.
+        dropped_turns: the oldest turns of a conversation that are left out of the prompt because
+            the context is full.
+    """
 
     prompt_tokens: int
     completion_tokens: int
-    reasoning_tokens: int  # of these, until the trace closed, tags included
-    cached_tokens: int  # of the prompt, found in the cache
-    forward_passes: (
-        int  # over all the weights, prefill included; of several replies, also those it shared
-    )
-    prefill_seconds: float  # to the first id
-    decode_seconds: float  # from the first id on
-    peak_memory_bytes: int  # MLX's, weights included
-    max_tokens: int  # what the reply was allowed
-    seed: int  # asks for this very reply again, on this machine
-    dropped_turns: int = (
-        0  # of a conversation, the oldest, left out of the prompt because the context is full
-    )
+    reasoning_tokens: int
+    cached_tokens: int
+    forward_passes: int
+    prefill_seconds: float
+    decode_seconds: float
+    peak_memory_bytes: int
+    max_tokens: int
+    seed: int
+    dropped_turns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,121 +71,118 @@ class Reply:
 class Samples:
     """Several replies to one prompt, and the answer most of them agree on (self-consistency).
 
-    ``votes`` counts the replies by their answer's last number, else by its normalized text; one that has
-    no answer, or was cancelled, has no vote. ``majority`` is the answer of the first reply with the most votes.
+    Attributes:
+        replies: the replies in the order of their seeds.
+        majority: the answer of the first reply with the most votes.
+        votes: how many replies have the same last number in their answer, else the same normalized
+            text; a reply without an answer, or a cancelled one, has no vote.
+        forward_passes: passes for all replies together.
     """
 
-    replies: tuple[Reply, ...]  # by their seeds
+    replies: tuple[Reply, ...]
     majority: str
     votes: dict[str, int]
-    forward_passes: int  # for all of them together: each reply counts those it shared
+    forward_passes: int
 
     @classmethod
     def from_replies(cls, replies: Iterable[Reply]) -> "Samples":
-        """Those that were taken together."""
+        """Count the votes of replies that were decoded together."""
         ordered = tuple(sorted(replies, key=lambda reply: reply.usage.seed))
         keys = [
             "" if reply.finish_reason == "cancelled" else vote(reply.answer) for reply in ordered
         ]
         votes = Counter(key for key in keys if key).most_common()
         majority = ordered[keys.index(votes[0][0])].answer if votes else ""
-        # The last to end took part in every pass.
-        return cls(
-            ordered,
-            majority,
-            dict(votes),
-            max((r.usage.forward_passes for r in ordered), default=0),
-        )
+        # The last reply to end took part in every pass.
+        passes = max((reply.usage.forward_passes for reply in ordered), default=0)
+        return cls(ordered, majority, dict(votes), passes)
 
 
 def vote(answer: str) -> str:
-    """What two answers must share to agree: the last number, else the words in lower case."""
+    """Return what agreeing answers share: the last number, else the words in lower case."""
     numbers = re.findall(r"-?\d+(?:[.,]\d+)*", answer.replace("\u2212", "-"))
     return numbers[-1] if numbers else " ".join(re.findall(r"\w+", answer.casefold()))
 
 
 def best_of(logits: mx.array, k: int) -> dict[int, float]:
-    """The k most probable ids of logits [1, V], best first, and their log-probabilities."""
+    """Return the k most probable ids of logits [1, V], best first, with their log-probabilities."""
     ids, values = top_logprobs(logits, k)
     return dict(zip(map(int, np.array(ids[0])), map(float, np.array(values[0])), strict=True))
 
 
-@dataclass
 class ReplyBuilder:
-    """Ids in, segments out, and in the end the reply: detokenizer, splitter, stop strings, budget."""
+    """Turns ids into text segments, and in the end into the reply.
 
-    tokenizer: Tokenizer
-    sampling: SamplingParams
-    max_tokens: int
-    is_stopped: bool = False  # a stop string was reached: the caller ends the reply
-    tokens: int = 0
-    _text: TextStream = field(init=False)
-    _splitter: Splitter = field(init=False)
-    _stop: StopStrings = field(init=False)
-    _segments: list[Text] = field(default_factory=list)
-    _logprobs: list[dict[int, float]] = field(default_factory=list)
-    _call_ids: list[int] = field(default_factory=list)  # from the first [TOOL_CALLS] on
-    _calls: list[ToolCall] = field(default_factory=list)
-    _tokens_before_answer: int = 0
-    _closed_by: ClosedBy = "model"
-    _budget: ThinkBudget = field(init=False)
-    _tail: str = ""  # of the reply's text
-    _loops: LoopDetector = field(default_factory=LoopDetector)
-    _is_looping: bool = False
-    _forced_ahead: int = 0  # ids still to come that nobody drew
+    It holds the detokenizer, the splitter of trace and answer, the stop strings, the thinking
+    budget and the loop detector.
 
-    def __post_init__(self) -> None:
-        self._budget = ThinkBudget(self.tokenizer, self.sampling, self.max_tokens)
-        self._text = self.tokenizer.stream()
-        self._splitter = self.tokenizer.splitter(thinking=self.sampling.think_budget != 0)
-        self._stop = StopStrings(self.sampling.stop)
+    Attributes:
+        tokens: ids taken.
+        is_stopped: a stop string or a loop was reached: the caller ends the reply.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams, max_tokens: int) -> None:
+        self.tokenizer, self.sampling = tokenizer, sampling
+        self.tokens = 0
+        self.is_stopped = False
+        self._budget = ThinkBudget(tokenizer, sampling, max_tokens)
+        self._text: TextStream = tokenizer.stream()
+        self._splitter: Splitter = tokenizer.splitter(thinking=sampling.thinks)
+        self._stop = StopStrings(sampling.stop)
+        self._loops = LoopDetector()
+        self._is_looping = False
+        self._texts: list[Text] = []
+        self._logprobs: list[dict[int, float]] = []  # of ids without a segment yet
+        self._call_ids: list[int] = []  # from the first [TOOL_CALLS] on
+        self._calls: list[ToolCall] = []
+        self._tokens_before_answer = 0
+        self._closed_by: ClosedBy = "model"
+        self._tail = ""
 
     @property
     def reasoning_tokens(self) -> int:
         """Tokens until the trace closed, its tags included; none without a trace."""
         return self._tokens_before_answer if self._splitter.was_opened else 0
 
-    def push(self, identity: int, logits: mx.array) -> list[Text]:
-        """Take one id and the logits [1, V] it was drawn from, which mean nothing where ``forced`` gave it."""
+    def push(self, token: Token) -> list[Text]:
+        """Take the next id; return the texts that are certain by now."""
         self.tokens += 1
         self._tokens_before_answer += self._splitter.state != "answer"
-        if self.sampling.logprobs:
-            self._logprobs.append(
-                {} if self._forced_ahead else best_of(logits, self.sampling.logprobs)
-            )
-        self._forced_ahead = max(0, self._forced_ahead - 1)
+        if k := self.sampling.logprobs:
+            self._logprobs.append({} if token.is_forced else best_of(token.logits, k))
         if self._call_ids or (
-            identity == self.tokenizer.tool_calls_id and self._splitter.state != "reasoning"
+            token.id == self.tokenizer.tool_calls_id and self._splitter.state != "reasoning"
         ):
-            self._call_ids.append(identity)
+            self._call_ids.append(token.id)
             return []
-        text = self._text.push(identity)
+        text = self._text.push(token.id)
         self._tail = (self._tail + text)[-TAIL:]
-        segments = self._splitter.push(text)
-        if identity == self.tokenizer.open_id:
+        texts = self._splitter.push(text)
+        if token.id == self.tokenizer.open_id:
             self._splitter.open()
-        elif identity == self.tokenizer.close_id:
+        elif token.id == self.tokenizer.close_id:
             self._splitter.close()
-        segments = self._emit(segments)
-        self._watch(identity)
-        return segments
+        texts = self._emit(texts)
+        self._watch(token.id)
+        return texts
 
     def flush(self) -> list[Text | ToolCall]:
-        """What was held back, once no more ids come, and the tool calls."""
+        """Return the texts that were held back, and the tool calls, once no more ids come."""
         self._calls, rest = self.tokenizer.tool_calls(self._call_ids)
-        segments = self._emit(self._splitter.push(self._text.flush() + rest)) + self._emit(
-            self._splitter.flush()
-        )
+        texts = self._emit(self._splitter.push(self._text.flush() + rest))
+        texts += self._emit(self._splitter.flush())
         held = "" if self.is_stopped else self._stop.flush()
-        is_call_rated = self._calls and self._logprobs and not segments
-        last = [Text("answer", held)] if held or is_call_rated else []
-        return [*segments, *self._keep(last), *self._calls]
+        carries_logprobs = self._calls and self._logprobs and not texts
+        if held or carries_logprobs:
+            texts += self._keep([Text("answer", held)])
+        return [*texts, *self._calls]
 
-    def forced(self, logits: mx.array, drawn: mx.array) -> list[int]:
-        """The ids that close a trace which repeats itself, or whose budget ends, else none.
+    def forced(self, logits: mx.array, draw: mx.array) -> list[int]:
+        """Return the ids that close a trace which repeats itself or whose budget ends, else none.
 
         Args:
-            logits, drawn: [1, V] and [1], of the id that comes otherwise.
+            logits: [1, V], of the id that comes otherwise.
+            draw: [1], that id.
         """
         if self._splitter.state != "reasoning" or self.is_stopped:
             return []
@@ -184,31 +193,18 @@ class ReplyBuilder:
             self.tokens, is_inside_character=self._text.is_inside_character
         ):
             self._closed_by, line = "budget", self.sampling.think_budget_message
-        elif self._budget.is_line_enough(self.tokens, self._tail, logits, drawn):
+        elif self._budget.is_line_enough(self.tokens, self._tail, logits, draw):
             self._closed_by = "budget"
         else:
             return []
-        ids = self.tokenizer.closing(self._tail, line)
         self._loops, self._is_looping = LoopDetector(), False
-        self._forced_ahead = len(ids)
-        return ids
-
-    def _watch(self, identity: int) -> None:
-        """Look for a loop; one in the answer ends the reply, and so does one in the trace if that was asked for."""
-        if self.sampling.on_loop == "ignore" or self.is_stopped:
-            return
-        self._is_looping = self._loops.push(self.tokenizer.decode([identity]))
-        self.is_stopped = self._is_looping and (
-            self._splitter.state != "reasoning" or self.sampling.on_loop == "stop"
-        )
+        return self.tokenizer.closing(self._tail, line)
 
     def reply(self, finish_reason: FinishReason, usage: Usage) -> Reply:
-        def text(kind: str) -> str:
-            return "".join(s.text for s in self._segments if s.kind == kind)
-
+        """Return the reply; ``finish_reason`` is what ended its ids."""
         closed_by: ClosedBy | None = None
         if self._splitter.state == "answer":
-            if self.sampling.think_budget == 0:
+            if not self.sampling.thinks:
                 closed_by = "budget"
             elif self._splitter.was_opened:
                 closed_by = self._closed_by
@@ -217,23 +213,41 @@ class ReplyBuilder:
         elif self._calls and finish_reason == "stop":
             finish_reason = "tool_calls"
         return Reply(
-            text("reasoning"), text("answer"), tuple(self._calls), finish_reason, closed_by, usage
+            self._joined("reasoning"),
+            self._joined("answer"),
+            tuple(self._calls),
+            finish_reason,
+            closed_by,
+            usage,
         )
 
-    def _emit(self, segments: list[Text]) -> list[Text]:
-        """Pass answers through the stop strings and attach the log-probabilities waiting for a segment."""
+    def _joined(self, kind: str) -> str:
+        return "".join(text.text for text in self._texts if text.kind == kind)
+
+    def _watch(self, identity: int) -> None:
+        """Look for a loop; one in the answer ends the reply, one in the trace if so asked."""
+        if self.sampling.on_loop == "ignore" or self.is_stopped:
+            return
+        self._is_looping = self._loops.push(self.tokenizer.decode([identity]))
+        self.is_stopped = self._is_looping and (
+            self._splitter.state != "reasoning" or self.sampling.on_loop == "stop"
+        )
+
+    def _emit(self, texts: list[Text]) -> list[Text]:
+        """Pass answers through the stop strings."""
         out: list[Text] = []
-        for segment in segments:
-            if segment.kind != "answer":
-                out.append(segment)
+        for text in texts:
+            if text.kind != "answer":
+                out.append(text)
             elif not self.is_stopped:
-                text, self.is_stopped = self._stop.push(segment.text)
-                out += [Text("answer", text)] if text else []
+                certain, self.is_stopped = self._stop.push(text.text)
+                out += [Text("answer", certain)] if certain else []
         return self._keep(out)
 
-    def _keep(self, segments: list[Text]) -> list[Text]:
-        if segments and self._logprobs:
-            segments[0] = replace(segments[0], logprobs=tuple(self._logprobs))
+    def _keep(self, texts: list[Text]) -> list[Text]:
+        """Attach the log-probabilities that wait for a segment, and remember the texts."""
+        if texts and self._logprobs:
+            texts[0] = replace(texts[0], logprobs=tuple(self._logprobs))
             self._logprobs.clear()
-        self._segments += segments
-        return segments
+        self._texts += texts
+        return texts

@@ -1,4 +1,4 @@
-"""Who guesses for a loaded model: nobody, its own text, or a draft model. Makes the drafter of each reply."""
+"""Speculative decoding of a loaded model: prompt lookup, a draft model, or neither."""
 
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -19,21 +19,24 @@ from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.memory import MemoryPlan, kv_bytes
 from magistral_mlx.model.transformer import Transformer
+from magistral_mlx.streams import Progress, streamed
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 
 def open_draft(folder: Path, tokenizer: Tokenizer) -> Checkpoint:
-    """Check a draft model's folder; read none of its weights.
+    """Check a draft model's folder without reading its weights.
 
     Raises:
-        OptionError: its ids do not mean what the large model's mean.
-        CheckpointError, TokenizerError: it cannot be used.
+        OptionError: its ids do not mean what the large model's ids mean.
+        CheckpointError: it cannot be used.
+        TokenizerError: its tokenizer cannot be used.
     """
     draft = open_checkpoint(folder)
     if draft.config.vocab_size != tokenizer.vocab_size or not tokenizer.shares_ids(draft.folder):
         raise OptionError(
-            f"the draft model in {folder} has another vocabulary, so its guesses would mean other text; name one with "
-            f"the {tokenizer.vocab_size} ids of the model's own tekken.json, or leave --draft-model out"
+            f"the draft model in {folder} has another vocabulary, so its guesses would mean other "
+            f"text; name one with the {tokenizer.vocab_size} ids of the model's own tekken.json, "
+            "or leave --draft-model out"
         )
     return draft
 
@@ -42,17 +45,20 @@ class Speculation:
     """The costs of checking guesses on this device, and the source of the guesses."""
 
     def __init__(self, costs: RowCosts, kv_share: float, *, limit: int | None = None) -> None:
-        """
+        """Start without a draft model.
+
         Args:
-            kv_share: what attending to one position adds to a pass, as a share of reading the weights.
-            limit: guesses a pass at most; by default as many as pay.
+            costs: of passes, by their rows.
+            kv_share: cost of attending to one position, as a share of reading the weights.
+            limit: the most guesses a pass; by default as many as pay.
         """
         self.costs, self.kv_share = costs, kv_share
         self.limit = MAX_ROWS - 1 if limit is None else limit
         self.draft: DraftModel | None = None
 
     @classmethod
-    def of(
+    @streamed
+    def load(
         cls,
         model: Transformer,
         checkpoint: Checkpoint,
@@ -60,16 +66,16 @@ class Speculation:
         *,
         limit: int | None = None,
         draft: Checkpoint | None = None,
-    ) -> Generator[tuple[int, int], None, "Speculation"]:
-        """Measure what rows cost, unless that is known, and load the draft model; yields (bytes loaded, in all)."""
+    ) -> Generator[Progress, None, "Speculation"]:
+        """Measure the costs of rows, unless they are known, and load the draft model.
+
+        The stream reports the bytes that are loaded of the draft model.
+        """
         costs = (
             LINEAR if limit == 0 else row_costs(model, checkpoint.config, checkpoint.fingerprint())
         )
-        speculation = cls(
-            costs,
-            kv_bytes(checkpoint.config, 1, kv_bits=plan.kv_bits) / plan.weights_bytes,
-            limit=limit,
-        )
+        kv_share = kv_bytes(checkpoint.config, 1, kv_bits=plan.kv_bits) / plan.weights_bytes
+        speculation = cls(costs, kv_share, limit=limit)
         if draft is not None:
             small = yield from load_model(draft)
             own = row_costs(small, draft.config, draft.fingerprint())
@@ -82,19 +88,24 @@ class Speculation:
         return speculation
 
     def reset(self) -> None:
-        """Drop what a draft model remembers of the last reply."""
+        """Drop the draft model's cache of the last reply."""
         if self.draft is not None:
             self.draft.reset()
 
-    def begin(
-        self, prompt: Sequence[int], sampler: Sampler, *, chunk: int, done: int
+    @streamed
+    def drafter_for(
+        self, prompt: Sequence[int], sampler: Sampler, *, chunk: int
     ) -> Generator[int, None, NoDrafter]:
-        """The drafter of one reply; yields ``done`` between the chunks in which a draft model reads the prompt."""
+        """Make the drafter of one reply.
+
+        The stream reports the prompt's length after each chunk that a draft model reads: the large
+        model has read all of the prompt before.
+        """
         costs = self.costs.passes[: self.limit + 1]
         if not is_worth_drafting(costs, 0.0 if self.draft is None else self.draft.cost):
             return NO_DRAFTER
         if self.draft is not None:
-            for _ in self.draft.begin(prompt, sampler, chunk=chunk):
-                yield done
+            for _ in self.draft.read_prompt(prompt, sampler, chunk=chunk):
+                yield len(prompt)
         source = PromptLookup(prompt) if self.draft is None else self.draft
         return Drafter(source, costs, prompt_tokens=len(prompt), kv_share=self.kv_share)

@@ -1,4 +1,4 @@
-"""When a trace has to end: at a line that may well be its last once its budget nears, else where that is used up."""
+"""The thinking budget: where a reasoning trace has to end, and where it may end a little early."""
 
 import mlx.core as mx
 
@@ -6,68 +6,80 @@ from magistral_mlx.errors import OptionError
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
-RESERVED = 512  # tokens of a long reply that a trace with a budget leaves to the answer; of a shorter one a quarter
-NEARING = 4  # the last quarter of a budget is near its end
-# Probability of the closing tag at the end of a line. On the embedded model, whose tag is never in doubt, 1e-5 to 0.3
-# give the answers that the budget's end gives, and less costs some. Of 24B nothing is
-# known.
+# Tokens that a trace with a budget leaves to the answer; of a short reply, a quarter.
+RESERVED = 512
+# A budget is near its end in its last quarter.
+NEARING = 4
+# Least probability of the closing tag at the end of a line. On the embedded model, whose tag is
+# never in doubt, 1e-5 to 0.3 give the answers that the budget's end gives, and less costs some
+# (python -m benchmarks budget). For the 24B model nothing is known.
 LIKELY_ENOUGH = 0.01
-CHARACTER = 3  # ids that a character may take after its first
+# Ids that a character may take after its first id.
+CHARACTER = 3
 
 
 class ThinkBudget:
-    """A thinking budget, for one reply or several.
+    """The limit of a reasoning trace, for one reply or several.
 
-    It is near its end in its last quarter: there a trace is closed at the end of a line where the closing tag has a
-    probability of 1 % or more, though the model drew something else. At its end a trace is closed wherever it is, a
-    character that was begun being completed, after a last line of the user's if there is one. What the closing takes
-    comes on top of the budget, and out of neither part of ``max_tokens``.
+    In the last quarter of the budget, a trace is closed at the end of a line where the closing tag
+    has a probability of 1 % or more, even if the model drew another id. At the end of the budget it
+    is closed at once, after the character under way, with the user's last line if there is one. The
+    closing ids come on top of the budget, and out of neither part of ``max_tokens``.
     """
 
     def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams, max_tokens: int) -> None:
-        """Raises OptionError where ``max_tokens`` has no room for a last line."""
+        """Set the limit.
+
+        Raises:
+            OptionError: ``max_tokens`` has no room for a last line.
+        """
         self._tokenizer = tokenizer
         closing = tokenizer.closing("a", sampling.think_budget_message)
         reserved = min(RESERVED, max_tokens // 4)
         self._latest = max_tokens - reserved - len(closing)
-        self._limit: int | None = (
-            min(sampling.think_budget, self._latest) if sampling.think_budget else None
-        )
-        if self._limit is not None and sampling.think_budget_message and self._latest < 1:
-            raise OptionError(
-                f"max_tokens is {max_tokens}, of which think_budget_message and the closing tag take {len(closing)} "
-                f"and {reserved} are kept for the answer: none is left to think; allow more, or shorten the message"
-            )
+        self._limit: int | None = None
+        if sampling.thinks and sampling.think_budget is not None:
+            self._limit = min(sampling.think_budget, self._latest)
+            if sampling.think_budget_message and self._latest < 1:
+                raise OptionError(
+                    f"max_tokens is {max_tokens}, of which think_budget_message and the closing "
+                    f"tag take {len(closing)} and {reserved} are kept for the answer: none is "
+                    "left to think; allow more, or shorten the message"
+                )
         self._tag_id = tokenizer.closing("\n")[0]
 
     def is_used_up(self, tokens: int, *, is_inside_character: bool) -> bool:
-        """Whether a trace of so many tokens has to end."""
+        """Return True if a trace of so many tokens has to end."""
         if self._limit is None or tokens < self._limit:
             return False
         return not is_inside_character or tokens >= min(self._limit + CHARACTER, self._latest)
 
-    def is_line_enough(self, tokens: int, text: str, logits: mx.array, drawn: mx.array) -> bool:
-        """Whether a trace of so many tokens, which ends in ``text``, may end with its last line.
+    def is_line_enough(self, tokens: int, text: str, logits: mx.array, draw: mx.array) -> bool:
+        """Return True if a trace of so many tokens, which ends in ``text``, may end here.
 
-        A tag that the model is about to write itself is left to it.
+        A closing tag that the model is about to write itself is left to the model.
 
         Args:
-            logits, drawn: [1, V] and [1], of the next id; read only where the budget nears its end.
+            logits: [1, V], of the next id; read only where the budget nears its end.
+            draw: [1], the next id.
         """
         if self._limit is None or tokens < self._limit - self._limit // NEARING:
             return False
-        if not text.endswith("\n") and not self._ends_line(drawn):
+        if not text.endswith("\n") and not self._starts_line(draw):
             return False
-        if drawn.item() == self._tag_id:
+        if draw.item() == self._tag_id:
             return False
         probability = mx.softmax(logits.astype(mx.float32), axis=-1)[0, self._tag_id]
         return bool((probability >= LIKELY_ENOUGH).item())
 
-    def _ends_line(self, drawn: mx.array) -> bool:
-        """Whether a newline comes next: a control id would stand before it, a tag that is spelled after it."""
+    def _starts_line(self, draw: mx.array) -> bool:
+        """Return True if the next id is a newline.
+
+        A closing tag that is a control id stands before that newline, a spelled one after it.
+        """
         if self._tokenizer.close_id is None:
             return False
-        identity = drawn.item()
+        identity = draw.item()
         return (
             isinstance(identity, int)
             and identity >= 0

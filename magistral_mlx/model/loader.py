@@ -11,6 +11,7 @@ from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.model.transformer import FusedLinear, Transformer
+from magistral_mlx.streams import Progress, streamed
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +25,9 @@ class _HalfOverflowError(Exception):
     """What is stored as bfloat16, or computed from it, leaves the range of float16."""
 
 
-def load_model(checkpoint: Checkpoint) -> Generator[tuple[int, int], None, Transformer]:
-    """Load layer by layer; yields (bytes loaded, bytes in all) and returns the model.
+@streamed
+def load_model(checkpoint: Checkpoint) -> Generator[Progress, None, Transformer]:
+    """Load layer by layer; a stream of the bytes loaded, whose result is the model.
 
     What is not packed becomes float32 on a CPU, where MLX accumulates in the activations' type and bf16
     is both slow and 9 % off; on a GPU it keeps the checkpoint's own type, save on an M1 or M2, where bfloat16
@@ -50,7 +52,7 @@ def load_model(checkpoint: Checkpoint) -> Generator[tuple[int, int], None, Trans
 
 def _load(
     checkpoint: Checkpoint, dtypes: Mapping[mx.Dtype, mx.Dtype]
-) -> Generator[tuple[int, int], None, Transformer]:
+) -> Generator[Progress, None, Transformer]:
     """``dtypes``: the types that are converted while loading, to which."""
     weights = _Weights(checkpoint, dtypes)
     model = Transformer(checkpoint.config)
@@ -106,7 +108,7 @@ class _Weights:
         self.taken[name] = self.tensors.pop(name)
         return self.taken[name]
 
-    def settle(self, module: nn.Module) -> tuple[int, int]:
+    def settle(self, module: nn.Module) -> Progress:
         """Bring a finished module into memory, check what was taken for it and let that go."""
         mx.eval(module.parameters())
         checks = {
@@ -126,7 +128,7 @@ class _Weights:
                 )
         self.done += sum(array.nbytes for array in self.taken.values())
         self.taken.clear()
-        return self.done, self.total
+        return Progress(self.done, self.total)
 
     def linear(self, modules: Sequence[str]) -> nn.Module:
         """One linear of the rows of ``modules``, which have one format."""

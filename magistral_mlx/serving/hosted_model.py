@@ -101,12 +101,7 @@ class Resident:
             if channel.is_cancelled:
                 self._magistral.cancel()
         try:
-            while True:
-                try:
-                    segment = next(stream)
-                except StopIteration as end:
-                    reply = end.value
-                    break
+            for segment in stream:
                 channel.put(events.event_of(segment))
                 yield
         finally:
@@ -115,6 +110,7 @@ class Resident:
             stream.close()
             mx.synchronize()  # the pass queued ahead: a host that exits after the last event must find MLX idle
             self._measure(replies=self.figures.replies + 1)
+        reply = stream.result()
         self._remember(request, reply)
         channel.end(events.done(reply))
 
@@ -166,21 +162,17 @@ class Resident:
             options = replace(options, memory_gb=_rest(held) / 1e9)
         self.plan = plan_local(folder, options)
         steps = loading(folder, options)
-        while not channel.is_cancelled:
-            try:
-                done, total = next(steps)
-            except StopIteration as end:
-                self._magistral, self.is_ready = end.value, True
-                self._measure()
-                channel.end(events.ready(model, self.plan))
-                return
+        _check_not_cancelled(channel)
+        for progress in steps:
             if held:  # `loading` has held MLX to this model's part, as if it were alone
                 freed = sum(plan.workspace_bytes for plan in [*loaded, self.plan])
                 limit_memory(held + self.plan.budget_bytes, freed=freed, wired=None)
-            channel.put(events.loaded(done, total))
+            channel.put(events.loaded(progress.done, progress.total))
             yield
-        steps.close()
-        raise CancelledError("the load was cancelled")
+            _check_not_cancelled(channel)
+        self._magistral, self.is_ready = steps.result(), True
+        self._measure()
+        channel.end(events.ready(model, self.plan))
 
     def _why_not(self) -> dict[str, Any]:
         """The error event of a load that failed; jobs come after the load."""
@@ -212,11 +204,16 @@ class Resident:
     def _measure(self, replies: int | None = None) -> None:
         self.figures = Figures(
             replies=self.figures.replies if replies is None else replies,
-            cached_tokens=0 if self._magistral is None else len(self._magistral.prefix_cache.ids),
+            cached_tokens=0 if self._magistral is None else self._magistral.cached_tokens,
             active_bytes=mx.get_active_memory(),
             peak_bytes=mx.get_peak_memory(),
             freed_bytes=mx.get_cache_memory(),
         )
+
+
+def _check_not_cancelled(channel: Channel) -> None:
+    if channel.is_cancelled:
+        raise CancelledError("the load was cancelled")
 
 
 def _rest(held: int) -> int:

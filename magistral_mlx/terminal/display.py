@@ -2,14 +2,13 @@
 
 import shutil
 import sys
-from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
 from textwrap import TextWrapper
 from typing import TYPE_CHECKING, TextIO
 
 from magistral_mlx.errors import in_units
-from magistral_mlx.streams import Progress
+from magistral_mlx.streams import Progress, Stream
 from magistral_mlx.terminal.window import can_draw, dim, width
 from magistral_mlx.tokenizer.reasoning import visible
 from magistral_mlx.tokenizer.segments import Segment, Text
@@ -121,15 +120,12 @@ class Display:
         elif self.reasoning and not self.hides_reasoning:
             write(sys.stderr, "\n")
 
-    def show_all(self, stream: Generator[Segment, None, Reply]) -> Reply | None:
+    def show_all(self, stream: Stream[Segment, Reply]) -> Reply | None:
         """Show a whole stream; None if Ctrl-C ended it, which leaves the model usable."""
         try:
-            while True:
-                try:
-                    self.show(next(stream))
-                except StopIteration as end:
-                    reply: Reply = end.value
-                    return reply
+            for segment in stream:
+                self.show(segment)
+            return stream.result()
         except KeyboardInterrupt:
             stream.close()
             return None

@@ -118,7 +118,7 @@ class Session:
             )
         tell(
             "the model answers at once"
-            if self.sampling.think_budget == 0
+            if not self.sampling.thinks
             else "the model thinks before it answers"
         )
 
@@ -155,7 +155,7 @@ class Session:
         )
 
     def stats(self, _: str) -> None:
-        past, plan = self.magistral.prefix_cache, self.magistral.plan
+        magistral = self.magistral
 
         def total(name: str) -> float:
             return sum(getattr(usage, name) for usage in self.usages)
@@ -174,7 +174,8 @@ class Session:
         )
         tell(f"conversation  {turns} turns{left_out}; traces kept: {self.chat.keep_reasoning}")
         tell(
-            f"context       {len(past.ids):,} of {plan.context:,} positions in the cache, {in_units(past.cache.nbytes)}"
+            f"context       {magistral.cached_tokens:,} of {magistral.plan.context:,} positions "
+            f"in the cache, {in_units(magistral.cache_bytes)}"
         )
         tell(
             f"read          {prompt:,} tokens, of which {cached:,} were in the cache; "

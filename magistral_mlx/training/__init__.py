@@ -1,1 +1,1 @@
-"""Train the embedded model. Not in the wheel."""
+"""Training: of the embedded model, out of the wheel."""

@@ -1,4 +1,4 @@
-"""benchmarks/README.md agrees with the code: commands, the card's figures, predictions, files."""
+"""What benchmarks/README.md says is what the code has: commands, the card's figures, predictions, files, counts."""
 
 import re
 import shlex

@@ -12,7 +12,6 @@ import pytest
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.convert.source.source import open_source
-from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.model.loader import load_model
 from tests.support.sources import (
@@ -58,7 +57,7 @@ def same(a: mx.array, b: mx.array) -> bool:
 
 
 def logits_here(folder: Path) -> mx.array:
-    return result_of(load_model(open_checkpoint(folder)))(IDS)
+    return load_model(open_checkpoint(folder)).result()(IDS)
 
 
 def logits_of_mlx_lm(model: Any) -> mx.array:

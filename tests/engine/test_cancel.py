@@ -13,7 +13,6 @@ import mlx.core as mx
 import pytest
 
 import magistral_mlx as mm
-from magistral_mlx.engine.chat import result_of
 
 GREEDY = mm.SamplingParams(temperature=0)
 QUESTIONS = ("What is 48 + 76?", "How many r's are in strawberry?", "What is 7 * 8?")
@@ -46,11 +45,8 @@ def cancelled_after(
     stream = magistral.stream(question, GREEDY)
     read = [next(stream) for _ in range(segments)]
     cancel_elsewhere(magistral)
-    while True:
-        try:
-            read.append(next(stream))
-        except StopIteration as end:
-            return "".join(s.text for s in read if isinstance(s, mm.Text)), end.value
+    read += stream
+    return "".join(s.text for s in read if isinstance(s, mm.Text)), stream.result()
 
 
 def test_a_prompt_is_read_no_further_than_its_chunk(magistral: mm.Magistral) -> None:
@@ -78,7 +74,7 @@ def test_no_token_follows_a_cancelling_between_two(magistral: mm.Magistral, segm
     read = "".join(getattr(next(stream), "text", "") for _ in range(segments))
     before = list(magistral.prefix_cache.ids)
     cancel_elsewhere(magistral)
-    reply = result_of(stream)
+    reply = stream.result()
     assert magistral.prefix_cache.ids == before[: magistral.prefix_cache.cache.length]
     assert len(before) - magistral.prefix_cache.cache.length in (0, 1)
     assert reply.usage.completion_tokens == len(before) - reply.usage.prompt_tokens
@@ -119,7 +115,7 @@ def test_a_cancelled_turn_is_kept_with_what_there_is(magistral: mm.Magistral) ->
     while isinstance(next(stream), mm.Progress):
         pass
     cancel_elsewhere(magistral)
-    reply = result_of(stream)
+    reply = stream.result()
     assert chat.messages[-1]["reasoning"] == reply.reasoning != ""
     assert chat.ask(QUESTIONS[2], GREEDY).finish_reason == "stop"
 
@@ -138,11 +134,11 @@ def run_cycles(magistral: mm.Magistral, count: int) -> None:
                 stream.close()
             case 1:
                 cancel_elsewhere(magistral)
-                assert result_of(stream).finish_reason == "cancelled"
+                assert stream.result().finish_reason == "cancelled"
             case 2:
                 thread = threading.Thread(target=magistral.cancel)
                 thread.start()
-                assert result_of(stream).finish_reason == "cancelled"
+                assert stream.result().finish_reason == "cancelled"
                 thread.join()
         assert magistral.prefix_cache.cache.length <= len(magistral.prefix_cache.ids)
 

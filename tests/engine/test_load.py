@@ -1,7 +1,7 @@
 """The library as a user meets it, on the embedded model in 4 bit."""
 
 import json
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ import magistral_mlx as mm
 from magistral_mlx.engine.chat import KeepReasoning
 from magistral_mlx.engine.load import loading
 from magistral_mlx.generation import reply as reply_module
+from magistral_mlx.generation.decoding import Token
 from magistral_mlx.generation.reply import vote
 from tests.support.tiny import DEMO
 
@@ -34,13 +35,8 @@ def magistral(loaded: mm.Magistral) -> Iterator[mm.Magistral]:
     loaded.prefix_cache.clear()
 
 
-def collect(stream: Generator[mm.Segment, None, mm.Reply]) -> tuple[list[mm.Segment], mm.Reply]:
-    segments = []
-    while True:
-        try:
-            segments.append(next(stream))
-        except StopIteration as end:
-            return segments, end.value
+def collect(stream: mm.Stream[mm.Segment, mm.Reply]) -> tuple[list[mm.Segment], mm.Reply]:
+    return list(stream), stream.result()
 
 
 def texts(segments: list[mm.Segment]) -> list[mm.Text]:
@@ -407,7 +403,7 @@ def test_a_quantized_cache_is_smaller_and_survives_a_file(bits: int, tmp_path: P
 
 def test_loading_reports_bytes_and_checks_the_vocabulary(tmp_path: Path) -> None:
     steps = list(loading("demo"))
-    assert steps[-1][0] == steps[-1][1] > 0
+    assert steps[-1].done == steps[-1].total > 0
     broken = tmp_path / "broken"
     broken.mkdir()
     for file in (f for f in DEMO.iterdir() if f.suffix in (".json", ".safetensors")):
@@ -432,7 +428,7 @@ def test_tool_calls_come_from_control_ids_only(magistral: mm.Magistral) -> None:
     def reply(ids: list[int]) -> mm.Reply:
         builder = ReplyBuilder(t, GREEDY, 100)
         for identity in ids:
-            builder.push(identity, mx.zeros((1, 1)))
+            builder.push(Token(identity, mx.zeros((1, 1))))
         builder.flush()
         return builder.reply("stop", usage)
 

@@ -210,7 +210,7 @@ def test_ctrl_c_gives_what_there_is_and_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(magistral.model, "logits", interrupting)
         with pytest.raises(KeyboardInterrupt):
-            found.extend(magistral.replies(QUESTION, WILD, n=3))
+            found.extend(magistral.stream_samples(QUESTION, WILD, n=3))
     assert sorted(reply.usage.seed for reply in found) == [7, 8, 9]
     for reply in found:
         assert reply.finish_reason == "cancelled"
@@ -248,10 +248,10 @@ def test_they_can_be_closed_and_a_newer_reply_ends_them(magistral: mm.Magistral)
     expected = magistral.ask(OTHER, replace(WILD, max_tokens=30))
     hot = replace(WILD, max_tokens=None)
     for is_closed in (True, False):
-        replies = magistral.replies(QUESTION, hot, n=4)
+        replies = magistral.stream_samples(QUESTION, hot, n=4)
         next(replies)
         if is_closed:
-            replies.close()  # type: ignore[attr-defined]
+            replies.close()
         assert essence(magistral.ask(OTHER, replace(WILD, max_tokens=30))) == essence(expected)
         if not is_closed:
             with pytest.raises(mm.OptionError, match="newer reply"):
@@ -330,7 +330,7 @@ def test_the_context_bounds_each_of_them() -> None:
 @pytest.mark.parametrize("n", [0, -3, 2.5, True])
 def test_a_count_that_is_none(magistral: mm.Magistral, n: int) -> None:
     with pytest.raises(mm.OptionError, match="at least one"):
-        magistral.replies(QUESTION, n=n)
+        magistral.stream_samples(QUESTION, n=n)
 
 
 def test_the_library_refuses_before_any_pass(

@@ -7,16 +7,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import NumericsError
 from magistral_mlx.generation import batch
 from magistral_mlx.generation.batch import BatchStepper, decode_rows
-from magistral_mlx.generation.decoding import Stepper, decode, prefill
+from magistral_mlx.generation.decoding import Stepper, Token, decode, prefill
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.sampling import SPILLED, Sampler
 from magistral_mlx.model import shared_cache
 from magistral_mlx.model.kv_cache import KVCache
-from magistral_mlx.model.kv_format import KVFormat
 from magistral_mlx.model.shared_cache import SharedCache
 from magistral_mlx.model.transformer import Transformer
 from tests.support.tiny import fill, make_config, make_weights
@@ -33,8 +31,8 @@ def model() -> Transformer:
 
 
 def prompted(model: Transformer, bits: int | None = None) -> tuple[Stepper, mx.array]:
-    step = Stepper(model, KVCache(CONFIG, limit=512, kv_format=KVFormat.of(bits, CONFIG.head_dim)))
-    return step, result_of(prefill(step, PROMPT, chunk=64))
+    step = Stepper(model, KVCache(CONFIG, limit=512, bits=bits))
+    return step, prefill(step, PROMPT, chunk=64).result()
 
 
 def columns(count: int, steps: int) -> np.ndarray:
@@ -136,9 +134,7 @@ def test_sixteen_share_a_prompt_of_4096_in_a_quarter_of_the_memory(bits: int | N
     def feed(cache: KVCache | SharedCache, rows: int, ids: int) -> None:
         cache.layers[0].attend(mx.zeros((rows, H, ids, d)), mx.zeros((rows, 2 * K, ids, d)), 1.0)
 
-    single, prefix = (
-        KVCache(config, limit=8192, kv_format=KVFormat.of(bits, config.head_dim)) for _ in range(2)
-    )
+    single, prefix = (KVCache(config, limit=8192, bits=bits) for _ in range(2))
     single.reserve(4096 + 1000)
     prefix.reserve(4096)
     for cache in (single, prefix):
@@ -165,12 +161,12 @@ class Scripted:
     forces: dict[int, list[int]] = field(default_factory=dict)  # after so many ids
     ids: list[int] = field(default_factory=list)
 
-    def take(self, identity: int, logits: mx.array) -> bool:
-        assert logits.shape == (1, CONFIG.vocab_size)
-        self.ids.append(identity)
+    def take(self, token: Token) -> bool:
+        assert token.logits.shape == (1, CONFIG.vocab_size)
+        self.ids.append(token.id)
         return len(self.ids) < self.most
 
-    def forced(self, logits: mx.array, drawn: mx.array) -> Sequence[int]:
+    def forced(self, logits: mx.array, draw: mx.array) -> Sequence[int]:
         return self.forces.pop(len(self.ids), [])
 
 
@@ -181,7 +177,7 @@ def alone(
     ids: list[int] = []
     step, logits = prompted(model)
     forces = dict(row.forces)
-    for identity, _ in decode(
+    for token in decode(
         step,
         logits,
         Sampler(params, row.seed),
@@ -189,7 +185,7 @@ def alone(
         max_tokens=12,
         steer=lambda *_: forces.pop(len(ids), []),
     ):
-        ids.append(identity)
+        ids.append(token.id)
         if len(ids) == row.most:
             break
     return ids

@@ -5,14 +5,13 @@ from collections.abc import Generator
 import mlx.core as mx
 import pytest
 
-from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import NumericsError
-from magistral_mlx.generation.decoding import Stepper, decode, prefill
+from magistral_mlx.generation.decoding import Ending, Stepper, Token, decode, prefill
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.sampling import INVALID, SPILLED, Sampler
 from magistral_mlx.model.kv_cache import KVCache
-from magistral_mlx.model.kv_format import KVFormat
 from magistral_mlx.model.transformer import Transformer
+from magistral_mlx.streams import Stream
 from tests.support.tiny import fill, make_config, make_weights
 
 CONFIG = make_config()
@@ -26,7 +25,7 @@ def model() -> Transformer:
 
 
 def stepper(model: Transformer, bits: int | None = None) -> Stepper:
-    return Stepper(model, KVCache(CONFIG, limit=512, kv_format=KVFormat.of(bits, CONFIG.head_dim)))
+    return Stepper(model, KVCache(CONFIG, limit=512, bits=bits))
 
 
 def greedy_reference(model: Transformer, prompt: list[int], count: int) -> list[int]:
@@ -43,10 +42,8 @@ def test_prefill_in_chunks_equals_prefill_at_once(
     model: Transformer, chunk: int, length: int
 ) -> None:
     at_once, chunked = stepper(model), stepper(model)
-    expected = result_of(prefill(at_once, PROMPT[:length], chunk=512))
-    assert mx.allclose(
-        result_of(prefill(chunked, PROMPT[:length], chunk=chunk)), expected, atol=1e-5
-    )
+    expected = prefill(at_once, PROMPT[:length], chunk=512).result()
+    assert mx.allclose(prefill(chunked, PROMPT[:length], chunk=chunk).result(), expected, atol=1e-5)
     assert (at_once.passes, chunked.passes) == (1, -(-length // chunk))
     assert chunked.cache.length == length
 
@@ -57,8 +54,8 @@ def test_prefill_reports_every_chunk_but_the_last(model: Transformer) -> None:
 
 def test_decode_equals_full_recomputation_and_counts_its_passes(model: Transformer) -> None:
     step = stepper(model)
-    logits = result_of(prefill(step, PROMPT[:9], chunk=4))
-    ids = [i for i, _ in decode(step, logits, Sampler(GREEDY, 0), stop=frozenset(), max_tokens=12)]
+    logits = prefill(step, PROMPT[:9], chunk=4).result()
+    ids = [t.id for t in decode(step, logits, Sampler(GREEDY, 0), stop=frozenset(), max_tokens=12)]
     assert ids == greedy_reference(model, PROMPT[:9], 12)
     assert step.passes == 3 + 11  # the last id is not fed
 
@@ -66,9 +63,9 @@ def test_decode_equals_full_recomputation_and_counts_its_passes(model: Transform
 @pytest.mark.parametrize("read", range(6))
 def test_a_stream_closed_anywhere_leaves_a_cache_to_trim(model: Transformer, read: int) -> None:
     step = stepper(model)
-    logits = result_of(prefill(step, PROMPT[:9], chunk=64))
+    logits = prefill(step, PROMPT[:9], chunk=64).result()
     stream = decode(step, logits, Sampler(GREEDY, 0), stop=frozenset(), max_tokens=5)
-    ids = [i for _, (i, _) in zip(range(read), stream, strict=False)]
+    ids = [token.id for _, token in zip(range(read), stream, strict=False)]
     stream.close()
     known = [*PROMPT[:9], *ids]
     step.cache.trim(max(0, step.cache.length - len(known)))
@@ -81,7 +78,7 @@ def test_a_stream_closed_anywhere_leaves_a_cache_to_trim(model: Transformer, rea
 def test_a_stop_id_ends_the_reply_and_is_not_yielded(model: Transformer) -> None:
     ids = greedy_reference(model, PROMPT[:9], 6)
     step = stepper(model)
-    logits = result_of(prefill(step, PROMPT[:9], chunk=64))
+    logits = prefill(step, PROMPT[:9], chunk=64).result()
     reason, seen = drain(
         decode(step, logits, Sampler(GREEDY, 0), stop=frozenset({ids[4]}), max_tokens=50)
     )
@@ -91,7 +88,7 @@ def test_a_stop_id_ends_the_reply_and_is_not_yielded(model: Transformer) -> None
 
 def test_forced_ids_are_yielded_and_the_rest_follows_from_them(model: Transformer) -> None:
     step = stepper(model)
-    logits = result_of(prefill(step, PROMPT[:9], chunk=64))
+    logits = prefill(step, PROMPT[:9], chunk=64).result()
     answers = iter([(), (), (40, 41, 42)])
     sampler = Sampler(GREEDY, 0)
     stream = decode(
@@ -113,7 +110,7 @@ class Unwilling(Sampler):
 
 def test_a_spilled_draw_is_drawn_again_exactly(model: Transformer) -> None:
     step = stepper(model)
-    logits = result_of(prefill(step, PROMPT[:9], chunk=64))
+    logits = prefill(step, PROMPT[:9], chunk=64).result()
     _, seen = drain(decode(step, logits, Unwilling(GREEDY, 0), stop=frozenset(), max_tokens=8))
     assert seen == greedy_reference(model, PROMPT[:9], 8)
 
@@ -129,15 +126,8 @@ def test_nan_logits_are_an_error(model: Transformer) -> None:
         )
 
 
-def drain(stream: Generator[tuple[int, mx.array], None, str]) -> tuple[str, list[int]]:
-    seen: list[int] = []
-
-    def collect() -> Generator[None, None, str]:
-        while True:
-            try:
-                seen.append(next(stream)[0])
-            except StopIteration as end:
-                return str(end.value)
-            yield
-
-    return result_of(collect()), seen
+def drain(decoding: Generator[Token, None, Ending]) -> tuple[Ending, list[int]]:
+    """Return how a reply ended, and its ids."""
+    stream = Stream(decoding)
+    ids = [token.id for token in stream]
+    return stream.result(), ids

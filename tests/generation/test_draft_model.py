@@ -8,7 +8,6 @@ import pytest
 
 import magistral_mlx as mm
 from benchmarks.runtime.drafting import M4_PRO
-from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import MagistralError, MemoryLimitError, OptionError
 from magistral_mlx.generation.draft_model import DraftModel
 from magistral_mlx.generation.drafting import Drafter
@@ -34,7 +33,7 @@ def magistral() -> mm.Magistral:
 
 def draft_model(model: Transformer, sampler: Sampler, limit: int = 100) -> DraftModel:
     draft = DraftModel(model, CONFIG, limit=limit, cost=0.1)
-    result_of(draft.begin(PROMPT, sampler, chunk=8))
+    draft.read_prompt(PROMPT, sampler, chunk=8).result()
     return draft
 
 
@@ -64,9 +63,9 @@ def test_a_draft_model_that_knows_nothing_changes_nothing_and_falls_silent(
 
 def test_a_draft_model_reads_only_what_is_new(model: Transformer) -> None:
     draft = draft_model(model, Sampler(GREEDY, 0))
-    assert list(draft.begin(PROMPT, Sampler(GREEDY, 0), chunk=4)) == []
+    assert list(draft.read_prompt(PROMPT, Sampler(GREEDY, 0), chunk=4)) == []
     assert list(
-        draft.begin([*PROMPT[:10], 5, 6, 7, 8, 9, 10, 11], Sampler(GREEDY, 0), chunk=4)
+        draft.read_prompt([*PROMPT[:10], 5, 6, 7, 8, 9, 10, 11], Sampler(GREEDY, 0), chunk=4)
     ) == [4]
 
 
@@ -77,7 +76,7 @@ def test_a_draft_of_the_same_prompt_is_the_same_whatever_came_before(model: Tran
         used.push(identity)
     used.push(330)
     used.guess(3)
-    result_of(used.begin(PROMPT, sampler, chunk=8))
+    used.read_prompt(PROMPT, sampler, chunk=8).result()
     assert used.guess(6) == fresh.guess(6)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 import magistral_mlx as mm
 from magistral_mlx.demo import demo_checkpoint
+from magistral_mlx.generation.decoding import Token
 from magistral_mlx.generation.loop_detector import EXACT_TOKENS, LONGEST, LoopDetector
 from magistral_mlx.generation.reply import ReplyBuilder
 from magistral_mlx.tokenizer.tekken import Tokenizer
@@ -162,7 +163,7 @@ def build(text: str, on_loop: str) -> tuple[ReplyBuilder, list[int]]:
     tokenizer = Tokenizer.from_folder(demo_checkpoint())
     builder = ReplyBuilder(tokenizer, mm.SamplingParams(on_loop=on_loop), 10_000)  # type: ignore[arg-type]
     for identity in ids_of(tokenizer, text):
-        builder.push(identity, None)  # type: ignore[arg-type]  # no logprobs are asked for
+        builder.push(Token(identity, mx.zeros((1, 1))))
         forced = builder.forced(mx.zeros((1, 1)), mx.zeros(1))
         if forced or builder.is_stopped:
             return builder, list(forced)

@@ -8,7 +8,6 @@ import pytest
 
 import magistral_mlx as mm
 from benchmarks.runtime.drafting import M4_PRO
-from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import OptionError
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
 from magistral_mlx.generation.drafting import MAX_ROWS, NO_DRAFTER, Drafter, NoDrafter
@@ -16,7 +15,6 @@ from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.row_costs import LINEAR, RowCosts
 from magistral_mlx.generation.sampling import SPILLED, Sampler
 from magistral_mlx.model.kv_cache import KVCache
-from magistral_mlx.model.kv_format import KVFormat
 from magistral_mlx.model.transformer import Transformer
 from tests.support.tiny import fill, make_config, make_weights
 
@@ -70,13 +68,8 @@ class Run:
         forced: Sequence[Sequence[int]] = (),
         read: int = 1000,
     ) -> None:
-        self.step = Stepper(
-            model,
-            KVCache(
-                CONFIG, limit=len(PROMPT) + max_tokens, kv_format=KVFormat.of(bits, CONFIG.head_dim)
-            ),
-        )
-        logits = result_of(prefill(self.step, PROMPT, chunk=16))
+        self.step = Stepper(model, KVCache(CONFIG, limit=len(PROMPT) + max_tokens, bits=bits))
+        logits = prefill(self.step, PROMPT, chunk=16).result()
         answers = iter(forced)
         stream = decode(
             self.step,
@@ -87,10 +80,10 @@ class Run:
             steer=lambda *_: next(answers, ()),
             drafter=drafter,
         )
-        pairs = [pair for _, pair in zip(range(read), stream, strict=False)]
+        tokens = [token for _, token in zip(range(read), stream, strict=False)]
         stream.close()
-        self.ids = [identity for identity, _ in pairs]
-        self.logits = np.array(mx.concatenate([row for _, row in pairs]))
+        self.ids = [token.id for token in tokens]
+        self.logits = np.array(mx.concatenate([token.logits for token in tokens]))
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +246,4 @@ def test_a_number_of_guesses_that_no_pass_checks_is_refused(count: int) -> None:
 def test_no_guesses_can_be_asked_for(magistral: mm.Magistral) -> None:
     quiet = mm.load("demo", num_draft_tokens=0)
     quiet.speculation.costs = RowCosts(0.02, FREE)
-    assert (
-        result_of(quiet.speculation.begin(PROMPT, Sampler(GREEDY, 0), chunk=8, done=0))
-        is NO_DRAFTER
-    )
+    assert quiet.speculation.drafter_for(PROMPT, Sampler(GREEDY, 0), chunk=8).result() is NO_DRAFTER

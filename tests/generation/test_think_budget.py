@@ -9,7 +9,8 @@ import pytest
 import magistral_mlx as mm
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.generation import think_budget as budget_module
-from magistral_mlx.generation.reply import ReplyBuilder
+from magistral_mlx.generation.decoding import Token
+from magistral_mlx.generation.reply import ReplyBuilder, Usage
 from magistral_mlx.generation.row_costs import LINEAR, RowCosts
 from magistral_mlx.generation.sampling import INVALID, SPILLED
 from magistral_mlx.generation.think_budget import LIKELY_ENOUGH
@@ -112,7 +113,7 @@ def closed_after(
     drawn = mx.array([tokenizer.closing("\n")[0] if draws_tag else 0])
     logits = logits_of(tokenizer, chance)
     for count, identity in enumerate(ids, 1):
-        builder.push(identity, logits)
+        builder.push(Token(identity, logits))
         if forced := builder.forced(logits, drawn):
             return count, tokenizer.decode(forced)
     return 0, ""
@@ -151,7 +152,7 @@ def test_logits_are_read_at_the_end_of_a_line_only(tokenizer: Tokenizer) -> None
         *tokenizer.encode("<think>\n" + "a b c d e\n" * 9 + "a b c " * 9),
     ][:89]:
         is_near = builder.tokens > 60
-        builder.push(identity, mx.zeros((1, 1)))
+        builder.push(Token(identity, mx.zeros((1, 1))))
         if not is_near or not tokenizer.decode([identity]).endswith("\n"):
             assert builder.forced(Unread(), Unread()) == []  # type: ignore[arg-type]
 
@@ -162,7 +163,7 @@ def test_a_line_ends_before_its_newline_where_the_tag_is_a_control_id(tokenizer:
     assert all(len(ids) == 1 for ids in newlines.values())
     builder = ReplyBuilder(tokenizer, mm.SamplingParams(think_budget=20), 10_000)
     for identity in [tokenizer.open_id or 0, *tokenizer.encode("<think>\n" + "a b c d " * 5)][:18]:
-        builder.push(identity, mx.zeros((1, 1)))
+        builder.push(Token(identity, mx.zeros((1, 1))))
     likely = logits_of(tokenizer, 0.5)
     assert builder.forced(likely, mx.array(tokenizer.encode(" b"))) == []
     for unknown in (INVALID, SPILLED):
@@ -184,15 +185,15 @@ def test_a_character_is_completed_first(tokenizer: Tokenizer) -> None:
             [tokenizer.open_id] if tokenizer.open_id is not None else tokenizer.encode("<think>\n")
         )
         for identity in [*head, *tokenizer.encode(text)]:
-            builder.push(identity, mx.zeros((1, 1)))
+            builder.push(Token(identity, mx.zeros((1, 1))))
             if forced := builder.forced(mx.zeros((1, tokenizer.vocab_size)), mx.zeros(1)):
                 break
         assert budget <= builder.tokens <= budget + 3
         for identity in forced:
-            builder.push(identity, mx.zeros((1, 1)))
-        shown = "".join(
-            s.text for s in builder.flush() + builder._segments if isinstance(s, mm.Text)
-        )
+            builder.push(Token(identity, mx.zeros((1, 1))))
+        builder.flush()
+        reply = builder.reply("stop", Usage(0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0))
+        shown = reply.reasoning + reply.answer
         assert "\ufffd" not in shown
         assert text.startswith(shown)
 
@@ -212,7 +213,7 @@ def test_a_last_line_that_leaves_nothing_is_refused_at_once(magistral: mm.Magist
     sampling = replace(GREEDY, think_budget=9, think_budget_message=LINE, max_tokens=20)
     for ask in (
         lambda: magistral.stream("What is 1 + 1?", sampling),
-        lambda: magistral.replies("x", sampling, n=2),
+        lambda: magistral.stream_samples("x", sampling, n=2),
     ):
         with pytest.raises(
             mm.OptionError, match=r"think_budget_message and the closing tag take .* none is left"

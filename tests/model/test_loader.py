@@ -11,7 +11,6 @@ from mlx.utils import tree_flatten
 
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.checkpoint.quant_format import QuantFormat
-from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.transformer import Transformer
@@ -40,7 +39,7 @@ IDS = mx.array([[3, 1, 319, 77, 5]])
 
 
 def load(folder: Path) -> Transformer:
-    return result_of(load_model(open_checkpoint(folder)))
+    return load_model(open_checkpoint(folder)).result()
 
 
 @pytest.mark.parametrize("overrides", MIXED.values(), ids=MIXED.keys())
@@ -230,6 +229,6 @@ def test_loading_takes_no_more_than_what_is_loaded(tmp_path: Path) -> None:
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    model = result_of(load_model(checkpoint))
+    model = load_model(checkpoint).result()
     loaded = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
     assert loaded <= mx.get_peak_memory() - before <= 1.02 * loaded

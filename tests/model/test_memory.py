@@ -11,12 +11,10 @@ from mlx.utils import tree_flatten
 
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.checkpoint.quant_format import QuantFormat
-from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError
 from magistral_mlx.generation.decoding import Stepper, prefill
 from magistral_mlx.model import memory
 from magistral_mlx.model.kv_cache import KVCache
-from magistral_mlx.model.kv_format import KVFormat
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.mac_table import MAGISTRAL_SMALL, mac_budget_bytes, mac_table
@@ -49,7 +47,7 @@ def test_the_published_numbers_of_the_24b_model() -> None:
 @pytest.mark.parametrize("head_dim", [32, 64, 96])
 def test_kv_bytes_are_those_of_a_full_cache(bits: int | None, head_dim: int) -> None:
     config = make_config(head_dim=head_dim)
-    cache = KVCache(config, limit=300, kv_format=KVFormat.of(bits, config.head_dim))
+    cache = KVCache(config, limit=300, bits=bits)
     cache.reserve(300)
     Transformer(config)(mx.zeros((1, 3), dtype=mx.int32), cache.layers)
     assert cache.nbytes == kv_bytes(config, 300, kv_bits=bits, itemsize=4)
@@ -64,7 +62,7 @@ def test_resident_bytes_are_those_of_the_loaded_model(
     if quant is not None:
         weights, block = quantize_weights(weights, quant)
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "model", config, weights, block))
-    model = result_of(load_model(checkpoint))
+    model = load_model(checkpoint).result()
     loaded = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
     on_gpu = mx.default_device().type == mx.DeviceType.gpu
     assert memory.resident_bytes(checkpoint, on_gpu=on_gpu) == loaded
@@ -106,15 +104,13 @@ def test_the_forecast_is_the_measured_peak_within_5_percent_and_8_of_the_embedde
     model = Transformer(config)
     mx.eval(model.parameters())
     weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
-    cache = KVCache(config, limit=context, kv_format=KVFormat.of(bits, config.head_dim))
+    cache = KVCache(config, limit=context, bits=bits)
     cache.reserve(context)
     gc.collect()
     mx.clear_cache()
     others = mx.get_active_memory() - weights
     mx.reset_peak_memory()
-    mx.eval(
-        result_of(prefill(Stepper(model, cache), [i % 300 for i in range(context)], chunk=chunk))
-    )
+    mx.eval(prefill(Stepper(model, cache), [i % 300 for i in range(context)], chunk=chunk).result())
     measured = mx.get_peak_memory() - others
     on_gpu = mx.default_device().type == mx.DeviceType.gpu
     workspace = memory.workspace_bytes(

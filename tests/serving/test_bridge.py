@@ -4,7 +4,7 @@ import inspect
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import magistral_mlx as mm
 from magistral_mlx import bridge
 from magistral_mlx.options import options_of
 from magistral_mlx.serving import hosted_model as resident
+from magistral_mlx.streams import streamed
 from tests.support.hosting import LAST, last_of, opened, pulled, text_of, threads
 
 QUESTION = "What is 48 + 76?"
@@ -134,11 +135,14 @@ def test_a_load_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
     loading = resident.loading
 
-    def held(*args: Any) -> Iterator[tuple[int, int]]:
-        for step in loading(*args):
+    @streamed
+    def held(*args: Any) -> Generator[mm.Progress, None, mm.Magistral]:
+        steps = loading(*args)
+        for step in steps:
             yield step
             begun.set()
             go_on.wait()
+        return steps.result()
 
     monkeypatch.setattr(resident, "loading", held)
     load = bridge.load("demo")

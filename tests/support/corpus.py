@@ -16,7 +16,6 @@ from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.convert.output.export import read_tokenizer
 from magistral_mlx.convert.source.source import open_source
-from magistral_mlx.engine.chat import result_of
 from magistral_mlx.errors import CheckpointError, ConversionError, TokenizerError
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.tokenizer.tekken import Tokenizer
@@ -88,7 +87,7 @@ def take(step: Step, folder: Path) -> None:
     checkpoint = open_checkpoint(folder)
     Tokenizer.from_folder(folder)
     if step == "load":
-        result_of(load_model(checkpoint))
+        load_model(checkpoint).result()
 
 
 def faults_of(error: BaseException, folder: Path) -> list[str]:

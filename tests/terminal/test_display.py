@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 import pytest
 
 from magistral_mlx.generation.reply import Reply, Usage
-from magistral_mlx.streams import Progress
+from magistral_mlx.streams import Progress, streamed
 from magistral_mlx.terminal.display import Display, report, show_status, tell
 from magistral_mlx.terminal.trace_window import TraceWindow
 from magistral_mlx.tokenizer.segments import Segment, Text
@@ -54,6 +54,7 @@ def make_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     return both
 
 
+@streamed
 def stream(
     segments: list[Segment], *, is_interrupted: bool = False
 ) -> Generator[Segment, None, Reply]:

@@ -17,7 +17,7 @@ from magistral_mlx.errors import HubError
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply, Usage
 from magistral_mlx.model.load_options import LoadOptions
-from magistral_mlx.streams import Progress
+from magistral_mlx.streams import Progress, streamed
 from magistral_mlx.terminal import options as console
 from magistral_mlx.tokenizer.segments import Segment, Text
 
@@ -54,14 +54,14 @@ class Scripted:
     loaded: dict[str, Any] = field(default_factory=dict)
     is_closed: bool = False
 
-    def loading(
-        self, model: str, options: LoadOptions
-    ) -> Generator[tuple[int, int], None, "Scripted"]:
+    @streamed
+    def loading(self, model: str, options: LoadOptions) -> Generator[Progress, None, "Scripted"]:
         self.loaded = {"model": model} | asdict(options)
-        yield 1, 2
-        yield 2, 2
+        yield Progress(1, 2)
+        yield Progress(2, 2)
         return self
 
+    @streamed
     def stream(
         self, messages: Any, sampling: SamplingParams, **options: Any
     ) -> Generator[Segment, None, Reply]:
@@ -75,9 +75,10 @@ class Scripted:
         finally:
             self.is_closed = True
 
-    def replies(
+    @streamed
+    def stream_samples(
         self, messages: Any, sampling: SamplingParams, *, n: int, **options: Any
-    ) -> Iterator[Reply]:
+    ) -> Generator[Reply, None, None]:
         self.asked.append((messages, sampling, options))
         for i in range(n):
             if i == self.interrupt_after:
@@ -331,8 +332,9 @@ def test_a_terminal_of_few_letters_is_no_bug(
 def test_ctrl_c_while_loading(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def loading(model: str, options: LoadOptions) -> Iterator[tuple[int, int]]:
-        yield 1, 2
+    @streamed
+    def loading(model: str, options: LoadOptions) -> Generator[Progress, None, None]:
+        yield Progress(1, 2)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(console, "loading", loading)

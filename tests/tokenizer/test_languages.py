@@ -9,6 +9,7 @@ import pytest
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 import magistral_mlx as mm
+from magistral_mlx.generation.decoding import Token
 from magistral_mlx.generation.reply import ReplyBuilder
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from magistral_mlx.training.demo.phrases import LANGUAGES, PHRASES
@@ -110,7 +111,9 @@ def test_trace_and_answer_of_a_reply_are_streamed_whole(
         else:
             ids = [*ours.encode("<think>\n"), *whole, *ours.encode("\n</think>\n\n"), *whole]
         builder = ReplyBuilder(ours, mm.SamplingParams(temperature=0), 10_000)
-        pieces = [piece for identity in ids for piece in builder.push(identity, mx.zeros((1, 1)))]
+        pieces = [
+            piece for identity in ids for piece in builder.push(Token(identity, mx.zeros((1, 1))))
+        ]
         pieces += [piece for piece in builder.flush() if isinstance(piece, mm.Text)]
         for kind in ("reasoning", "answer"):
             assert "".join(piece.text for piece in pieces if piece.kind == kind) == text

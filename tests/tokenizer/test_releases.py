@@ -12,6 +12,7 @@ import pytest
 import magistral_mlx as mm
 from magistral_mlx.checkpoint.manifest import MANIFEST
 from magistral_mlx.errors import CheckpointError, TokenizerError
+from magistral_mlx.generation.decoding import Token
 from magistral_mlx.generation.reply import ReplyBuilder, Usage
 from magistral_mlx.tokenizer.messages import CARD_SYSTEM_PROMPT, CONTROL_CARD_SYSTEM_PROMPT
 from magistral_mlx.tokenizer.tekken import Tokenizer
@@ -310,7 +311,7 @@ def test_a_converted_one_is_of_the_same_release(magistral: mm.Magistral, tmp_pat
 def build(tokenizer: Tokenizer, ids: list[int]) -> mm.Reply:
     builder = ReplyBuilder(tokenizer, GREEDY, 100)
     for identity in ids:
-        builder.push(identity, mx.zeros((1, 1)))
+        builder.push(Token(identity, mx.zeros((1, 1))))
     builder.flush()
     return builder.reply("stop", Usage(0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0))
 

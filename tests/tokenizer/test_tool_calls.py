@@ -1,7 +1,7 @@
 """Tools in a conversation: calls out, results in, over a model whose replies are known; and what is read again."""
 
 import json
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ import pytest
 
 import magistral_mlx as mm
 from magistral_mlx.engine.chat import Chat
+from magistral_mlx.generation.decoding import Token
 from magistral_mlx.generation.reply import ReplyBuilder, Usage
 from magistral_mlx.model.memory import MemoryPlan
+from magistral_mlx.streams import Stream, streamed
 from magistral_mlx.tokenizer.segments import ToolCall
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.support.oracle import Oracle
@@ -76,7 +78,7 @@ def tokenizer(
 def reply_of(tokenizer: Tokenizer, ids: Sequence[int], usage: Usage = USAGE) -> mm.Reply:
     builder = ReplyBuilder(tokenizer, GREEDY, 1000)
     for identity in ids:
-        builder.push(identity, mx.zeros((1, 1)))
+        builder.push(Token(identity, mx.zeros((1, 1))))
     builder.flush()
     return builder.reply("stop", usage)
 
@@ -162,7 +164,6 @@ class Script:
     def __init__(self, tokenizer: Tokenizer, *replies: mm.Reply) -> None:
         self.tokenizer, self.replies = tokenizer, iter(replies)
         self.prompts: list[list[int]] = []
-        self.prefix_cache: Any = None
         self.plan = NO_LIMIT
 
     def free_context(self, *_: object, **__: object) -> int:
@@ -174,14 +175,18 @@ class Script:
         sampling: mm.SamplingParams | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
-    ) -> Generator[mm.Segment, None, mm.Reply]:
+    ) -> Stream[mm.Segment, mm.Reply]:
         self.prompts.append(self.tokenizer.encode_chat(messages, tools=tools))
 
-        def reply() -> Iterator[mm.Segment]:
+        @streamed
+        def reply() -> Generator[mm.Segment, None, mm.Reply]:
             yield mm.Text("answer", "")
             return next(self.replies)
 
-        return reply()  # type: ignore[return-value]
+        return reply()
+
+    def save_cache(self, path: str | Path, conversation: str = "") -> None:
+        raise AssertionError("nothing is saved here")
 
 
 def said(trace: str, answer: str, *calls: ToolCall) -> mm.Reply:
@@ -202,8 +207,8 @@ def test_a_conversation_gives_the_ids_mistral_common_gives(
     chat = Chat(model, keep, [], TOOLS)
     chat.ask("q1")
     assert chat.ask("q2").tool_calls == (one, two)
-    chat.ask({"aaaaaaaa2": "r2", "aaaaaaaa1": "r1"})
-    chat.ask({"aaaaaaaa2": "r3"})
+    chat.answer_calls({"aaaaaaaa2": "r2", "aaaaaaaa1": "r1"})
+    chat.answer_calls({"aaaaaaaa2": "r3"})
     chat.ask("q3")
     chat.ask("q4")
 
@@ -247,11 +252,12 @@ def test_calls_that_wait_are_answered_first(tokenizer: Tokenizer) -> None:
     call = ToolCall("aaaaaaaa1", "add", {})
     chat = Chat(Script(tokenizer, said("", "", call), said("", "done")), "none", [], TOOLS)
     with pytest.raises(mm.OptionError, match="cannot open a conversation"):
-        chat.ask({"aaaaaaaa1": "1"})
+        chat.answer_calls({"aaaaaaaa1": "1"})
     chat.ask("q")
     before = list(chat.messages)
     with pytest.raises(
-        mm.OptionError, match=r"'aaaaaaaa1' waits for its result; ask with \{'aaaaaaaa1': result\}"
+        mm.OptionError,
+        match=r"'aaaaaaaa1' waits for its result; use answer_calls\(\{'aaaaaaaa1': result\}\)",
     ):
         chat.ask("never mind")
     wrong: list[tuple[Any, str]] = [
@@ -260,9 +266,9 @@ def test_calls_that_wait_are_answered_first(tokenizer: Tokenizer) -> None:
     ]
     for results, message in [*wrong, ({"aaaaaaaa1": 3}, "content is int, expected text")]:
         with pytest.raises(mm.OptionError, match=message):
-            chat.ask(results)
+            chat.answer_calls(results)
     assert chat.messages == before
-    assert chat.ask({"aaaaaaaa1": "1"}).answer == "done"
+    assert chat.answer_calls({"aaaaaaaa1": "1"}).answer == "done"
 
 
 def test_without_tools_there_is_nothing_to_answer(tokenizer: Tokenizer) -> None:
@@ -324,7 +330,7 @@ def test_what_is_read_again_with_tools(model: mm.Magistral, tmp_path: Path, keep
         (call,) = reply.tool_calls
         assert (call.name, call.arguments) == ("add", {})
         called = list(model.prefix_cache.ids)
-        answer = chat.ask({call.id: "3"}, GREEDY)
+        answer = chat.answer_calls({call.id: "3"}, GREEDY)
         assert (answer.answer, answer.finish_reason) == ("It is 7.", "stop")
         assert answer.usage.cached_tokens == len(called)
         there = list(model.prefix_cache.ids)
@@ -368,7 +374,7 @@ def test_tags_in_what_the_user_and_the_history_say_change_no_state(
     chat = model.chat(keep_reasoning="all", tools=TOOLS, system_prompt=tag)
     reply = chat.ask(tag, GREEDY)
     assert parts(reply) == expected
-    assert parts(chat.ask({reply.tool_calls[0].id: tag}, GREEDY)) == (
+    assert parts(chat.answer_calls({reply.tool_calls[0].id: tag}, GREEDY)) == (
         "",
         "It is 7.",
         [],
@@ -384,4 +390,4 @@ def test_a_saved_conversation_keeps_its_tools(model: mm.Magistral, tmp_path: Pat
     chat.save(tmp_path / "talk")
     again = model.resume(tmp_path / "talk")
     assert again.tools == TOOLS
-    assert again.ask({call.id: "3"}, GREEDY).answer == "It is 7."
+    assert again.answer_calls({call.id: "3"}, GREEDY).answer == "It is 7."

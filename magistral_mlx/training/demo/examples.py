@@ -188,12 +188,10 @@ class Examples:
                 add([*self.encode(problem.answer), control["</s>"]], False)
                 continue
             draw, answer = rng.random(), [*self.encode(problem.answer), control["</s>"]]
-            # Reasoning switched off: the answer is a guess, but well-formed.
-            if draw < 0.03:
+            if draw < 0.03:  # reasoning switched off: a guess, but a well-formed one
                 add(self.encode("<think>\n</think>\n"), False)
                 add(answer, True)
-            # A thinking budget that ends somewhere in the trace.
-            elif draw < 0.07:
+            elif draw < 0.07:  # a thinking budget used up somewhere in the trace
                 trace = self.encode(f"<think>\n{problem.trace}")
                 add(trace[: rng.randrange(3, len(trace))], True)
                 add(self.encode("\n</think>\n\n"), False)

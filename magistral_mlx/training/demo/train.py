@@ -26,7 +26,6 @@ from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.transformer import Transformer
-from magistral_mlx.streams import Stream
 from magistral_mlx.training.demo.examples import (
     BASICS,
     REFINED,
@@ -255,7 +254,7 @@ def main() -> None:
         initialize(model, CONFIG.num_layers, options.seed)
         train(out, STAGES[0], model, options.seed)
     # Load the saved checkpoint, rounded to bf16, so that starting at stage 2 gives the same.
-    model = Stream(load_model(open_checkpoint(out))).result()
+    model = load_model(open_checkpoint(out)).result()
     model.set_dtype(mx.float32)
     train(out, STAGES[1], model, options.seed + 1)
 

@@ -12,7 +12,6 @@ import pytest
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.convert import convert_checkpoint
 from magistral_mlx.demo import demo_checkpoint
-from magistral_mlx.engine.chat import result_of
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.sampling import Sampler
@@ -27,7 +26,7 @@ QUESTIONS = ("What is 48 + 76?", "Combien font 123 x 4 ?", "How many r's are in 
 
 
 def ours(folder: Path) -> Transformer:
-    return result_of(load_model(open_checkpoint(folder)))
+    return load_model(open_checkpoint(folder)).result()
 
 
 def theirs(folder: Path) -> Any:
@@ -52,9 +51,9 @@ def their_greedy_ids(model: Any, prompt: list[int]) -> list[int]:
 
 def our_greedy_ids(folder: Path, model: Transformer, prompt: list[int]) -> list[int]:
     step = Stepper(model, KVCache(open_checkpoint(folder).config, limit=1024))
-    logits = result_of(prefill(step, prompt, chunk=16))
+    logits = prefill(step, prompt, chunk=16).result()
     greedy = Sampler(SamplingParams(temperature=0), 0)
-    return [i for i, _ in decode(step, logits, greedy, stop=frozenset(), max_tokens=TOKENS)]
+    return [t.id for t in decode(step, logits, greedy, stop=frozenset(), max_tokens=TOKENS)]
 
 
 @pytest.mark.parametrize("kind", ["bf16", "4 bit"])
