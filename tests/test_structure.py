@@ -9,7 +9,9 @@ import sys
 import tomllib
 from functools import cache
 from graphlib import TopologicalSorter
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -217,3 +219,31 @@ def test_importing_the_package_is_light_and_leaves_the_process_alone(module: str
     found = json.loads(done.stdout)
     assert found["same"]
     assert set(found["packages"]) <= LIGHT
+
+
+# Figures of .ci/figures.py, and the most that each may be.
+LAWS = {
+    "files in the widest folder, product": 14,
+    "files in the widest folder, tests": 14,
+    "import floors, magistral_mlx": 8,
+    "import floors, convert": 8,
+    "import cycles": 0,
+    "declarations of a loading option": 1,
+    "largest parameter list, others": 8,
+}
+
+
+@cache
+def figures() -> dict[str, Any]:
+    """Return the figures of the working tree by name."""
+    spec = spec_from_file_location("figures", ROOT / ".ci" / "figures.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return {name: value for name, value, _ in script.House(ROOT).rows()}
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_the_house_keeps_its_size(name: str) -> None:
+    assert figures()[name] <= LAWS[name]
