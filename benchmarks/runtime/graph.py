@@ -28,8 +28,8 @@ FUSED = {
     "scaled_dot_product_attention": mx.fast,
     "quantize": mx,
     "dequantize": mx,
-    "normalized": model,
-    "turned": model,
+    "normalize": model,
+    "rotate_heads": model,
 }
 # No kernel: for one position they only look at memory in another way.
 VIEWS = {

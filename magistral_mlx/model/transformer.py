@@ -1,6 +1,6 @@
 """Magistral Small: a decoder-only transformer with grouped-query attention, RoPE and SwiGLU.
 
-Letters: B batch, T new tokens, S past + new, L layers, D hidden, F feed-forward, H query heads,
+Letters: B batch, T new tokens, S all positions, L layers, D hidden, F feed-forward, H query heads,
 K key/value heads, d head size, V vocabulary.
 """
 
@@ -14,20 +14,19 @@ from mlx import nn
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.model.kv_cache import LayerCache, Uncached
 
-# Compiled, so that a CPU, where MLX takes fused operations apart, runs 3 primitives instead of 11, and 15 instead
-# of 28, to the same bits. On a GPU the first two are one kernel as they are, and the third becomes one.
+# These three are compiled. MLX takes fused operations apart on a CPU, and compiled it runs 3
+# primitives instead of 11, and 15 instead of 28, with the same bits. On a GPU the first two are one
+# kernel anyway, and the third becomes one.
 
 
 @partial(mx.compile, shapeless=True)
-def normalized(x: mx.array, weight: mx.array, eps: float) -> mx.array:
+def normalize(x: mx.array, weight: mx.array, eps: float) -> mx.array:
     return mx.fast.rms_norm(x, weight, eps)
 
 
 @mx.compile
-def turned(
-    x: mx.array, positions: mx.array, d: int, theta: float
-) -> mx.array:  # [B, 1, n * d] -> [B, n, 1, d]
-    """Rotate heads of one position, each by its own of ``positions`` [B * n]."""
+def rotate_heads(x: mx.array, positions: mx.array, d: int, theta: float) -> mx.array:
+    """Rotate each head [B, 1, n * d] by its own of ``positions`` [B * n]: [B, n, 1, d]."""
     rows = mx.fast.rope(
         x.reshape(-1, 1, 1, d), d, traditional=False, base=theta, scale=1.0, offset=positions
     )
@@ -40,17 +39,17 @@ def swiglu(gate: mx.array, up: mx.array) -> mx.array:
 
 
 class RMSNorm(nn.RMSNorm):
-    """Source: https://arxiv.org/abs/1910.07467"""
+    """Root mean square norm. Source: https://arxiv.org/abs/1910.07467."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        return normalized(x, self.weight, self.eps)
+        return normalize(x, self.weight, self.eps)
 
 
 class FusedLinear(nn.Module):
-    """Several projections of one input in as few matmuls as their formats allow.
+    """Projections of one input, in as few matmuls as their formats allow.
 
-    ``parts`` are linears whose rows are projections stacked; ``slices`` says where each projection's
-    rows lie, in the order of the output: (part, first row, past the last row).
+    ``parts`` are linears whose rows are projections, one below the other. ``slices`` are the places
+    of the projections, in the order of the output: (part, first row, end row).
     """
 
     def __init__(self, parts: list[nn.Module], slices: list[tuple[int, int, int]]) -> None:
@@ -60,21 +59,21 @@ class FusedLinear(nn.Module):
 
     @classmethod
     def of(cls, width: int, rows: list[int]) -> "FusedLinear":
-        """Unquantized projections of an input of ``width``, with so many ``rows`` each."""
+        """Make unquantized projections of an input of ``width``, with ``rows`` each."""
         ends = list(accumulate(rows))
         slices = [(0, end - count, end) for count, end in zip(rows, ends, strict=True)]
         return cls([nn.Linear(width, ends[-1], bias=False)], slices)
 
-    def __call__(self, x: mx.array) -> mx.array:  # [B, T, D]
+    def __call__(self, x: mx.array) -> mx.array:  # [B, T, D] -> [B, T, rows]
         outputs = [part(x) for part in self.parts]
         if len(outputs) == 1:
             return outputs[0]
         return mx.concatenate([outputs[i][..., a:b] for i, a, b in self._slices], axis=-1)
 
-    def project(self, index: int, x: mx.array) -> mx.array:  # [B, T, D]
-        """One projection alone. Rows of a weight are a view of it, not a copy."""
-        part, first, past = self._slices[index]
-        linear, rows = self.parts[part], slice(first, past)
+    def project(self, index: int, x: mx.array) -> mx.array:  # [B, T, D] -> [B, T, rows]
+        """Compute one projection alone. Rows of a weight are a view of it, not a copy."""
+        part, first, end = self._slices[index]
+        linear, rows = self.parts[part], slice(first, end)
         if not isinstance(linear, nn.QuantizedLinear):
             return x @ linear["weight"][rows].T
         return mx.quantized_matmul(
@@ -90,7 +89,7 @@ class FusedLinear(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions. Source: https://arxiv.org/abs/2305.13245"""
+    """Grouped-query attention with rotary positions. Source: https://arxiv.org/abs/2305.13245."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -101,37 +100,45 @@ class Attention(nn.Module):
         self._theta = config.rope_theta
         self._scale = d**-0.5
 
-    def __call__(
-        self, x: mx.array, cache: LayerCache, wanted: int
-    ) -> mx.array:  # [B, T, D] -> [B, wanted, D]
-        H, K, T = self._H, self._K, x.shape[1]
+    def __call__(self, x: mx.array, cache: LayerCache, wanted: int) -> mx.array:
+        """Attend from the last ``wanted`` positions of ``x`` [B, T, D]: [B, wanted, D]."""
+        T = x.shape[1]
         if T == 1:
-            heads = self.rotated(self.qkv_proj(x), cache.length)  # [B, H + 2K, 1, d]
-            q, kv = heads[:, :H], heads[:, H:]
+            q, kv = self.decode_heads(x, cache.length)
         elif wanted == T:
-            heads = self.heads(self.qkv_proj(x))  # [B, H + 2K, T, d]
-            qk = self.rope(heads[:, : H + K], cache.length)
-            q, kv = qk[:, :H], mx.concatenate([qk[:, H:], heads[:, H + K :]], axis=1)
+            q, kv = self.prefill_heads(x, cache.length)
         else:
-            q, k, v = (
-                self.heads(self.qkv_proj.project(i, x[:, -wanted:] if i == 0 else x))
-                for i in range(3)
-            )
-            q, k = self.rope(q, cache.length + T - wanted), self.rope(k, cache.length)
-            kv = mx.concatenate([k, v], axis=1)
-        o = cache.attend(q, kv, self._scale)  # kv [B, 2K, T, d] -> [B, H, wanted, d]
+            q, kv = self.last_heads(x, cache.length, wanted)
+        o = cache.attend(q, kv, self._scale)  # [B, H, wanted, d]
         return self.o_proj(o.swapaxes(1, 2).flatten(2))
 
-    def heads(self, x: mx.array) -> mx.array:  # [B, T, n * d] -> [B, n, T, d]
-        return mx.unflatten(x, -1, (-1, self._d)).swapaxes(1, 2)
+    def decode_heads(self, x: mx.array, position: int) -> tuple[mx.array, mx.array]:
+        """Project one position: q [B, H, 1, d], kv [B, 2K, 1, d].
 
-    def rotated(self, x: mx.array, position: int) -> mx.array:  # [B, 1, n * d] -> [B, n, 1, d]
-        """Heads of one position with queries and keys turned, by one kernel, so that the cache takes one write.
-
-        Every head is a sequence of its own to it, and a value's is at position 0, which turns nothing.
+        One kernel rotates queries and keys, so that the cache takes one write. To it every head is
+        a sequence of its own. Values are at position 0, which rotates nothing.
         """
-        positions = (self._H + self._K) * [position] + self._K * [0]
-        return turned(x, mx.array(len(x) * positions), self._d, self._theta)
+        H, K = self._H, self._K
+        positions = mx.array(len(x) * ((H + K) * [position] + K * [0]))  # [B * (H + 2K)]
+        heads = rotate_heads(self.qkv_proj(x), positions, self._d, self._theta)
+        return heads[:, :H], heads[:, H:]
+
+    def prefill_heads(self, x: mx.array, position: int) -> tuple[mx.array, mx.array]:
+        """Project T positions from ``position`` on: q [B, H, T, d], kv [B, 2K, T, d]."""
+        H, K = self._H, self._K
+        heads = self.split(self.qkv_proj(x))  # [B, H + 2K, T, d]
+        qk = self.rope(heads[:, : H + K], position)
+        return qk[:, :H], mx.concatenate([qk[:, H:], heads[:, H + K :]], axis=1)
+
+    def last_heads(self, x: mx.array, position: int, wanted: int) -> tuple[mx.array, mx.array]:
+        """Project as ``prefill_heads``, with queries of the last ``wanted`` positions only."""
+        first = position + x.shape[1] - wanted
+        q = self.split(self.qkv_proj.project(0, x[:, -wanted:]))  # [B, H, wanted, d]
+        k, v = (self.split(self.qkv_proj.project(i, x)) for i in (1, 2))  # [B, K, T, d]
+        return self.rope(q, first), mx.concatenate([self.rope(k, position), v], axis=1)
+
+    def split(self, x: mx.array) -> mx.array:  # [B, T, n * d] -> [B, n, T, d]
+        return mx.unflatten(x, -1, (-1, self._d)).swapaxes(1, 2)
 
     def rope(self, x: mx.array, offset: int) -> mx.array:
         return mx.fast.rope(
@@ -140,7 +147,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU feed-forward. Source: https://arxiv.org/abs/2002.05202"""
+    """SwiGLU feed-forward. Source: https://arxiv.org/abs/2002.05202."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -164,15 +171,14 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def __call__(
-        self, x: mx.array, cache: LayerCache, wanted: int
-    ) -> mx.array:  # [B, T, D] -> [B, wanted, D]
+    def __call__(self, x: mx.array, cache: LayerCache, wanted: int) -> mx.array:
+        """Return the last ``wanted`` positions of the layer's output: [B, wanted, D]."""
         x = x[:, -wanted:] + self.self_attn(self.input_layernorm(x), cache, wanted)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Transformer(nn.Module):
-    """Token ids to logits. ``loader.load_model`` puts a checkpoint's weights in."""
+    """Model from ids to logits. ``loader.load_model`` fills it with a checkpoint's weights."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -184,23 +190,24 @@ class Transformer(nn.Module):
         self._tied = config.tie_word_embeddings
 
     def __call__(self, ids: mx.array, cache: Sequence[LayerCache] | None = None) -> mx.array:
-        """Logits [B, T, V] of ids [B, T], after the positions in ``cache``, which they are appended to."""
+        """Append ids [B, T] to ``cache`` and return their logits [B, T, V]."""
         return self.logits(self.hidden(ids, cache))
 
     def hidden(
         self, ids: mx.array, cache: Sequence[LayerCache] | None = None, *, wanted: int | None = None
     ) -> mx.array:
-        """The residual stream after the last layer, [B, T, D], or of its last ``wanted`` positions only.
+        """Return the residual stream after the last layer, [B, T, D].
 
-        In the last layer the others' keys and values are all that anyone will need of them.
+        With ``wanted``, only that many last positions: [B, wanted, D]. The last layer then computes
+        only keys and values of the positions before them.
         """
-        x = self.embed_tokens(ids)
+        x = self.embed_tokens(ids)  # [B, T, D]
         caches = cache or [Uncached()] * len(self.layers)
-        for layer, past in zip(self.layers[:-1], caches[:-1], strict=True):
-            x = layer(x, past, ids.shape[1])
+        for layer, layer_cache in zip(self.layers[:-1], caches[:-1], strict=True):
+            x = layer(x, layer_cache, ids.shape[1])
         return self.layers[-1](x, caches[-1], wanted or ids.shape[1])
 
     def logits(self, x: mx.array) -> mx.array:
-        """Logits [B, T, V] of a residual stream [B, T, D]: call it on the wanted positions only."""
+        """Return the logits [B, T, V] of a residual stream [B, T, D]."""
         x = self.norm(x)
         return self.embed_tokens.as_linear(x) if self._tied else self.lm_head(x)

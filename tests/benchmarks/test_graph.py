@@ -51,7 +51,7 @@ def test_a_decode_step_has_at_most_three_quarters_of_mlx_lms(tmp_path: Path) -> 
     assert graph.kernels.total() == 40 * 12 + 6
     assert (
         graph.kernels["SliceUpdate"],
-        graph.kernels["turned"],
+        graph.kernels["rotate_heads"],
         graph.kernels["QuantizedMatmul"],
     ) == (40, 40, 161)
 

@@ -134,13 +134,14 @@ def test_options_of_the_cache_are_checked(tiny_config: ModelConfig) -> None:
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
 @pytest.mark.parametrize("position", [0, 1, 4095])
-def test_one_rotation_of_all_heads_equals_one_of_queries_and_keys_bit_for_bit(
+def test_the_heads_of_one_position_are_the_same_bits_in_decode_and_prefill(
     model: Transformer, dtype: mx.Dtype, position: int
 ) -> None:
-    attention, rows = (
-        model.layers[0].self_attn,
-        mx.random.normal((2, 1, 8 * 32), key=mx.random.key(1)).astype(dtype),
-    )
-    together, apart = attention.rotated(rows, position), attention.heads(rows)
-    assert mx.array_equal(together[:, :6], attention.rope(apart[:, :6], position))
-    assert mx.array_equal(together[:, 6:], apart[:, 6:])
+    attention = model.layers[0].self_attn
+    attention.set_dtype(dtype)
+    width = attention.qkv_proj.parts[0].weight.shape[1]
+    x = mx.random.normal((2, 1, width), key=mx.random.key(1)).astype(dtype)
+    decoded, prefilled = attention.decode_heads(x, position), attention.prefill_heads(x, position)
+    assert decoded[0].dtype == dtype
+    for one, other in zip(decoded, prefilled, strict=True):
+        assert mx.array_equal(one, other)
