@@ -1,4 +1,4 @@
-"""Times taken side by side, what can be said about their ratio, and the machine they were taken on."""
+"""Times taken side by side, what their ratio says, and the machine they were taken on."""
 
 import os
 import platform
@@ -20,9 +20,14 @@ RESAMPLES = 4000
 PACKAGES = ("magistral-mlx", "mlx", "mlx-lm", "numpy", "transformers")
 
 
+def report(line: str) -> None:
+    """Print a line of progress to stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Lap:
-    """How long ``count`` tokens or calls took, on the clock and on all cores together."""
+    """The time that ``count`` tokens or calls took, on the clock and summed over all cores."""
 
     seconds: float
     cpu_seconds: float
@@ -32,9 +37,12 @@ class Lap:
     def per_second(self) -> float:
         return self.count / self.seconds
 
+    def __str__(self) -> str:
+        return f"{self.seconds:.3g} s"
+
 
 class Stopwatch:
-    """Starts when made; each lap starts where the one before ended."""
+    """A watch that starts when it is made; each lap starts where the last one ended."""
 
     def __init__(self) -> None:
         self._mark = self._now()
@@ -50,11 +58,21 @@ class Stopwatch:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A middle value and where it may lie."""
+    """A middle value with its lower and upper end."""
 
     median: float
     low: float
     high: float
+
+    def scaled(self, factor: float) -> "Interval":
+        return Interval(factor * self.median, factor * self.low, factor * self.high)
+
+    def inverse(self) -> "Interval":
+        return Interval(1 / self.median, 1 / self.high, 1 / self.low)
+
+    def __str__(self) -> str:
+        ends = "" if self.low == self.high else f" ({self.low:.3g} to {self.high:.3g})"
+        return f"{self.median:.3g}{ends}"
 
 
 Run = Callable[[], Mapping[str, Lap]]  # one repeat of a contender: its laps by phase
@@ -63,9 +81,9 @@ Run = Callable[[], Mapping[str, Lap]]  # one repeat of a contender: its laps by 
 def interleave(
     contenders: Mapping[str, Run], repeats: int, *, warm_up: bool = True
 ) -> Iterator[tuple[int, str, Mapping[str, Lap]]]:
-    """Run A B C, A B C, ...: whatever else the machine does meets all of them alike.
+    """Run A B C, A B C, ..., so that other work on the machine meets all of them alike.
 
-    Yields (repeat, contender, laps). Repeat 0 is the warm-up, to be left out.
+    Yields (repeat, contender, laps). Repeat 0 is the warm-up, which is not counted.
     """
     for repeat in range(0 if warm_up else 1, repeats + 1):
         for name, run in contenders.items():
@@ -73,15 +91,15 @@ def interleave(
 
 
 def spread(laps: Sequence[Lap]) -> Interval:
-    """Units a second: the median, the slowest and the fastest repeat."""
+    """Return units a second: the median, the slowest and the fastest repeat."""
     speeds = [lap.per_second for lap in laps]
     return Interval(float(np.median(speeds)), min(speeds), max(speeds))
 
 
 def speedup(ours: Sequence[Lap], theirs: Sequence[Lap], seed: int = 0) -> Interval:
-    """How many times as fast ``ours`` is: the ratio of the medians, and its 95 % bootstrap interval.
+    """Return our speed over theirs: the ratio of medians and its 95 % bootstrap interval.
 
-    Repeats are drawn in pairs, as they were taken: what slowed both at once then cancels.
+    Repeats are drawn in pairs, as they were taken, so noise that met both cancels.
     """
     mine, other = (np.array([lap.per_second for lap in laps]) for laps in (ours, theirs))
     drawn = np.random.default_rng(seed).integers(0, len(mine), (RESAMPLES, len(mine)))
@@ -92,20 +110,30 @@ def speedup(ours: Sequence[Lap], theirs: Sequence[Lap], seed: int = 0) -> Interv
 
 @dataclass(slots=True)
 class Comparison:
-    """Every repeat of every contender, by phase, and what follows from them."""
+    """Every repeat of every contender by phase (phase -> contender -> laps), and the facts."""
 
     title: str
     facts: dict[str, Any]
-    laps: dict[str, dict[str, list[Lap]]] = field(
-        default_factory=dict
-    )  # phase -> contender -> repeats
+    laps: dict[str, dict[str, list[Lap]]] = field(default_factory=dict)
 
     def add(self, contender: str, laps: Mapping[str, Lap]) -> None:
         for phase, lap in laps.items():
             self.laps.setdefault(phase, {}).setdefault(contender, []).append(lap)
 
+    def run(
+        self, contenders: Mapping[str, Run], repeats: int, *, warm_up: bool = True
+    ) -> "Comparison":
+        """Interleave the contenders and add every repeat but the warm-up."""
+        for repeat, name, laps in interleave(contenders, repeats, warm_up=warm_up):
+            turn = f"{repeat}/{repeats}" if repeat else "warm-up"
+            times = ", ".join(f"{phase} {lap}" for phase, lap in laps.items())
+            report(f"{self.title}: {turn} {name}: {times}")
+            if repeat:
+                self.add(name, laps)
+        return self
+
     def rows(self) -> Iterator[tuple[str, str, Interval, float, Interval | None]]:
-        """(phase, contender, units a second, CPU seconds a unit, how many times as fast ours is)."""
+        """Yield (phase, contender, units a second, CPU seconds a unit, our speed over theirs)."""
         for phase, contenders in self.laps.items():
             for name, laps in contenders.items():
                 cpu = float(np.median([lap.cpu_seconds / lap.count for lap in laps]))
@@ -124,15 +152,15 @@ class Comparison:
             for phase, name, speed, cpu, ratio in self.rows()
         ]
         repeats = {
-            p: {n: [asdict(lap) for lap in laps] for n, laps in c.items()}
-            for p, c in self.laps.items()
+            phase: {name: [asdict(lap) for lap in laps] for name, laps in contenders.items()}
+            for phase, contenders in self.laps.items()
         }
         return {"title": self.title, **self.facts, "summary": summary, "repeats": repeats}
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was measured once."""
+    """Facts that are measured once."""
 
     title: str
     facts: dict[str, Any]
@@ -142,12 +170,12 @@ class Finding:
 
 
 def circumstances() -> dict[str, Any]:
-    """What a number must be read with: machine, memory, system, versions, commit."""
+    """Return the machine, memory, system, versions and commit that a figure belongs to."""
     return {
         "machine": platform.machine(),
         "chip": chip_name(),
         "cores": os.cpu_count(),
-        "memory_bytes": memory_bytes(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "os": platform.platform(),
         "python": platform.python_version(),
         "device": str(mx.default_device()),
@@ -159,20 +187,14 @@ def circumstances() -> dict[str, Any]:
     }
 
 
-def memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def chip_name() -> str:
     if sys.platform == "darwin":
-        return _output(["sysctl", "-n", "machdep.cpu.brand_string"])
-    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [
-        line.partition(":")[2].strip()
-        for line in cpuinfo.splitlines()
-        if line.startswith("model name")
-    ]
-    return names[0] if names else platform.processor()
+        return _output("sysctl", "-n", "machdep.cpu.brand_string")
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 def _version(package: str) -> str | None:
@@ -183,11 +205,11 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str:
-    return _output(["git", "-C", str(Path(__file__).parent), *arguments])
+    return _output("git", "-C", str(Path(__file__).parent), *arguments)
 
 
-def _output(command: Sequence[str]) -> str:
-    """What a command prints, nothing where it fails or does not exist."""
+def _output(*command: str) -> str:
+    """Return what a command prints, or nothing if it fails or does not exist."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -1,6 +1,7 @@
-"""A few layers of Magistral Small at its true width, with random 4-bit weights: speed needs no meaning."""
+"""Layers of Magistral Small at its true width with random 4-bit weights, to time without a model."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ import numpy as np
 
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.quant_format import QuantFormat, Shape
+from magistral_mlx.tokenizer.messages import CARD_SYSTEM_PROMPT
+from magistral_mlx.tokenizer.release import SYSTEM_PROMPT_FILE
 
+SCALE = 0.02  # of a source matrix's entries
 FORMAT = QuantFormat(bits=4, group_size=64)
 TRUE_WIDTH = ModelConfig(
     hidden_size=5120,
@@ -30,10 +34,39 @@ NARROW = replace(
 
 
 def write_slice(folder: Path, config: ModelConfig, seed: int = 0) -> None:
-    """Write a checkpoint of ``config`` as MLX stores them, one shard a layer, so that little is in memory at once."""
+    """Write a 4-bit checkpoint of ``config`` in MLX layout, one shard a layer to use little memory."""
     rng = np.random.default_rng(seed)
+    _write(folder, config, lambda name, shape: _packed(name, shape, rng))
+    quantization = {"group_size": FORMAT.group_size, "bits": FORMAT.bits, "mode": FORMAT.mode}
+    blocks = {"quantization": quantization, "quantization_config": quantization}
+    (folder / "config.json").write_text(json.dumps(raw_config(config) | blocks))
+
+
+def write_source(folder: Path, config: ModelConfig, seed: int = 0) -> None:
+    """Write a bf16 checkpoint of ``config`` as published, with 2506's tokenizer and prompt."""
+    from tests.support.tekken import write_tekken  # it imports mistral_common
+
+    keys = iter(mx.random.split(mx.random.key(seed), len(config.shapes)))
+
+    def random(name: str, shape: Shape) -> dict[str, mx.array]:
+        mean, scale = (1, 0.1) if len(shape) == 1 else (0, SCALE)
+        values = mx.random.normal(shape, mx.bfloat16, loc=mean, scale=scale, key=next(keys))
+        return {name: values}
+
+    folder.mkdir()
+    _write(folder, config, random)
+    (folder / "config.json").write_text(json.dumps(raw_config(config)))
+    write_tekken(folder, config.vocab_size)
+    (folder / SYSTEM_PROMPT_FILE).write_text(CARD_SYSTEM_PROMPT)
+
+
+def _write(
+    folder: Path, config: ModelConfig, make: Callable[[str, Shape], dict[str, mx.array]]
+) -> None:
+    """Write shards and their index."""
+    shapes = config.shapes
     shards: dict[str, list[str]] = {}
-    for name in config.shapes:
+    for name in shapes:
         layer = name.split(".")[2] if name.startswith("model.layers.") else name
         shards.setdefault(layer, []).append(name)
     weight_map: dict[str, str] = {}
@@ -42,19 +75,16 @@ def write_slice(folder: Path, config: ModelConfig, seed: int = 0) -> None:
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         arrays: dict[str, mx.array] = {}
         for name in names:
-            arrays |= _random(name, config.shapes[name], rng)
+            arrays |= make(name, shapes[name])
         mx.save_safetensors(str(folder / file), arrays, {"format": "mlx"})
         weight_map |= dict.fromkeys(arrays, file)
         total += sum(array.nbytes for array in arrays.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    quantization = {"group_size": FORMAT.group_size, "bits": FORMAT.bits, "mode": FORMAT.mode}
-    blocks = {"quantization": quantization, "quantization_config": quantization}
-    (folder / "config.json").write_text(json.dumps(raw_config(config) | blocks))
 
 
 def raw_config(config: ModelConfig) -> dict[str, Any]:
-    """The config.json of an unquantized checkpoint of ``config``."""
+    """Return the config.json of an unquantized checkpoint of ``config``."""
     return {
         "model_type": "mistral",
         "hidden_size": config.hidden_size,
@@ -72,8 +102,8 @@ def raw_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _random(name: str, shape: Shape, rng: np.random.Generator) -> dict[str, mx.array]:
-    """A norm's weight, or a packed matrix whose entries are spread so that activations keep their size."""
+def _packed(name: str, shape: Shape, rng: np.random.Generator) -> dict[str, mx.array]:
+    """Return a norm's weight, or a packed matrix that keeps the size of activations."""
     if len(shape) == 1:
         return {name: mx.ones(shape, mx.bfloat16)}
     shapes = FORMAT.packed_shapes(shape)

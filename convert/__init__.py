@@ -4,29 +4,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from magistral_mlx.convert.pipeline.conversion import Conversion, Summary
-    from magistral_mlx.convert.pipeline.prepare import convert_checkpoint, converting, prepare
-    from magistral_mlx.convert.recipe.options import Options
+    from magistral_mlx.convert.pipeline.conversion import (
+        Summary,
+        convert_checkpoint,
+        stream_conversion,
+    )
+    from magistral_mlx.convert.pipeline.prepare import check_conversion
+    from magistral_mlx.convert.recipe.options import ConvertOptions
     from magistral_mlx.convert.verification.verification import Report, verify_checkpoint
 
 HOMES = {
-    "Conversion": ".pipeline.conversion",
-    "Options": ".recipe.options",
+    "ConvertOptions": ".recipe.options",
     "Report": ".verification.verification",
     "Summary": ".pipeline.conversion",
-    "convert_checkpoint": ".pipeline.prepare",
-    "converting": ".pipeline.prepare",
-    "prepare": ".pipeline.prepare",
+    "check_conversion": ".pipeline.prepare",
+    "convert_checkpoint": ".pipeline.conversion",
+    "stream_conversion": ".pipeline.conversion",
     "verify_checkpoint": ".verification.verification",
 }
 __all__ = [
-    "Conversion",
-    "Options",
+    "ConvertOptions",
     "Report",
     "Summary",
+    "check_conversion",
     "convert_checkpoint",
-    "converting",
-    "prepare",
+    "stream_conversion",
     "verify_checkpoint",
 ]
 

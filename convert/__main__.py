@@ -5,25 +5,25 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
-from magistral_mlx.checkpoint.folder import Layout, open_checkpoint
-from magistral_mlx.checkpoint.manifest import ReasoningFormat
-from magistral_mlx.checkpoint.quant_format import Mode, QuantFormat
+from magistral_mlx.checkpoint.folder import open_checkpoint
+from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.convert.output import fits
 from magistral_mlx.convert.output.staging import partial_of
-from magistral_mlx.convert.pipeline.conversion import Conversion, Summary
-from magistral_mlx.convert.pipeline.prepare import prepare
-from magistral_mlx.convert.progress import shown
-from magistral_mlx.convert.recipe.options import AUTO, METHODS, RECIPES, Options
+from magistral_mlx.convert.pipeline.conversion import Summary, run_conversion
+from magistral_mlx.convert.pipeline.prepare import Checked, check_conversion
+from magistral_mlx.convert.progress import run_with_bar
+from magistral_mlx.convert.recipe.named import AUTO, RECIPES
+from magistral_mlx.convert.recipe.options import ConvertOptions
 from magistral_mlx.convert.recipe.recipe_file import UNPACKED_BITS
 from magistral_mlx.errors import in_units
 from magistral_mlx.terminal import command_line
+from magistral_mlx.terminal.flags import click_options
 
 # Flags of mlx-lm's convert, and what to do instead.
 MLX_LM_FLAGS = {
@@ -82,57 +82,7 @@ class Command(command_line.Command):
     "--hf-path", required=True, metavar="SRC", help="A folder, or a hub id such as org/name."
 )
 @click.option("--mlx-path", required=True, metavar="OUT", help="The folder to make.")
-@click.option(
-    "--q-bits", type=int, metavar="B", help="2, 3, 4, 5, 6 or 8; 16 packs nothing; else 4."
-)
-@click.option("--q-group-size", type=int, metavar="N", help="32, 64 or 128; 64 by default.")
-@click.option("--q-mode", type=click.Choice(get_args(Mode)), default="affine", show_default=True)
-@click.option(
-    "--q-method",
-    type=click.Choice(METHODS),
-    help="See below; importance for affine 2 to 5 bit, else round.",
-)
-@click.option(
-    "--calibration", metavar="FILE|self|MODEL", help="What the forward pass reads; see below."
-)
-@click.option(
-    "--recipe", metavar="NAME|FILE", help="Bits by kind of matrix, in place of --q-bits; see below."
-)
-@click.option(
-    "--target-bits",
-    type=float,
-    metavar="X",
-    help="Bits a weight in all, of the recipe auto; such as 4.6.",
-)
-@click.option(
-    "--layout",
-    type=click.Choice(get_args(Layout)),
-    help="Which weights, where SRC has both; else hf.",
-)
-@click.option("--revision", metavar="R", help="Branch, tag or commit of a hub id.")
-@click.option(
-    "--stream",
-    is_flag=True,
-    help="Fetch, convert and delete a hub id's files one by one, past its cache.",
-)
-@click.option(
-    "--hash-source", is_flag=True, help="Record the whole sha256 of each of SRC's weight files."
-)
-@click.option(
-    "--no-tokenizer-json",
-    is_flag=True,
-    help="Leave out tokenizer.json, which Swift and LM Studio need.",
-)
-@click.option(
-    "--reasoning-format",
-    type=click.Choice(get_args(ReasoningFormat)),
-    help="How SRC writes its traces, where its files show that wrongly.",
-)
-@click.option(
-    "--force",
-    is_flag=True,
-    help="Replace a checkpoint at OUT, once the new one is complete; give up another one unfinished.",
-)
+@click_options(ConvertOptions, "options")
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -140,61 +90,23 @@ class Command(command_line.Command):
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
-    *,
-    hf_path: str,
-    mlx_path: str,
-    q_bits: int | None,
-    q_group_size: int | None,
-    q_mode: str,
-    q_method: str | None,
-    calibration: str | None,
-    recipe: str | None,
-    target_bits: float | None,
-    layout: str | None,
-    revision: str | None,
-    stream: bool,
-    hash_source: bool,
-    no_tokenizer_json: bool,
-    reasoning_format: ReasoningFormat | None,
-    force: bool,
-    dry_run: bool,
-    as_json: bool,
+    *, hf_path: str, mlx_path: str, options: ConvertOptions, dry_run: bool, as_json: bool
 ) -> int:
     """Convert a published Magistral checkpoint into a quantized one for every MLX runtime."""
-    options = Options(
-        q_bits,
-        q_group_size,
-        q_mode,
-        q_method,
-        recipe,
-        not no_tokenizer_json,
-        reasoning_format,
-        calibration,
-        target_bits,
-    )
-    conversion = prepare(
-        hf_path,
-        mlx_path,
-        options,
-        layout=layout,
-        revision=revision,
-        force=force,
-        stream=stream,
-        hash_source=hash_source,
-    )
+    checked = check_conversion(hf_path, mlx_path, options)
     if dry_run:
-        print(json.dumps(forecast(conversion)) if as_json else forecast_in_words(conversion))
+        print(json.dumps(forecast(checked)) if as_json else forecast_in_words(checked))
         return command_line.DONE
     started = time.perf_counter()
     try:
-        with closing(conversion.run()) as steps:
-            summary = shown(steps)
+        with run_conversion(checked) as stream:
+            summary = run_with_bar(stream)
     except KeyboardInterrupt:
-        print(f"interrupted; {_kept(partial_of(conversion.target))}", file=sys.stderr)
+        print(f"interrupted; {_kept(partial_of(checked.target))}", file=sys.stderr)
         raise
     print(in_json(summary, time.perf_counter() - started) if as_json else in_words(summary))
     if options.recipe == AUTO and not as_json:
-        config = conversion.source.config
+        config = checked.origin.source.config
         print("\n".join(by_kind(open_checkpoint(summary.target).formats, config.num_layers)))
         print(f"  {fits.in_words(config, summary.bytes_out)}")
     return command_line.DONE
@@ -227,33 +139,33 @@ def in_json(summary: Summary, seconds: float) -> str:
     )
 
 
-def forecast(conversion: Conversion) -> dict[str, Any]:
+def forecast(checked: Checked) -> dict[str, Any]:
     """What a conversion would write."""
-    plan = conversion.plan
-    most = conversion.most_tensor_bytes
+    plan = checked.plan
+    most = checked.most_tensor_bytes
     return {
-        "target": str(conversion.target),
-        "layout": conversion.source.layout,
-        "bytes_in": conversion.source.nbytes,
+        "target": str(checked.target),
+        "layout": checked.origin.source.layout,
+        "bytes_in": checked.origin.source.nbytes,
         "bytes_out": plan.tensor_bytes,
         "bits_per_weight": plan.bits_per_weight,
-        "already_complete": conversion.is_complete,
+        "already_complete": checked.is_complete,
         "files": {shard.file: shard.nbytes for shard in plan.shards},
         "bits": plan.bits,
-        "contexts": fits.contexts(conversion.source.config, most),
+        "contexts": fits.contexts(checked.origin.source.config, most),
     } | ({} if most == plan.tensor_bytes else {"most_bytes_out": most})
 
 
-def forecast_in_words(conversion: Conversion) -> str:
-    plan, config = conversion.plan, conversion.source.config
-    state = " (already complete)" if conversion.is_complete else ""
+def forecast_in_words(checked: Checked) -> str:
+    plan, config = checked.plan, checked.origin.source.config
+    state = " (already complete)" if checked.is_complete else ""
     lines = [
-        f"{conversion.target}: {in_units(plan.tensor_bytes)} of weights, {plan.bits_per_weight:.2f} bits each, "
-        f"from {in_units(conversion.source.nbytes)}{state}",
+        f"{checked.target}: {in_units(plan.tensor_bytes)} of weights, {plan.bits_per_weight:.2f} bits each, "
+        f"from {in_units(checked.origin.source.nbytes)}{state}",
         *by_kind(plan.formats, config.num_layers),
         f"  {'norms':<14}{plan.float_type}",
     ]
-    if (most := conversion.most_tensor_bytes) > plan.tensor_bytes:
+    if (most := checked.most_tensor_bytes) > plan.tensor_bytes:
         lines.append(f"  then raised where the error falls most by it, to {in_units(most)} at most")
     return "\n".join([*lines, f"  {fits.in_words(config, most)}"])
 
@@ -277,7 +189,7 @@ def _named(quant: QuantFormat | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return command_line.run(command, argv, loggers=("magistral_mlx", __package__))
+    return command_line.run(command, argv)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """A progress bar on a terminal's stderr."""
 
 import sys
-from collections.abc import Generator
 from typing import TypeVar
 
 from rich.console import Console
@@ -14,17 +13,16 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from magistral_mlx.streams import Progress
+from magistral_mlx.streams import Progress, Stream
 
 T = TypeVar("T")
 
-SPEED_SECONDS = (
-    900.0  # of which the time left is estimated: GPTQ takes a while for each of its steps
-)
+# The time left is estimated from this long: GPTQ's steps are slow.
+SPEED_SECONDS = 900.0
 
 
-def shown(steps: Generator[Progress, None, T]) -> T:
-    """Run long work under a bar; what it returns."""
+def run_with_bar(stream: Stream[Progress, T]) -> T:
+    """Run a stream under a progress bar, and return its result."""
     text = TextColumn("{task.description}")
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), text)
     with Bar(
@@ -35,10 +33,6 @@ def shown(steps: Generator[Progress, None, T]) -> T:
         speed_estimate_period=SPEED_SECONDS,
     ) as bar:
         task = bar.add_task("", total=None)
-        while True:
-            try:
-                step = next(steps)
-            except StopIteration as end:
-                result: T = end.value
-                return result
+        for step in stream:
             bar.update(task, completed=step.done, total=step.total, description=step.name)
+        return stream.result()

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from magistral_mlx.convert.progress import shown
-from magistral_mlx.convert.verification.verification import Report, verifying
+from magistral_mlx.convert.progress import run_with_bar
+from magistral_mlx.convert.verification.verification import Report, stream_verification
 from magistral_mlx.terminal import command_line
 
 STATES = {True: "ok", False: "FAILED", None: "skipped"}
@@ -50,7 +50,7 @@ Exit codes: 0 all hold, 2 one does not, or something else to change, 130 interru
 def command(*, target: str, hf_path: str | None, as_json: bool) -> int:
     """Check a converted checkpoint: every file, number and id of it."""
     started = time.perf_counter()
-    report = shown(verifying(target, hf_path))
+    report = run_with_bar(stream_verification(target, hf_path))
     print(in_json(report, time.perf_counter() - started) if as_json else in_words(report))
     return command_line.DONE if report.passed else command_line.WRONG
 
@@ -92,7 +92,7 @@ def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return command_line.run(command, argv, loggers=("magistral_mlx", __package__))
+    return command_line.run(command, argv)
 
 
 if __name__ == "__main__":

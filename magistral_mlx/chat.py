@@ -15,6 +15,7 @@ from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.terminal import command_line
 from magistral_mlx.terminal import options as console
 from magistral_mlx.terminal.display import tell
+from magistral_mlx.terminal.flags import click_options
 from magistral_mlx.terminal.prompt import is_interactive, piped, typed
 from magistral_mlx.terminal.repl import COMMANDS, Session
 
@@ -33,7 +34,7 @@ Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug of ours."""
 
 @click.command("chat", cls=console.Command, epilog=EPILOG)
 @console.model_option
-@console.click_options(LoadOptions, "options")
+@click_options(LoadOptions, "options")
 @click.option("--system-prompt", metavar="S", help="Joins the checkpoint's own system prompt.")
 @click.option(
     "--keep-reasoning",

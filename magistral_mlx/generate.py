@@ -16,6 +16,7 @@ from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.terminal import command_line
 from magistral_mlx.terminal import options as console
 from magistral_mlx.terminal.display import Display, report, show_status, write
+from magistral_mlx.terminal.flags import click_options
 
 USAGE_KEYS = (
     "prompt_tokens",
@@ -43,7 +44,7 @@ Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug of ours."""
 
 @click.command("generate", cls=console.Command, epilog=EPILOG)
 @console.model_option
-@console.click_options(LoadOptions, "options")
+@click_options(LoadOptions, "options")
 @click.option(
     "--prompt", "-p", required=True, metavar="P", help="The question; - reads it from a pipe."
 )

@@ -15,6 +15,7 @@ from magistral_mlx.errors import OptionError
 
 P = ParamSpec("P")
 First = TypeVar("First")
+Second = TypeVar("Second")
 Options = TypeVar("Options")
 Result = TypeVar("Result")
 
@@ -83,13 +84,7 @@ def takes_keywords_of(
         def call(first: First, /, *args: P.args, **keywords: P.kwargs) -> Result:
             return function(first, options(*args, **keywords))
 
-        own = inspect.signature(function)
-        first = next(iter(own.parameters.values()))
-        parameters = [first.replace(kind=inspect.Parameter.POSITIONAL_ONLY)]
-        parameters += inspect.signature(options).parameters.values()
-        signature = own.replace(parameters=parameters)
-        call.__signature__ = signature  # type: ignore[attr-defined]  # for help()
-        call.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{describe(options)}"
+        _show_keywords(call, function, options, leading=1)
         return call
 
     return decorate
@@ -99,6 +94,40 @@ def describe(cls: Any) -> str:
     """Return the declared options as the section ``Args`` of a docstring."""
     lines = [f"    {option.name}: {option.help}" for option in options_of(cls)]
     return "\n".join(["Args:", *lines])
+
+
+def takes_two_and_keywords_of(
+    options: Callable[P, Options],
+) -> Callable[
+    [Callable[[First, Second, Options], Result]], Callable[Concatenate[First, Second, P], Result]
+]:
+    """Let a function of (value, value, options) be called with the options' fields as keywords."""
+
+    def decorate(
+        function: Callable[[First, Second, Options], Result],
+    ) -> Callable[Concatenate[First, Second, P], Result]:
+        @wraps(function)
+        def call(first: First, second: Second, /, *args: P.args, **keywords: P.kwargs) -> Result:
+            return function(first, second, options(*args, **keywords))
+
+        _show_keywords(call, function, options, leading=2)
+        return call
+
+    return decorate
+
+
+def _show_keywords(
+    call: Any, function: Callable[..., Any], options: Callable[..., Any], *, leading: int
+) -> None:
+    """Let ``help(call)`` show the options after the leading parameters."""
+    own = inspect.signature(function)
+    parameters = [
+        parameter.replace(kind=inspect.Parameter.POSITIONAL_ONLY)
+        for parameter in list(own.parameters.values())[:leading]
+    ]
+    parameters += inspect.signature(options).parameters.values()
+    call.__signature__ = own.replace(parameters=parameters)
+    call.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{describe(options)}"
 
 
 def _declared(cls: Any) -> list[Field[Any]]:

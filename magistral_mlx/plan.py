@@ -14,6 +14,7 @@ from magistral_mlx.model.mac_table import mac_table
 from magistral_mlx.model.memory import MemoryPlan, plan_for
 from magistral_mlx.terminal import command_line
 from magistral_mlx.terminal import options as console
+from magistral_mlx.terminal.flags import click_options
 
 # The options of LoadOptions that change a plan, or say which model it is for.
 PLANNED = ("revision", "max_kv_size", "kv_bits", "memory_gb", "draft_model")
@@ -32,7 +33,7 @@ Exit codes: 0 it fits, 2 it does not, or something else to change."""
 @click.option(
     "--model", metavar="M", help="A folder, a hub id such as org/name (which is fetched), or demo."
 )
-@console.click_options(LoadOptions, "options", only=PLANNED)
+@click_options(LoadOptions, "options", only=PLANNED)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
     *,

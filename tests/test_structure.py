@@ -49,7 +49,7 @@ CONVERTER_MAY_IMPORT = {
 }
 CONVERTER_DOORS = {"__init__", "__main__", "verify"}
 RUNTIME_FOR_CONVERTER = (
-    "__init__ checkpoint errors files generation model streams terminal tokenizer"
+    "__init__ checkpoint errors files generation model options streams terminal tokenizer"
 )
 # The rooms and files that may import a package.
 THIRD_PARTY = {

@@ -6,10 +6,11 @@ from typing import Any
 
 import click
 
-from benchmarks.commands.shared import json_option, report, write_file
+from benchmarks.command_line import json_option, write_file
+from benchmarks.measure import report
+from benchmarks.report.compare import Change, differences, only_in_one
 from benchmarks.report.compare import compare as compare_results
-from benchmarks.report.compare import differences, only_in_one
-from benchmarks.report.tables_counted import show_changes
+from benchmarks.report.table import RATIO, show
 from magistral_mlx.errors import OptionError
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -19,13 +20,8 @@ REGRESSION = 1
 @click.command()
 @click.argument("before", metavar="A.json", type=FILE)
 @click.argument("after", metavar="B.json", type=FILE)
-@click.option(
-    "--margin",
-    default=0.05,
-    show_default=True,
-    help="What a measure may lose before it is a regression.",
-)
-@click.option("--all", "everything", is_flag=True, help="Show what stayed the same too.")
+@click.option("--margin", default=0.05, show_default=True, help="Share that a measure may lose.")
+@click.option("--all", "everything", is_flag=True, help="Show unchanged figures too.")
 @json_option
 @click.pass_context
 def compare(
@@ -37,21 +33,16 @@ def compare(
     everything: bool,
     json_file: Path | None,
 ) -> None:
-    """Ratios of B to A with a 95 % bootstrap interval; exit code 1 where ours got worse beyond noise.
+    """Show ratios of B to A with a 95 % interval; exit with 1 if a figure of ours got worse.
 
-    A measure got worse where the whole interval is below 1 less the margin; what is counted, where it got worse at
-    all. Takes what any command here that measures wrote with --json; take both on the same machine, with nothing else
-    running.
+    A measure got worse if the whole interval is below 1 less the margin, and a count if it got
+    worse at all. Take both files on the same machine with nothing else running.
 
     \b
     python -m benchmarks compare before.json after.json
     """
-    if (
-        json_file is not None
-        and json_file.exists()
-        and any(map(json_file.samefile, (before, after)))
-    ):
-        raise OptionError(f"--json {json_file} is one of the files that are compared; name another")
+    if json_file and json_file.exists() and any(map(json_file.samefile, (before, after))):
+        raise OptionError(f"--json {json_file} is one of the compared files; name another")
     one, other = _read(before), _read(after)
     try:
         changes, found = compare_results(one, other, margin), differences(one, other)
@@ -61,14 +52,32 @@ def compare(
         report(f"not the same in both: {difference}")
     if json_file is not None:
         write_file(json_file, {"compare": [c.as_dict() for c in changes], "margin": margin})
-    show_changes(changes, margin, everything=everything)
+    moved = [c for c in changes if c.is_regression or abs(c.ratio.median - 1) > margin]
+    chosen = sorted(changes if everything else moved, key=lambda c: (not c.is_regression, c.name))
+    show(
+        f"B against A; over 1 is better; {RATIO}",
+        "figure",
+        "A | B | ratio | the machine | ",
+        map(_row, chosen),
+    )
+    worse = sum(change.is_regression for change in changes)
+    print(f"{len(changes)} figures in both; {worse or 'none'} worse beyond noise and {margin:.3g}")
     alone = only_in_one(one, other)
     if any(alone):
-        report(
-            f"{alone[0]} figures are in {before.name} alone and {alone[1]} in {after.name}: of other work, or weights"
-        )
-    if any(change.is_regression for change in changes):
+        report(f"{alone[0]} figures are only in {before.name}, {alone[1]} only in {after.name}")
+    if worse:
         context.exit(REGRESSION)
+
+
+def _row(change: Change) -> tuple[object, ...]:
+    return (
+        change.name,
+        f"{change.before:.4g}",
+        f"{change.after:.4g}",
+        change.ratio,
+        "" if change.machine == 1 else f"{change.machine:.3g}",
+        "worse" if change.is_regression else "" if change.is_ours else "not ours",
+    )
 
 
 def _read(path: Path) -> Any:

@@ -6,86 +6,82 @@ from pathlib import Path
 
 import click
 
-from benchmarks.commands.shared import FOLDER, json_option, peer_option, report, require, write
-from benchmarks.converter.convert import Job, compare_source, compare_synthetic
+from benchmarks.command_line import (
+    FOLDER,
+    json_option,
+    peer_option,
+    quick_option,
+    synthetic_option,
+    write,
+)
+from benchmarks.converter.convert import Job, compare_conversions
 from benchmarks.measure import circumstances
-from benchmarks.report.tables import show_conversions
+from benchmarks.report.table import RATIO, TIMES, show
 from benchmarks.synthetic import NARROW, TRUE_WIDTH
 from magistral_mlx.convert.recipe.options import METHODS
-from magistral_mlx.errors import OptionError
+
+LAYERS = 4
 
 
 @click.command()
-@click.option(
-    "--synthetic",
-    type=click.IntRange(1, 40),
-    metavar="LAYERS",
-    help="Layers of the true width; 4 if unset.",
-)
-@click.option(
-    "--vocab-size",
-    type=click.IntRange(1256),
-    metavar="N",
-    help="Of the synthetic one, not the true 131,072.",
-)
-@click.option("--source", type=FOLDER, help="Convert this HF checkpoint, not a synthetic one.")
-@click.option(
-    "--keep-source",
-    type=click.Path(path_type=Path),
-    help="Write the synthetic one here, and leave it.",
-)
-@click.option(
-    "--work",
-    type=FOLDER,
-    help="For temporary files, which are deleted; the system's folder if unset.",
-)
-@click.option(
-    "--q-bits", type=int, default=4, show_default=True, help="Bits a weight, in groups of 64."
-)
+@synthetic_option
+@click.option("--vocab-size", type=click.IntRange(1256), metavar="N", help="Of the random layers.")
+@click.option("--work", type=FOLDER, help="For temporary files; the system's folder if unset.")
+@click.option("--q-bits", default=4, show_default=True, help="Bits a weight, in groups of 64.")
 @click.option(
     "--q-method", type=click.Choice(METHODS), default="round", show_default=True, help="Ours."
 )
 @peer_option
 @click.option("--repeats", type=int, help="Conversions by each; 3 if unset.")
-@click.option("--quick", is_flag=True, help="Two repeats of a narrow model: does it run?")
+@quick_option
 @json_option
 def convert(
     *,
     synthetic: int | None,
     vocab_size: int | None,
-    source: Path | None,
-    keep_source: Path | None,
     work: Path | None,
     q_bits: int,
     q_method: str,
-    peer: str | None,
+    peer: bool,
     repeats: int | None,
     quick: bool,
     json_file: Path | None,
 ) -> None:
-    """Time, memory and bytes of a conversion, and whether the tensors are those of mlx-lm.
+    """Measure time and memory of a conversion, and compare its tensors with mlx-lm's.
 
     \b
-    python -m benchmarks convert --peer mlx-lm                  4 layers of the true shapes: 7 GB in, 2 GB out
-    python -m benchmarks convert --synthetic 40 --repeats 1     all 40: 47 GB in, 13 GB out
-    python -m benchmarks convert --source ~/Magistral-Small-2506
+    python -m benchmarks convert --peer mlx-lm                 4 layers: 7 GB in, 2 GB out
+    python -m benchmarks convert --synthetic 40 --repeats 1    all 40: 47 GB in, 13 GB out
     """
-    if source is not None and (
-        synthetic is not None or vocab_size is not None or keep_source is not None or quick
-    ):
-        raise OptionError(
-            "--source is converted as it is; leave --synthetic, --vocab-size, --keep-source, --quick out"
-        )
-    require(peer)
     facts = circumstances()
     home = Path(tempfile.gettempdir()) if work is None else work.absolute()
     times = repeats if repeats is not None else 2 if quick else 3
-    job = Job(work=home, bits=q_bits, repeats=times, peer=peer is not None, method=q_method)
-    if source is None:
-        config = replace(NARROW if quick else TRUE_WIDTH, num_layers=synthetic or 4)
-        config = config if vocab_size is None else replace(config, vocab_size=vocab_size)
-        comparison = compare_synthetic(config, job, keep=keep_source, report=report)
-    else:
-        comparison = compare_source(source, job, report=report)
+    job = Job(work=home, bits=q_bits, repeats=times, peer=peer, method=q_method)
+    config = replace(NARROW if quick else TRUE_WIDTH, num_layers=synthetic or LAYERS)
+    config = replace(config, vocab_size=vocab_size or config.vocab_size)
+    comparison = compare_conversions(config, job)
     write("convert", facts, [comparison], json_file)
-    show_conversions(facts["chip"], comparison)
+    rows = []
+    for _, name, per_second, _, ratio in comparison.rows():
+        own = comparison.facts["contenders"][name]
+        rows.append(
+            (
+                name,
+                f"{own['seconds']:.2f}",
+                f"{own['seconds_and_sync']:.2f}",
+                f"{own['cpu_seconds']:.2f}",
+                per_second.scaled(1e-9),
+                f"{own['peak_bytes_above_interpreter'] / 1e6:,.0f} MB",
+                f"{own['output_bytes'] / 1e6:,.0f} MB",
+                "equal" if own["same_tensors"] else f"{len(own['different_tensors'])} differ",
+                ratio,
+            )
+        )
+    gigabytes = comparison.facts["source"]["bytes"] / 1e9
+    show(
+        f"{comparison.title}, {gigabytes:.2f} GB, to {q_bits} bit by {q_method} on "
+        f"{facts['chip']}; median of {times}, highest peak; {RATIO}",
+        "who",
+        f"seconds | until on disk | CPU s | GB/s | peak above imports | written | tensors | {TIMES}",
+        rows,
+    )

@@ -1,12 +1,12 @@
-"""``drafting``: passes that guessing saves."""
+"""``drafting``: the passes that guessing saves."""
 
-import json
 from pathlib import Path
 
 import click
 
-from benchmarks.commands.shared import json_option, report
-from benchmarks.report.tables_counted import show_drafting
+from benchmarks.command_line import json_option, write_file
+from benchmarks.measure import report
+from benchmarks.report.table import show
 from benchmarks.runtime.drafting import TABLES, count_all, scripted, traces
 from magistral_mlx.engine.load import load
 
@@ -14,17 +14,23 @@ from magistral_mlx.engine.load import load
 @click.command()
 @json_option
 def drafting(*, json_file: Path | None) -> None:
-    """What drafting saves: passes counted, at the published cost of rows, so the same on every machine."""
+    """Count the passes that drafting saves, at the published cost of rows."""
     magistral = load("demo")
     report("asking the embedded model")
-    found = count_all(
-        {"reasoning": list(traces(magistral)), **scripted(magistral.tokenizer)}, TABLES
-    )
+    texts = {"reasoning": list(traces(magistral)), **scripted(magistral.tokenizer)}
+    found = count_all(texts, TABLES)
     if json_file is not None:
-        results = {
-            "row_costs": TABLES,
-            "checkpoint": magistral.checkpoint.fingerprint()[:16],
-            "drafting": found,
-        }
-        json_file.write_text(json.dumps(results, indent=1) + "\n")
-    show_drafting(found)
+        checkpoint = magistral.checkpoint.fingerprint()[:16]
+        results = {"row_costs": TABLES, "checkpoint": checkpoint, "drafting": found}
+        write_file(json_file, results)
+    keys = ("tokens", "passes", "cost_per_token", "highest_of_a_reply", "goal")
+    show(
+        "Drafting from the text so far; counted, not timed",
+        "cost of rows | text",
+        "tokens | passes | cost a token, in plain passes | highest of a reply | goal, at most",
+        [
+            (name, kind, *(row[key] for key in keys))
+            for name, kinds in found.items()
+            for kind, row in kinds.items()
+        ],
+    )

@@ -1,19 +1,22 @@
-"""``quality``: how far checkpoints' predictions are from a reference's."""
+"""``quality``: the divergence of checkpoints from a reference."""
 
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
-from benchmarks.commands.shared import json_option, plot_option, plot_results, report, write_results
-from benchmarks.measure import circumstances
-from benchmarks.quality.answers import exact_answers
-from benchmarks.quality.candidates import METHODS, Conversions, Findings, candidates
+from benchmarks.command_line import json_option, quick_option, write
+from benchmarks.measure import circumstances, report
+from benchmarks.quality.candidates import METHODS, Conversions, Findings, Method, candidates
 from benchmarks.quality.scores import reference_of, score
 from benchmarks.quality.texts import demo_texts, our_texts, texts_of_file
-from benchmarks.report.quality_table import show_quality
+from benchmarks.report.table import show
+from benchmarks.runtime.memory import exact_answers
 from magistral_mlx import demo
 from magistral_mlx.checkpoint.folder import open_checkpoint, resolve
+from magistral_mlx.engine.load import load
 from magistral_mlx.errors import OptionError
 from magistral_mlx.files import cache_dir
 from magistral_mlx.tokenizer.tekken import Tokenizer
@@ -23,97 +26,75 @@ EMBEDDED = "demo"
 
 @click.command()
 @click.option(
-    "--reference",
-    default=EMBEDDED,
-    show_default=True,
-    metavar="demo|SRC",
-    help="Folder or hub id, in bf16.",
+    "--reference", default=EMBEDDED, show_default=True, metavar="demo|SRC", help="In bf16."
 )
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    metavar="PATH",
-    help="A checkpoint to compare; may be repeated.",
-)
-@click.option(
-    "--q-bits",
-    multiple=True,
-    type=int,
-    help="Convert the reference to these bits; may be repeated.",
-)
+@click.option("--model", "models", multiple=True, metavar="PATH", help="A checkpoint to compare.")
+@click.option("--q-bits", multiple=True, type=int, help="Convert the reference to these bits.")
 @click.option(
     "--q-method",
     "methods",
     multiple=True,
     type=click.Choice(METHODS),
-    help="By these methods; else all.",
+    help="Convert by these methods; all of them if unset.",
 )
 @click.option(
-    "--calibration",
-    metavar="FILE|self",
-    help="What those methods calibrate on; else the converter's own.",
+    "--calibration", metavar="FILE|self", help="Of those methods; the converter's own if unset."
 )
 @click.option(
     "--text",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Windows of this, not texts of our own.",
+    help="Measure on windows of this file, not on our texts.",
 )
 @click.option(
     "--windows",
     type=click.IntRange(2),
     default=32,
     show_default=True,
-    help="Of 512 ids, from --text.",
+    help="Windows of 512 ids from --text.",
 )
 @click.option(
     "--problems",
     type=click.IntRange(0),
     default=200,
     show_default=True,
-    help="For the demo to answer.",
+    help="Problems that the embedded model answers.",
 )
-@click.option("--quick", is_flag=True, help="A few texts and problems, one method: does it run?")
+@quick_option
 @json_option
-@plot_option
 def quality(
     *,
     reference: str,
     models: tuple[str, ...],
     q_bits: tuple[int, ...],
-    methods: tuple[str, ...],
+    methods: tuple[Method, ...],
     calibration: str | None,
     text: Path | None,
     windows: int,
     problems: int,
     quick: bool,
     json_file: Path | None,
-    plot: Path | None,
 ) -> None:
-    """KL per token, top-1 agreement and perplexity against a reference, in traces and in answers.
+    """Measure KL per token, top-1 agreement and perplexity against a reference.
 
-    Both are run a layer at a time: neither has to fit into memory. The reference runs once, and what is kept of its
-    predictions lies in the cache folder for the next candidate: of each token the 2,048 most probable ids, and the
-    mass and entropy of the others. Of a larger vocabulary KL is therefore a lower bound, shown with an upper one where
-    that is further away. Ratios are to the first candidate of the same size: geometric means over texts, and the factor
-    by which they are uncertain.
+    Models run a layer at a time, so they need not fit into memory. The reference runs once; its
+    predictions stay in the cache folder: of each token the 2,048 most probable ids, and the mass
+    and entropy of the others. In a larger vocabulary KL is therefore a lower bound, shown with an
+    upper one if that is further away. Ratios are to the first candidate of the same size:
+    geometric means over texts, and the factor of their error.
 
     \b
-    python -m benchmarks quality                               the demo in 4 bit by each method, and its answers
+    python -m benchmarks quality                 the demo in 4 bit by each method, and its answers
     python -m benchmarks quality --q-bits 4 --q-bits 3 --q-bits 2
-    python -m benchmarks quality --reference ~/Magistral-Small-2506 --model ~/magistral-4bit --model ~/other
-    python -m benchmarks quality --reference ~/Magistral-Small-2506 --model ~/magistral-4bit --text book.txt
+    python -m benchmarks quality --reference ~/Magistral-Small-2506 --model ~/magistral-4bit
     """
-    folder = Path(demo.__file__).parent if reference == EMBEDDED else resolve(reference)
     if calibration is not None and methods == ("round",):
-        raise OptionError(
-            "nothing is calibrated where weights are rounded; leave --calibration out"
-        )
+        raise OptionError("rounding does not calibrate; leave --calibration out")
     if (methods or calibration) and models and not q_bits:
         raise OptionError(
-            "--q-method and --calibration are for conversions made here; name their --q-bits, too"
+            "--q-method and --calibration are for conversions made here; name their --q-bits too"
         )
+    folder = Path(demo.__file__).parent if reference == EMBEDDED else resolve(reference)
     if quick:
         methods, windows, problems = methods or METHODS[:1], min(windows, 4), min(problems, 3)
     tokenizer = Tokenizer.from_folder(folder)
@@ -130,20 +111,59 @@ def quality(
     else:
         texts = our_texts(tokenizer, most=3 if quick else None)
     facts = circumstances()
-    kept = reference_of(folder, texts, cache_dir() / "quality", report=report)
+    kept = reference_of(folder, texts, cache_dir() / "quality")
     conversions = Conversions(q_bits if q_bits or models else (4,), methods or METHODS, calibration)
     findings = Findings(texts)
     with tempfile.TemporaryDirectory(prefix="magistral-quality-") as work:
-        for title, candidate in candidates(folder, named, conversions, Path(work), report=report):
-            one = findings.add(title, candidate, score(candidate, texts, kept, report=report))
+        for title, candidate in candidates(folder, named, conversions, Path(work)):
+            one = findings.add(title, candidate, score(candidate, texts, kept))
             if reference == EMBEDDED and problems:
                 report(f"{title}: {problems} problems")
-                one["answers"] = exact_answers(candidate, problems)
+                one["answers"] = exact_answers(load(str(candidate)), problems)
     results = {
         "reference": open_checkpoint(folder).fingerprint(),
         "sequences": len(texts.ids),
         "kept_logprobs": kept.ids.shape[-1],
         "candidates": findings.found,
     }
-    plot_results(write_results("quality", facts, results, json_file), plot)
-    show_quality(reference, findings.found)
+    write("quality", facts, results, json_file)
+    show(
+        f"Against {reference}; KL in nats a token ± standard error; ratio to the first of a size",
+        "checkpoint | bits | part",
+        "tokens | KL | KL ratio | top-1 | perplexity | reference's",
+        _rows(findings.found),
+    )
+    show(
+        "Held-out problems answered exactly, greedily",
+        "checkpoint",
+        "problems | exact",
+        [
+            (
+                one["title"],
+                one["answers"]["problems"],
+                f"{one['answers']['exact']:.1%} ± {one['answers']['exact_error']:.1%}",
+            )
+            for one in findings.found
+            if "answers" in one
+        ],
+    )
+
+
+def _rows(found: Sequence[Mapping[str, Any]]) -> Iterator[tuple[object, ...]]:
+    for one in found:
+        for part, figures in one["parts"].items():
+            kl, error, ratio = figures["kl"], figures["kl_error"], figures["kl_ratio"]
+            shown = f"{kl:.3g}" + ("" if error is None else f" ± {error:.1g}")
+            if (upper := figures["kl_upper_bound"]) > kl * 1.001:
+                shown += f" (at most {upper:.3g})"
+            yield (
+                one["title"],
+                f"{one['bits_per_weight']:.2f}",
+                part,
+                f"{figures['tokens']:,}",
+                shown,
+                one["kl_ratio_to"] and f"{ratio['mean']:.3f} ×÷ {ratio['factor']:.2f}",
+                f"{figures['top1_agreement']:.2%}",
+                f"{figures['perplexity']:.4g}",
+                f"{figures['reference_perplexity']:.4g}",
+            )

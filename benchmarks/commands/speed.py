@@ -8,23 +8,23 @@ from pathlib import Path
 import click
 import mlx.core as mx
 
-from benchmarks.commands.shared import (
+from benchmarks.command_line import (
     MINUTES,
     json_option,
-    plot_option,
-    plot_results,
-    report,
-    require,
-    written,
+    model_option,
+    peer_option,
+    prompt_option,
+    quick_option,
+    synthetic_option,
+    write,
 )
-from benchmarks.measure import Comparison, Finding, circumstances
-from benchmarks.report.tables import show_findings, show_speeds
+from benchmarks.measure import Comparison, Finding, Interval, circumstances, report
+from benchmarks.report.table import RATIO, TIMES, show
 from benchmarks.runtime.bandwidth import bandwidth
-from benchmarks.runtime.llama import check_llama
+from benchmarks.runtime.contenders import Workload
 from benchmarks.runtime.samples import compare_steps
 from benchmarks.runtime.speed import (
-    Peers,
-    Workload,
+    SAMPLER_REPEATS,
     compare_contexts,
     compare_models,
     compare_samplers,
@@ -36,7 +36,6 @@ from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
 from magistral_mlx.checkpoint.folder import open_checkpoint, resolve
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.engine.load import load
-from magistral_mlx.errors import OptionError
 
 CONTEXTS = (512, 4096, 16_384, 40_960)
 SAMPLES = (1, 2, 4, 8, 16)
@@ -51,28 +50,14 @@ QUESTIONS = (
     "What is 9 * 37?",
     "What is 905 - 388?",
 )
-REPLY_TOKENS = 256  # of which passes are counted
+REPLY_TOKENS = 256  # of the replies whose passes are counted
 
 
 @click.command()
-@click.option(
-    "--model", metavar="demo|PATH", help="A checkpoint in MLX layout, or the embedded one in 4 bit."
-)
-@click.option(
-    "--synthetic",
-    type=click.IntRange(1, 40),
-    metavar="LAYERS",
-    help="Layers of the true width, random.",
-)
-@click.option(
-    "--peer",
-    "peers",
-    multiple=True,
-    type=click.Choice(["mlx-lm", "llama.cpp"]),
-    help="Measure this beside ours, and the ratio; may be repeated.",
-)
-@click.option("--gguf", type=click.Path(path_type=Path), help="The same model for llama.cpp.")
-@click.option("--prompt-tokens", type=int, help="Length of the prompt, instead of all contexts.")
+@model_option
+@synthetic_option
+@peer_option
+@prompt_option
 @click.option("--tokens", type=int, help="Ids decoded after the first.")
 @click.option("--repeats", type=int, help="Repeats counted, after one warm-up.")
 @click.option(
@@ -80,50 +65,38 @@ REPLY_TOKENS = 256  # of which passes are counted
     type=MINUTES,
     default=5.0,
     show_default=True,
-    help="Contexts that could take longer are left out.",
+    help="Leave out contexts that could take longer.",
 )
-@click.option(
-    "--quick", is_flag=True, help="A few ids, two repeats, and a narrow model: does it run?"
-)
+@quick_option
 @json_option
-@plot_option
 def speed(
     *,
     model: str | None,
     synthetic: int | None,
-    peers: tuple[str, ...],
-    gguf: Path | None,
+    peer: bool,
     prompt_tokens: int | None,
     tokens: int | None,
     repeats: int | None,
     minutes: float,
     quick: bool,
     json_file: Path | None,
-    plot: Path | None,
 ) -> None:
-    """Prefill and decode in tokens a second at contexts of 512 to 40,960, beside the bandwidth that this takes.
+    """Time prefill and decode at contexts of 512 to 40,960 tokens, beside the bandwidth used.
 
-    And the first token of a second turn, passes a token, several replies at once, the sampler. The bandwidth of this
-    machine is measured first, by streaming a matrix.
+    Also the first token of a second turn, passes a token, several replies at once, and the
+    sampler. The bandwidth of this machine is measured first, by reading a matrix.
 
     \b
-    python -m benchmarks speed --peer mlx-lm                the demo and two layers of the true width
+    python -m benchmarks speed --peer mlx-lm                the demo and two layers of true width
     python -m benchmarks speed --model ~/magistral-4bit     a checkpoint of your own
-    python -m benchmarks speed --model ~/magistral-4bit --peer llama.cpp --gguf ~/Magistral-Q4_K_M.gguf
     python -m benchmarks speed --quick                      half a minute
     """
-    require("mlx-lm" if "mlx-lm" in peers else None)
-    if "llama.cpp" in peers:
-        check_llama(gguf)
-    elif gguf is not None:
-        raise OptionError("--gguf is llama.cpp's; add --peer llama.cpp, or leave it out")
     chosen = {"prompt_tokens": prompt_tokens, "decode_tokens": tokens, "repeats": repeats}
     given = {name: value for name, value in chosen.items() if value is not None}
     facts = circumstances()
     if model is None and synthetic is None:
-        model, synthetic = "demo", None if gguf else 2
-    beside = Peers("mlx-lm" in peers, gguf)
-    report("streaming a matrix")
+        model, synthetic = "demo", 2
+    report("reading a matrix")
     memory = bandwidth(matrix_bytes=2**24 if quick else None)
     comparisons: list[Comparison] = []
     counted: list[Finding] = []
@@ -132,43 +105,39 @@ def speed(
         folder = demo_checkpoint() if model == "demo" else resolve(model, layout="hf")
         contexts = () if quick or prompt_tokens else CONTEXTS
         several = list(workloads(open_checkpoint(folder), contexts, workload)) or [workload]
-        comparisons += compare_contexts(
-            model, folder, several, 60 * minutes, peers=beside, report=report
-        )
+        comparisons += compare_contexts(model, folder, several, 60 * minutes, peer=peer)
         turns, counts = _conversations(model, folder, workload, quick=quick)
         comparisons += turns
         counted.append(counts)
     if synthetic is not None:
-        comparisons.append(_slice(synthetic, given, Peers(beside.mlx_lm), quick=quick))
-    sampler_repeats = QUICK.repeats if quick else 15
-    comparisons += [
-        compare_samplers(B, sampler_repeats, peer=beside.mlx_lm, report=report) for B in (1, 8)
-    ]
-    results = written("speed", facts, [memory, *comparisons, *counted], json_file)
-    plot_results(results, plot)
+        comparisons.append(_slice(synthetic, given, peer=peer, quick=quick))
+    draws = QUICK.repeats if quick else SAMPLER_REPEATS
+    comparisons += [compare_samplers(batch, draws, peer=peer) for batch in (1, 8)]
+    write("speed", facts, [memory, *comparisons, *counted], json_file)
     show_speeds(facts["chip"], comparisons, memory.facts["bytes_per_second"])
-    show_findings([memory, *counted])
+    print(
+        f"{memory.title} ({memory.facts['by']}): {memory.facts['bytes_per_second'] / 1e9:.2f} GB/s"
+    )
+    for one in counted:
+        print(f"{one.title}: {one.facts['passes_per_token']:.3f} ({one.facts['tokens']} tokens)")
 
 
 def _conversations(
     model: str, folder: Path, workload: Workload, *, quick: bool
 ) -> tuple[list[Comparison], Finding]:
-    """The first token of a second turn, several replies at once, and passes a token."""
+    """Measure the first token of a second turn, passes a token, and several replies at once."""
     magistral = load(folder)
     tokens = min(64 if quick else CONVERSATION_TOKENS, magistral.plan.context // 2)
-    turns = compare_turns(model, magistral, tokens, workload.repeats, report=report)
+    turns = compare_turns(model, magistral, tokens, workload.repeats)
     passes = count_passes_per_token(model, magistral, 16 if quick else REPLY_TOKENS, QUESTIONS)
     del magistral
-    ns: Sequence[int] = SAMPLES[1:2] if quick else SAMPLES
-    steps = replace(
-        workload,
-        prompt_tokens=min(256, workload.prompt_tokens),
-        decode_tokens=min(64, workload.decode_tokens),
-    )
-    return [turns, *(compare_steps(model, folder, n, steps, report) for n in ns)], passes
+    prompt, decoded = min(256, workload.prompt_tokens), min(64, workload.decode_tokens)
+    steps = replace(workload, prompt_tokens=prompt, decode_tokens=decoded)
+    several = SAMPLES[1:2] if quick else SAMPLES
+    return [turns, *(compare_steps(model, folder, n, steps) for n in several)], passes
 
 
-def _slice(layers: int, given: dict[str, int], peers: Peers, *, quick: bool) -> Comparison:
+def _slice(layers: int, given: dict[str, int], *, peer: bool, quick: bool) -> Comparison:
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     workload = replace(QUICK if quick else SLICE_ON_CPU if on_cpu else WHOLE, **given)
     config = replace(NARROW if quick else TRUE_WIDTH, num_layers=layers)
@@ -176,4 +145,42 @@ def _slice(layers: int, given: dict[str, int], peers: Peers, *, quick: bool) -> 
     with tempfile.TemporaryDirectory(prefix="magistral-slice-") as name:
         report(f"{title}: writing")
         write_slice(Path(name), config)
-        return compare_models(title, Path(name), workload, peers=peers, report=report)
+        return compare_models(title, Path(name), workload, peer=peer)
+
+
+def show_speeds(chip: str, comparisons: Sequence[Comparison], bandwidth: float) -> None:
+    """Print a row for every phase and contender; ``bandwidth`` is the machine's, in bytes/s."""
+    rows = []
+    for comparison in comparisons:
+        facts = comparison.facts
+        context = facts.get("workload", {}).get("prompt_tokens")
+        for phase, name, per_second, cpu_seconds, ratio in comparison.rows():
+            read = None
+            if phase == "decode":
+                read = per_second.median * (facts["bytes_per_token"] + facts["kv_bytes_per_token"])
+            rows.append(
+                (
+                    comparison.title,
+                    context and f"{context:,}",
+                    phase,
+                    name,
+                    speed_or_latency(phase, per_second),
+                    read and f"{read / 1e9:.3g} GB/s",
+                    read and f"{read / bandwidth:.0%}",
+                    f"{1000 * cpu_seconds:.3g}",
+                    ratio,
+                )
+            )
+    show(
+        f"{chip}, {mx.default_device()}; median (slowest to fastest repeat); {RATIO}",
+        "what | prompt | phase | who",
+        f"speed or latency | weights and cache read | of the bandwidth | CPU ms each | {TIMES}",
+        rows,
+    )
+
+
+def speed_or_latency(phase: str, per_second: Interval) -> str:
+    """Return tokens or draws a second, but milliseconds for a first token."""
+    if phase == "first token":
+        return f"{per_second.inverse().scaled(1000)} ms"
+    return f"{per_second} {'draws' if phase == 'draw' else 'tok'}/s"

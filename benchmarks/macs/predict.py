@@ -1,51 +1,67 @@
-"""What Macs should reach with the 24B model in 4 bit: arithmetic on counts and published figures, measured on none."""
+"""Predictions for Magistral Small in 4 bit on Macs, and their check against a Mac's result files.
+
+They are arithmetic on counts and published figures. None of them was measured by us.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+from benchmarks.measure import OURS
 from benchmarks.synthetic import FORMAT, TRUE_WIDTH
 from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.errors import OptionError
+from magistral_mlx.model.cache_file import HASHERS
 from magistral_mlx.model.memory import kv_bytes, packed_bytes
 
-CHECK = "python -m benchmarks speed --model magistral-4bit --peer mlx-lm --prompt-tokens {} --tokens 256"
-
-DRAFTING = Path(__file__).parent / "results" / "drafting-counts.json"
+DRAFTING = Path(__file__).parents[1] / "results" / "drafting-counts.json"
 KINDS = ("reasoning", "edits")
-
-
-def counted_drafting() -> dict[str, float]:
-    """What an id took with drafting, in plain passes, by kind of text: as ``benchmarks drafting`` counted it."""
-    counts = json.loads(DRAFTING.read_text())["drafting"]["M4 Pro"]
-    return {kind: counts[kind]["cost_per_token"] for kind in KINDS}
+SAME_MODEL = 0.02  # weights read a token may differ by as much
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
+    """A predicted range."""
+
     low: float
     high: float
 
     def __str__(self) -> str:
         return f"{self.low:.3g} to {self.high:.3g}"
 
+    def __truediv__(self, divisor: float) -> "Range":
+        return Range(self.low / divisor, self.high / divisor)
+
+    def inverse(self) -> "Range":
+        return Range(1 / self.high, 1 / self.low)
+
 
 @dataclass(frozen=True, slots=True)
 class Chip:
-    """A chip with all of its GPU's cores: what its maker states, and which share of that others measured."""
+    """A chip with all its GPU cores.
+
+    Attributes:
+        bandwidth: bytes a second, by its maker.
+        flops: a second, of the matrix products of a prefill.
+        read: share of the bandwidth that others measured while decoding.
+        computed: share of the flops that others measured during a prefill.
+    """
 
     name: str
-    bandwidth: float  # bytes a second
-    flops: float  # a second, of the matrix products that prefill consists of
-    read: Range  # of the bandwidth, while decoding
-    computed: Range  # of the flops, while reading a prompt
+    bandwidth: float
+    flops: float
+    read: Range
+    computed: Range
 
 
-# Decode of this shape was published for M4 Pro (17.4 ids a second: 0.82) and M3 Ultra (40 to 48: 0.63 to 0.76);
-# Max chips are taken as M4 Pro, less a little. Prefill: 4-bit models on an M3 Ultra, github.com/raullenchai/Rapid-MLX
-# pull 585: 0.82. M5 Max: Apple states 4 times the M4 Max's, by its neural accelerators; how much of that a 4-bit
-# model gets is the widest guess here. flops: github.com/huggingface/huggingface.js, hardware.ts.
+# Decode of this shape was published for M4 Pro (17.4 ids a second: 0.82) and M3 Ultra (40 to 48:
+# 0.63 to 0.76); Max chips are taken as M4 Pro, less a little. Prefill: 4-bit models on an M3 Ultra,
+# github.com/raullenchai/Rapid-MLX pull 585: 0.82. M5 Max: Apple states 4 times the M4 Max's, by its
+# neural accelerators, and the share that a 4-bit model gets is the widest guess here.
+# Source of flops: github.com/huggingface/huggingface.js, hardware.ts.
 CHIPS = (
     Chip("M4 Pro", 273e9, 9.2e12, Range(0.78, 0.84), Range(0.65, 0.85)),
     Chip("M4 Max", 546e9, 18.4e12, Range(0.74, 0.84), Range(0.65, 0.85)),
@@ -53,75 +69,165 @@ CHIPS = (
     Chip("M3 Ultra", 819e9, 28.2e12, Range(0.63, 0.76), Range(0.65, 0.85)),
 )
 
+# Predictions that no chip is named in. Opening a cache's file, in bytes a second: the drive reads,
+# then MLX copies twice, while several cores hash. Drives from the smallest of an M2 Air to those of
+# M4 Pro and Max, SHA-256 and copies on one core: as published, or guessed from the bandwidth.
+COPIES = 2
+OPENING = Range(
+    *(
+        min(1 / (1 / drive + COPIES / copy), HASHERS * sha256)
+        for drive, copy, sha256 in ((1.5e9, 15e9, 2.0e9), (6.0e9, 40e9, 2.6e9))
+    )
+)
+OVER_MLX_LM = Range(0.98, 1.1)  # decode, of the same checkpoint
+REPLIES, REPLIES_AT_ONCE = 8, Range(2.8, 3.6)  # speed over one by one, on M3 and later
+FORECAST = Range(0.95, 1.05)  # the plan's over the measured memory of a prefill
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One chip's figures for a prompt and the reply after it."""
+    """One chip's figures for a prompt and the reply after it.
+
+    ``drafted`` is ``per_second`` with drafting, by kind of text. ``pass_seconds`` is the time of a
+    pass over the weights, which a separate pass for the prompt's last id would add.
+    """
 
     chip: Chip
-    per_second: Range  # ids decoded, without drafting
-    drafted: dict[str, Range]  # the same with drafting, by kind of text
+    per_second: Range
+    drafted: dict[str, Range]
     first_token_seconds: Range
-    pass_seconds: Range  # what a pass for the prompt's last id alone would add to that
+    pass_seconds: Range
+
+    def as_dict(self, prompt_tokens: int) -> dict[str, Any]:
+        def ends(one: Range) -> list[float]:
+            return [one.low, one.high]
+
+        return {
+            "chip": self.chip.name,
+            "prompt_tokens": prompt_tokens,
+            "is_prediction": True,
+            "decode_per_second": ends(self.per_second),
+            "decode_per_second_drafted": {kind: ends(one) for kind, one in self.drafted.items()},
+            "first_token_seconds": ends(self.first_token_seconds),
+            "saved_pass_seconds": ends(self.pass_seconds),
+        }
+
+
+def counted_drafting() -> dict[str, float]:
+    """Return the cost of an id with drafting in plain passes, by kind of text, as counted."""
+    counts = json.loads(DRAFTING.read_text())["drafting"]["M4 Pro"]
+    return {kind: counts[kind]["cost_per_token"] for kind in KINDS}
 
 
 def predict(chip: Chip, prompt_tokens: int, drafting: Mapping[str, float]) -> Prediction:
-    """``drafting``: cost of an id in plain passes, by kind of text, where the cost of rows is that of M3 to M5."""
+    """Predict one chip; ``drafting`` is the cost of an id in plain passes, by kind of text."""
     read = weights_bytes(TRUE_WIDTH) + kv_bytes(TRUE_WIDTH, prompt_tokens)
-    seconds = Range(
-        read / (chip.bandwidth * chip.read.high), read / (chip.bandwidth * chip.read.low)
-    )
+    seconds = (chip.read / (read / chip.bandwidth)).inverse()
     work = prompt_tokens * flops_per_token(TRUE_WIDTH, prompt_tokens / 2)
-    prompt = Range(
-        work / (chip.flops * chip.computed.high), work / (chip.flops * chip.computed.low)
-    )
+    prompt = (chip.computed / (work / chip.flops)).inverse()
+    per_second = seconds.inverse()
     return Prediction(
         chip,
-        per_second=Range(1 / seconds.high, 1 / seconds.low),
-        drafted={
-            kind: Range(1 / seconds.high / cost, 1 / seconds.low / cost)
-            for kind, cost in drafting.items()
-        },
+        per_second=per_second,
+        drafted={kind: per_second / cost for kind, cost in drafting.items()},
         first_token_seconds=Range(max(prompt.low, seconds.low), max(prompt.high, seconds.high)),
         pass_seconds=seconds,
     )
 
 
 def weights_bytes(config: ModelConfig) -> float:
-    """Bytes of weights that one id reads: all but the embedding, of which it reads a row."""
+    """Return the bytes of weights that one id reads: all but the embedding."""
     D, V = config.hidden_size, config.vocab_size
-    return packed_bytes(config, FORMAT) - sum(
-        V
-        * D
-        // (1 if kind == "weight" else FORMAT.group_size)
-        * (FORMAT.bits / 8 if kind == "weight" else 2)
-        for kind in FORMAT.packed_shapes((V, D))
-    )
+    bits = FORMAT.bits + 2 * 16 / FORMAT.group_size  # a group has a scale and a bias
+    return packed_bytes(config, FORMAT) - V * D * bits / 8
 
 
 def flops_per_token(config: ModelConfig, context: float) -> float:
-    """Floating-point operations to read one id with ``context`` before it; the head only counts for the last."""
+    """Return the operations to read one id after ``context`` others, without the head."""
     layers = sum(
-        rows * columns
-        for name, (rows, columns) in ((n, s) for n, s in config.shapes.items() if len(s) == 2)
-        if name.startswith("model.layers.")
+        shape[0] * shape[1]
+        for name, shape in config.shapes.items()
+        if len(shape) == 2 and name.startswith("model.layers.")
     )
     return 2 * layers + 4 * config.num_layers * config.num_heads * config.head_dim * context
 
 
-def as_dict(prediction: Prediction, prompt_tokens: int) -> dict[str, Any]:
-    def ends(interval: Range) -> list[float]:
-        return [interval.low, interval.high]
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One prediction beside the value that a Mac measured."""
 
+    name: str
+    predicted: Range
+    measured: float
+
+    @property
+    def has_held(self) -> bool:
+        return self.predicted.low <= self.measured <= self.predicted.high
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """Read the result files in a folder.
+
+    Raises:
+        OptionError: there are none of a Mac with Apple silicon, or one is damaged.
+    """
+    try:
+        found = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+        found = [
+            one for one in found if one.get("circumstances", {}).get("chip", "")[:5] == "Apple"
+        ]
+    except (ValueError, AttributeError, OSError) as error:
+        raise OptionError(f"{folder} has a file that is no result ({error!r}); move it") from None
+    if not found:
+        raise OptionError(
+            f"{folder} has no results of a Mac; take them there with: python -m benchmarks all "
+            f"--out {folder} --model ~/magistral-4bit --peer mlx-lm"
+        )
+    return found
+
+
+def checks(results: Sequence[Mapping[str, Any]]) -> Iterator[Check]:
+    """Yield every prediction that the results of a Mac have a figure for."""
+    for one in results:
+        name = one["circumstances"]["chip"].removeprefix("Apple ")
+        chip = next((chip for chip in CHIPS if chip.name == name), None)
+        rows = one.get("speed", [])
+        models = [row for row in rows if _is_magistral(row)]
+        titles = {f"{row['title']}, {REPLIES} replies" for row in models}
+        for row in models:
+            tokens = row["workload"]["prompt_tokens"]
+            decode = _speeds(row, "decode")
+            if chip is not None:
+                predicted = predict(chip, tokens, {})
+                seconds = tokens / _speeds(row, "prefill")[OURS]
+                yield Check(f"decode after {tokens:,}, tok/s", predicted.per_second, decode[OURS])
+                yield Check(f"prompt of {tokens:,}, s", predicted.first_token_seconds, seconds)
+            if "mlx-lm" in decode:
+                ratio = decode[OURS] / decode["mlx-lm"]
+                yield Check(f"decode after {tokens:,}, over mlx-lm's", OVER_MLX_LM, ratio)
+        for row in (row for row in rows if row["title"] in titles):
+            ours, alone = _speeds(row, "ids of all").values()
+            yield Check(
+                f"{REPLIES} replies at once, over one by one", REPLIES_AT_ONCE, ours / alone
+            )
+        for row in one.get("cache", []):
+            phase = next(p for p in ("open, out of the file cache", "open") if p in row["repeats"])
+            speed = _speeds(row, phase)[OURS] / 1e9
+            yield Check(f"opening a cache of {row['title']}, GB/s", OPENING / 1e9, speed)
+        for row in one.get("memory", []):
+            if "forecast_over_measured_in_all" in row:
+                title = f"forecast/measured, {row['title']}, prompt of {row['prompt_tokens']:,}"
+                yield Check(title, FORECAST, row["forecast_over_measured_in_all"])
+
+
+def _is_magistral(row: Mapping[str, Any]) -> bool:
+    weights = row.get("bytes_per_token", 0)
+    return abs(weights / weights_bytes(TRUE_WIDTH) - 1) < SAME_MODEL
+
+
+def _speeds(row: Mapping[str, Any], phase: str) -> dict[str, float]:
+    """Return the median speed of every contender."""
     return {
-        "chip": prediction.chip.name,
-        "prompt_tokens": prompt_tokens,
-        "is_prediction": True,
-        "decode_per_second": ends(prediction.per_second),
-        "decode_per_second_drafted": {
-            kind: ends(drafted) for kind, drafted in prediction.drafted.items()
-        },
-        "first_token_seconds": ends(prediction.first_token_seconds),
-        "saved_pass_seconds": ends(prediction.pass_seconds),
-        "checked_by": CHECK.format(prompt_tokens),
+        name: median(lap["count"] / lap["seconds"] for lap in laps)
+        for name, laps in row["repeats"][phase].items()
     }

@@ -1,40 +1,37 @@
-"""What is compared with a reference: checkpoints of the user's, and conversions of the reference made for it."""
+"""The checkpoints that are compared with a reference: the user's, and conversions made for it."""
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from benchmarks.quality.scores import Ratio, Report, Scores
+from benchmarks.measure import report
+from benchmarks.quality.scores import Ratio, Scores
 from benchmarks.quality.texts import Texts
 from magistral_mlx.checkpoint.folder import open_checkpoint
 
 ALL = "all"  # parts together
-METHODS = ("round", "importance", "gptq")
+Method = Literal["round", "importance", "gptq"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclass(frozen=True, slots=True)
 class Conversions:
-    """Every one of ``bits`` by every one of ``methods``."""
+    """Conversions to all ``bits`` by all ``methods``; ``calibration`` None is the converter's own."""
 
     bits: tuple[int, ...]
-    methods: tuple[str, ...]
-    calibration: str | None  # of those that calibrate; None: the converter's own
+    methods: tuple[Method, ...]
+    calibration: str | None
 
 
 def candidates(
-    reference: Path,
-    models: Mapping[str, Path],
-    conversions: Conversions,
-    work: Path,
-    *,
-    report: Report,
+    reference: Path, models: Mapping[str, Path], conversions: Conversions, work: Path
 ) -> Iterator[tuple[str, Path]]:
-    """Titles and folders: ``models``, then conversions, each written into ``work`` when its turn comes.
+    """Yield titles and folders: ``models``, then conversions, written into ``work`` in turn.
 
     Raises:
-        MagistralError: as ``convert_checkpoint``'s.
+        MagistralError: as ``convert_checkpoint``.
     """
     from magistral_mlx.convert import convert_checkpoint
 
@@ -44,13 +41,12 @@ def candidates(
             title = f"{bits} bit, {method}"
             report(f"{title}: converting")
             target = work / f"{bits}-{method}"
-            calibration = None if method == "round" else conversions.calibration
             convert_checkpoint(
                 reference,
                 target,
                 q_bits=bits,
                 q_method=method,
-                calibration=calibration,
+                calibration=None if method == "round" else conversions.calibration,
                 tokenizer_json=False,
             )
             yield title, target
@@ -58,7 +54,7 @@ def candidates(
 
 @dataclass(slots=True)
 class Findings:
-    """What is written and shown of each candidate; KL ratios are to the first one of the same size."""
+    """The figures of each candidate. KL ratios are to the first candidate of the same size."""
 
     texts: Texts
     found: list[dict[str, Any]] = field(default_factory=list)
@@ -68,22 +64,20 @@ class Findings:
         checkpoint = open_checkpoint(folder)
         weights = sum(map(math.prod, checkpoint.config.shapes.values()))
         bits = 8 * checkpoint.nbytes / weights
-        name, first = self._first.setdefault(f"{bits:.2f}", (title, scores))
-        parts = {
-            name: (scores.of_part(i), first.of_part(i)) for i, name in enumerate(self.texts.names)
-        }
+        first_title, first = self._first.setdefault(f"{bits:.2f}", (title, scores))
+        names = self.texts.names
+        parts = {name: (scores.of_part(i), first.of_part(i)) for i, name in enumerate(names)}
         if len(parts) > 1:
             parts[ALL] = (scores, first)
-        self.found.append(
-            {
-                "title": title,
-                "checkpoint": checkpoint.fingerprint(),
-                "bits_per_weight": bits,
-                "kl_ratio_to": None if first is scores else name,
-                "parts": {part: _part(*pair) for part, pair in parts.items()},
-            }
-        )
-        return self.found[-1]
+        one = {
+            "title": title,
+            "checkpoint": checkpoint.fingerprint(),
+            "bits_per_weight": bits,
+            "kl_ratio_to": None if first is scores else first_title,
+            "parts": {part: _part(*pair) for part, pair in parts.items()},
+        }
+        self.found.append(one)
+        return one
 
 
 def _part(scores: Scores, first: Scores) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The logits of a checkpoint of any size: streamed a layer at a time, so that neither model has to fit."""
+"""The logits of a checkpoint of any size, a layer at a time, so that it need not fit."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,15 +11,15 @@ from magistral_mlx.convert.calibration.statistics import PASS_BLOCK_BYTES
 from magistral_mlx.convert.source.source import Source, open_source
 from magistral_mlx.errors import NumericsError
 
-ROWS = 256  # positions whose logits are in memory at once: 134 MB of 131,072
+ROWS = 256  # positions whose logits are in memory at once: 134 MB
 
 
 @dataclass(slots=True)
 class _Last:
-    """A visitor that keeps what comes into lm_head."""
+    """A visitor that keeps the inputs ``[B, T, D]`` of lm_head."""
 
     source: Source
-    inputs: mx.array = field(default_factory=lambda: mx.zeros(0))  # [B, T, D]
+    inputs: mx.array = field(default_factory=lambda: mx.zeros(0))
 
     def see(self, modules: Sequence[str], x: mx.array) -> None:
         self.inputs = x
@@ -29,12 +29,12 @@ class _Last:
 
 
 def open_streamed(folder: Path) -> Source:
-    """A checkpoint, packed or not, whose packed weights are read in float32."""
+    """Open a checkpoint, packed or not, whose packed weights are read in float32."""
     return replace(open_source(folder), float_type="float32")
 
 
 def layers_then_inputs(source: Source, ids: mx.array) -> Iterator[int | mx.array]:
-    """Take ids ``[B, T]`` through the model: yields the number of layers done, at last lm_head's inputs ``[B, T, D]``.
+    """Run ids ``[B, T]``: yield the layers done, and last the inputs ``[B, T, D]`` of lm_head.
 
     Raises:
         NumericsError: an activation is not finite.
@@ -50,7 +50,7 @@ def layers_then_inputs(source: Source, ids: mx.array) -> Iterator[int | mx.array
 
 
 def logits_of(source: Source, inputs: mx.array) -> Iterator[mx.array]:
-    """Logits ``[n, V]`` float32 of lm_head's inputs ``[N, D]``, ROWS at a time. lm_head stays in memory meanwhile."""
+    """Yield logits ``[n, V]`` float32 of lm_head's inputs ``[N, D]``, ROWS at a time."""
     module = EMBEDDING if source.config.tie_word_embeddings else "lm_head"
     blocks = [rows for _, rows in source.blocks(f"{module}.weight", PASS_BLOCK_BYTES)]
     for start in range(0, len(inputs), ROWS):

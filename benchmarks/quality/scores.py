@@ -1,16 +1,16 @@
-"""How far a checkpoint's predictions are from a reference's: KL per token, perplexity, top-1 agreement.
+"""Divergence of a checkpoint from a reference: KL per token, perplexity, top-1 agreement.
 
-The reference is run first, and what is kept of it on the disk are, for each position that counts, its K largest
-log-probabilities, and of all others together their mass and their entropy. Where the vocabulary has more than K ids,
-KL is then known within bounds, and the lower one is what is called KL here: it takes the others as one event
-(https://en.wikipedia.org/wiki/Log_sum_inequality), which is never more than the truth. The upper one takes every other
-id to be as unlikely to the candidate as the unlikeliest of them.
+The reference runs first. For each position that counts, a file keeps its K largest
+log-probabilities, and the mass and entropy of all others together. In a vocabulary of more than K
+ids, KL is then known within bounds. The lower one, called KL here, takes the others as one event,
+which is never more than the truth (https://en.wikipedia.org/wiki/Log_sum_inequality). The upper one
+takes every other id to be as unlikely to the candidate as the unlikeliest of them.
 """
 
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.measure import report
 from benchmarks.quality.logits import layers_then_inputs, logits_of, open_streamed
 from benchmarks.quality.texts import Texts
 from magistral_mlx.checkpoint.folder import open_checkpoint
@@ -26,32 +27,43 @@ from magistral_mlx.convert.calibration.corpus import digest
 from magistral_mlx.convert.calibration.statistics import from_file, to_bytes
 from magistral_mlx.errors import CheckpointError, OptionError
 
-LEAST_KL = 1e-9  # below which float32 logits show nothing
+LEAST_KL = 1e-9  # float32 logits resolve no less
 KEPT = 2048  # log-probabilities of each position; 16 KB with their ids
-Report = Callable[[str], None]
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What is kept of the reference's prediction for each of N ids that count."""
+    """The reference's predictions for each of N ids that count.
 
-    ids: mx.array  # [N, K] uint32, the most probable first
-    logprobs: mx.array  # [N, K] float32
-    rest: mx.array  # [N] log of the mass of all others, -inf where there are none
-    rest_entropy: mx.array  # [N] minus the sum of p log p over them
-    target: mx.array  # [N] log-probability of the id that came
+    Attributes:
+        ids: ``[N, K]`` uint32, the most probable first.
+        logprobs: ``[N, K]`` float32.
+        rest: ``[N]`` log of the mass of all others, -inf if there are none.
+        rest_entropy: ``[N]`` minus the sum of p log p over them.
+        target: ``[N]`` log-probability of the id that came.
+    """
+
+    ids: mx.array
+    logprobs: mx.array
+    rest: mx.array
+    rest_entropy: mx.array
+    target: mx.array
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """A candidate against the reference, for each of N ids that count."""
+    """A candidate against the reference, for each of N ids that count.
 
-    kl: Array  # in nats, the lower bound
+    ``kl`` is in nats, and the lower bound. ``nll`` is minus the log-probability of the id that
+    came. ``agrees`` is true where both find the same id most probable.
+    """
+
+    kl: Array
     kl_upper: Array
-    nll: Array  # minus the log-probability of the id that came
+    nll: Array
     reference_nll: Array
-    agrees: NDArray[np.bool_]  # the same id is the most probable
+    agrees: NDArray[np.bool_]
     sequence: NDArray[np.intp]
     part: NDArray[np.int8]
 
@@ -60,14 +72,16 @@ class Scores:
         return Scores(*(getattr(self, each.name)[chosen] for each in fields(self)))
 
     def by_sequence(self, values: Array) -> Array:
-        """Means of ``values`` [N] over the ids of each sequence."""
+        """Return means of ``values`` [N] over the ids of each sequence."""
         counts = np.bincount(self.sequence)
-        return np.asarray(
-            np.bincount(self.sequence, values)[counts > 0] / counts[counts > 0], np.float64
-        )
+        sums = np.bincount(self.sequence, values)
+        return np.asarray(sums[counts > 0] / counts[counts > 0], np.float64)
 
     def summary(self) -> dict[str, Any]:
-        """Means over ids; errors are standard errors between sequences, whose ids are no independent draws."""
+        """Return means over ids, and standard errors between sequences.
+
+        The ids of a sequence are not independent draws.
+        """
         kl = self.by_sequence(self.kl)
         return {
             "tokens": len(self.kl),
@@ -81,20 +95,16 @@ class Scores:
         }
 
 
-def make_reference(folder: Path, texts: Texts, *, report: Report) -> Reference:
-    """Run the reference. Errors as ``open_source``'s and ``visit_linears``'s."""
+def make_reference(folder: Path, texts: Texts) -> Reference:
+    """Run the reference; raise the errors of ``open_source`` and ``visit_linears``."""
     parts: list[Reference] = []
-    for logits, target in _predictions(folder, texts, report):
+    for logits, target in _predictions(folder, texts):
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         count = min(KEPT, logits.shape[-1])
-        ids = (
-            mx.argpartition(-logprobs, count - 1, axis=-1)[:, :count]
-            if count < logits.shape[-1]
-            else None
-        )
-        best = logprobs if ids is None else mx.take_along_axis(logprobs, ids, axis=-1)
+        ids = mx.argpartition(-logprobs, count - 1, axis=-1)[:, :count]
+        best = mx.take_along_axis(logprobs, ids, axis=-1)
         order = mx.argsort(-best, axis=-1)
-        ids = order if ids is None else mx.take_along_axis(ids, order, axis=-1)
+        ids = mx.take_along_axis(ids, order, axis=-1)
         others = _without(logprobs, ids)
         entropy = -mx.where(others > -mx.inf, mx.exp(others) * others, 0.0).sum(axis=-1)
         part = Reference(
@@ -111,8 +121,8 @@ def make_reference(folder: Path, texts: Texts, *, report: Report) -> Reference:
     )
 
 
-def reference_of(folder: Path, texts: Texts, cache: Path, *, report: Report) -> Reference:
-    """The reference as ``cache`` holds it from an earlier run on the same texts, else made and put there."""
+def reference_of(folder: Path, texts: Texts, cache: Path) -> Reference:
+    """Return the reference from ``cache``, or run it on these texts and put it there."""
     key = f"{open_checkpoint(folder).fingerprint()} {digest(texts.ids)} {KEPT} "
     name = hashlib.sha256(key.encode() + texts.parts.tobytes()).hexdigest()[:16]
     path = cache / f"reference-{name}.safetensors"
@@ -121,7 +131,7 @@ def reference_of(folder: Path, texts: Texts, cache: Path, *, report: Report) -> 
             return Reference(**from_file(path))
         except CheckpointError:
             report(f"{path} is damaged; the reference runs again")
-    reference = make_reference(folder, texts, report=report)
+    reference = make_reference(folder, texts)
     cache.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}")
     unfinished.write_bytes(to_bytes(_arrays(reference)))
@@ -129,21 +139,14 @@ def reference_of(folder: Path, texts: Texts, cache: Path, *, report: Report) -> 
     return reference
 
 
-def score(folder: Path, texts: Texts, reference: Reference, *, report: Report) -> Scores:
-    """Run a candidate, and compare."""
-    lows: list[Array] = []
-    highs: list[Array] = []
-    nlls: list[Array] = []
-    agreements: list[NDArray[np.bool_]] = []
+def score(folder: Path, texts: Texts, reference: Reference) -> Scores:
+    """Run a candidate and compare it with the reference."""
+    found: list[tuple[Array, Array, Array, NDArray[np.bool_]]] = []
     start = 0
-    for logits, target in _predictions(folder, texts, report):
-        if (
-            reference.ids.shape[-1] > logits.shape[-1]
-            or int(np.array(reference.ids.max())) >= logits.shape[-1]
-        ):
-            raise OptionError(
-                f"{folder} has {logits.shape[-1]} ids, fewer than the reference; compare like with like"
-            )
+    for logits, target in _predictions(folder, texts):
+        V = logits.shape[-1]
+        if reference.ids.shape[-1] > V or int(np.array(reference.ids.max())) >= V:
+            raise OptionError(f"{folder} has {V} ids, fewer than the reference; name another")
         rows = slice(start, start + len(target))
         start += len(target)
         ids, p = reference.ids[rows], _float64(reference.logprobs[rows])
@@ -157,32 +160,28 @@ def score(folder: Path, texts: Texts, reference: Reference, *, report: Report) -
             _float64(mx.logsumexp(others, axis=-1)),
             _float64(mx.where(others > -mx.inf, others, mx.inf).min(axis=-1)),
         )
-        lows.append(known + low)
-        highs.append(known + high)
-        nlls.append(-_float64(mx.take_along_axis(logprobs, target[:, None], axis=-1)[:, 0]))
-        agreements.append(np.array(logits.argmax(axis=-1) == ids[:, 0]))
+        nll = -_float64(mx.take_along_axis(logprobs, target[:, None], axis=-1)[:, 0])
+        agrees = np.array(logits.argmax(axis=-1) == ids[:, 0])
+        found.append((known + low, known + high, nll, agrees))
+    kl, kl_upper, nll, agrees = (np.concatenate(parts) for parts in zip(*found, strict=True))
     sequence, position = np.nonzero(texts.parts >= 0)
-    return Scores(
-        np.concatenate(lows),
-        np.concatenate(highs),
-        np.concatenate(nlls),
-        -_float64(reference.target),
-        np.concatenate(agreements),
-        sequence,
-        texts.parts[sequence, position],
-    )
+    part = texts.parts[sequence, position]
+    return Scores(kl, kl_upper, nll, -_float64(reference.target), agrees, sequence, part)
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """Of two candidates' KL: the geometric mean over sequences, and its standard error as a factor."""
+    """The ratio of two candidates' KL: geometric mean over sequences, and its error as a factor.
+
+    The standard error reaches from mean / factor to mean * factor.
+    """
 
     mean: float
-    factor: float  # the mean lies between mean / factor and mean * factor
+    factor: float
 
     @classmethod
     def of(cls, one: Scores, other: Scores) -> "Ratio":
-        """``one``'s KL over ``other``'s."""
+        """Return the KL of ``one`` over that of ``other``."""
         mine, others = (
             np.maximum(scores.by_sequence(scores.kl), LEAST_KL) for scores in (one, other)
         )
@@ -194,8 +193,10 @@ class Ratio:
 def _bounds_of_rest(
     mass: Array, entropy: Array, candidate_mass: Array, least: Array
 ) -> tuple[Array, Array]:
-    """The least and most that ids which were not kept add to KL: logs of masses, entropy, and the candidate's least
-    log-probability among them, all ``[n]``."""
+    """Return the least and the most that the ids which were not kept add to KL.
+
+    All arrays are ``[n]``: logs of masses, entropy, and the candidate's least log-probability.
+    """
     there = mass > -np.inf
     p = np.exp(mass[there])
     low, high = np.zeros_like(mass), np.zeros_like(mass)
@@ -204,8 +205,8 @@ def _bounds_of_rest(
     return low, high
 
 
-def _predictions(folder: Path, texts: Texts, report: Report) -> Iterator[tuple[mx.array, mx.array]]:
-    """Logits ``[n, V]`` before the ids that count, and these ids ``[n]``."""
+def _predictions(folder: Path, texts: Texts) -> Iterator[tuple[mx.array, mx.array]]:
+    """Yield logits ``[n, V]`` before the ids that count, and these ids ``[n]``."""
     source = open_streamed(folder)
     inputs = mx.zeros(0)
     for step in layers_then_inputs(source, texts.ids):

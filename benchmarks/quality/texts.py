@@ -1,4 +1,4 @@
-"""What quality is measured on: texts of our own in the wire form of a release, or windows of a user's file."""
+"""Texts to measure quality on: ours in the wire form of a release, or windows of a file."""
 
 import os
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ from magistral_mlx.errors import OptionError
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from magistral_mlx.training.demo.problems import KINDS, held_out_problems
 
-OURS = Path(__file__).parent / "quality.txt"  # no text of it is in convert/calibration.txt
+OURS = Path(__file__).parent / "quality.txt"  # shares no text with the calibration
 TRACE, ANSWER, TEXT = "trace", "answer", "text"
-TEXT_SEED = 61  # of the demo's problems; answers are asked of others
+TEXT_SEED = 61  # of the demo's problems; its answers are to others
 
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Sequences of ids, and which of them count.
+    """Sequences of ids, and the parts that they belong to.
 
     Attributes:
         ids: ``[B, T]`` int32; shorter sequences end in padding.
-        parts: ``[B, T - 1]``, of each id but the first the number of its part in ``names``, -1 where it does not count.
+        parts: ``[B, T - 1]``, the place in ``names`` for each id but the first; -1 is not counted.
         names: such as trace and answer.
     """
 
@@ -35,27 +35,22 @@ class Texts:
 
 
 def our_texts(tokenizer: Tokenizer, *, most: int | None = None) -> Texts:
-    """Questions with their traces and answers, in languages of the card."""
-    texts = [
-        text.split(BETWEEN_PARTS)
-        for text in OURS.read_text(encoding="utf-8").split(BETWEEN_TEXTS)[:most]
-    ]
+    """Return questions with their traces and answers, in languages of the card."""
+    texts = OURS.read_text(encoding="utf-8").split(BETWEEN_TEXTS)[:most]
+    parts = [[part.strip() for part in text.split(BETWEEN_PARTS)] for text in texts]
     return conversations(
-        tokenizer,
-        [(question.strip(), trace.strip(), answer.strip()) for question, trace, answer in texts],
+        tokenizer, [(question, trace, answer) for question, trace, answer in parts]
     )
 
 
 def demo_texts(tokenizer: Tokenizer, count: int) -> Texts:
-    """Problems that the embedded model was not trained on, with the traces it was taught to write."""
+    """Return problems the embedded model was not trained on, with traces as it learned them."""
     problems = held_out_problems(count, TEXT_SEED, tokenizer.pieces, KINDS)
-    return conversations(
-        tokenizer, [(problem.question, problem.trace, problem.answer) for problem in problems]
-    )
+    return conversations(tokenizer, [(p.question, p.trace, p.answer) for p in problems])
 
 
 def conversations(tokenizer: Tokenizer, texts: Sequence[tuple[str, str, str]]) -> Texts:
-    """Questions, traces and answers in the wire form; trace and answer count, tags and the last id included."""
+    """Encode conversations; trace and answer count, with tags and the last id."""
     sequences, parts = [], []
     for question, trace, answer in texts:
         asked = {"role": "user", "content": question}
@@ -73,7 +68,7 @@ def conversations(tokenizer: Tokenizer, texts: Sequence[tuple[str, str, str]]) -
 
 
 def kinds(tokenizer: Tokenizer, reply: list[int]) -> list[int]:
-    """Of each id of a reply 0 until the trace has closed, 1 from there on."""
+    """Return for each id of a reply 0 until the trace has closed, and 1 after it."""
     text, splitter, found = tokenizer.stream(), tokenizer.splitter(thinking=True), []
     for identity in reply:
         found.append(int(splitter.state == "answer"))
@@ -86,10 +81,10 @@ def kinds(tokenizer: Tokenizer, reply: list[int]) -> list[int]:
 
 
 def texts_of_file(path: str | os.PathLike[str], tokenizer: Tokenizer, *, windows: int) -> Texts:
-    """Windows of 512 ids from all over a text file.
+    """Return windows of 512 ids from all over a text file.
 
     Raises:
-        OptionError: it is missing, empty, no UTF-8 text or too short.
+        OptionError: the file is missing, empty, no UTF-8 text or too short.
     """
     try:
         ids = read_calibration(path, tokenizer, windows=windows)

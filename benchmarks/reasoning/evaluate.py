@@ -1,12 +1,12 @@
-"""A task run to its end: what a journal lacks is sampled, several replies over one prompt, graded and written down."""
+"""A task run to its end: missing replies are sampled, graded and written to the journal."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from typing import Any
 
+from benchmarks.measure import report
 from benchmarks.reasoning.journal import Journal, Record
-from benchmarks.reasoning.programs import Program, passes
-from benchmarks.reasoning.sandbox import Sandbox
 from benchmarks.reasoning.tasks import Problem, Task, digest
 from magistral_mlx.engine.magistral import Magistral
 from magistral_mlx.errors import MemoryLimitError, OptionError
@@ -19,26 +19,25 @@ SEEDS_A_PROBLEM = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be sampled: ``samples`` replies to each problem, up to ``at_once`` side by side."""
+    """The work: ``samples`` replies to each problem, up to ``at_once`` side by side.
+
+    The seed of ``sampling`` is that of the first problem's first reply.
+    """
 
     task: Task
     problems: Sequence[Problem]
-    sampling: SamplingParams  # its seed is the first problem's first
+    sampling: SamplingParams
     samples: int
     at_once: int
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.at_once < 1:
-            raise OptionError(
-                f"{self.samples} samples, {self.at_once} at once: use at least 1 of each"
-            )
+            raise OptionError(f"{self.samples} samples, {self.at_once} at once: use at least 1")
         if self.samples > SEEDS_A_PROBLEM:
-            raise OptionError(
-                f"{self.samples} samples a problem are more than the {SEEDS_A_PROBLEM} seeds it has"
-            )
+            raise OptionError(f"a problem has {SEEDS_A_PROBLEM} seeds, not {self.samples}")
 
     def key(self, magistral: Magistral) -> dict[str, Any]:
-        """What replies must share to be of one run."""
+        """Return the facts that all replies of one run share."""
         return {
             "task": self.task.name,
             "checkpoint": magistral.checkpoint.fingerprint(),
@@ -47,44 +46,38 @@ class Plan:
             "dataset": digest(self.problems),
         }
 
-    def missing(self, journal: Journal) -> Iterator[tuple[int, Problem, list[int]]]:
-        """Problems, by their place, and the samples of each that are to be taken."""
-        for place, problem in enumerate(self.problems):
-            samples = [i for i in range(self.samples) if not journal.has(problem.id, i)]
-            if samples:
-                yield place, problem, samples
 
-
-def run(
-    plan: Plan,
-    magistral: Magistral,
-    journal: Journal,
-    sandbox: Sandbox | None,
-    report: Callable[[str], None],
-) -> None:
-    """Sample and grade what the journal lacks.
+def run(plan: Plan, magistral: Magistral, journal: Journal) -> None:
+    """Sample and grade the replies that the journal lacks.
 
     Raises:
         ContextError, MemoryLimitError: a prompt, or one reply to it, does not fit.
     """
     total = plan.samples * len(plan.problems)
-    for place, problem, samples in plan.missing(journal):
-        for run_of_samples in _in_rows(samples):
-            for first, reply in _replies(plan, magistral, place, problem, run_of_samples):
-                record = _graded(plan.task, problem, first, reply, sandbox)
+    for place, problem in enumerate(plan.problems):
+        missing = [i for i in range(plan.samples) if not journal.has(problem.id, i)]
+        for samples in _consecutive(missing):
+            for sample, reply in _replies(plan, magistral, place, problem, samples):
+                record = _graded(plan.task, problem, sample, reply)
                 journal.add(record)
-                done = sum(r.is_correct for r in journal.records)
+                right = sum(r.is_correct for r in journal.records)
                 report(
-                    f"{plan.task.title}: {len(journal.records)}/{total}, problem {problem.id}, sample {record.sample}: "
-                    f"{'right' if record.is_correct else 'wrong'}, {record.completion_tokens} tokens "
-                    f"({done} right so far)"
+                    f"{plan.task.title}: {len(journal.records)}/{total}, problem {problem.id}, "
+                    f"sample {sample}: {'right' if record.is_correct else 'wrong'}, "
+                    f"{record.completion_tokens} tokens ({right} right so far)"
                 )
+
+
+def _consecutive(samples: Sequence[int]) -> Iterator[list[int]]:
+    """Split samples into runs of consecutive numbers, whose seeds are consecutive too."""
+    for _, run_of in groupby(enumerate(samples), lambda pair: pair[1] - pair[0]):
+        yield [sample for _, sample in run_of]
 
 
 def _replies(
     plan: Plan, magistral: Magistral, place: int, problem: Problem, samples: Sequence[int]
 ) -> Iterator[tuple[int, Reply]]:
-    """(sample, reply) as they end; as many side by side as were asked for and fit."""
+    """Yield (sample, reply) as replies end, as many side by side as are allowed and fit."""
     seed = (plan.sampling.seed or 0) + place * SEEDS_A_PROBLEM
     prompt_tokens = len(magistral.tokenizer.encode_chat(problem.prompt))
     allowed = plan.sampling.max_tokens or magistral.plan.reply_tokens(prompt_tokens, None)
@@ -106,26 +99,15 @@ def _replies(
         waiting = waiting[len(some) :]
 
 
-def _graded(
-    task: Task, problem: Problem, sample: int, reply: Reply, sandbox: Sandbox | None
-) -> Record:
-    """The answer alone is graded: a reply whose trace did not end has none. One that was cut off is wrong."""
-    stated: int | str | None = None
-    if reply.finish_reason == "length":
-        is_correct = False
-    elif isinstance(problem.expected, Program):
-        assert sandbox is not None, "refused before"
-        is_correct = passes(reply.answer, problem.expected, sandbox)
-    else:
-        assert task.stated is not None
-        stated = task.stated(reply.answer)
-        is_correct = stated == problem.expected
+def _graded(task: Task, problem: Problem, sample: int, reply: Reply) -> Record:
+    """Grade the answer, never the trace. A reply that was cut off is wrong."""
+    stated = None if reply.finish_reason == "length" else task.stated(reply.answer)
     usage = reply.usage
     return Record(
         problem=problem.id,
         sample=sample,
         seed=usage.seed,
-        is_correct=is_correct,
+        is_correct=stated is not None and stated == problem.expected,
         stated=stated,
         answer=reply.answer,
         finish_reason=reply.finish_reason,
@@ -137,26 +119,18 @@ def _graded(
     )
 
 
-def _in_rows(samples: Sequence[int]) -> Iterator[list[int]]:
-    """Samples that follow one another: their seeds do too."""
-    row: list[int] = []
-    for sample in samples:
-        if row and sample != row[-1] + 1:
-            yield row
-            row = []
-        row.append(sample)
-    if row:
-        yield row
-
-
 def wanted(plan: Plan, journal: Journal) -> list[Record]:
-    """The records of the problems and samples asked for; a journal may hold more."""
+    """Return the records of a plan's problems and samples; a journal may hold more."""
     ids = {problem.id for problem in plan.problems}
     return [r for r in journal.records if r.problem in ids and r.sample < plan.samples]
 
 
 def facts(plan: Plan, records: Sequence[Record], magistral: Magistral) -> Mapping[str, Any]:
-    """What a score must be read with."""
+    """Return the facts that a score must be read with."""
+
+    def share(values: Iterator[bool]) -> float:
+        return sum(values) / len(records)
+
     tokens = sorted(record.completion_tokens for record in records)
     return {
         "task": plan.task.name,
@@ -167,11 +141,7 @@ def facts(plan: Plan, records: Sequence[Record], magistral: Magistral) -> Mappin
         "card_percent": plan.task.card_percent,
         "published_problems": plan.task.published_problems,
         "median_completion_tokens": tokens[len(tokens) // 2],
-        "cut_off": sum(record.finish_reason == "length" for record in records) / len(records),
-        "looped": sum(
-            record.finish_reason == "loop" or record.reasoning_closed_by == "loop"
-            for record in records
-        )
-        / len(records),
-        "no_answer": sum(not record.answer.strip() for record in records) / len(records),
+        "cut_off": share(r.finish_reason == "length" for r in records),
+        "looped": share("loop" in (r.finish_reason, r.reasoning_closed_by) for r in records),
+        "no_answer": share(not r.answer.strip() for r in records),
     }

@@ -1,6 +1,6 @@
-"""What a run has graded so far, a line a reply, so that an interrupted one goes on where it was.
+"""A journal of graded replies, a line each, from which an interrupted run goes on.
 
-The first line says what the replies are of: checkpoint, sampling, problems. A journal of anything else is refused.
+The first line names checkpoint, sampling and problems. A journal of another run is refused.
 """
 
 import fcntl
@@ -14,16 +14,18 @@ from typing import IO, Any
 
 from magistral_mlx.errors import OptionError
 
+OTHER = "name another --journal"
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One graded reply."""
+    """One graded reply; ``stated`` is the value that was read from its answer."""
 
     problem: str
     sample: int
     seed: int
     is_correct: bool
-    stated: int | str | None  # what the answer was taken to say; of a program nothing
+    stated: int | str | None
     answer: str
     finish_reason: str
     reasoning_closed_by: str | None
@@ -34,7 +36,7 @@ class Record:
 
 
 class Journal:
-    """The records of one file, and more."""
+    """The records of one file, to which more are added."""
 
     def __init__(self, path: Path, file: IO[bytes], records: list[Record]) -> None:
         self.path = path
@@ -46,7 +48,7 @@ class Journal:
         return (problem, sample) in self._known
 
     def add(self, record: Record) -> None:
-        """Returns once it is on the disk."""
+        """Write a record, and return when it is on the disk."""
         self._file.write(json.dumps(asdict(record), ensure_ascii=False).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -56,8 +58,7 @@ class Journal:
 
 @contextmanager
 def open_journal(path: Path, key: Mapping[str, Any]) -> Iterator[Journal]:
-    """The journal at ``path``, new if there is none; a last line that an interruption cut off is taken away,
-    nothing else is, whatever the file is.
+    """Open a journal, or begin one. A last line that was cut off is removed, and nothing else.
 
     Raises:
         OptionError: it is of another checkpoint, sampling or dataset; damaged; or in use.
@@ -67,22 +68,22 @@ def open_journal(path: Path, key: Mapping[str, Any]) -> Iterator[Journal]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise OptionError(
-                f"{path} is being written by another run; wait for it, or name another --journal"
+                f"{path} is being written by another run; wait for it, or {OTHER}"
             ) from None
         file.seek(0)
         content = file.read()
         head = json.dumps(dict(key)).encode() + b"\n"
         whole = content[: content.rfind(b"\n") + 1]
         if not whole and not head.startswith(content):
-            raise OptionError(f"{path} is no journal of a run; name another --journal")
+            raise OptionError(f"{path} is no journal of a run; {OTHER}")
         records = _read(path, whole.splitlines(), key) if whole else []
-        if len(whole) < len(content):  # only now, since it is a journal
+        # Only a file that is known to be a journal is changed.
+        if len(whole) < len(content):
             file.truncate(len(whole))
-        journal = Journal(path, file, records)
         if not whole:
             file.write(head)
             file.flush()
-        yield journal
+        yield Journal(path, file, records)
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -92,46 +93,38 @@ def _opened(path: Path) -> IO[bytes]:
             raise OSError("it is no plain file")
         return path.open("a+b")
     except OSError as error:
-        raise OptionError(
-            f"{path} cannot be a journal ({error.strerror or error}); name another --journal"
-        ) from None
+        reason = error.strerror or error
+        raise OptionError(f"{path} cannot be a journal ({reason}); {OTHER}") from None
 
 
 def _read(path: Path, lines: list[bytes], key: Mapping[str, Any]) -> list[Record]:
     names = {field.name for field in fields(Record)}
     try:
         found, *rows = [json.loads(line) for line in lines]
-        stated = flat(found)
+        before = flat(found)
         records = [Record(**{name: row[name] for name in names}) for row in rows]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OptionError(
-            f"{path} is no journal of a run, or is damaged ({error!r}); name another --journal"
+            f"{path} is no journal of a run, or is damaged ({error!r}); {OTHER}"
         ) from None
-    wanted = flat(json.loads(json.dumps(dict(key))))
-    different = [
-        name for name in sorted({*stated, *wanted}) if stated.get(name) != wanted.get(name)
+    now = flat(json.loads(json.dumps(dict(key))))
+    ways = [
+        f"{name} is {str(before.get(name))[:16]} there, {str(now.get(name))[:16]} now"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
     ]
-    if different:
-        ways = (
-            f"{name} is {str(stated.get(name))[:16]} there, {str(wanted.get(name))[:16]} now"
-            for name in different
-        )
+    if ways:
         raise OptionError(
-            f"{path} holds replies of another run: {'; '.join(ways)}. "
-            "Run it with what it was begun with, or name another --journal"
+            f"{path} holds replies of another run: {'; '.join(ways)}. Run it with the options that "
+            f"it was begun with, or {OTHER}"
         )
     return records
 
 
 def flat(key: Mapping[str, Any]) -> dict[str, Any]:
-    """What is inside of what, by both names."""
-    parts = (
-        (name, value.items()) if isinstance(value, Mapping) else (name, None)
-        for name, value in key.items()
-    )
+    """Return a mapping whose inner mappings' names are joined to the outer with a dot."""
     found: dict[str, Any] = {}
-    for name, inner in parts:
-        found |= (
-            {name: key[name]} if inner is None else {f"{name}.{own}": value for own, value in inner}
-        )
+    for name, value in key.items():
+        inner = value if isinstance(value, Mapping) else None
+        found |= {name: value} if inner is None else {f"{name}.{k}": v for k, v in inner.items()}
     return found

@@ -1,4 +1,4 @@
-"""pass@1 of graded replies, how sure it is, and what a smaller budget of tokens would have left of it."""
+"""pass@1 of graded replies, its standard errors, and the score with a smaller token budget."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,11 +13,11 @@ STEPS = (32, 40, 48, 56)  # the smallest budgets; the next are twice those, and 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Shares are of 1. Errors are standard errors.
+    """Shares of 1, and their standard errors.
 
-    ``standard_error`` counts the problems as drawn from many such, each as a cluster of its samples
-    (arxiv.org/abs/2411.00640); ``sampling_error`` takes them as given, and says how far other seeds would be from
-    this; it needs two samples of every problem.
+    ``standard_error`` takes the problems as drawn from many, each a cluster of its samples
+    (https://arxiv.org/abs/2411.00640). ``sampling_error`` takes the problems as given and counts
+    the seeds; it needs two samples of every problem.
     """
 
     problems: int
@@ -31,15 +31,11 @@ class Score:
 
 
 def score(records: Sequence[Record], budget: int | None = None) -> Score:
-    """Of replies that count as wrong where they took more than ``budget`` tokens.
-
-    That is what a reply cut off there is: its ids are the same up to there, and its answer, if it has begun, has not
-    ended.
-    """
-    groups = _by_problem(records, budget)
-    means = np.array([np.mean(group) for group in groups.values()])
+    """Score replies; one of more than ``budget`` tokens is wrong, as if it had been cut off."""
+    groups = list(_by_problem(records, budget).values())
+    means = np.array([np.mean(group) for group in groups])
     P = len(means)
-    within = [np.var(group, ddof=1) / len(group) for group in groups.values() if len(group) > 1]
+    within = [np.var(group, ddof=1) / len(group) for group in groups if len(group) > 1]
     return Score(
         P,
         len(records),
@@ -50,7 +46,7 @@ def score(records: Sequence[Record], budget: int | None = None) -> Score:
 
 
 def against_budget(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """The score at budgets from half the shortest reply to the longest, and at what replies were allowed."""
+    """Score budgets from half the shortest reply to the longest, and the budget of the run."""
     tokens = [record.completion_tokens for record in records]
     allowed = max(record.max_tokens for record in records)
     steps = [step << doubled for doubled in range(16) for step in STEPS]

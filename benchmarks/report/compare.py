@@ -1,8 +1,8 @@
-"""Two result files held against each other: what got better or worse, and whether that is more than noise.
+"""Two result files compared: which figures got better or worse beyond noise.
 
-A file's figures are found by name. What was timed has repeats, drawn anew in both files; a share of problems has the
-noise of so many throws; what is counted has none. A machine is not the same from run to run: how much slower it was
-itself is seen on the peers that took turns with ours, else on the matrix that was streamed, and that much is allowed.
+Figures are found by name. Timed figures have repeats, which are drawn anew from both files. A share
+of problems has binomial noise, and counts have none. The machine may have changed between two runs:
+the peers that took turns with ours show by how much, or else the matrix that was read.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,53 +10,36 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.measure import CONFIDENCE, RESAMPLES, Interval
 from magistral_mlx.errors import OptionError, quoted
 
-Better = Literal["higher", "lower"]
 Kind = Literal["repeats", "share", "measured", "counted"]
-Array = NDArray[np.float64]
-
-# Facts of a result by their key: which way is better, and whether another run may give another value.
-FIGURES: dict[str, tuple[Better, Kind]] = {
-    "active_ratio": ("lower", "measured"),
-    "bytes_per_token": ("lower", "counted"),
-    "checkpoint_bytes": ("lower", "counted"),
-    "bytes_per_second": ("higher", "measured"),
-    "cost_per_token": ("lower", "counted"),
-    "cpu_primitives": ("lower", "counted"),
-    "exact": ("higher", "share"),
-    "gpu_kernels": ("lower", "counted"),
-    "gpu_kernels_per_layer": ("lower", "counted"),
-    "highest_of_a_reply": ("lower", "counted"),
-    "kl": ("lower", "measured"),
-    "logits_error": ("lower", "measured"),
-    "mlx_peak_bytes": ("lower", "measured"),
-    "output_bytes": ("lower", "counted"),
-    "passes": ("lower", "counted"),
-    "passes_a_reply": ("lower", "counted"),
-    "passes_per_token": ("lower", "counted"),
-    "pass_at_1": ("higher", "share"),
-    "peak_bytes_above_interpreter": ("lower", "measured"),
-    "perplexity": ("lower", "measured"),
-    "replies_equal_to_single_ones": ("higher", "counted"),
-    "rss_bytes_above_imports": ("lower", "measured"),
-    "shared_active_bytes": ("lower", "measured"),
-    "shared_bytes": ("lower", "counted"),
-    "top1_agreement": ("higher", "measured"),
+# Facts of a result by key, and those of them that are better when they are higher.
+FACTS: dict[Kind, str] = {
+    "counted": "bytes_per_token checkpoint_bytes cost_per_token cpu_primitives gpu_kernels "
+    "gpu_kernels_per_layer highest_of_a_reply output_bytes passes passes_a_reply passes_per_token "
+    "replies_equal_to_single_ones shared_bytes",
+    "measured": "active_ratio bytes_per_second kl logits_error mlx_peak_bytes perplexity "
+    "peak_bytes_above_interpreter rss_bytes_above_imports shared_active_bytes top1_agreement",
+    "share": "exact pass_at_1",
 }
-BY_CONTENDER = {"peak_bytes_above_weights": ("lower", "measured")}  # {contender: value}
-COUNTS: dict[str, Better] = {"right": "higher"}  # [of each case]
+HIGHER = (
+    "exact",
+    "pass_at_1",
+    "bytes_per_second",
+    "replies_equal_to_single_ones",
+    "top1_agreement",
+)
+BY_CONTENDER = "peak_bytes_above_weights"  # {contender: value}
 DURATIONS = ("seconds", "waits")  # {name: every repeat}
-PEERS = ("mlx-lm", "mlx,", "llama.cpp")  # how the names of contenders begin that are not ours
-STREAMED = "streaming matvec"  # the machine's own
+PEERS = ("mlx-lm", "mlx,", "llama.cpp")  # names of contenders that are not ours begin so
+STREAMED = "streaming matvec"  # the machine's own bandwidth
 SEPARATOR = " / "
-THROWS = ("samples", "problems", "replies")  # of a share: the first of these beside it
-LARGEST = 1e9  # of a ratio to nothing
+TRIALS = ("samples", "problems", "replies")  # of a share: the first of these beside it
+LARGEST = 1e9  # stands for a ratio to zero
 CIRCUMSTANCES = ("chip", "cores", "memory_bytes", "os", "python", "device")
-NAMES = (
+NAMES = [
     "title",
     "task",
     "chip",
@@ -67,8 +50,8 @@ NAMES = (
     "language",
     "prompt_tokens",
     "context",
-)
-SKIPPED = (
+]
+SKIPPED = [
     "circumstances",
     "command",
     "repeats",
@@ -77,32 +60,48 @@ SKIPPED = (
     "plan",
     "row_costs",
     "against_budget",
-)
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One measure of a file."""
+    """One figure of a file: every repeat, or one value with its trials or standard error."""
 
-    better: Better
     kind: Kind
-    values: tuple[float, ...]  # every repeat; of anything else one value
-    throws: int = 1  # of a share
-    error: float = 0.0  # of something measured, where it is known
+    values: tuple[float, ...]
+    is_higher_better: bool = False
+    trials: int = 1
+    error: float = 0.0
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.values))
+
+    def draws(self, seed: int) -> Any:
+        """Return values that another run on the same machine could give."""
+        rng = np.random.default_rng(seed)
+        values = np.array(self.values)
+        if self.kind == "share":
+            return rng.binomial(self.trials, np.clip(values[0], 0, 1), RESAMPLES) / self.trials
+        if self.error:
+            return np.maximum(rng.normal(values[0], self.error, RESAMPLES), 0)
+        drawn = rng.integers(0, len(values), (RESAMPLES, len(values)))
+        return np.median(values[drawn], axis=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What one figure became. ``ratio`` is B over A turned so that over 1 is better."""
+    """One figure before and after.
+
+    ``ratio`` is after over before, turned so that over 1 is better. ``machine`` is the ratio of
+    the machine's own speed if that fell, else 1.
+    """
 
     name: str
-    better: Better
     before: float
     after: float
     ratio: Interval
-    machine: (
-        float  # what the machine itself became, as far as it was slower; 1 for what is not timed
-    )
+    machine: float
     is_regression: bool
     is_ours: bool
 
@@ -111,59 +110,47 @@ class Change:
 
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any], margin: float) -> list[Change]:
-    """Every figure that both have.
+    """Compare every figure that both results have.
 
     Args:
-        margin: what a measure may lose before it counts, beyond its own noise: between two runs a machine changes
-            more than within one. What is counted may lose nothing.
+        before: a result file.
+        after: another.
+        margin: the share that a measured figure may lose beyond its noise, since a machine
+            changes more between two runs than within one. A counted figure may lose nothing.
+
     Raises:
-        OptionError: they have none in common, or were taken of different checkpoints or workloads.
+        OptionError: they have no figure in common, or are of other checkpoints or workloads.
     """
     if not 0 <= margin < 1:
         raise OptionError(f"the margin is {margin}; use a share of 1, such as 0.05")
     first, second = figures(before), figures(after)
-    common = [name for name in first if name in second]
-    if not common:
+    ratios = {name: _ratio(first[name], second[name]) for name in first if name in second}
+    if not ratios:
         raise OptionError(
-            f"the two results have no figure in common: {_summary(before, first)} against {_summary(after, second)}"
+            f"the two results have no figure in common: {_summary(before, first)} against "
+            f"{_summary(after, second)}"
         )
-    ratios = {name: _ratio(first[name], second[name]) for name in common}
     changes = []
-    for name in common:
-        figure, machine = first[name], _machine(name, first[name], ratios)
-        allowed = 0.0 if figure.kind == "counted" else margin
-        is_worse = _is_ours(name) and ratios[name].high < (1 - allowed) * machine - 1e-9
-        before_median, after_median = (
-            float(np.median(figure.values)),
-            float(np.median(second[name].values)),
-        )
-        changes.append(
-            Change(
-                name,
-                figure.better,
-                before_median,
-                after_median,
-                ratio=ratios[name],
-                machine=machine,
-                is_regression=is_worse,
-                is_ours=_is_ours(name),
-            )
-        )
+    for name, ratio in ratios.items():
+        kind = first[name].kind
+        machine = _machine(name, ratios) if kind == "repeats" else 1.0
+        allowed = 0.0 if kind == "counted" else margin
+        is_worse = _is_ours(name) and ratio.high < (1 - allowed) * machine - 1e-9
+        medians = first[name].median, second[name].median
+        changes.append(Change(name, *medians, ratio, machine, is_worse, _is_ours(name)))
     return changes
 
 
 def figures(results: Mapping[str, Any]) -> dict[str, Figure]:
-    """Every figure of a result file, by where it stands.
+    """Return every figure of a result file by its path.
 
     Raises:
         OptionError: this is no result file.
     """
     if not isinstance(results, Mapping) or not any(
-        isinstance(v, list | Mapping) for v in results.values()
+        isinstance(value, list | Mapping) for value in results.values()
     ):
-        raise OptionError(
-            "this is no result file of python -m benchmarks; those are written with --json"
-        )
+        raise OptionError("this is no result file of python -m benchmarks; take one with --json")
     found: dict[str, Figure] = {}
     for name, figure in _walk(results, ()):
         found.setdefault(name, figure)
@@ -171,95 +158,79 @@ def figures(results: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def only_in_one(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[int, int]:
-    """How many figures the first has alone, and the second."""
-    one, other = figures(before), figures(after)
-    return len(one.keys() - other.keys()), len(other.keys() - one.keys())
+    """Count the figures that only the first result has, and only the second."""
+    one, other = figures(before).keys(), figures(after).keys()
+    return len(one - other), len(other - one)
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What of the circumstances is not the same: such ratios are not of the code alone."""
-    one, other = (results.get("circumstances", {}) for results in (before, after))
-    facts = {name: (one.get(name), other.get(name)) for name in CIRCUMSTANCES}
-    versions = {*one.get("versions", {}), *other.get("versions", {})}
-    facts |= {
-        name: (one.get("versions", {}).get(name), other.get("versions", {}).get(name))
-        for name in versions
-    }
+    """Describe the circumstances that differ, which ratios depend on too."""
+    one, other = ({**_circumstances(results)} for results in (before, after))
     return [
-        f"{name}: {quoted(a)}, then {quoted(b)}" for name, (a, b) in sorted(facts.items()) if a != b
+        f"{name}: {quoted(one.get(name))}, then {quoted(other.get(name))}"
+        for name in sorted({*one, *other})
+        if one.get(name) != other.get(name)
     ]
+
+
+def _circumstances(results: Mapping[str, Any]) -> dict[str, Any]:
+    facts = results.get("circumstances", {})
+    return {name: facts.get(name) for name in CIRCUMSTANCES} | facts.get("versions", {})
 
 
 def _walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Figure]]:
     if isinstance(node, list):
         for i, item in enumerate(node):
             if isinstance(item, Mapping):
-                yield from _walk(item, (*path, _name(item, i)))
+                said = [str(item[key]) for key in NAMES if isinstance(item.get(key), str | int)]
+                yield from _walk(item, (*path, ", ".join(said) or str(i)))
         return
     repeats = node.get("repeats")
     if isinstance(repeats, Mapping):
-        yield from _timed(repeats, (*path, _work(node)))
+        for phase, contenders in repeats.items():
+            for contender, laps in contenders.items():
+                yield from _laps(laps, (*path, _work(node), phase, contender))
     elif isinstance(repeats, list):
         yield from _laps(repeats, (*path, _work(node)))
     for key, value in node.items():
-        own = list(_stated(node, key, value, path))
+        own = list(_figures_of(node, key, value, path))
         yield from own
         if not own and key not in SKIPPED and isinstance(value, Mapping | list):
             yield from _walk(value, (*path, key))
 
 
-def _stated(
+def _figures_of(
     node: Mapping[str, Any], key: str, value: Any, path: tuple[str, ...]
 ) -> Iterator[tuple[str, Figure]]:
-    """What a key with a meaning says."""
-    if key in FIGURES and isinstance(value, int | float) and not isinstance(value, bool):
-        better, kind = FIGURES[key]
-        throws = next((node[one] for one in THROWS if isinstance(node.get(one), int)), 1)
+    """Yield the figures of a key that has a meaning."""
+    kind = next((kind for kind, keys in FACTS.items() if key in keys.split()), None)
+    if kind and isinstance(value, int | float) and not isinstance(value, bool):
+        trials = next((node[one] for one in TRIALS if isinstance(node.get(one), int)), 1)
         error = float(node.get(f"{key}_error") or 0)
-        yield _joined((*path, key)), Figure(better, kind, (float(value),), throws, error)
-    elif key in BY_CONTENDER and isinstance(value, Mapping):
+        yield _joined(*path, key), Figure(kind, (float(value),), key in HIGHER, trials, error)
+    elif key == BY_CONTENDER and isinstance(value, Mapping):
         for contender, peak in value.items():
-            yield _joined((*path, contender, key)), Figure("lower", "measured", (float(peak),))
-    elif key in COUNTS and isinstance(value, list):
-        yield _joined((*path, key)), Figure(COUNTS[key], "measured", (float(sum(value)),))
+            yield _joined(*path, contender, key), Figure("measured", (float(peak),))
     elif key in DURATIONS and isinstance(value, Mapping):
         for name, seconds in value.items():
-            yield (
-                _joined((*path, name, key)),
-                Figure("lower", "repeats", tuple(map(float, seconds))),
-            )
-
-
-def _timed(phases: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[str, Figure]]:
-    for phase, contenders in phases.items():
-        for contender, laps in contenders.items():
-            yield from _laps(laps, (*path, phase, contender))
+            yield _joined(*path, name, key), Figure("repeats", tuple(map(float, seconds)))
 
 
 def _laps(laps: Sequence[Mapping[str, Any]], path: tuple[str, ...]) -> Iterator[tuple[str, Figure]]:
     speeds = tuple(lap["count"] / lap["seconds"] for lap in laps)
-    yield _joined((*path, "per second")), Figure("higher", "repeats", speeds)
-    peaks = [lap["peak_bytes"] for lap in laps if "peak_bytes" in lap]
-    if peaks:
-        yield _joined((*path, "peak bytes")), Figure("lower", "repeats", tuple(map(float, peaks)))
-
-
-def _name(item: Mapping[str, Any], place: int) -> str:
-    said = [str(item[key]) for key in NAMES if isinstance(item.get(key), str | int)]
-    return ", ".join(said) or str(place)
+    yield _joined(*path, "per second"), Figure("repeats", speeds, is_higher_better=True)
+    if peaks := tuple(float(lap["peak_bytes"]) for lap in laps if "peak_bytes" in lap):
+        yield _joined(*path, "peak bytes"), Figure("repeats", peaks)
 
 
 def _work(node: Mapping[str, Any]) -> str:
-    """Tells apart what cannot be compared: another checkpoint, another prompt."""
+    """Return checkpoint and workload, whose figures cannot be compared with others'."""
     workload = {k: v for k, v in (node.get("workload") or {}).items() if k != "repeats"}
-    parts = [
-        str(node.get("checkpoint", ""))[:8],
-        *(f"{k} {v}" for k, v in workload.items() if isinstance(v, int)),
-    ]
-    return ", ".join(part for part in parts if part)
+    sizes = (f"{k} {v}" for k, v in workload.items() if isinstance(v, int))
+    return ", ".join(part for part in (str(node.get("checkpoint", ""))[:8], *sizes) if part)
 
 
-def _joined(path: Sequence[str]) -> str:
+def _joined(*path: str) -> str:
     return SEPARATOR.join(part for part in path if part)
 
 
@@ -268,14 +239,12 @@ def _summary(results: Mapping[str, Any], found: Mapping[str, Figure]) -> str:
     return f"{kinds or 'nothing'} ({next(iter(found), 'no figure')} ...)"
 
 
-def _machine(name: str, figure: Figure, ratios: Mapping[str, Interval]) -> float:
-    """By the peers of the same phase, else by the matrix streamed; at most 1."""
-    if figure.kind != "repeats":
-        return 1.0
+def _machine(name: str, ratios: Mapping[str, Interval]) -> float:
+    """Return the ratio of the peers in the same phase, else of the matrix; at most 1."""
     group = name.split(SEPARATOR)[:-2]
     peers = [
-        r.median
-        for other, r in ratios.items()
+        ratio.median
+        for other, ratio in ratios.items()
         if other.split(SEPARATOR)[:-2] == group and not _is_ours(other)
     ]
     streamed = [ratio.median for other, ratio in ratios.items() if STREAMED in other]
@@ -287,32 +256,16 @@ def _is_ours(name: str) -> bool:
 
 
 def _ratio(before: Figure, after: Figure) -> Interval:
-    """The ratio of the medians, over 1 where ``after`` is better, and its 95 % bootstrap interval."""
-    one, other = _draws(before, 0), _draws(after, 1)
-    middle = _divide(np.median(after.values), np.median(before.values))
-    ratios = _divide(other, one)
-    if before.better == "lower":
-        middle, ratios = _divide(1.0, middle), _divide(1.0, ratios)
+    """Return the ratio of medians, over 1 if better, and its 95 % bootstrap interval."""
+    middle, ratios = _over(after.median, before.median), _over(after.draws(1), before.draws(0))
+    if not before.is_higher_better:
+        middle, ratios = _over(1.0, middle), _over(1.0, ratios)
     low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(middle), float(low), float(high))
 
 
-def _draws(figure: Figure, seed: int) -> Array:
-    rng = np.random.default_rng(seed)
-    values = np.array(figure.values)
-    if figure.kind == "share":
-        return (
-            rng.binomial(figure.throws, min(1.0, max(0.0, float(values[0]))), RESAMPLES)
-            / figure.throws
-        )
-    if figure.error:
-        return np.maximum(rng.normal(values[0], figure.error, RESAMPLES), 0)
-    drawn = rng.integers(0, len(values), (RESAMPLES, len(values)))
-    return np.median(values[drawn], axis=1)
-
-
-def _divide(one: Any, other: Any) -> Any:
-    """Nothing over nothing is 1."""
+def _over(one: Any, other: Any) -> Any:
+    """Divide; zero over zero is 1."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.divide(one, other)
     return np.nan_to_num(ratio, nan=1.0, posinf=LARGEST)

@@ -1,7 +1,7 @@
-"""How many passes drafting saves, counted: no clock, so every machine gives the same figures.
+"""Passes that drafting saves, counted without a clock, so every machine gives the same figures.
 
-The cost of a pass over M rows is that of a chip given as a table. Target texts are scripted, except for the
-embedded model's own.
+A table gives a chip's cost of a pass over M rows. The replies are scripted, except for those of
+the embedded model.
 """
 
 import random
@@ -14,24 +14,21 @@ import mlx.core as mx
 
 import magistral_mlx as mm
 from magistral_mlx.generation.decoding import decode
-from magistral_mlx.generation.drafting import Drafter, PromptLookup, Source
+from magistral_mlx.generation.drafting import Drafter, GuessSource, PromptLookup
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from magistral_mlx.training.demo.problems import KINDS, held_out_problems
 
-# M4 Pro, 4 bit, relative to one row: published for 1 to 4 and 8 rows (of a range the upper end), linear between.
+# M4 Pro, 4 bit, relative to one row: published for 1 to 4 and 8 rows (the upper end of a range),
+# linear between. Waiting for an id adds a millisecond to a pass of 57. LINEAR is a CPU, and nearly
+# an M1 or M2.
 M4_PRO = (1.0, 1.0, 1.13, 1.45, 1.8125, 2.175, 2.5375, 2.9)
-M4_PRO_WAITING = tuple(
-    cost + 0.02 for cost in M4_PRO
-)  # if waiting for an id cost a millisecond of a pass's 57
-LINEAR = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)  # a CPU, and nearly an M1 or M2
+M4_PRO_WAITING = tuple(cost + 0.02 for cost in M4_PRO)
+LINEAR = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
 TABLES = {"M4 Pro": M4_PRO, "M4 Pro, waiting 0.02": M4_PRO_WAITING, "a row costs a pass": LINEAR}
-GOALS = {
-    "reasoning": 0.85,
-    "copies": 0.45,
-    "edits": 0.45,
-}  # with M4_PRO; of every other text, and else, WORST
+# Highest cost of a token in plain passes: GOALS with M4_PRO, and WORST in every other case.
+GOALS = {"reasoning": 0.85, "copies": 0.45, "edits": 0.45}
 WORST = 1.02
 VOCABULARY = 2048
 STOP = 2
@@ -39,11 +36,14 @@ STOP = 2
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """What a reply took after its first id; that one comes with the prompt."""
+    """Tokens, passes and their cost in plain passes, after a reply's first id.
 
-    tokens: int  # the stop id included
+    The first id comes with the prompt. The stop id is counted.
+    """
+
+    tokens: int
     passes: int
-    cost: float  # of these, in plain passes
+    cost: float
 
     @property
     def cost_per_token(self) -> float:
@@ -51,9 +51,9 @@ class Count:
 
 
 class _Noted(Drafter):
-    """A drafter that notes the rows of every pass it waited for."""
+    """A drafter that records the rows of every pass it waited for."""
 
-    def __init__(self, source: Source, costs: Sequence[float], *, prompt_tokens: int) -> None:
+    def __init__(self, source: GuessSource, costs: Sequence[float], *, prompt_tokens: int) -> None:
         super().__init__(source, costs, prompt_tokens=prompt_tokens)
         self.waited: list[int] = []
 
@@ -71,13 +71,13 @@ class _Cache:
 
 
 class Script:
-    """Stands for a model and its cache: whatever it is fed, it is certain of the next id of its text."""
+    """A stand-in for a model and its cache that always predicts the next id of its text."""
 
     def __init__(self, text: Sequence[int], prompt_tokens: int) -> None:
         self.text = text
         self.cache = _Cache()
         self.cache.length = prompt_tokens
-        self.rows: list[int] = []  # of every pass
+        self.rows: list[int] = []
 
     def __call__(self, ids: mx.array, wanted: int = 1) -> mx.array:
         self.rows.append(wanted)
@@ -85,7 +85,7 @@ class Script:
         return self.logits(self.cache.length, wanted)
 
     def logits(self, length: int, wanted: int) -> mx.array:
-        """[M, V] for the ids after the last ``wanted`` of ``length`` positions."""
+        """Return logits [M, V] after the last ``wanted`` of ``length`` positions."""
         following = [
             self.text[i] if i < len(self.text) else STOP
             for i in range(length - wanted + 1, length + 1)
@@ -94,7 +94,7 @@ class Script:
 
 
 def count(prompt: Sequence[int], reply: Sequence[int], costs: Sequence[float] = M4_PRO) -> Count:
-    """Decode a scripted reply, whose stop id is left out, with an n-gram drafter."""
+    """Decode a scripted reply, given without its stop id, with an n-gram drafter."""
     script = Script([*prompt, *reply, STOP], len(prompt))
     drafter = _Noted(PromptLookup(prompt), costs, prompt_tokens=len(prompt))
     decoding = decode(
@@ -107,17 +107,16 @@ def count(prompt: Sequence[int], reply: Sequence[int], costs: Sequence[float] = 
     )
     seen = [token.id for token in decoding]
     assert seen == list(reply), "drafting changed the ids"
-    ahead = len(script.rows) - len(drafter.waited)  # also the one that the stop id leaves behind
-    return Count(
-        len(reply), len(script.rows), ahead + sum(costs[rows - 1] for rows in drafter.waited)
-    )
+    ahead = len(script.rows) - len(drafter.waited)  # also the pass that the stop id leaves behind
+    cost = ahead + sum(costs[rows - 1] for rows in drafter.waited)
+    return Count(len(reply), len(script.rows), cost)
 
 
 Text = tuple[list[int], list[int]]  # prompt and reply
 
 
 def traces(magistral: mm.Magistral, problems: int = 120) -> Iterator[Text]:
-    """Held-out problems and what the embedded model says to them, greedy and sampled in turn."""
+    """Yield held-out problems and the embedded model's replies, greedy and sampled in turn."""
     tokenizer = magistral.tokenizer
     for seed, problem in enumerate(held_out_problems(problems, 2026, tokenizer.pieces, KINDS)):
         sampling = SamplingParams(seed=seed) if seed % 2 else SamplingParams(temperature=0)
@@ -127,14 +126,12 @@ def traces(magistral: mm.Magistral, problems: int = 120) -> Iterator[Text]:
         yield prompt, magistral.prefix_cache.ids[len(prompt) :]
 
 
-def numbers(
-    rng: random.Random, length: int, least: int = 40, most: int = VOCABULARY - 1
-) -> list[int]:
+def numbers(rng: random.Random, length: int, least: int = 40, most: int = 2047) -> list[int]:
     return [rng.randint(least, most) for _ in range(length)]
 
 
 def copies(edited: float, seed: int = 1) -> Iterator[Text]:
-    """Texts of 300 ids, once more in the reply; a share of the ids is replaced there, left out or put in."""
+    """Yield texts of 300 ids that the reply repeats, with a share of ids changed or missing."""
     rng = random.Random(seed)
     for _ in range(10):
         text = numbers(rng, 300)
@@ -147,7 +144,7 @@ def copies(edited: float, seed: int = 1) -> Iterator[Text]:
 
 
 def hostile() -> Iterator[Text]:
-    """Every block comes twice, and the second time its end is another."""
+    """Yield blocks that come twice, the second time with another end."""
     for block in (1, 2, 4, 9, 30):
         rng = random.Random(block)
         blocks = [numbers(rng, block) for _ in range(600 // block)]
@@ -155,20 +152,20 @@ def hostile() -> Iterator[Text]:
 
 
 def noise() -> Iterator[Text]:
-    """Ids drawn from two, ten and all."""
+    """Yield random ids out of two, ten and all."""
     for most in (4, 12, VOCABULARY - 1):
         rng = random.Random(most)
         yield numbers(rng, 50, 3, most), numbers(rng, 600, 3, most)
 
 
 def prose(tokenizer: Tokenizer) -> Iterator[Text]:
-    """The licence, its second half said after the first."""
-    ids = tokenizer.encode((Path(__file__).parent.parent / "LICENSE").read_text())
+    """Yield the licence, whose second half is the reply to the first."""
+    ids = tokenizer.encode((Path(__file__).parents[2] / "LICENSE").read_text())
     yield ids[: len(ids) // 2], ids[len(ids) // 2 :]
 
 
 def scripted(tokenizer: Tokenizer) -> dict[str, list[Text]]:
-    """Every kind of text that no model is asked for."""
+    """Return every kind of text that is made without a model."""
     return {
         "copies": list(copies(0)),
         "edits": list(copies(0.05)),
@@ -181,14 +178,12 @@ def scripted(tokenizer: Tokenizer) -> dict[str, list[Text]]:
 def count_all(
     texts: Mapping[str, list[Text]], tables: Mapping[str, Sequence[float]]
 ) -> dict[str, dict[str, Any]]:
-    """What every kind of text takes with every table of costs."""
+    """Count every kind of text with every table of costs."""
     found: dict[str, dict[str, Any]] = {}
     for name, costs in tables.items():
         for kind, pairs in texts.items():
             counts = [count(prompt, reply, costs) for prompt, reply in pairs]
-            whole = Count(
-                *(sum(column) for column in zip(*(astuple(c) for c in counts), strict=True))
-            )
+            whole = Count(*map(sum, zip(*map(astuple, counts), strict=True)))
             found.setdefault(name, {})[kind] = {
                 "replies": len(counts),
                 "tokens": whole.tokens,

@@ -1,6 +1,6 @@
-"""One reply in a process of its own: ``python -m benchmarks.runtime.footprint FOLDER MAX_TOKENS``.
+"""Make one reply in a process of its own: ``python -m benchmarks.runtime.footprint FOLDER TOKENS``.
 
-The last line on stdout is JSON: what was forecast, MLX's peak, and what the process held above its imports.
+The last line on stdout is JSON: the forecast, MLX's peak, and the process's memory above imports.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 import magistral_mlx as mm
-from benchmarks.converter.contender import measured
+from benchmarks.process import measured
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 QUESTION = "How many r's are in strawberry?"
@@ -20,21 +20,18 @@ QUESTION = "How many r's are in strawberry?"
 
 def main(argv: Sequence[str]) -> int:
     folder, max_tokens = Path(argv[0]), int(argv[1])
-    mm.load("demo").ask(
-        QUESTION, mm.SamplingParams(max_tokens=1)
-    )  # what is imported and compiled on first use
+    # The first reply imports modules and compiles kernels.
+    mm.load("demo").ask(QUESTION, mm.SamplingParams(max_tokens=1))
     mx.clear_cache()
-    prompt_tokens = len(Tokenizer.from_folder(folder).encode_chat(QUESTION))
+    context = len(Tokenizer.from_folder(folder).encode_chat(QUESTION)) + max_tokens
     found: dict[str, Any] = {}
 
     def act() -> None:
-        magistral = mm.load(folder, max_kv_size=prompt_tokens + max_tokens)
-        usage = magistral.ask(
-            QUESTION, mm.SamplingParams(temperature=0, max_tokens=max_tokens)
-        ).usage
-        found.update(
-            forecast_bytes=magistral.plan.total_bytes, mlx_peak_bytes=usage.peak_memory_bytes
-        )
+        magistral = mm.load(folder, max_kv_size=context)
+        sampling = mm.SamplingParams(temperature=0, max_tokens=max_tokens)
+        usage = magistral.ask(QUESTION, sampling).usage
+        found["forecast_bytes"] = magistral.plan.total_bytes
+        found["mlx_peak_bytes"] = usage.peak_memory_bytes
         found["tokens"] = usage.prompt_tokens + usage.completion_tokens
 
     rss = measured(act)

@@ -1,4 +1,4 @@
-"""What one decode step launches, ours and mlx-lm's: primitives on a CPU, kernels on a GPU, counted, not timed."""
+"""The graph of one decode step, ours and mlx-lm's: primitives on a CPU, kernels on a GPU."""
 
 import io
 import re
@@ -12,16 +12,16 @@ from typing import Any
 import mlx.core as mx
 
 from benchmarks.measure import OURS
+from benchmarks.runtime.contenders import load_mlx_lm, load_ours
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.model import transformer as model
 from magistral_mlx.model.kv_cache import KVCache
-from magistral_mlx.model.loader import load_model
 
 PROMPT = mx.array([[1, 5, 9, 13]])
 NEXT = mx.array([[7]])
 
-# One kernel each on Metal and CUDA; MLX's CPU backend takes them apart into what they are made of. The model's own
-# two are compiled calls of the first two, whose insides cannot be replaced once they were traced.
+# One kernel each on Metal and CUDA, several primitives on the CPU. The model's own two are compiled
+# calls of the first two, whose insides cannot be replaced after tracing.
 FUSED = {
     "rms_norm": mx.fast,
     "rope": mx.fast,
@@ -31,34 +31,34 @@ FUSED = {
     "normalize": model,
     "rotate_heads": model,
 }
-# No kernel: for one position they only look at memory in another way.
-VIEWS = {
-    "Broadcast",
-    "ExpandDims",
-    "Flatten",
-    "Reshape",
-    "Slice",
-    "Split",
-    "Squeeze",
-    "Transpose",
-    "Unflatten",
-}
+# These launch no kernel: for one position they only look at memory in another way.
+VIEWS = {"Broadcast", "ExpandDims", "Flatten", "Reshape", "Slice", "Split"}
+VIEWS |= {"Squeeze", "Transpose", "Unflatten"}
 
-Step = Callable[[], list[mx.array]]  # appends one id; all that this computes, not yet evaluated
+Step = Callable[[], list[mx.array]]  # appends one id and returns all arrays, not yet evaluated
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """One decode step, from the id to its logits and the cache, by name of primitive."""
+    """One decode step by names of primitives: on the CPU backend, and kernels on a GPU."""
 
     layers: int
-    primitives: Counter[str]  # as the CPU backend runs them
-    kernels: Counter[str]  # as a GPU backend launches them
+    primitives: Counter[str]
+    kernels: Counter[str]
 
     @property
     def kernels_per_layer(self) -> float:
-        """What stands outside the layers is shared out among them."""
+        """Kernels over layers, with those outside the layers shared out."""
         return self.kernels.total() / self.layers
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "cpu_primitives": self.primitives.total(),
+            "gpu_kernels": self.kernels.total(),
+            "gpu_kernels_per_layer": self.kernels_per_layer,
+            "cpu_primitives_by_name": dict(self.primitives.most_common()),
+            "gpu_kernels_by_name": dict(self.kernels.most_common()),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class GraphComparison:
     graphs: dict[str, Graph]
 
     def ratios(self, name: str) -> tuple[float, float]:
-        """Ours over theirs: primitives on a CPU, kernels on a GPU."""
+        """Return ours over theirs: primitives on a CPU, kernels on a GPU."""
         ours, theirs = self.graphs[OURS], self.graphs[name]
         return (
             ours.primitives.total() / theirs.primitives.total(),
@@ -77,20 +77,10 @@ class GraphComparison:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        contenders = {
-            name: {
-                "cpu_primitives": graph.primitives.total(),
-                "gpu_kernels": graph.kernels.total(),
-                "gpu_kernels_per_layer": graph.kernels_per_layer,
-                "cpu_primitives_by_name": dict(graph.primitives.most_common()),
-                "gpu_kernels_by_name": dict(graph.kernels.most_common()),
-            }
-            for name, graph in self.graphs.items()
-        }
         ratios = {name: self.ratios(name) for name in self.graphs if name != OURS}
         return {
             "title": self.title,
-            "contenders": contenders,
+            "contenders": {name: graph.as_dict() for name, graph in self.graphs.items()},
             "ours_over": {
                 name: {"cpu_primitives": cpu, "gpu_kernels": gpu}
                 for name, (cpu, gpu) in ratios.items()
@@ -99,7 +89,7 @@ class GraphComparison:
 
 
 def compare_graphs(title: str, folder: Path, *, peer: bool) -> GraphComparison:
-    """One step after a short prompt, of the checkpoint in ``folder``."""
+    """Count one step after a short prompt, of the checkpoint in ``folder``."""
     layers = open_checkpoint(folder).config.num_layers
     graphs = {OURS: graph_of(layers, _ours(folder))}
     if peer:
@@ -113,14 +103,12 @@ def graph_of(layers: int, step: Step) -> Graph:
     mx.eval(outputs)
     with opaque() as (calls, inputs):
         outputs = step()
-    kernels = calls + Counter(
-        {n: c for n, c in nodes([*outputs, *inputs]).items() if n not in VIEWS}
-    )
-    return Graph(layers, primitives, kernels)
+    rest = {n: c for n, c in nodes([*outputs, *inputs]).items() if n not in VIEWS}
+    return Graph(layers, primitives, calls + Counter(rest))
 
 
 def nodes(arrays: Sequence[mx.array]) -> Counter[str]:
-    """The primitives that ``arrays`` wait for, each once, by name."""
+    """Count the primitives that ``arrays`` depend on, each once, by name."""
     drawing = io.StringIO()
     mx.export_to_dot(drawing, *arrays)
     return Counter(re.findall(r'\[label ="(\w+)", shape=rectangle\]', drawing.getvalue()))
@@ -128,9 +116,9 @@ def nodes(arrays: Sequence[mx.array]) -> Counter[str]:
 
 @contextmanager
 def opaque() -> Iterator[tuple[Counter[str], list[mx.array]]]:
-    """Within it a fused operation is one call, counted, whose result waits for nothing.
+    """Replace each fused operation by a counted call whose result depends on nothing.
 
-    Gives the calls and what was given to them: the graphs in between hang on that.
+    Yields the calls and their inputs, which hold the graphs in between.
     """
     calls: Counter[str] = Counter()
     inputs: list[mx.array] = []
@@ -158,26 +146,18 @@ def opaque() -> Iterator[tuple[Counter[str], list[mx.array]]]:
 
 
 def _ours(folder: Path) -> Step:
-    transformer = load_model(checkpoint := open_checkpoint(folder)).result()
-
-    cache = KVCache(checkpoint.config, limit=64)
+    checkpoint = open_checkpoint(folder)
+    transformer, cache = load_ours(checkpoint), KVCache(checkpoint.config, limit=64)
     mx.eval(transformer(PROMPT, cache.layers), cache.arrays)
-
-    def step() -> list[mx.array]:
-        return [transformer(NEXT, cache.layers), *cache.arrays]
-
-    return step
+    return lambda: [transformer(NEXT, cache.layers), *cache.arrays]
 
 
 def _mlx_lm(folder: Path) -> Step:
     from mlx_lm.models.cache import make_prompt_cache
-    from mlx_lm.utils import load_model as load_theirs
 
-    theirs, _ = load_theirs(folder)
-    if mx.default_device().type == mx.DeviceType.cpu:
-        theirs.set_dtype(
-            mx.float32
-        )  # as ours is there; else it would be charged with its casts too
+    # float32 as ours has on a CPU, or its casts would be counted too.
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    theirs = load_mlx_lm(folder, mx.float32 if on_cpu else None)
     cache = make_prompt_cache(theirs)
     mx.eval(theirs(PROMPT, cache=cache), [array for layer in cache for array in layer.state])
 

@@ -1,4 +1,4 @@
-"""Prefill into a float and a packed cache against mlx-lm's: memory, its forecast, time, and what packing costs."""
+"""Memory of a prefill into a float and a packed cache, its forecast, and what packing costs."""
 
 import gc
 import json
@@ -13,35 +13,42 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from benchmarks.measure import OURS, Comparison, Finding, Lap, Stopwatch, interleave
-from benchmarks.runtime.lengths import times_as_long
+from benchmarks.measure import OURS, Comparison, Finding, Lap, Stopwatch, report
+from benchmarks.runtime.contenders import (
+    load_mlx_lm,
+    load_ours,
+    random_ids,
+    read_prompt,
+    times_as_long,
+)
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint
 from magistral_mlx.engine.load import load
+from magistral_mlx.engine.magistral import Magistral
 from magistral_mlx.errors import MemoryLimitError, OptionError
-from magistral_mlx.generation.decoding import Stepper, prefill
+from magistral_mlx.generation.decoding import Stepper
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.kv_format import KVFormat
 from magistral_mlx.model.load_options import KVBits, LoadOptions
-from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.memory import MemoryPlan, plan_for
 from magistral_mlx.model.transformer import Transformer
 from magistral_mlx.training.demo.problems import ARITHMETIC, held_out_problems, is_correct
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PHASE = "prefill"
 KV_BITS: tuple[KVBits | None, ...] = (None, 8, 4)
-STEPS = 16  # over which the logits of a packed cache are compared
+STEPS = 16  # ids whose logits are compared with those of a float cache
 SEED = 2026  # of the problems
 TEXT_IDS = 1000
-ERROR_IDS = 1024  # before those steps, at most
+ERROR_IDS = 1024  # prompt before those steps, at most
 
 
 @dataclass(frozen=True, slots=True)
 class Fill(Lap):
-    """One prefill; ``count`` is the prompt's ids."""
+    """One prefill. ``count`` is the prompt's ids, the peak is MLX's above the weights."""
 
-    peak_bytes: int  # MLX's, above what was in memory before
+    peak_bytes: int
 
     @classmethod
     def measure(cls, act: Callable[[], object], count: int) -> "Fill":
@@ -54,10 +61,13 @@ class Fill(Lap):
         lap = watch.lap(count)
         return cls(lap.seconds, lap.cpu_seconds, count, mx.get_peak_memory() - before)
 
+    def __str__(self) -> str:
+        return f"{self.seconds:.1f} s, {self.peak_bytes / 1e6:.0f} MB"
+
 
 @dataclass(frozen=True, slots=True)
 class Prefills:
-    """Prompts of every length, read so often; one that could take longer than ``seconds`` and the next are left out."""
+    """Lengths of the prompts, and repeats of each; ``seconds`` is the longest that one may take."""
 
     lengths: Sequence[int]
     repeats: int
@@ -65,101 +75,73 @@ class Prefills:
 
     def __post_init__(self) -> None:
         if min(self.lengths, default=0) < 1 or self.repeats < 1:
+            lengths = ", ".join(map(str, self.lengths))
             raise OptionError(
-                f"{self.repeats} prefills of {', '.join(map(str, self.lengths))} ids cannot be timed; "
-                "use at least 1 of each"
+                f"{self.repeats} prefills of {lengths} ids cannot be timed; use at least 1 of each"
             )
 
 
 def compare_caches(
-    title: str, folder: Path, prefills: Prefills, *, peer: bool, report: Callable[[str], None]
+    title: str, folder: Path, prefills: Prefills, *, peer: bool
 ) -> Iterator[Comparison]:
-    """Prefill into a float, an 8- and a 4-bit cache, ours and mlx-lm's, in float32 on a CPU; as far as they fit."""
+    """Prefill a float, an 8-bit and a 4-bit cache, ours and mlx-lm's, as far as they fit.
+
+    On a CPU both compute in float32.
+    """
     checkpoint = open_checkpoint(folder)
     report(f"{title}: loading")
-    model = load_model(checkpoint).result()
-    theirs = _load_theirs(folder) if peer else None
-    before: tuple[int, float] | None = None
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    model = load_ours(checkpoint)
+    theirs = load_mlx_lm(folder, mx.float32 if on_cpu else None) if peer else None
+    last: tuple[int, float] | None = None
     for length in sorted({min(n, checkpoint.config.max_positions - 1) for n in prefills.lengths}):
-        if (
-            before
-            and (expected := before[1] * times_as_long(checkpoint.config, before[0], length))
-            > prefills.seconds
-        ):
-            report(
-                f"{title}: prompts from {length:,} on are left out: {expected / 60:.0f} minutes perhaps (--minutes)"
-            )
-            return
+        if last is not None:
+            expected = last[1] * times_as_long(checkpoint.config, last[0], length)
+            if expected > prefills.seconds:
+                report(
+                    f"{title}: prompts from {length:,} on are left out: one could take "
+                    f"{expected / 60:.0f} minutes (--minutes)"
+                )
+                return
         watch = Stopwatch()
+        prompt = random_ids(checkpoint.config, length)
         for bits in KV_BITS:
             try:
-                options = LoadOptions(max_kv_size=length + 1, kv_bits=bits)
-                plan = plan_for(checkpoint, options)
+                plan = plan_for(checkpoint, LoadOptions(max_kv_size=length + 1, kv_bits=bits))
             except MemoryLimitError as error:
                 report(f"{title}: {error}")
                 continue
-            yield _compare_cache(
-                title,
-                model,
-                checkpoint,
-                length=length,
-                repeats=prefills.repeats,
-                plan=plan,
-                theirs=theirs,
-                report=report,
-            )
-        before = length, watch.lap(1).seconds
+            contenders = {OURS: _ours(model, checkpoint, prompt, plan)}
+            if theirs is not None:
+                contenders["mlx-lm"] = _theirs(theirs, prompt, bits)
+            facts = {
+                "prompt_tokens": length,
+                "kv_bits": bits,
+                "repeats_by_each": prefills.repeats,
+                "checkpoint": checkpoint.fingerprint(),
+                "plan": asdict(plan),
+            }
+            comparison = Comparison(f"{title}, {kind_of_cache(bits)}", facts)
+            comparison.run(contenders, prefills.repeats, warm_up=False)
+            some = prompt[: max(1, min(length // 8, ERROR_IDS))]
+            following = prompt[:STEPS]
+            lost = logits_error(model, checkpoint.config, plan, some, following) if bits else 0.0
+            yield _concluded(comparison, plan, lost)
+        last = length, watch.lap(1).seconds
 
 
-def _compare_cache(
-    title: str,
-    model: Transformer,
-    checkpoint: Checkpoint,
-    *,
-    length: int,
-    repeats: int,
-    plan: MemoryPlan,
-    theirs: Any,
-    report: Callable[[str], None],
-) -> Comparison:
-    prompt = np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, length).tolist()
-    contenders = {OURS: _ours(model, checkpoint, prompt, plan)}
-    if theirs is not None:
-        contenders["mlx-lm"] = _theirs(theirs, prompt, plan.kv_bits)
-    comparison = Comparison(
-        f"{title}, {kind_of_cache(plan.kv_bits)}",
-        {
-            "prompt_tokens": length,
-            "kv_bits": plan.kv_bits,
-            "repeats_by_each": repeats,
-            "checkpoint": checkpoint.fingerprint(),
-            "plan": asdict(plan),
-        },
-    )
-    fills: dict[str, list[Fill]] = {}
-    for repeat, name, laps in interleave(contenders, repeats, warm_up=False):
-        fill = laps[PHASE]
-        assert isinstance(fill, Fill)
-        report(
-            f"{comparison.title}, prompt of {length:,}: {repeat}/{repeats} {name}: {fill.seconds:.1f} s, "
-            f"{fill.peak_bytes / 1e6:.0f} MB"
-        )
-        fills.setdefault(name, []).append(fill)
-        comparison.add(name, laps)
-    peaks = {name: max(fill.peak_bytes for fill in several) for name, several in fills.items()}
-    some = prompt[: max(1, min(length // 8, ERROR_IDS))]
-    error = (
-        0.0
-        if plan.kv_bits is None
-        else logits_error(model, checkpoint.config, plan, some, prompt[:STEPS])
-    )
+def _concluded(comparison: Comparison, plan: MemoryPlan, error: float) -> Comparison:
+    """Add peaks and their ratios to the facts."""
+    peaks = {
+        name: max(fill.peak_bytes for fill in fills if isinstance(fill, Fill))
+        for name, fills in comparison.laps[PHASE].items()
+    }
+    ours = peaks[OURS]
     comparison.facts |= {
         "peak_bytes_above_weights": peaks,
-        "forecast_over_measured": (plan.kv_bytes + plan.workspace_bytes) / peaks[OURS],
-        "forecast_over_measured_in_all": plan.total_bytes / (plan.weights_bytes + peaks[OURS]),
-        "ours_over_theirs": {
-            name: peaks[OURS] / peak for name, peak in peaks.items() if name != OURS
-        },
+        "forecast_over_measured": (plan.kv_bytes + plan.workspace_bytes) / ours,
+        "forecast_over_measured_in_all": plan.total_bytes / (plan.weights_bytes + ours),
+        "ours_over_theirs": {n: ours / peak for n, peak in peaks.items() if n != OURS},
         "logits_error": error,
     }
     return comparison
@@ -176,59 +158,66 @@ def logits_error(
     prompt: list[int],
     following: list[int],
 ) -> float:
-    """RMS difference of the logits from those with a float cache, over their RMS, where ids follow a prompt."""
+    """Return the RMS error of a packed cache's logits over the RMS of the float cache's.
+
+    The logits are those after each of the ids that follow a prompt.
+    """
     found = []
     for bits in (None, plan.kv_bits):
-        step = Stepper(model, KVCache(config, limit=len(prompt) + len(following), bits=bits))
-        prefill(step, prompt, chunk=plan.prefill_chunk).result()
+        kv_format = KVFormat.of(bits, config.head_dim)
+        cache = KVCache(config, limit=len(prompt) + len(following), kv_format=kv_format)
+        step = Stepper(model, cache)
+        read_prompt(step, prompt, plan.prefill_chunk)
         rows = [step(mx.array([[identity]])) for identity in following]
         found.append(np.array(mx.concatenate(rows).astype(mx.float32)))
     exact, packed = found
     return float(np.sqrt(np.mean((packed - exact) ** 2) / np.mean(exact**2)))
 
 
-def answers(count: int, *, report: Callable[[str], None]) -> Iterator[Finding]:
-    """The embedded model with each kind of cache: the share of held-out problems it solves, and its logits' error.
-
-    The latter at the end of the texts of the first problems, one after the other.
-    """
+def answers(count: int) -> Iterator[Finding]:
+    """Yield the embedded model's right answers, and its logits' error, with each kind of cache."""
     texts: list[int] = []
     for bits in KV_BITS:
         title = f"demo, {kind_of_cache(bits)}"
         report(f"{title}: {count} problems")
         magistral = load("demo", kv_bits=bits)
-        exact = 0
-        for problem in held_out_problems(count, SEED, magistral.tokenizer.pieces, ARITHMETIC):
-            reply = magistral.ask(problem.question, SamplingParams(temperature=0))
-            exact += is_correct(problem, reply.answer) and reply.reasoning_closed_by == "model"
-            if bits is None and len(texts) < TEXT_IDS:
-                texts += magistral.prefix_cache.ids
-        error = logits_error(
-            magistral.model, magistral.config, magistral.plan, texts[:-STEPS], texts[-STEPS:]
-        )
-        yield Finding(
-            title,
-            {"problems": count, "exact": exact / count, "ids": len(texts), "logits_error": error},
-        )
+        solved = exact_answers(magistral, count, texts)
+        ends = texts[:-STEPS], texts[-STEPS:]
+        error = logits_error(magistral.model, magistral.config, magistral.plan, *ends)
+        facts = {"problems": count, "exact": solved["exact"], "ids": len(texts)}
+        yield Finding(title, facts | {"logits_error": error})
 
 
-def footprint(
-    title: str, folder: Path, max_tokens: int, *, report: Callable[[str], None]
-) -> Finding:
-    """Raises OptionError where the reply fails."""
+def exact_answers(
+    magistral: Magistral, count: int, texts: list[int] | None = None
+) -> dict[str, Any]:
+    """Return the share of held-out problems that are solved greedily, with its standard error.
+
+    The model must have closed the trace itself. ``texts`` receives the ids of the first
+    conversations, until it has ``TEXT_IDS``.
+    """
+    right = 0
+    for problem in held_out_problems(count, SEED, magistral.tokenizer.pieces, ARITHMETIC):
+        reply = magistral.ask(problem.question, SamplingParams(temperature=0))
+        right += is_correct(problem, reply.answer) and reply.reasoning_closed_by == "model"
+        if texts is not None and len(texts) < TEXT_IDS:
+            texts += magistral.prefix_cache.ids
+    share = right / count
+    return {"problems": count, "exact": share, "exact_error": (share * (1 - share) / count) ** 0.5}
+
+
+def footprint(title: str, folder: Path, max_tokens: int) -> Finding:
+    """Measure one reply in a process of its own.
+
+    Raises:
+        OptionError: the reply fails.
+    """
     report(f"{title}: one reply in a process of its own")
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.runtime.footprint", str(folder), str(max_tokens)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", "benchmarks.runtime.footprint", str(folder), str(max_tokens)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         said = "".join(done.stderr.strip().splitlines()[-1:])
-        raise OptionError(
-            f"the reply of {title} ended with {done.returncode} (below 0 a signal): {said}"
-        )
+        raise OptionError(f"the reply of {title} ended with exit code {done.returncode}: {said}")
     found = json.loads(done.stdout.splitlines()[-1])
     for measure in ("mlx_peak_bytes", "rss_bytes_above_imports"):
         found[f"forecast_over_{measure}"] = found["forecast_bytes"] / found[measure]
@@ -239,21 +228,12 @@ def _ours(
     model: Transformer, checkpoint: Checkpoint, prompt: list[int], plan: MemoryPlan
 ) -> Callable[[], Mapping[str, Fill]]:
     def act() -> None:
-        cache = KVCache(checkpoint.config, limit=plan.context, bits=plan.kv_bits)
+        kv_format = KVFormat.of(plan.kv_bits, checkpoint.config.head_dim)
+        cache = KVCache(checkpoint.config, limit=plan.context, kv_format=kv_format)
         cache.reserve(plan.context)
-        mx.eval(prefill(Stepper(model, cache), prompt, chunk=plan.prefill_chunk).result())
+        read_prompt(Stepper(model, cache), prompt, plan.prefill_chunk)
 
     return lambda: {PHASE: Fill.measure(act, len(prompt))}
-
-
-def _load_theirs(folder: Path) -> Any:
-    from mlx_lm.utils import load_model as load_theirs
-
-    model, _ = load_theirs(folder)
-    if mx.default_device().type == mx.DeviceType.cpu:
-        model.set_dtype(mx.float32)
-    mx.eval(model.parameters())
-    return model
 
 
 def _theirs(model: Any, prompt: list[int], bits: int | None) -> Callable[[], Mapping[str, Fill]]:
@@ -264,7 +244,7 @@ def _theirs(model: Any, prompt: list[int], bits: int | None) -> Callable[[], Map
 
     def run() -> Mapping[str, Fill]:
         fill = Fill.measure(act, len(prompt))
-        mx.synchronize(generation_stream)  # it has queued a pass more than it yields
+        mx.synchronize(generation_stream)  # it queues one pass more than it yields
         return {PHASE: fill}
 
     return run

@@ -1,4 +1,4 @@
-"""Several replies over one prompt: bytes of their caches, passes, and time, against one reply after another."""
+"""Several replies over one prompt: bytes of their caches, passes and time, against single replies."""
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
@@ -10,33 +10,38 @@ import mlx.core as mx
 import numpy as np
 
 import magistral_mlx as mm
-from benchmarks.measure import OURS, Comparison, Lap, Run, Stopwatch, interleave
-from benchmarks.runtime.speed import Workload
+from benchmarks.measure import OURS, Comparison, Lap, Run, Stopwatch, report
+from benchmarks.runtime.contenders import Workload, load_ours, random_ids, read_prompt
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.generation.batch import BatchStepper, decode_rows
-from magistral_mlx.generation.decoding import Stepper, Token, decode, prefill
+from magistral_mlx.generation.decoding import Stepper, Token, decode
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.model.kv_cache import KVCache
-from magistral_mlx.model.loader import load_model
+from magistral_mlx.model.kv_format import KVFormat
 from magistral_mlx.model.shared_cache import SharedCache
 
 ALONE = "one after another"
 PHASE = "ids of all"
 GOAL = 0.27  # of the bytes of separate caches
+CHUNK = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Bytes held for ``n`` replies in the end."""
+    """Bytes that the caches of ``n`` finished replies hold.
+
+    ``shared`` is one prompt with n continuations, ``separate`` n whole caches. ``active`` bytes
+    are MLX's, the others are computed by the caches.
+    """
 
     n: int
     prompt_tokens: int
-    new_tokens: int  # of each
+    new_tokens: int
     kv_bits: int | None
-    shared_bytes: int  # what the caches say
-    separate_bytes: int  # n times a cache of its own, allocated for just this
-    shared_active_bytes: int  # what MLX held beside the weights
+    shared_bytes: int
+    separate_bytes: int
+    shared_active_bytes: int
     separate_active_bytes: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -48,45 +53,33 @@ class Held:
         return asdict(self) | ratios
 
 
-def hold(
-    folder: Path,
-    n: int,
-    *,
-    prompt_tokens: int,
-    new_tokens: int,
-    kv_bits: int | None,
-    report: Callable[[str], None],
-) -> Held:
-    """Feed ``n`` replies of random ids to the end, and one alone, and count."""
-    report(
-        f"{n} replies of {new_tokens} to a prompt of {prompt_tokens}, {kv_bits or 'float'} cache"
-    )
+def hold(folder: Path, n: int, *, prompt_tokens: int, new_tokens: int, kv_bits: int | None) -> Held:
+    """Feed random ids to ``n`` replies together and to one alone, and count their bytes."""
+    cache = f"{kv_bits} bit" if kv_bits else "float"
+    report(f"{n} replies of {new_tokens} to a prompt of {prompt_tokens}, {cache} cache")
     checkpoint = open_checkpoint(folder)
-    model = load_model(checkpoint).result()
-    ids = mx.array(
-        np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, (new_tokens, n))
-    )
+    config, model = checkpoint.config, load_ours(checkpoint)
+    kv_format = KVFormat.of(kv_bits, config.head_dim)
+    ids = mx.array(np.random.default_rng(0).integers(0, config.vocab_size, (new_tokens, n)))
 
     def prefilled(positions: int) -> Stepper:
-        step = Stepper(
-            model, KVCache(checkpoint.config, limit=prompt_tokens + new_tokens, bits=kv_bits)
-        )
+        limit = prompt_tokens + new_tokens
+        step = Stepper(model, KVCache(config, limit=limit, kv_format=kv_format))
         step.cache.reserve(positions)
-        mx.eval(prefill(step, [1] * prompt_tokens, chunk=256).result())
+        read_prompt(step, [1] * prompt_tokens, CHUNK)
         return step
 
     def alone() -> Stepper:
         step = prefilled(prompt_tokens + new_tokens)
-        for i in range(new_tokens):
-            mx.eval(step(ids[i, :1][None]))
+        for row in ids:
+            mx.eval(step(row[:1][None]))
         return step
 
     def together() -> BatchStepper:
-        batch = BatchStepper(
-            model, SharedCache(prefilled(prompt_tokens).cache, n, limit=new_tokens)
-        )
-        for i in range(new_tokens):
-            mx.eval(batch(ids[i]))
+        cache = SharedCache(prefilled(prompt_tokens).cache, n, limit=new_tokens)
+        batch = BatchStepper(model, cache)
+        for row in ids:
+            mx.eval(batch(row))
         return batch
 
     def measured(act: Callable[[], Stepper | BatchStepper]) -> tuple[int, int]:
@@ -97,14 +90,13 @@ def hold(
 
     single, single_active = measured(alone)
     shared, shared_active = measured(together)
-    return Held(
-        n, prompt_tokens, new_tokens, kv_bits, shared, n * single, shared_active, n * single_active
-    )
+    sizes = (shared, n * single, shared_active, n * single_active)
+    return Held(n, prompt_tokens, new_tokens, kv_bits, *sizes)
 
 
 @dataclass
 class _Row:
-    """Takes every id."""
+    """A row of a batch that accepts every id."""
 
     seed: int
     ids: list[int]
@@ -117,23 +109,13 @@ class _Row:
         return ()
 
 
-def compare_steps(
-    title: str, folder: Path, n: int, workload: Workload, report: Callable[[str], None]
-) -> Comparison:
-    """Decoding ``n`` replies at once and one after another, from one prompt that is held already."""
+def compare_steps(title: str, folder: Path, n: int, workload: Workload) -> Comparison:
+    """Time decoding of ``n`` replies at once and one after another, after the prompt was read."""
     checkpoint = open_checkpoint(folder)
-    model = load_model(checkpoint).result()
-    prompt = (
-        np.random.default_rng(0)
-        .integers(0, checkpoint.config.vocab_size, workload.prompt_tokens)
-        .tolist()
-    )
-    step = Stepper(
-        model, KVCache(checkpoint.config, limit=workload.prompt_tokens + workload.decode_tokens)
-    )
-    logits = prefill(step, prompt, chunk=256).result()
-    mx.eval(logits)
-    params, most = SamplingParams(), workload.decode_tokens
+    config, model = checkpoint.config, load_ours(checkpoint)
+    most, params = workload.decode_tokens, SamplingParams()
+    step = Stepper(model, KVCache(config, limit=workload.prompt_tokens + most))
+    logits = read_prompt(step, random_ids(config, workload.prompt_tokens), CHUNK)
     found: dict[str, list[list[int]]] = {}
 
     def together() -> Mapping[str, Lap]:
@@ -154,22 +136,15 @@ def compare_steps(
             step.cache.trim(step.cache.length - workload.prompt_tokens)
         return {PHASE: watch.lap(n * most)}
 
+    contenders: dict[str, Run] = {OURS: together, ALONE: alone} if n > 1 else {OURS: alone}
     comparison = Comparison(f"{title}, {n} replies", {"n": n, "workload": asdict(workload)})
-    contenders: dict[str, Run] = (
-        {OURS: together, ALONE: alone} if n > 1 else {OURS: alone}
-    )  # as the library does
-    for repeat, name, laps in interleave(contenders, workload.repeats):
-        report(
-            f"{comparison.title}: {repeat or 'warm-up'} {name}: {laps[PHASE].per_second:.3g} tokens/s"
-        )
-        if repeat:
-            comparison.add(name, laps)
+    comparison.run(contenders, workload.repeats)
     comparison.facts["same_ids"] = n == 1 or found[OURS] == found[ALONE]
     return comparison
 
 
-def count_passes(n: int, questions: Sequence[str], report: Callable[[str], None]) -> dict[str, Any]:
-    """Passes of the embedded model for ``n`` replies to each question, and whether they are the single ones."""
+def count_passes(n: int, questions: Sequence[str]) -> dict[str, Any]:
+    """Count passes of the embedded model for ``n`` replies to each question, and compare texts."""
     magistral = mm.load("demo")
     sampling = mm.SamplingParams(temperature=1.5, seed=0, max_tokens=300)
     together = alone = same = 0
@@ -180,9 +155,7 @@ def count_passes(n: int, questions: Sequence[str], report: Callable[[str], None]
             single = magistral.ask(question, replace(sampling, seed=reply.usage.seed))
             alone += single.usage.forward_passes
             same += (single.reasoning, single.answer) == (reply.reasoning, reply.answer)
-        report(
-            f"embedded model, question {number} of {len(questions)}: {together} passes, {alone} alone"
-        )
+        report(f"embedded model, question {number} of {len(questions)}: {together} passes")
     replies = n * len(questions)
     return {
         "n": n,

@@ -12,7 +12,7 @@ from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.convert.calibration.corpus import built_in, digest, read_calibration
 from magistral_mlx.convert.calibration.traces import Traces, check_vocabulary
-from magistral_mlx.convert.recipe.options import Options
+from magistral_mlx.convert.recipe.options import ConvertOptions
 from magistral_mlx.errors import OptionError
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
@@ -23,39 +23,33 @@ WINDOWS = {"importance": 4, "gptq": 16}
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Ids ``[B, T]`` and their origin.
+    """Ids that the forward pass reads, and how the manifest records them: by content, not path.
 
     Attributes:
-        facts: the description to use in place of the ids' digest.
+        ids: ``[B, T]``; None if ``traces`` have to write them.
     """
 
-    origin: str
-    ids: mx.array
-    facts: Mapping[str, Any] | None = None
+    entry: Mapping[str, Any]
+    ids: mx.array | None
+    traces: Traces | None = None
 
-    def as_json(self) -> dict[str, Any]:
-        """Describe the content for the manifest, without any path."""
-        if self.facts is not None:
-            return dict(self.facts)
-        sequences, tokens = self.ids.shape
-        return {
-            "origin": self.origin,
-            "sequences": sequences,
-            "tokens": tokens,
-            "ids_sha256": digest(self.ids),
-        }
+    @classmethod
+    def of_ids(cls, origin: str, ids: mx.array) -> "Calibration":
+        """Make the calibration of known ids ``[B, T]``."""
+        sequences, tokens = ids.shape
+        counts = {"sequences": sequences, "tokens": tokens}
+        return cls({"origin": origin, **counts, "ids_sha256": digest(ids)}, ids)
 
 
 def make_calibration(
-    options: Options, tokenizer: Tokenizer, config: ModelConfig, *, stream: bool
-) -> Calibration | Traces | None:
+    options: ConvertOptions, tokenizer: Tokenizer, config: ModelConfig
+) -> Calibration | None:
     """Make the calibration that the options ask for; None if every weight is rounded.
 
     Args:
         options: of the conversion.
         tokenizer: the source's.
         config: the source's.
-        stream: True if the source's files are deleted once they are read.
 
     Raises:
         OptionError: the user's file cannot calibrate, or a streamed source would be read twice.
@@ -66,11 +60,11 @@ def make_calibration(
         return None
     windows = WINDOWS[options.method]
     if options.calibration is None:
-        return Calibration("built-in", built_in(tokenizer, windows=windows))
+        return Calibration.of_ids("built-in", built_in(tokenizer, windows=windows))
     path = Path(options.calibration).expanduser()
     if options.calibration != SELF and not os.path.isdir(path):
-        return Calibration("file", read_calibration(path, tokenizer, windows=windows))
-    if options.calibration == SELF and stream:
+        return Calibration.of_ids("file", read_calibration(path, tokenizer, windows=windows))
+    if options.calibration == SELF and options.stream:
         raise OptionError(
             "calibration self reads the source twice, and --stream keeps none of it; leave "
             "--stream out, or name the folder of a 4-bit conversion of this model as --calibration"
@@ -80,4 +74,4 @@ def make_calibration(
         check_vocabulary(tokenizer, writer)
     traces = Traces(tokenizer, windows, writer)
     traces.plan(config)
-    return traces
+    return Calibration(traces.as_json(), None, traces)

@@ -13,7 +13,7 @@ import mlx.core as mx
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.convert.calibration.corpus import WINDOW, questions, windows_of
-from magistral_mlx.convert.recipe.options import Options
+from magistral_mlx.convert.recipe.options import ConvertOptions
 from magistral_mlx.errors import CheckpointError
 from magistral_mlx.files import append_to_file, is_own_file, write_file
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
@@ -34,7 +34,7 @@ FILE = "calibration.jsonl"
 # The model card's sampling; short replies, so that questions of all languages are reached.
 SAMPLING = SamplingParams(think_budget=256, max_tokens=384)
 # The conversion that writes if no model is named.
-ROUNDED = Options(q_bits=4, q_method="round", tokenizer_json=False)
+ROUNDED = ConvertOptions(q_bits=4, q_method="round", tokenizer_json=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The recipe ``auto``: spend a number of bits on the matrices where they lower the error most.
+"""The recipe ``auto``: spend bits on the matrices where they lower the error most.
 
 The error of a matrix by its bits is predicted from some of its rows. Then bits are raised one
 step at a time, always where the step saves most error a byte (a greedy knapsack).
@@ -12,14 +12,13 @@ from pathlib import Path
 import mlx.core as mx
 
 from magistral_mlx.checkpoint.quant_format import AFFINE_BITS, QuantFormat
-from magistral_mlx.convert.calibration.choose import Calibration
 from magistral_mlx.convert.calibration.forward import MeanSquares
 from magistral_mlx.convert.calibration.resumable_pass import ResumablePass
 from magistral_mlx.convert.methods.error import OutputError
 from magistral_mlx.convert.methods.search import quantize_weighted
 from magistral_mlx.convert.packing import cast
 from magistral_mlx.convert.recipe.layout import Plan, in_order, make_plan, packed_sizes
-from magistral_mlx.convert.recipe.options import Options
+from magistral_mlx.convert.recipe.options import ConvertOptions
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
 from magistral_mlx.convert.threads import unordered
 from magistral_mlx.errors import OptionError
@@ -32,7 +31,7 @@ SAMPLE_ROWS = 128
 Table = Mapping[str, Mapping[int, float]]
 
 
-def check_target(plan: Plan, target_bits: float, source: Source, options: Options) -> None:
+def check_target(plan: Plan, target_bits: float, source: Source, options: ConvertOptions) -> None:
     """Check, before any work, that ``target_bits`` a weight can be spent.
 
     Raises:
@@ -57,7 +56,7 @@ def check_target(plan: Plan, target_bits: float, source: Source, options: Option
 
 
 def choose_bits(
-    source: Source, plan: Plan, options: Options, calibration: Calibration, folder: Path
+    source: Source, plan: Plan, options: ConvertOptions, ids: mx.array, folder: Path
 ) -> Generator[Progress, None, tuple[Plan, MeanSquares]]:
     """Collect statistics in one forward pass, then choose the bits of each matrix.
 
@@ -65,7 +64,7 @@ def choose_bits(
         source: the checkpoint to convert.
         plan: the plan with the fewest bits everywhere.
         options: with ``target_bits``.
-        calibration: ids of the pass.
+        ids: ``[B, T]``, for the pass.
         folder: for the saved states of the pass.
 
     Returns:
@@ -73,7 +72,7 @@ def choose_bits(
     """
     assert options.target_bits is not None
     statistics = MeanSquares(source)
-    forward = ResumablePass(folder, source, calibration.ids, statistics)
+    forward = ResumablePass(folder, source, ids, statistics)
     steps = in_order(source.config)
     sizes = [sum(map(source.nbytes_of, names)) for names in steps]
     while forward.steps_done < len(steps):

@@ -113,7 +113,8 @@ def _sweep(
     done = []
     for i, slab in enumerate(slabs):
         u = upper[i * SLAB : i * SLAB + len(slab)]  # [slab, m]
-        errors: list[mx.array] = []  # e of the groups before in this slab
+        # e of the groups before in this slab, [s, n] each.
+        errors: list[mx.array] = []
         for first in range(0, len(slab), size):
             here = i * SLAB + first
             w = slab[first : first + size]  # [s, n]

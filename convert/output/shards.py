@@ -16,8 +16,8 @@ from magistral_mlx.files import sha256_of
 log = logging.getLogger(__name__)
 
 
-class Output:
-    """Takes rows of tensors from several threads, in any order; a file is recorded once it is whole."""
+class ShardSet:
+    """Takes rows of tensors from any thread, in any order, and records a file once it is whole."""
 
     def __init__(self, plan: Plan, staging: Staging) -> None:
         self._plan, self._staging = plan, staging
@@ -49,15 +49,29 @@ class Output:
         """Whether the file of a tensor of the source is whole."""
         return self._shards[name].file in self._staging.finished
 
-    def measure(self, name: str, row: int, errors: OutputError, outliers: float) -> None:
-        """Note, before rows are written, what is lost in them, and the tensor's outlier ratio."""
-        self._errors.setdefault(name, {})[row] = errors
-        self._outliers[name] = outliers
+    def add(
+        self,
+        name: str,
+        row: int,
+        tensors: Mapping[str, mx.array],
+        error: OutputError | None = None,
+        outliers: float = 0.0,
+    ) -> None:
+        """Write rows of every tensor that one tensor of the source becomes, once each.
 
-    def write(self, name: str, row: int, tensors: Mapping[str, mx.array]) -> None:
-        """Rows of all that one tensor of the source becomes, once each; of a finished file they are left out."""
+        Rows of a finished file are left out.
+
+        Args:
+            name: of the tensor of the source.
+            row: the first one.
+            error: of the outputs that these rows give, where it was measured.
+            outliers: the outlier ratio of the tensor's inputs, then.
+        """
         if self.is_finished(name):
             return
+        if error is not None:
+            self._errors.setdefault(name, {})[row] = error
+            self._outliers[name] = outliers
         shard = self._shards[name]
         with self._opening:
             if shard.file not in self._writers:

@@ -45,7 +45,7 @@ class Staging:
         fetched: a folder in it for what is fetched of the source, which stays as well.
         calibration: another for what a calibration has found, which stays for the same plan.
         traces: another, likewise, for what a model writes to be calibrated on.
-        is_whole: everything is there already, and only ``publish`` is missing.
+        awaits_publication: everything is there already, and only ``publish`` is missing.
         finished: what the journal holds of each finished file: ``size`` and ``sha256``, and ``errors`` of its tensors.
     """
 
@@ -54,19 +54,19 @@ class Staging:
         target: Path,
         plan: Mapping[str, Any],
         *,
-        is_whole: Callable[[Path], bool],
+        is_complete: Callable[[Path], bool],
         force: bool = False,
     ) -> None:
         """
         Args:
             plan: what is made of what, in JSON's types.
-            is_whole: whether a folder is the complete result of this plan.
+            is_complete: whether a folder is the complete result of this plan.
             force: give up a partial folder of another plan.
         """
         self.target, self.folder = target, partial_of(target)
         self.fetched, self.calibration = self.folder / FETCHED, self.folder / CALIBRATION
         self.traces = self.folder / TRACES
-        self.is_whole, self._is_whole = False, is_whole
+        self.awaits_publication, self._is_complete = False, is_complete
         self.finished: dict[str, dict[str, Any]] = {}
         self._plan, self._force = {"plan": json.loads(json.dumps(plan))}, force
         self._journal = self.folder / JOURNAL
@@ -186,8 +186,8 @@ class Staging:
         """Take over what an earlier process finished of the same plan, and delete the rest."""
         lines = _read_journal(self._journal)
         if not lines:
-            if self._is_whole(self.folder):
-                self.is_whole = True
+            if self._is_complete(self.folder):
+                self.awaits_publication = True
                 return
             if strangers := set(os.listdir(self.folder)) - {JOURNAL, JOURNAL + PARTIAL}:
                 raise ConversionError(

@@ -1,7 +1,9 @@
 """What is checked of a target before any work."""
 
+import errno
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from magistral_mlx.checkpoint.manifest import MANIFEST
@@ -84,8 +86,25 @@ def check_space(target: Path, needed_bytes: int) -> None:
 
 
 def free_bytes(target: Path) -> int:
-    """Free on the disk where ``target`` is or will be."""
-    return shutil.disk_usage(_nearest(target)).free
+    """Return the bytes that are free on the disk where ``target`` is or will be."""
+    for folder in target.parents:
+        # Another process may delete a folder that it made at any moment.
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return shutil.disk_usage(folder).free
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target))
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of all files under ``folder``, which another process may be changing.
+
+    What disappears meanwhile counts nothing.
+    """
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(path, name)).st_size
+    return total
 
 
 def _nearest(target: Path) -> Path:

@@ -1,318 +1,306 @@
-"""A conversion that can begin: what is written where, all or nothing."""
+"""Convert a checkpoint: choose the bits, write the weights and documents, publish all or nothing."""
 
 import errno
-from collections.abc import Callable, Generator
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
+
+import mlx.core as mx
 
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.checkpoint.manifest import MANIFEST, REASONING_FORMAT, Manifest
 from magistral_mlx.checkpoint.safetensors_header import INDEX
-from magistral_mlx.convert.calibration.choose import WINDOWS, Calibration
-from magistral_mlx.convert.calibration.corpus import WINDOW
 from magistral_mlx.convert.calibration.forward import EMBEDDING, MeanSquares
 from magistral_mlx.convert.calibration.resumable_pass import ResumablePass
 from magistral_mlx.convert.calibration.traces import FILE as TRACES
-from magistral_mlx.convert.calibration.traces import ROUNDED, Traces
+from magistral_mlx.convert.calibration.traces import ROUNDED
 from magistral_mlx.convert.methods.auto import choose_bits
 from magistral_mlx.convert.output.export import exports, json_text, make_config
-from magistral_mlx.convert.output.manifest import difference, entry_of, make_manifest
+from magistral_mlx.convert.output.manifest import entry_of, make_manifest
 from magistral_mlx.convert.output.report import Gain, gain_of, make_report
-from magistral_mlx.convert.output.shards import Output
+from magistral_mlx.convert.output.shards import ShardSet
 from magistral_mlx.convert.output.staging import Staging, discard_replaced
 from magistral_mlx.convert.output.target import free_bytes
-from magistral_mlx.convert.pipeline.layerwise import LayerwiseWork
-from magistral_mlx.convert.pipeline.rowwise import LAYERS_AHEAD, WeightsWork
-from magistral_mlx.convert.recipe.layout import Plan, in_order, make_plan, read_in_order
-from magistral_mlx.convert.recipe.options import AUTO, Options
-from magistral_mlx.convert.source.hub_stream import HubStream
-from magistral_mlx.convert.source.source import Source
+from magistral_mlx.convert.pipeline.layerwise import LayerwiseConversion
+from magistral_mlx.convert.pipeline.prepare import Checked, check_conversion
+from magistral_mlx.convert.pipeline.rowwise import RowwiseConversion
+from magistral_mlx.convert.recipe.layout import Plan, make_plan
+from magistral_mlx.convert.recipe.named import AUTO
+from magistral_mlx.convert.recipe.options import ConvertOptions
 from magistral_mlx.convert.threads import unordered
 from magistral_mlx.errors import CheckpointError, ConversionError, in_units
 from magistral_mlx.files import discard, sha256_of, write_file
-from magistral_mlx.streams import Progress
-from magistral_mlx.tokenizer.tekken import Tokenizer
+from magistral_mlx.options import takes_two_and_keywords_of
+from magistral_mlx.streams import Progress, Stream, streamed
 
 HASHES = ("size", "sha256")
-SURVEY, PASS = (
-    "survey",
-    "pass",
-)  # folders of stages: of the pass that the recipe auto takes first, and of the other
+# Folders of stages: of the pass by which the recipe auto chooses, and of the other.
+SURVEY, PASS = "survey", "pass"
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a conversion made, or found made."""
+    """The result of a conversion, whether it was made now or found complete."""
 
     target: Path
     bytes_in: int  # of the source's tensors
     bytes_out: int  # of the tensors written
     bits_per_weight: float
     already_complete: bool
-    gain: Gain | None = None  # over rounding, predicted; None where that is what was done
+    gain: Gain | None = None  # predicted, over rounding; None where weights were rounded
 
 
 @dataclass(frozen=True, slots=True)
-class Conversion:
-    """A conversion that can begin: everything checked, nothing written."""
+class Planned:
+    """A conversion whose bytes are all decided."""
 
-    source: Source
-    tokenizer: Tokenizer | None  # None where there is nothing to do
-    target: Path
-    options: Options
+    checked: Checked
     plan: Plan
-    identity: dict[str, Any]  # of the source, as the provenance file keeps it
-    base_model: str | None  # the source's hub id
-    calibration: Calibration | Traces | None = None  # None: every weight is rounded
-    statistics: MeanSquares | None = None  # where they are complete
-    force: bool = False
-    hash_source: bool = False
-    stream: HubStream | None = None
-    documents: TemporaryDirectory[str] | None = None  # of the stream
-    is_complete: bool = False  # the target is there already
+    ids: mx.array | None  # [B, T], what the forward pass reads
+    statistics: MeanSquares | None  # where they are complete
 
-    @property
-    def stated(self) -> dict[str, Any]:
-        """The options as the provenance file keeps them."""
-        return stated_with(self.options, self.calibration)
-
-    def _summary(self, *, already: bool) -> Summary:
-        """Of the complete target, by its own files."""
-        manifest, checkpoint = Manifest.find(self.target), open_checkpoint(self.target)
-        nbytes = checkpoint.nbytes
-        assert manifest is not None
-        gain = gain_of(manifest.raw)
-        return Summary(
-            self.target,
-            self.source.nbytes,
-            nbytes,
-            nbytes * 8 / self.plan.num_parameters,
-            already,
-            gain,
-        )
-
-    def run(self) -> Generator[Progress, None, Summary]:
-        """Write the target, unless it is complete already; goes on where an earlier run of the same ended.
-
-        Raises:
-            ConversionError, CheckpointError: it could not be finished. The target is as it was; what is done
-                stays in the folder ``OUT.partial`` beside it.
-        """
-        if self.is_complete:
-            discard_replaced(self.target)
-            return self._summary(already=True)
-        try:
-            with Staging(
-                self.target, self._record(), is_whole=self._is_whole, force=self.force
-            ) as staging:
-                if self._is_whole(self.target):  # another process was faster
-                    discard(staging.folder)
-                    return self._summary(already=True)
-                if not staging.is_whole:
-                    yield from self._hash_source()
-                    documents: dict[str, bytes] = {}
-                    ready = yield from self._written(staging)
-                    decided = yield from ready._decided(staging)
-                    yield from decided._work(
-                        staging, lambda: documents.update(decided._documents())
-                    ).run()
-                    if isinstance(self.calibration, Traces):
-                        documents[TRACES] = (staging.traces / TRACES).read_bytes()
-                    decided._write_documents(staging, documents)
-                    open_checkpoint(staging.folder)
-                staging.publish(replace=self.force)
-        except OSError as error:
-            raise self._explain(error) from error
-        return self._summary(already=False)
-
-    def _decided(self, staging: Staging) -> Generator[Progress, None, "Conversion"]:
-        """With the bits that the recipe auto gives each matrix."""
-        if self.options.recipe != AUTO:
-            return self
-        assert isinstance(self.calibration, Calibration)
-        folder = staging.calibration / SURVEY
-        plan, statistics = yield from choose_bits(
-            self.source, self.plan, self.options, self.calibration, folder
-        )
-        return replace(self, plan=plan, statistics=statistics)
-
-    @property
-    def most_tensor_bytes(self) -> int:
-        """Of the tensors written: more than the plan's where bits are spent later."""
-        target_bits = self.options.target_bits
-        return (
-            self.plan.tensor_bytes
-            if target_bits is None
-            else int(target_bits * self.plan.num_parameters / 8)
-        )
-
-    def needed_bytes(self) -> int:
-        """Of the whole target, roughly: tokenizer.json is up to four times tekken.json. And of what is there for a
-        while: what is streamed, a model that writes the calibration, and two stages of a pass."""
-        documents = 5 * self.identity["files"]["tekken.json"]["size"] + 2**20
-        writes = isinstance(self.calibration, Traces) and self.calibration.writer is None
-        rounded = (
-            make_plan(self.source.config, self.source.float_type, ROUNDED).file_bytes
-            if writes
-            else 0
-        )
-        more = self.most_tensor_bytes - self.plan.tensor_bytes
-        tokens = 0 if self.calibration is None else WINDOWS[self.options.method] * WINDOW
-        stage = 4 * tokens * self.source.config.hidden_size
-        return self.plan.file_bytes + more + documents + self.fetched_bytes() + rounded + 2 * stage
-
-    def fetched_bytes(self) -> int:
-        """Most bytes of a streamed source that are there at once."""
-        if self.stream is None:
-            return 0
-        steps = (in_order if self.calibration is None else read_in_order)(self.source.config)
-        if self.options.method == "importance":  # the pass is so far ahead of the search
-            steps = [
-                [name for near in steps[i : i + 1 + LAYERS_AHEAD] for name in near]
-                for i in range(len(steps))
-            ]
-        return self.stream.peak_bytes(
-            [[stored for n in step for _, stored in self.source.places(n)] for step in steps]
-        )
-
-    def _written(self, staging: Staging) -> Generator[Progress, None, "Conversion"]:
-        """With the ids to calibrate on, where the model is to write them first."""
-        if not isinstance(self.calibration, Traces):
-            return self
-        traces, path, rounded = (
-            self.calibration,
-            staging.traces / TRACES,
-            staging.traces / "rounded",
-        )
-        if (ids := traces.ids(traces.read(path))) is None:
-            staging.traces.mkdir(exist_ok=True)
-            writer = traces.writer
-            if writer is None:
-                plan = make_plan(self.source.config, self.source.float_type, ROUNDED)
-                yield from Conversion(
-                    self.source, self.tokenizer, rounded, ROUNDED, plan, self.identity, None
-                ).run()
-                writer = open_checkpoint(rounded)
-            writing = traces.writing(writer, path)
-            while ids is None:
-                try:
-                    yield Progress(0, self.source.nbytes, f"calibration: {next(writing)}")
-                except StopIteration as end:
-                    ids = end.value
-        discard(rounded)
-        return replace(self, calibration=Calibration("self", ids, traces.as_json()))
-
-    def _work(self, staging: Staging, at_last: Callable[[], None]) -> WeightsWork | LayerwiseWork:
-        source, stream = self.source, None
-        if self.stream is not None:
-            stream = self.stream.into(staging.fetched)
-            shards = tuple(
-                replace(shard, path=staging.fetched / shard.path.name) for shard in source.shards
-            )
-            source = replace(source, shards=shards)
-        output = Output(self.plan, staging)
-        if self.calibration is None:
-            return WeightsWork(source, self.plan, output, stream, at_last)
-        assert isinstance(self.calibration, Calibration)
-        if self.options.method == "gptq":
-            return LayerwiseWork(
-                source,
-                self.plan,
-                output,
-                staging.calibration / PASS,
-                self.calibration.ids,
-                stream=stream,
-                at_last=at_last,
-            )
+    def start(self, staging: Staging) -> RowwiseConversion | LayerwiseConversion:
+        """Make the work that writes the weights."""
+        origin = self.checked.origin
+        source, stream = origin.source, None
+        if origin.stream is not None:
+            stream = origin.stream.into(staging.fetched)
+            shards = (replace(s, path=staging.fetched / s.path.name) for s in source.shards)
+            source = replace(source, shards=tuple(shards))
+        output = ShardSet(self.plan, staging)
+        if self.ids is None:
+            return RowwiseConversion(source, self.plan, output, stream)
+        stages = staging.calibration / PASS
+        if self.checked.options.method == "gptq":
+            return LayerwiseConversion(source, self.plan, output, stages, self.ids, stream)
         if self.statistics is not None:
-            return WeightsWork(source, self.plan, output, stream, at_last, self.statistics)
+            return RowwiseConversion(source, self.plan, output, stream, self.statistics)
         statistics = MeanSquares(source)
-        staged = ResumablePass(staging.calibration / PASS, source, self.calibration.ids, statistics)
-        return WeightsWork(source, self.plan, output, stream, at_last, statistics, staged)
+        forward_pass = ResumablePass(stages, source, self.ids, statistics)
+        return RowwiseConversion(source, self.plan, output, stream, statistics, forward_pass)
 
-    def _hash_source(self) -> Generator[Progress, None, None]:
-        """Hash the weight files whole, where that was asked for, and compare with what the hub states of them."""
-        if not self.hash_source or self.stream is not None:  # a stream hashes everything anyway
-            return
-        jobs = (partial(self._sha256_of, shard.path) for shard in self.source.shards)
-        with closing(unordered(jobs)) as hashed:
-            for file in hashed:
-                yield Progress(0, self.source.nbytes, f"sha256 of {file}")
-
-    def _sha256_of(self, path: Path) -> str:
-        digest = sha256_of(path)
-        if self.identity["files"][path.name].setdefault("sha256", digest) != digest:
-            raise CheckpointError(
-                f"{path} is damaged: its sha256 is not what the hub states; fetch it again"
-            )
-        return path.name
-
-    def _record(self) -> dict[str, Any]:
-        return make_manifest(source=self.identity, options=self.stated)
-
-    def _is_whole(self, folder: Path) -> bool:
-        return difference(folder, source=self.identity, options=self.stated) is None
-
-    def _documents(self) -> dict[str, bytes]:
-        """Everything beside the weights."""
-        source, plan = self.source, self.plan
+    def build_documents(self) -> dict[str, bytes]:
+        """Build every file beside the weights and the manifest."""
+        checked, plan = self.checked, self.plan
+        source = checked.origin.source
         config = make_config(source.config, plan.quantization, plan.float_type)
         return {INDEX: json_text(plan.index()).encode()} | exports(
             source.folder,
             config,
-            self.tokenizer,
-            tokenizer_json=self.options.tokenizer_json,
-            base_model=self.base_model,
+            checked.tokenizer,
+            tokenizer_json=checked.options.tokenizer_json,
+            base_model=checked.origin.hub_id,
         )
 
-    def _write_documents(self, staging: Staging, documents: dict[str, bytes]) -> None:
-        """The provenance last, since it holds the hashes of the rest."""
-        for name, content in documents.items():
-            write_file(staging.folder / name, content)
-        headers = {shard.file: {"header_sha256": shard.header_sha256} for shard in self.plan.shards}
-        files = {
-            file: {k: staging.finished[file][k] for k in HASHES} | headers[file] for file in headers
-        }
-        files |= {name: entry_of(content) for name, content in documents.items()}
-        release = (
-            {} if self.tokenizer is None else {REASONING_FORMAT: self.tokenizer.reasoning_format}
-        )
-        provenance = (
-            self._record()
-            | release
-            | self._report(staging)
-            | {"files": dict(sorted(files.items()))}
-        )
-        write_file(staging.folder / MANIFEST, json_text(provenance).encode())
 
-    def _report(self, staging: Staging) -> dict[str, Any]:
-        if self.calibration is None:
-            return {}
-        errors: dict[str, list[float]] = {}
-        for shard in self.plan.shards:
-            errors |= staging.finished[shard.file].get("errors", {})
-        without_inputs = () if self.source.config.tie_word_embeddings else (EMBEDDING,)
-        ordered = {module: errors[module] for module in self.plan.formats if module in errors}
-        return {"report": make_report(self.options.method, ordered, without_inputs)}
+@takes_two_and_keywords_of(ConvertOptions)
+def convert_checkpoint(source: str | Path, target: str | Path, options: ConvertOptions) -> Summary:
+    """Convert a published checkpoint into a quantized one that every MLX runtime loads.
 
-    def _explain(self, error: OSError) -> ConversionError:
-        again = "the same command then goes on where this ended"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return ConversionError(
-                f"the disk of {self.target} is full: {in_units(self.needed_bytes())} are needed in all, "
-                f"{in_units(free_bytes(self.target))} are free now; free some space, {again}"
-            )
+    The keywords are the fields of ``ConvertOptions``. ``help(ConvertOptions)`` shows their types,
+    ``magistral convert --help`` describes them.
+
+    Args:
+        source: a folder with HF shards or Mistral's consolidated file, or a hub id. A checkpoint
+            that MLX packed is dequantized, and rounded once more with a warning.
+        target: a folder that does not exist yet. It appears complete or not at all, and grows
+            beside it as ``TARGET.partial`` until then. If it is the complete result of these
+            arguments already, nothing is done.
+    Raises:
+        OptionError: an argument, or a combination, does not exist.
+        CheckpointError, TokenizerError, HubError: the source cannot be used or fetched.
+        ConversionError: it cannot start, or could not be finished. The same call resumes it.
+    """
+    return run_conversion(check_conversion(source, target, options)).result()
+
+
+@takes_two_and_keywords_of(ConvertOptions)
+def stream_conversion(
+    source: str | Path, target: str | Path, options: ConvertOptions
+) -> Stream[Progress, Summary]:
+    """Convert as ``convert_checkpoint``, as a stream of progress in bytes of the source.
+
+    Everything that can be checked before work is checked by the call itself.
+    """
+    return run_conversion(check_conversion(source, target, options))
+
+
+@streamed
+def run_conversion(checked: Checked) -> Generator[Progress, None, Summary]:
+    """Write the target unless it is complete, resuming an earlier run of the same conversion.
+
+    Raises:
+        ConversionError, CheckpointError: it could not be finished. The target is unchanged, and
+            the finished part stays in the folder ``TARGET.partial`` beside it.
+    """
+    target = checked.target
+    if checked.is_complete:
+        discard_replaced(target)
+        return _summarize(checked, target, already=True)
+    record = _manifest(checked, checked.origin.identity)
+    try:
+        with Staging(
+            target, record, is_complete=checked.is_made_at, force=checked.options.force
+        ) as staging:
+            if checked.is_made_at(target):  # another process was faster
+                discard(staging.folder)
+                return _summarize(checked, target, already=True)
+            if not staging.awaits_publication:
+                yield from _fill(checked, staging)
+            summary = _summarize(checked, staging.folder, already=False)
+            staging.publish(replace=checked.options.force)
+            return summary
+    except OSError as error:
+        raise _explain(checked, error) from error
+
+
+def _fill(checked: Checked, staging: Staging) -> Generator[Progress, None, None]:
+    """Write everything into the partial folder."""
+    identity = yield from _hash_source(checked)
+    ids = yield from _write_calibration(checked, staging)
+    planned = yield from _choose_bits(checked, ids, staging)
+    with ThreadPoolExecutor(1, thread_name_prefix="documents") as beside:
+        building = beside.submit(planned.build_documents)
+        yield from planned.start(staging).run()
+        documents = building.result()
+    calibration = checked.calibration
+    if calibration is not None and calibration.traces is not None:
+        documents[TRACES] = (staging.traces / TRACES).read_bytes()
+    _write_documents(planned, staging, documents, identity)
+
+
+def _hash_source(checked: Checked) -> Generator[Progress, None, dict[str, Any]]:
+    """Return the source's identity, after hashing its weight files if that was asked for.
+
+    Raises:
+        CheckpointError: a hash is not what the hub states.
+    """
+    identity, source = checked.origin.identity, checked.origin.source
+    # A stream hashes every file anyway.
+    if not checked.options.hash_source or checked.origin.stream is not None:
+        return identity
+    files = dict(identity["files"])
+    jobs = (partial(_name_and_sha256, shard.path) for shard in source.shards)
+    with closing(unordered(jobs)) as hashed:
+        for path, sha256 in hashed:
+            if files[path.name].get("sha256", sha256) != sha256:
+                raise CheckpointError(
+                    f"{path} is damaged: its sha256 is not what the hub states; fetch it again"
+                )
+            files[path.name] = files[path.name] | {"sha256": sha256}
+            yield Progress(0, source.nbytes, f"sha256 of {path.name}")
+    return identity | {"files": files}
+
+
+def _name_and_sha256(path: Path) -> tuple[Path, str]:
+    return path, sha256_of(path)
+
+
+def _write_calibration(
+    checked: Checked, staging: Staging
+) -> Generator[Progress, None, mx.array | None]:
+    """Return the ids to calibrate on, after a model has written them if they are its replies."""
+    calibration, source = checked.calibration, checked.origin.source
+    if calibration is None or calibration.traces is None:
+        return None if calibration is None else calibration.ids
+    traces, path = calibration.traces, staging.traces / TRACES
+    rounded = staging.traces / "rounded"
+    ids = traces.ids(traces.read(path))
+    if ids is None:
+        staging.traces.mkdir(exist_ok=True)
+        writer = traces.writer
+        if writer is None:
+            yield from run_conversion(_rounded(checked, rounded))
+            writer = open_checkpoint(rounded)
+        writing = Stream(traces.writing(writer, path))
+        for reply in writing:
+            yield Progress(0, source.nbytes, f"calibration: {reply}")
+        ids = writing.result()
+    discard(rounded)
+    return ids
+
+
+def _rounded(checked: Checked, target: Path) -> Checked:
+    """Describe the conversion of the model that writes its own calibration."""
+    origin = replace(checked.origin, hub_id=None)
+    plan = make_plan(origin.source.config, origin.source.float_type, ROUNDED)
+    return Checked(origin, target, ROUNDED, plan, checked.tokenizer)
+
+
+def _choose_bits(
+    checked: Checked, ids: mx.array | None, staging: Staging
+) -> Generator[Progress, None, Planned]:
+    """Plan the bits of each matrix: for the recipe auto after a forward pass."""
+    if checked.options.recipe != AUTO:
+        return Planned(checked, checked.plan, ids, None)
+    assert ids is not None
+    source, folder = checked.origin.source, staging.calibration / SURVEY
+    plan, statistics = yield from choose_bits(source, checked.plan, checked.options, ids, folder)
+    return Planned(checked, plan, ids, statistics)
+
+
+def _manifest(checked: Checked, identity: dict[str, Any]) -> dict[str, Any]:
+    return make_manifest(source=identity, options=checked.recorded_options)
+
+
+def _write_documents(
+    planned: Planned, staging: Staging, documents: dict[str, bytes], identity: dict[str, Any]
+) -> None:
+    """Write the files beside the weights; the manifest last, since it holds their hashes."""
+    for name, content in documents.items():
+        write_file(staging.folder / name, content)
+    files = {name: entry_of(content) for name, content in documents.items()}
+    for shard in planned.plan.shards:
+        written = staging.finished[shard.file]
+        hashes = {key: written[key] for key in HASHES}
+        files[shard.file] = hashes | {"header_sha256": shard.header_sha256}
+    tokenizer = planned.checked.tokenizer
+    manifest = (
+        _manifest(planned.checked, identity)
+        | ({} if tokenizer is None else {REASONING_FORMAT: tokenizer.reasoning_format})
+        | _report(planned, staging)
+        | {"files": dict(sorted(files.items()))}
+    )
+    write_file(staging.folder / MANIFEST, json_text(manifest).encode())
+
+
+def _report(planned: Planned, staging: Staging) -> dict[str, Any]:
+    if planned.ids is None:
+        return {}
+    errors: dict[str, list[float]] = {}
+    for shard in planned.plan.shards:
+        errors |= staging.finished[shard.file].get("errors", {})
+    checked = planned.checked
+    without_inputs = () if checked.origin.source.config.tie_word_embeddings else (EMBEDDING,)
+    ordered = {module: errors[module] for module in planned.plan.formats if module in errors}
+    return {"report": make_report(checked.options.method, ordered, without_inputs)}
+
+
+def _summarize(checked: Checked, folder: Path, *, already: bool) -> Summary:
+    """Summarize a complete result by its own files."""
+    manifest, nbytes = Manifest.find(folder), open_checkpoint(folder).nbytes
+    assert manifest is not None
+    return Summary(
+        checked.target,
+        checked.origin.source.nbytes,
+        nbytes,
+        nbytes * 8 / checked.plan.num_parameters,
+        already,
+        gain_of(manifest.raw),
+    )
+
+
+def _explain(checked: Checked, error: OSError) -> ConversionError:
+    target, again = checked.target, "the same command then goes on where this ended"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ConversionError(
-            f"{self.target} could not be written ({error}); check the folder and the disk, {again}"
+            f"the disk of {target} is full: {in_units(checked.needed_bytes())} are needed in all, "
+            f"{in_units(free_bytes(target))} are free now; free some space, {again}"
         )
-
-
-def stated_with(options: Options, calibration: Calibration | Traces | None) -> dict[str, Any]:
-    """Options, and what is calibrated on."""
-    return options.as_json() | (
-        {} if calibration is None else {"calibration": calibration.as_json()}
+    return ConversionError(
+        f"{target} could not be written ({error}); check the folder and the disk, {again}"
     )

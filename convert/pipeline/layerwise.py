@@ -2,8 +2,9 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -12,7 +13,7 @@ from magistral_mlx.convert.calibration.resumable_pass import ResumablePass
 from magistral_mlx.convert.calibration.statistics import outlier_ratio
 from magistral_mlx.convert.methods.error import OutputError
 from magistral_mlx.convert.methods.sequential import Parts, Sequential
-from magistral_mlx.convert.output.shards import Output
+from magistral_mlx.convert.output.shards import ShardSet
 from magistral_mlx.convert.packing import cast, round_rows
 from magistral_mlx.convert.pipeline.rowwise import files_of_step, rechecked, with_fetched
 from magistral_mlx.convert.recipe.layout import Plan, in_order
@@ -26,32 +27,28 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class LayerwiseWork:
+class LayerwiseConversion:
     """As ``weights.WeightsWork``; a stage of the pass is kept once all that comes before it is in finished files."""
 
     source: Source
     plan: Plan
-    output: Output
+    output: ShardSet
     stages: Path  # folder of ``ResumablePass``
     ids: mx.array  # [B, T] that the inputs come from
     stream: HubStream | None = None
-    at_last: Callable[[], None] = lambda: None
-    _visitor: Sequential = field(init=False)
 
     def run(self) -> Generator[Progress, None, None]:
         """Write every file that is not finished yet."""
         steps = in_order(self.source.config)
         total = sum(map(self.source.nbytes_of, self.source.config.shapes))
         done = yield from rechecked(self.output, self.source, total)
-        self._visitor = Sequential(self.source, self.plan.formats, self._emit)
-        staged = ResumablePass(self.stages, self.source, self.ids, self._visitor)
+        staged = self._begin()
         if any(map(self._unfinished, steps[: staged.steps_done])):
             log.warning(
                 "a file changed that later layers were quantized on; they are quantized again"
             )
             discard(self.stages)
-            self._visitor = Sequential(self.source, self.plan.formats, self._emit)
-            staged = ResumablePass(self.stages, self.source, self.ids, self._visitor)
+            staged = self._begin()
         last = max(
             (step for step, names in enumerate(steps) if self._unfinished(names)), default=-1
         )
@@ -77,7 +74,6 @@ class LayerwiseWork:
                 done += sum(map(self.source.nbytes_of, names))
                 last_name = (names or steps[step] or [""])[-1]
                 yield Progress(done, total, with_fetched(last_name, supply))
-            self.at_last()
         finally:
             if supply is not None:
                 supply.close()
@@ -86,18 +82,31 @@ class LayerwiseWork:
     def _unfinished(self, names: list[str]) -> list[str]:
         return [name for name in names if not self.output.is_finished(name)]
 
-    def _emit(self, module: str, row: int, parts: Parts, errors: OutputError | None) -> None:
-        name = f"{module}.weight"
-        if errors is not None:
-            self.output.measure(name, row, errors, outlier_ratio(self._visitor.squares[module]))
-        self.output.write(name, row, {f"{module}.{part}": array for part, array in parts.items()})
+    def _begin(self) -> ResumablePass:
+        """Begin the pass, at the last stage that was kept."""
+        squares: dict[str, mx.array] = {}
+        emit = partial(self._emit, squares)
+        visitor = Sequential(self.source, self.plan.formats, emit, squares)
+        return ResumablePass(self.stages, self.source, self.ids, visitor)
+
+    def _emit(
+        self,
+        squares: Mapping[str, mx.array],
+        module: str,
+        row: int,
+        parts: Parts,
+        error: OutputError | None,
+    ) -> None:
+        tensors = {f"{module}.{part}": array for part, array in parts.items()}
+        outliers = 0.0 if error is None else outlier_ratio(squares[module])
+        self.output.add(f"{module}.weight", row, tensors, error, outliers)
 
     def _write_unpacked(self, name: str) -> None:
         """A norm, or a matrix that stays in floats: the pass reads it, and emits nothing."""
         if self.plan.formats.get(name.removesuffix(".weight")) is not None:
             return
         for row, rows in self.source.blocks(name):
-            self.output.write(
+            self.output.add(
                 name,
                 row,
                 round_rows(name, cast(name, rows, FLOAT_TYPES[self.plan.float_type][1]), None),

@@ -1,14 +1,16 @@
-"""From a published checkpoint to one for MLX: checked and planned before any work, then written all or nothing."""
+"""Check and plan a conversion before any work."""
 
 import logging
 import os
-from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from magistral_mlx.checkpoint.folder import resolve
-from magistral_mlx.checkpoint.manifest import ReasoningFormat
-from magistral_mlx.convert.calibration.choose import make_calibration
+from magistral_mlx.convert.calibration.choose import WINDOWS, Calibration, make_calibration
+from magistral_mlx.convert.calibration.corpus import WINDOW
+from magistral_mlx.convert.calibration.traces import ROUNDED
 from magistral_mlx.convert.methods.auto import check_target
 from magistral_mlx.convert.output.export import read_tokenizer, require_export_extra
 from magistral_mlx.convert.output.manifest import difference
@@ -18,218 +20,196 @@ from magistral_mlx.convert.output.target import (
     check_place,
     check_replaceable,
     check_space,
+    folder_bytes,
 )
-from magistral_mlx.convert.pipeline.conversion import Conversion, Summary, stated_with
-from magistral_mlx.convert.recipe.layout import make_plan
-from magistral_mlx.convert.recipe.options import AUTO, Options
+from magistral_mlx.convert.pipeline.rowwise import LAYERS_AHEAD
+from magistral_mlx.convert.recipe.layout import Plan, in_order, make_plan, read_in_order
+from magistral_mlx.convert.recipe.named import AUTO
+from magistral_mlx.convert.recipe.options import ConvertOptions
 from magistral_mlx.convert.source.hub_stream import HubStream
-from magistral_mlx.convert.source.source import checked_layout, open_source, warn_of_rounding_twice
+from magistral_mlx.convert.source.source import Source, open_source, warn_of_rounding_twice
 from magistral_mlx.errors import ConversionError, OptionError, in_units
-from magistral_mlx.streams import Progress
+from magistral_mlx.tokenizer.tekken import Tokenizer
 
 log = logging.getLogger(__name__)
 
-DEFAULTS = Options()
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The checkpoint to convert, and how the manifest identifies it."""
+
+    source: Source
+    identity: dict[str, Any]
+    hub_id: str | None = None
+    stream: HubStream | None = None
+    # The stream's documents, which are deleted with this value.
+    documents: TemporaryDirectory[str] | None = None
 
 
-def prepare(
-    source: str | Path,
-    target: str | Path,
-    options: Options = DEFAULTS,
-    *,
-    layout: str | None = None,
-    revision: str | None = None,
-    force: bool = False,
-    stream: bool = False,
-    hash_source: bool = False,
-) -> Conversion:
-    """Check everything that can be checked before work, and plan it; arguments as ``convert_checkpoint``."""
-    wanted_layout = checked_layout(layout)
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A conversion that can begin: everything is checked and nothing is written."""
+
+    origin: Origin
+    target: Path
+    options: ConvertOptions
+    plan: Plan  # of the recipe auto: the least bits everywhere
+    tokenizer: Tokenizer | None = None  # None where there is nothing to do
+    calibration: Calibration | None = None  # None: every weight is rounded
+    is_complete: bool = False  # the target is there already
+
+    @property
+    def recorded_options(self) -> dict[str, Any]:
+        """The options as the manifest keeps them."""
+        return _recorded(self.options, self.calibration)
+
+    @property
+    def most_tensor_bytes(self) -> int:
+        """Bytes of the tensors that will be written, at most."""
+        if self.options.target_bits is None:
+            return self.plan.tensor_bytes
+        return int(self.options.target_bits * self.plan.num_parameters / 8)
+
+    def is_made_at(self, folder: Path) -> bool:
+        """Tell whether a folder is the complete result of this conversion."""
+        identity = self.origin.identity
+        return difference(folder, source=identity, options=self.recorded_options) is None
+
+    def needed_bytes(self) -> int:
+        """Estimate the disk space of the conversion, the target included.
+
+        Counts what is there for a while: streamed files, a model that writes the calibration and
+        two stages of a pass. tokenizer.json is up to four times as large as tekken.json.
+        """
+        source = self.origin.source
+        documents = 5 * self.origin.identity["files"]["tekken.json"]["size"] + 2**20
+        more = self.most_tensor_bytes - self.plan.tensor_bytes
+        needed = self.plan.file_bytes + more + documents + self.fetched_bytes()
+        if self.calibration is None:
+            return needed
+        if self.calibration.traces is not None and self.calibration.traces.writer is None:
+            needed += make_plan(source.config, source.float_type, ROUNDED).file_bytes
+        stage = 4 * WINDOWS[self.options.method] * WINDOW * source.config.hidden_size
+        return needed + 2 * stage
+
+    def fetched_bytes(self) -> int:
+        """Return the most bytes of a streamed source that are on the disk at once."""
+        if self.origin.stream is None:
+            return 0
+        source = self.origin.source
+        steps = (in_order if self.calibration is None else read_in_order)(source.config)
+        if self.options.method == "importance":
+            # The pass may be this far ahead of the search.
+            steps = [
+                [name for near in steps[i : i + 1 + LAYERS_AHEAD] for name in near]
+                for i in range(len(steps))
+            ]
+        return self.origin.stream.peak_bytes(
+            [[stored for name in step for _, stored in source.places(name)] for step in steps]
+        )
+
+
+def check_conversion(source: str | Path, target: str | Path, options: ConvertOptions) -> Checked:
+    """Check everything that can be checked before work, and plan it.
+
+    Raises:
+        MagistralError: as ``convert_checkpoint``.
+    """
     if options.tokenizer_json:
         require_export_extra()
-    target = Path(
-        os.path.abspath(os.path.expanduser(target))
-    )  # unlike resolve, it does not follow a link at the end
+    # Unlike resolve, this does not follow a link at the end.
+    target = Path(os.path.abspath(os.path.expanduser(target)))
     check_place(target)
-    check_replaceable(target, force=force)
-    base_model = None if os.path.isdir(os.path.expanduser(source)) else str(source)
-    if base_model is not None and revision is None and not force:
-        revision = begun_commit(target, base_model)
-    hub = documents = None
-    if stream:
-        if options.recipe == AUTO:
-            raise OptionError(
-                "the recipe auto reads all weights before it can decide, and then again, which --stream would fetch "
-                "twice; leave one of the two out"
-            )
-        if base_model is None:
-            raise OptionError(
-                f"{source} is a folder, all of which is there; --stream is for a hub id"
-            )
-        documents = TemporaryDirectory(prefix="magistral-")
-        hub = HubStream.open(
-            base_model, Path(documents.name), revision=revision, layout=wanted_layout
-        )
-        folder, commit = hub.folder, hub.commit
-        opened = open_source(folder, hub.layout, hub.shards)
-        identity = opened.identity(hub.files)
-    else:
-        folder = resolve(source, revision=revision, layout=wanted_layout)
-        commit = folder.name
-        check_apart(folder, target)
-        opened = open_source(folder, wanted_layout)
-        identity = opened.identity()
+    check_replaceable(target, force=options.force)
+    origin = _open_origin(source, target, options)
+    opened = origin.source
     plan = make_plan(opened.config, opened.float_type, options)
     if options.target_bits is not None:
         check_target(plan, options.target_bits, opened, options)
     warn_of_rounding_twice(opened, plan.formats)
-    if base_model is not None:
-        identity["hub"] = {"id": base_model, "commit": commit}
     tokenizer = calibration = None
     if options.method != "round":
-        tokenizer = read_tokenizer(folder, opened.config.vocab_size, options.reasoning_format)
-        calibration = make_calibration(options, tokenizer, opened.config, stream=stream)
-    stated = stated_with(options, calibration)
-    other = difference(target, source=identity, options=stated) if os.path.lexists(target) else ""
-    if tokenizer is None and other is not None:
-        tokenizer = read_tokenizer(folder, opened.config.vocab_size, options.reasoning_format)
-    conversion = Conversion(
-        opened,
-        tokenizer,
-        target,
-        options,
-        plan,
-        identity,
-        base_model,
-        calibration,
-        force=force,
-        hash_source=hash_source,
-        stream=hub,
-        documents=documents,
-        is_complete=other is None,
-    )
-    if other and not force:
+        tokenizer = _read_tokenizer(opened, options)
+        calibration = make_calibration(options, tokenizer, opened.config)
+    other = _other_target(target, origin, options, calibration)
+    if other is None:
+        return Checked(origin, target, options, plan, tokenizer, calibration, is_complete=True)
+    tokenizer = tokenizer or _read_tokenizer(opened, options)
+    checked = Checked(origin, target, options, plan, tokenizer, calibration)
+    _check_disk(checked)
+    return checked
+
+
+def _open_origin(source: str | Path, target: Path, options: ConvertOptions) -> Origin:
+    """Open a folder, a hub id's files in the cache, or a hub id as a stream."""
+    hub_id = None if os.path.isdir(os.path.expanduser(source)) else str(source)
+    revision = options.revision
+    if hub_id is not None and revision is None and not options.force:
+        revision = begun_commit(target, hub_id)
+    if options.stream:
+        return _open_stream(source, hub_id, revision, options)
+    folder = resolve(source, revision=revision, layout=options.layout)
+    check_apart(folder, target)
+    opened = open_source(folder, options.layout)
+    return Origin(opened, _with_hub(opened.identity(), hub_id, folder.name), hub_id)
+
+
+def _open_stream(
+    source: str | Path, hub_id: str | None, revision: str | None, options: ConvertOptions
+) -> Origin:
+    if options.recipe == AUTO:
+        raise OptionError(
+            "the recipe auto reads all weights before it can decide, and then again, which "
+            "--stream would fetch twice; leave one of the two out"
+        )
+    if hub_id is None:
+        raise OptionError(f"{source} is a folder, all of which is there; --stream is for a hub id")
+    documents = TemporaryDirectory(prefix="magistral-")
+    hub = HubStream.open(hub_id, Path(documents.name), revision=revision, layout=options.layout)
+    opened = open_source(hub.folder, hub.layout, hub.shards)
+    identity = _with_hub(opened.identity(hub.files), hub_id, hub.commit)
+    return Origin(opened, identity, hub_id, hub, documents)
+
+
+def _with_hub(identity: dict[str, Any], hub_id: str | None, commit: str) -> dict[str, Any]:
+    return identity if hub_id is None else identity | {"hub": {"id": hub_id, "commit": commit}}
+
+
+def _read_tokenizer(source: Source, options: ConvertOptions) -> Tokenizer:
+    return read_tokenizer(source.folder, source.config.vocab_size, options.reasoning_format)
+
+
+def _recorded(options: ConvertOptions, calibration: Calibration | None) -> dict[str, Any]:
+    return options.as_json() | ({} if calibration is None else {"calibration": calibration.entry})
+
+
+def _other_target(
+    target: Path, origin: Origin, options: ConvertOptions, calibration: Calibration | None
+) -> str | None:
+    """Say what makes the target another checkpoint: None if nothing, empty if none is there."""
+    if not os.path.lexists(target):
+        return ""
+    recorded = _recorded(options, calibration)
+    other = difference(target, source=origin.identity, options=recorded)
+    if other is not None and not options.force:
         raise ConversionError(
             f"{target} exists, and {other}; name another folder, or replace it with --force"
         )
-    if not conversion.is_complete:
-        _check_disk(conversion)
-    return conversion
+    return other
 
 
-def _check_disk(conversion: Conversion) -> None:
-    """Raises ConversionError where it has too little room; says where a stream would need much."""
-    if 2 * (at_once := conversion.fetched_bytes()) > conversion.source.nbytes:
+def _check_disk(checked: Checked) -> None:
+    """Check that the disk has enough room, and warn where a stream needs much at once.
+
+    Raises:
+        ConversionError: it has too little.
+    """
+    source = checked.origin.source
+    if 2 * (at_once := checked.fetched_bytes()) > source.nbytes:
         log.warning(
             "the tensors of %s lie in such an order that %s of %s will be on the disk at once",
-            conversion.base_model,
+            checked.origin.hub_id,
             in_units(at_once),
-            in_units(conversion.source.nbytes),
+            in_units(source.nbytes),
         )
-    there = sum(path.lstat().st_size for path in partial_of(conversion.target).rglob("*"))
-    check_space(conversion.target, conversion.needed_bytes() - there)
-
-
-def converting(
-    source: str | Path,
-    target: str | Path,
-    options: Options = DEFAULTS,
-    *,
-    layout: str | None = None,
-    revision: str | None = None,
-    force: bool = False,
-    stream: bool = False,
-    hash_source: bool = False,
-) -> Generator[Progress, None, Summary]:
-    """As ``convert_checkpoint``, but a generator: yields its progress and returns the summary."""
-    conversion = prepare(
-        source,
-        target,
-        options,
-        layout=layout,
-        revision=revision,
-        force=force,
-        stream=stream,
-        hash_source=hash_source,
-    )
-    return (yield from conversion.run())
-
-
-def convert_checkpoint(
-    source: str | Path,
-    target: str | Path,
-    *,
-    q_bits: int | None = None,
-    q_group_size: int | None = None,
-    q_mode: str = "affine",
-    q_method: str | None = None,
-    calibration: str | None = None,
-    target_bits: float | None = None,
-    recipe: str | None = None,
-    layout: str | None = None,
-    revision: str | None = None,
-    tokenizer_json: bool = True,
-    reasoning_format: ReasoningFormat | None = None,
-    force: bool = False,
-    stream: bool = False,
-    hash_source: bool = False,
-) -> Summary:
-    """Convert a published checkpoint into a quantized one that every MLX runtime loads.
-
-    Args:
-        source: a folder with HF shards or Mistral's consolidated file, or a hub id. Packed by MLX already, it is
-            dequantized, and rounded once more with a warning.
-        target: a folder that does not exist yet. It appears complete or not at all, and grows beside it as
-            ``TARGET.partial`` until then. Where it is the complete result of these very arguments already,
-            nothing is done.
-        q_bits: 2, 3, 4, 5, 6 or 8, or 16 to pack nothing; None for the recipe's, else 4, or the only one of ``q_mode``.
-        q_group_size: 32, 64 or 128; None for 64, or the only one of ``q_mode``.
-        q_mode: ``affine``, ``mxfp4``, ``nvfp4`` or ``mxfp8``.
-        q_method: ``round`` as ``mx.quantize`` does; ``importance``, scales and biases that lose least of what a
-            forward pass weighs; or ``gptq``, by which columns to come make up for each column's error. All in the same
-            format and size. None for importance where an affine format of 2 to 5 bits is written, else round. What
-            is not affine is rounded by all three.
-        calibration: a text file that the forward pass reads; ``self``, the source rounded to 4 bit writes replies to
-            questions of ours first, and they are read; the folder of a checkpoint, which writes them instead; None for
-            a small input of our own.
-        target_bits: bits a weight in all, of the recipe ``auto``.
-        recipe: a name of ``recipes.RECIPES``, a file as ``recipe_file.RecipeFile``, or ``auto``: it sets the bits.
-        layout: ``hf`` or ``consolidated`` for a source that has both; None takes the HF shards.
-        tokenizer_json: whether to make tokenizer.json, which Swift and LM Studio need; takes the export extra.
-        reasoning_format: ``text`` or ``control``, recorded with the checkpoint; None for what the source's files show.
-        force: replace a checkpoint that is in the way, and give up an unfinished conversion of another kind.
-        stream: fetch a hub id's weight files one at a time, check, convert and delete them, so that they are never
-            all on the disk; the hub's cache is left alone.
-        hash_source: hash the source's weight files whole, record that, and compare it with what the hub states.
-    Raises:
-        OptionError: an argument, or a combination, that does not exist.
-        CheckpointError, TokenizerError, HubError: the source cannot be used or fetched.
-        ConversionError: it cannot start, or could not be finished: then the same call goes on with it.
-    """
-    options = Options(
-        q_bits,
-        q_group_size,
-        q_mode,
-        q_method,
-        recipe,
-        tokenizer_json,
-        reasoning_format,
-        calibration,
-        target_bits,
-    )
-    steps = converting(
-        source,
-        target,
-        options,
-        layout=layout,
-        revision=revision,
-        force=force,
-        stream=stream,
-        hash_source=hash_source,
-    )
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            summary: Summary = end.value
-            return summary
+    check_space(checked.target, checked.needed_bytes() - folder_bytes(partial_of(checked.target)))

@@ -14,7 +14,7 @@ from magistral_mlx.convert.calibration.resumable_pass import ResumablePass
 from magistral_mlx.convert.calibration.statistics import outlier_ratio
 from magistral_mlx.convert.methods.error import OutputError
 from magistral_mlx.convert.methods.search import quantize_weighted
-from magistral_mlx.convert.output.shards import Output
+from magistral_mlx.convert.output.shards import ShardSet
 from magistral_mlx.convert.packing import cast, round_rows
 from magistral_mlx.convert.recipe.layout import Plan, in_order, read_in_order
 from magistral_mlx.convert.source.hub_stream import HubStream
@@ -40,7 +40,7 @@ class _Block:
 
 
 @dataclass(slots=True)
-class WeightsWork:
+class RowwiseConversion:
     """What there is to do for the weights of a plan, but for GPTQ's.
 
     Quantizing is MLX's on the CPU, whatever the default device is: every core has a block of its own, memory
@@ -50,9 +50,8 @@ class WeightsWork:
 
     source: Source
     plan: Plan
-    output: Output
+    output: ShardSet
     stream: HubStream | None = None  # that the source's files come from, one after the other
-    at_last: Callable[[], None] = lambda: None  # work of its own, done beside the last tensors'
     statistics: MeanSquares | None = None  # None: every weight is rounded
     staged: ResumablePass | None = None  # that fills them; None: they are complete
     _supply: Prefetcher | None = None
@@ -113,8 +112,7 @@ class WeightsWork:
             )
 
     def _jobs(self) -> Iterator[Callable[[], _Block | None]]:
-        steps = list(self._steps())
-        for step, is_passed, names in steps:
+        for step, is_passed, names in self._steps():
             if is_passed:
                 assert self.staged is not None
                 files = files_of_step(self.source, step)
@@ -122,13 +120,9 @@ class WeightsWork:
                 self.staged.advance()
                 self.staged.keep()
                 self._done(files)
-            if step == steps[-1][0]:
-                yield self.at_last
             for block in (block for name in names for block in self._blocks(name)):
                 yield from self._waits(block.files)
                 yield partial(self._convert, block)
-        if not steps:
-            yield self.at_last
 
     def _waits(self, files: frozenset[str]) -> Iterator[Callable[[], None]]:
         if self._supply is not None:
@@ -148,20 +142,18 @@ class WeightsWork:
         with mx.stream(mx.cpu):
             rows = cast(block.name, self.source.read(block.name, block.rows), dtype)
             if self.statistics is None or quant is None or quant.mode != "affine":
-                self.output.write(block.name, row, round_rows(block.name, rows, quant))
+                self.output.add(block.name, row, round_rows(block.name, rows, quant))
             else:
                 importance = self.statistics.squares[module]
                 parts = quantize_weighted(rows, importance, quant, name=block.name)
-                errors = OutputError.weighted(rows, parts, quant, importance)
-                self.output.measure(block.name, row, errors, outlier_ratio(importance))
-                self.output.write(
-                    block.name, row, {f"{module}.{part}": array for part, array in parts.items()}
-                )
+                error = OutputError.weighted(rows, parts, quant, importance)
+                tensors = {f"{module}.{part}": array for part, array in parts.items()}
+                self.output.add(block.name, row, tensors, error, outlier_ratio(importance))
         self._done(block.files)
         return block
 
 
-def rechecked(output: Output, source: Source, total: int) -> Generator[Progress, None, int]:
+def rechecked(output: ShardSet, source: Source, total: int) -> Generator[Progress, None, int]:
     """Check again what an earlier process finished; bytes of the source that need no work."""
     done = 0
     with closing(unordered(output.rechecks())) as checked:

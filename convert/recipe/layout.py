@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -10,7 +11,8 @@ from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.quant_format import AFFINE_BITS, QuantFormat, Shape
 from magistral_mlx.checkpoint.safetensors_header import Entry, header_bytes, lay_out
 from magistral_mlx.convert.packing import check_divisible
-from magistral_mlx.convert.recipe.options import Options, make_formats, quantization_block
+from magistral_mlx.convert.recipe.options import ConvertOptions, make_formats
+from magistral_mlx.convert.recipe.recipe_file import format_as_json
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
 
 T = TypeVar("T")
@@ -92,7 +94,7 @@ class Plan:
 def make_plan(
     config: ModelConfig,
     float_type: str,
-    options: Options,
+    options: ConvertOptions,
     max_bytes: int = MAX_DATA_BYTES,
     formats: Mapping[str, QuantFormat | None] | None = None,
 ) -> Plan:
@@ -135,6 +137,26 @@ def make_plan(
         num_parameters,
         tuple(shards),
     )
+
+
+def quantization_block(
+    formats: Mapping[str, QuantFormat | None], default: QuantFormat | None
+) -> dict[str, Any] | None:
+    """config.json's ``quantization``: the default, and a block for each packed module that differs. Nothing else:
+    mlx-swift refuses unknown keys. None where nothing is packed.
+
+    What is not packed has no key: mlx-lm and mlx-swift-lm both take a module as packed by its scales alone.
+
+    Args:
+        default: None for the format that most modules have.
+    """
+    packed = {path: quant for path, quant in formats.items() if quant is not None}
+    if not packed:
+        return None
+    overall = default or Counter(packed.values()).most_common(1)[0][0]
+    return format_as_json(overall) | {
+        path: format_as_json(q) for path, q in packed.items() if q != overall
+    }
 
 
 def packed_sizes(source: Source, module: str, group_size: int) -> dict[int, int]:

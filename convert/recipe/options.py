@@ -1,66 +1,72 @@
 """What a conversion may choose, and the bits that each matrix gets by it."""
 
 import os
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Literal, get_args
 
 from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.checkpoint.hub_api import Layout
 from magistral_mlx.checkpoint.manifest import ReasoningFormat
 from magistral_mlx.checkpoint.quant_format import AFFINE_BITS, FP_FORMATS, Mode, QuantFormat
+from magistral_mlx.convert.recipe.named import AUTO, RAISED_BITS, RECIPES, is_raised
 from magistral_mlx.convert.recipe.recipe_file import (
     DEFAULT_GROUP_SIZE,
     UNPACKED_BITS,
     RecipeFile,
-    format_as_json,
 )
 from magistral_mlx.errors import CheckpointError, OptionError
+from magistral_mlx.options import option
 
-RECIPES: Mapping[str, tuple[int, str]] = {  # bits of what it does not raise, and what it does
-    "4bit": (4, "every matrix in 4 bit"),
-    "8bit": (8, "every matrix in 8 bit"),
-    "4bit-kv6": (4, "4 bit, k and v projections in 6"),
-    "4bit-head6": (4, "4 bit, embedding and lm_head in 6"),
-    "mixed_4_6": (
-        4,
-        "4 bit; lm_head, and v and down projections of some layers in 6: mlx-lm's choice",
-    ),
-}
-AUTO = "auto"  # bits of each matrix by its statistics, so that they are ``target_bits`` in all
-METHODS = ("round", "importance", "gptq")
-SEARCHED_BITS = range(
-    2, 6
-)  # of affine formats, which the default method searches: rounded, wider ones are near enough
-RAISED_BITS = 6
+Method = Literal["round", "importance", "gptq"]
+METHODS: tuple[Method, ...] = get_args(Method)
+# Affine formats that the default method searches: wider ones are near enough when rounded.
+SEARCHED_BITS = range(2, 6)
 STORED_BITS = 16  # of a scale, and of a bias
-NORMS_BITS = 0.02  # a weight, for what is not packed, at most but in the smallest models
+# Bits a weight for what is not packed; only the smallest models need more.
+NORMS_BITS = 0.02
 DEFAULT_BITS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the output depends on beside the source.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertOptions:
+    """Choices of a conversion. The output depends on the source and on ``as_json`` alone.
 
     Raises:
         OptionError: an unknown name, or a combination that does not exist.
     """
 
-    q_bits: int | None = None  # 16: nothing is packed; None: the recipe's, the mode's, or 4
-    q_group_size: int | None = None  # None: the mode's, or 64
-    q_mode: str = "affine"
-    q_method: str | None = (
-        None  # None: importance where an affine format of at most 5 bits is written, else round
+    q_bits: int | None = option(None, "2, 3, 4, 5, 6 or 8; 16 packs nothing; else 4.", metavar="B")
+    q_group_size: int | None = option(None, "32, 64 or 128; 64 by default.", metavar="N")
+    q_mode: Mode = option("affine", "Kind of number format.")
+    q_method: Method | None = option(
+        None, "See below; importance for affine 2 to 5 bit, else round."
     )
-    recipe: str | None = None  # one of RECIPES, AUTO, or a file
-    tokenizer_json: bool = True
-    reasoning_format: ReasoningFormat | None = None  # None: what the source's files show
-    calibration: str | None = None  # a text file in place of our own texts
-    target_bits: float | None = None  # of AUTO: bits a weight in all, scales included
-    file: RecipeFile | None = field(
-        init=False, default=None
-    )  # the recipe's content, where it is one
+    calibration: str | None = option(
+        None, "What the forward pass reads; see below.", metavar="FILE|self|MODEL"
+    )
+    recipe: str | None = option(
+        None, "Bits by kind of matrix, in place of --q-bits; see below.", metavar="NAME|FILE"
+    )
+    target_bits: float | None = option(
+        None, "Bits a weight in all, of the recipe auto; such as 4.6.", metavar="X"
+    )
+    layout: Layout | None = option(None, "Which weights, where SRC has both; else hf.")
+    revision: str | None = option(None, "Branch, tag or commit of a hub id.", metavar="R")
+    stream: bool = option(
+        False, "Fetch, convert and delete a hub id's files one by one, past its cache."
+    )
+    hash_source: bool = option(False, "Record the whole sha256 of each of SRC's weight files.")
+    tokenizer_json: bool = option(True, "Leave out tokenizer.json, which Swift and LM Studio need.")
+    reasoning_format: ReasoningFormat | None = option(
+        None, "How SRC writes its traces, where its files show that wrongly."
+    )
+    force: bool = option(
+        False,
+        "Replace a checkpoint at OUT, once the new one is complete; "
+        "give up another one unfinished.",
+    )
+    file: RecipeFile | None = field(init=False, default=None)  # the recipe's, where it is a file
 
     def __post_init__(self) -> None:
         if not isinstance(self.recipe, str | os.PathLike | None):
@@ -75,6 +81,8 @@ class Options:
             raise OptionError(
                 f"reasoning_format is {self.reasoning_format!r}; known are text and control"
             )
+        if self.layout not in (None, *get_args(Layout)):
+            raise OptionError(f"layout is {self.layout!r}; known are {', '.join(get_args(Layout))}")
         if self.q_method not in (None, *METHODS):
             raise OptionError(f"q_method is {self.q_method!r}; known are {', '.join(METHODS)}")
         if (self.recipe == AUTO) != (self.target_bits is not None):
@@ -158,12 +166,12 @@ class Options:
                 default=min(AFFINE_BITS),
             )
         try:
-            return QuantFormat(bits, group_size, cast(Mode, self.q_mode))
+            return QuantFormat(bits, group_size, self.q_mode)
         except CheckpointError as error:
             raise OptionError(str(error)) from None
 
     @property
-    def method(self) -> str:
+    def method(self) -> Method:
         """One of METHODS."""
         if self.q_method is not None:
             return self.q_method
@@ -205,7 +213,7 @@ class Options:
         }
 
 
-def make_formats(config: ModelConfig, options: Options) -> dict[str, QuantFormat | None]:
+def make_formats(config: ModelConfig, options: ConvertOptions) -> dict[str, QuantFormat | None]:
     """The format of each matrix, by module path such as ``model.layers.0.mlp.down_proj``; None: it is not packed.
 
     Raises:
@@ -221,42 +229,5 @@ def make_formats(config: ModelConfig, options: Options) -> dict[str, QuantFormat
         return dict.fromkeys(modules, default)
     raised = QuantFormat(RAISED_BITS, default.group_size)
     return {
-        m: raised if _is_raised(m, config.num_layers, options.recipe) else default for m in modules
+        m: raised if is_raised(m, config.num_layers, options.recipe) else default for m in modules
     }
-
-
-def quantization_block(
-    formats: Mapping[str, QuantFormat | None], default: QuantFormat | None
-) -> dict[str, Any] | None:
-    """config.json's ``quantization``: the default, and a block for each packed module that differs. Nothing else:
-    mlx-swift refuses unknown keys. None where nothing is packed.
-
-    What is not packed has no key: mlx-lm and mlx-swift-lm both take a module as packed by its scales alone.
-
-    Args:
-        default: None for the format that most modules have.
-    """
-    packed = {path: quant for path, quant in formats.items() if quant is not None}
-    if not packed:
-        return None
-    overall = default or Counter(packed.values()).most_common(1)[0][0]
-    return format_as_json(overall) | {
-        path: format_as_json(q) for path, q in packed.items() if q != overall
-    }
-
-
-def _is_raised(module: str, num_layers: int, recipe: str) -> bool:
-    if recipe == "4bit-kv6":
-        return module.endswith(("self_attn.k_proj", "self_attn.v_proj"))
-    if recipe == "4bit-head6":
-        return module in ("model.embed_tokens", "lm_head")
-    if recipe != "mixed_4_6":
-        return False
-    if module == "lm_head":
-        return True
-    # The first and last eighth of the layers, and every third between: as llama.cpp's Q4_K_M.
-    # Source: https://github.com/ggml-org/llama.cpp/blob/917786f43d0f29b7c77a0c56767c0fa4df68b1c5/src/llama.cpp#L5265
-    if not module.endswith(("self_attn.v_proj", "mlp.down_proj")):
-        return False
-    eighth, layer = num_layers // 8, int(module.split(".")[2])
-    return layer < eighth or layer >= 7 * num_layers // 8 or (layer - eighth) % 3 == 2

@@ -1,4 +1,4 @@
-"""Read Mistral's own layout: params.json and consolidated.safetensors, with its names and rows."""
+"""Read Mistral's own layout: params.json and consolidated.safetensors, names and rows."""
 
 import logging
 import os

@@ -35,7 +35,7 @@ from magistral_mlx.convert.verification.parity import (
     tokenizer_fault,
 )
 from magistral_mlx.errors import CheckpointError, TokenizerError
-from magistral_mlx.streams import Progress
+from magistral_mlx.streams import Progress, Stream, streamed
 from magistral_mlx.tokenizer.tekken import TEKKEN_FILE, Tokenizer
 
 T = TypeVar("T")
@@ -65,19 +65,14 @@ def verify_checkpoint(target: str | Path, source: str | Path | None = None) -> R
             wrong inside ``target`` is in the report.
         ConversionError: what reads tokenizer.json is not installed.
     """
-    steps = verifying(target, source)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            report: Report = end.value
-            return report
+    return stream_verification(target, source).result()
 
 
-def verifying(
+@streamed
+def stream_verification(
     target: str | Path, source: str | Path | None = None
 ) -> Generator[Progress, None, Report]:
-    """As ``verify_checkpoint``, but a generator: yields its progress and returns the report."""
+    """Check as ``verify_checkpoint``, as a stream of progress in bytes read."""
     folder = Path(os.path.expanduser(target))
     if not os.path.isdir(folder):
         raise CheckpointError(f"{folder} is no folder; name one that holds a converted checkpoint")
@@ -96,14 +91,11 @@ def verifying(
 
     def counted(steps: Generator[tuple[int, str], None, T]) -> Generator[Progress, None, T]:
         nonlocal done
-        while True:
-            try:
-                nbytes, name = next(steps)
-            except StopIteration as end:
-                result: T = end.value
-                return result
+        stream = Stream(steps)
+        for nbytes, name in stream:
             done += nbytes
             yield Progress(done, total, name)
+        return stream.result()
 
     if manifest is None:
         checks.append(Check("files", False, not_recorded))

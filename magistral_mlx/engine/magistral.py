@@ -18,6 +18,7 @@ from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply, Samples
 from magistral_mlx.generation.speculation import Speculation
 from magistral_mlx.model.cache_file import check_cache_file
+from magistral_mlx.model.kv_format import KVFormat
 from magistral_mlx.model.memory import MemoryPlan
 from magistral_mlx.model.transformer import Transformer
 from magistral_mlx.options import takes_keywords_of
@@ -52,7 +53,7 @@ class Magistral:
         self.prefix_cache = PrefixCache(
             checkpoint.config,
             limit=plan.context,
-            bits=plan.kv_bits,
+            kv_format=KVFormat.of(plan.kv_bits, checkpoint.config.head_dim),
             fingerprint=checkpoint.fingerprint(),
             dtype=model.norm.weight.dtype,
         )

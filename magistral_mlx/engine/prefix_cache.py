@@ -10,6 +10,7 @@ from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.errors import MemoryLimitError, OptionError
 from magistral_mlx.model.cache_file import load_cache, save_cache
 from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.kv_format import KVFormat
 
 
 class PrefixCache:
@@ -26,7 +27,7 @@ class PrefixCache:
         config: ModelConfig,
         *,
         limit: int,
-        bits: int | None,
+        kv_format: KVFormat,
         fingerprint: str,
         dtype: mx.Dtype,
     ) -> None:
@@ -34,11 +35,11 @@ class PrefixCache:
 
         Args:
             limit: the most positions it may hold.
-            bits: 8 or 4 for a quantized cache.
+            kv_format: how keys and values are stored.
             fingerprint: the checkpoint's; a cache file must have the same.
             dtype: the activations' type; a cache file must have the same.
         """
-        self.config, self.limit, self.bits = config, limit, bits
+        self.config, self.limit, self.kv_format = config, limit, kv_format
         self.fingerprint, self.dtype = fingerprint, dtype
         self.clear()
 
@@ -49,7 +50,7 @@ class PrefixCache:
 
     def clear(self) -> None:
         """Drop the cache. A reply that still uses it must end."""
-        self.cache = KVCache(self.config, limit=self.limit, bits=self.bits)
+        self.cache = KVCache(self.config, limit=self.limit, kv_format=self.kv_format)
         self.ids: list[int] = []
         self.owner: object = None
 
@@ -111,7 +112,7 @@ class PrefixCache:
             self.config,
             limit=self.limit,
             fingerprint=self.fingerprint,
-            bits=self.bits,
+            kv_format=self.kv_format,
             dtype=self.dtype,
         )
         return conversation

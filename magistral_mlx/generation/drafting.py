@@ -31,7 +31,7 @@ STREAK = 2  # times a context has been right in a row, counted up to this
 PRIOR_WEIGHT = 6  # guesses that the first estimate of how often a context is right counts as
 
 
-class Source(Protocol):
+class GuessSource(Protocol):
     """Where guesses come from."""
 
     cost: float  # of one guess, in passes of the model
@@ -150,7 +150,7 @@ class Drafter(NoDrafter):
 
     def __init__(
         self,
-        source: Source,
+        source: GuessSource,
         costs: Sequence[float],
         *,
         prompt_tokens: int = 0,

@@ -11,8 +11,8 @@ RESERVED = 512
 # A budget is near its end in its last quarter.
 NEARING = 4
 # Least probability of the closing tag at the end of a line. On the embedded model, whose tag is
-# never in doubt, 1e-5 to 0.3 give the answers that the budget's end gives, and less costs some
-# (python -m benchmarks budget). For the 24B model nothing is known.
+# never in doubt, 1e-5 to 0.3 give the answers that the budget's end gives, and less costs some.
+# For the 24B model nothing is known.
 LIKELY_ENOUGH = 0.01
 # Ids that a character may take after its first id.
 CHARACTER = 3

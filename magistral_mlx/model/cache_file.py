@@ -1,4 +1,4 @@
-"""A KV cache on disk: one safetensors file with the ids it holds, what it belongs to, and a hash over all of it."""
+"""A KV cache on disk: one safetensors file with its ids, its checkpoint and a hash of all of it."""
 
 import errno
 import hashlib
@@ -18,17 +18,15 @@ from magistral_mlx.checkpoint.safetensors_header import TYPE_NAMES, header_bytes
 from magistral_mlx.errors import CheckpointError, OptionError, in_units, quoted
 from magistral_mlx.files import check_writable, replacing, write_all
 from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.kv_format import FLOAT_BITS, KVFormat
 
 FORMAT = "magistral-mlx prompt cache 3"
-HASH, HASH_BYTES = (
-    "sha256",
-    32,
-)  # the last tensor: SHA-256 over those of all pieces before it, header first
-PIECE_BYTES = (
-    32 * 2**20
-)  # of a tensor, hashed by themselves: one core alone is slower than a Mac's drive
+# The last tensor is the SHA-256 of the SHA-256s of all pieces before it, header first.
+HASH, HASH_BYTES = "sha256", 32
+# Pieces of a tensor are hashed in parallel: one core alone is slower than a Mac's drive.
+PIECE_BYTES = 32 * 2**20
 HASHERS = 4
-FLOAT_KV = "16"  # what --kv-bits calls a cache that is not packed
+UNQUANTIZED_BITS = "0"  # kv_bits in a file whose cache is not quantized
 
 
 def save_cache(
@@ -40,12 +38,16 @@ def save_cache(
     dtype: mx.Dtype,
     chat: str = "",
 ) -> None:
-    """Write the cache of ``ids`` atomically: the file is the old one or the new one, never half of one.
+    """Write the cache of ``ids`` atomically: the file is the old one or the new one.
 
     Args:
-        fingerprint: the checkpoint's, without which the keys and values mean nothing.
-        dtype: the activations'.
-        chat: a conversation's own state, as JSON.
+        path: file to write.
+        cache: its last positions are left out if ``ids`` are fewer.
+        ids: ids of its positions.
+        fingerprint: of the checkpoint that the keys and values were computed with.
+        dtype: type of the activations.
+        chat: state of a conversation, as JSON.
+
     Raises:
         OptionError: the file cannot be written; what was there is unchanged.
     """
@@ -56,20 +58,19 @@ def save_cache(
         "ids": mx.array(ids, dtype=mx.int32),
         "chat": mx.array(np.frombuffer(chat.encode(), np.uint8)),
     }
-    kind = {"fingerprint": fingerprint, "kv_bits": str(cache.bits), "type": TYPE_NAMES[dtype]}
+    kind = _kind(cache, fingerprint, dtype)
     head = _head(arrays, {"format": FORMAT} | kind)
     try:
         with replacing(path) as descriptor, ThreadPoolExecutor(HASHERS) as beside:
             write_all(descriptor, memoryview(head))
             digests = [_digest(head)]
-            for array in (
-                arrays.values()
-            ):  # one copy at a time; mx.save_safetensors holds one of the whole cache
+            # One copy at a time; mx.save_safetensors would hold one of the whole cache.
+            for array in arrays.values():
                 data = _bytes(array)
                 pieces = _hash(data, beside)
                 write_all(descriptor, data)
                 digests += [piece.result() for piece in pieces]
-                del data, pieces  # before the next copy is made
+                del data, pieces
             write_all(descriptor, memoryview(_digest(b"".join(digests))))
     except (OSError, RuntimeError) as error:
         is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -80,12 +81,13 @@ def save_cache(
             else f"{error};"
         )
         raise OptionError(
-            f"{path}: the prompt cache could not be written: {why} name a file elsewhere. What was there is unchanged"
+            f"{path}: the prompt cache could not be written: {why} name a file elsewhere. "
+            "What was there is unchanged"
         ) from None
 
 
 def check_cache_file(path: Path) -> None:
-    """Raises OptionError, before a reply that may take hours, where its cache could not be written afterwards."""
+    """Raise OptionError if no cache can be written to ``path``; a reply may take hours."""
     try:
         check_writable(path)
     except OSError as error:
@@ -101,15 +103,25 @@ def load_cache(
     *,
     limit: int,
     fingerprint: str,
-    bits: int | None,
+    kv_format: KVFormat,
     dtype: mx.Dtype,
 ) -> tuple[KVCache, list[int], str]:
-    """Read a cache back: the cache, its ids, the conversation's state.
+    """Read a cache from a file.
 
     Args:
-        dtype: the activations', which keys and values, or their scales, have too.
+        path: file to read.
+        config: of the model.
+        limit: most positions that the cache may hold.
+        fingerprint: of the checkpoint.
+        kv_format: that the file must have.
+        dtype: type of the activations; keys and values, or their scales, have it too.
+
+    Returns:
+        The cache, its ids, and the conversation's state.
+
     Raises:
-        OptionError: there is no such file, or it is of another checkpoint or kind of cache, or longer than ``limit``.
+        OptionError: there is no such file, it is of another checkpoint or kind of cache, or it is
+            longer than ``limit``.
         CheckpointError: it is damaged.
     """
     if not os.path.lexists(path):
@@ -128,14 +140,13 @@ def load_cache(
         raise OptionError(
             f"{path} is not a prompt cache of this version of this software; name another file"
         )
-    cache = KVCache(config, limit=limit, bits=bits)
+    cache = KVCache(config, limit=limit, kv_format=kv_format)
     length = math.prod(shard.header["ids"].shape) if "ids" in shard.header else 0
     names = _names(cache) if length else []
-    kind = {"fingerprint": fingerprint, "kv_bits": str(cache.bits), "type": TYPE_NAMES[dtype]}
-    for key, wanted in kind.items():
+    for key, wanted in _kind(cache, fingerprint, dtype).items():
         if shard.metadata.get(key) != wanted:
             found, own = (
-                FLOAT_KV if value == "0" else quoted(value)
+                str(FLOAT_BITS) if value == UNQUANTIZED_BITS else quoted(value)
                 for value in (shard.metadata.get(key), wanted)
             )
             raise OptionError(
@@ -146,7 +157,8 @@ def load_cache(
         raise _damaged(path, "its tensors are not those of such a cache")
     if length > limit:
         raise OptionError(
-            f"{path} holds {length} positions, but the context is {limit}; load with a larger context"
+            f"{path} holds {length} positions, but the context is {limit}; "
+            "load with a larger context"
         )
     try:
         ids, chat = _read(shard, cache, names, length)
@@ -156,20 +168,23 @@ def load_cache(
 
 
 def _read(shard: Shard, cache: KVCache, names: list[str], length: int) -> tuple[list[int], str]:
-    """Everything, hashed by other threads meanwhile; two layers are in memory at most. Returns ids and chat."""
+    """Fill the cache and return ids and chat; at most two layers are in memory.
+
+    Other threads hash what is read meanwhile.
+    """
     with ThreadPoolExecutor(HASHERS) as beside, shard.path.open("rb") as file:
         hashed = [[beside.submit(_digest, file.read(shard.data_start))]]
         buffer = bytearray(max(entry.nbytes for entry in shard.header.values()))
 
         def read(name: str) -> mx.array:
-            for pieces in hashed[: -cache.layers[0].parts]:
+            for pieces in hashed[: -cache.format.num_arrays]:
                 wait(pieces)
             array = shard.read(name, buffer=buffer)
             hashed.append(_hash(_bytes(array), beside))
             return array
 
         def layers() -> Iterator[list[mx.array]]:
-            parts = cache.layers[0].parts
+            parts = cache.format.num_arrays
             for i in range(0, len(names), parts):
                 yield [read(name) for name in names[i : i + parts]]
 
@@ -183,15 +198,24 @@ def _read(shard: Shard, cache: KVCache, names: list[str], length: int) -> tuple[
 
 
 def _names(cache: KVCache) -> list[str]:
-    return [f"layer.{i}.{j}" for i, layer in enumerate(cache.layers) for j in range(layer.parts)]
+    return [
+        f"layer.{i}.{j}" for i in range(len(cache.layers)) for j in range(cache.format.num_arrays)
+    ]
+
+
+def _kind(cache: KVCache, fingerprint: str, dtype: mx.Dtype) -> dict[str, str]:
+    """Return the metadata that a file and a model must agree on."""
+    kv_bits = UNQUANTIZED_BITS if cache.format.bits is None else str(cache.format.bits)
+    return {"fingerprint": fingerprint, "kv_bits": kv_bits, "type": TYPE_NAMES[dtype]}
 
 
 def _bytes(array: mx.array) -> memoryview:
-    return memoryview(mx.contiguous(array).view(mx.uint8).reshape(-1))  # type: ignore[arg-type]  # it is a buffer
+    # It is a buffer, which MLX's types do not say.
+    return memoryview(mx.contiguous(array).view(mx.uint8).reshape(-1))  # type: ignore[arg-type]
 
 
 def _hash(data: memoryview, beside: ThreadPoolExecutor) -> list[Future[bytes]]:
-    """SHA-256 of each piece."""
+    """Start to compute the SHA-256 of each piece."""
     return [
         beside.submit(_digest, data[i : i + PIECE_BYTES]) for i in range(0, len(data), PIECE_BYTES)
     ]

@@ -10,6 +10,7 @@ from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.checkpoint.safetensors_header import FLOATS, itemsize
 from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError, in_units, quoted
 from magistral_mlx.model.device import budget_bytes, on_gpu
+from magistral_mlx.model.kv_format import KVFormat
 from magistral_mlx.model.load_options import DEFAULTS, LoadOptions
 
 DEFAULT_CONTEXT = 40_960  # the model card advises no more
@@ -30,7 +31,6 @@ REPLY_ROOM = (
     256  # positions that a prompt leaves for its reply, unless the reply's length was asked for
 )
 STEP = 256  # a context that we choose is a multiple of this
-FLOAT_KV_BITS = 16  # stands for a cache in the activations' type, whatever that is
 FUSED_HEAD_DIMS = (
     64,
     80,
@@ -101,16 +101,7 @@ def kv_bytes(
     """
     if tokens > config.max_positions:
         raise OptionError(f"{tokens} positions are asked for; the model has {config.max_positions}")
-    d = config.head_dim
-    if kv_bits is None:
-        row = d * itemsize
-    elif kv_bits not in (4, 8) or d % 32:
-        raise OptionError(
-            f"kv_bits is {kv_bits} with a head size of {d}; use 8 or 4, where a head's size is a multiple of 32, "
-            "or 16 for a cache that is not quantized"
-        )
-    else:
-        row = d * kv_bits // 8 + 2 * itemsize * (d // (64 if d % 64 == 0 else 32))
+    row = KVFormat.of(kv_bits, config.head_dim).row_bytes(config.head_dim, itemsize)
     return 2 * config.num_layers * config.num_kv_heads * row * tokens
 
 
@@ -224,7 +215,7 @@ def make_plan(
             f"the context is {quoted(context)}; this model has from 1 to {config.max_positions} "
             "positions"
         )
-    kv_bits = None if options.kv_bits == FLOAT_KV_BITS else options.kv_bits
+    kv_bits = KVFormat.of(options.kv_bits, config.head_dim).bits
     budget = budget_bytes(options.memory_gb)
     step = options.prefill_step_size
     chunks = (CHUNKS if on_gpu else CPU_CHUNKS) if step is None else (step,)

@@ -1,11 +1,9 @@
 """What generate, chat and plan share: options, loading with progress."""
 
-from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 import click
 
@@ -15,12 +13,9 @@ from magistral_mlx.errors import in_units
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.model import cache_file
 from magistral_mlx.model.load_options import LoadOptions
-from magistral_mlx.options import Option, options_of
 from magistral_mlx.terminal import command_line
 from magistral_mlx.terminal.display import show_status
-
-Function = Callable[..., int]
-Decorator = Callable[[Function], Function]
+from magistral_mlx.terminal.flags import Decorator, Function, click_options
 
 NO_MODEL = """--model is missing. Three ways to get a model:
   --model lmstudio-community/Magistral-Small-2506-MLX-4bit
@@ -67,57 +62,6 @@ def load_with_progress(model: str, options: LoadOptions) -> Magistral:
         show_status(f"loading {model}: {in_units(progress.done)} of {in_units(progress.total)}")
     show_status("")
     return steps.result()
-
-
-def click_options(cls: type, argument: str, *, only: Collection[str] = ()) -> Decorator:
-    """Make a decorator that adds a flag for each option that a dataclass declares.
-
-    The decorated function gets them as one argument, an instance of the dataclass.
-
-    Args:
-        only: the names of the options that get a flag; by default all.
-    """
-    declared = [option for option in options_of(cls) if not only or option.name in only]
-
-    def decorate(function: Function) -> Function:
-        def call(**values: Any) -> int:
-            options = cls(**{option.name: values.pop(option.name) for option in declared})
-            return function(**values, **{argument: options})
-
-        decorated: Function = wraps(function)(call)
-        for option in reversed(declared):
-            decorated = _flag(option)(decorated)
-        return decorated
-
-    return decorate
-
-
-def _flag(option: Option) -> Decorator:
-    """Make the click option of one declared option, by its type."""
-    names = [f"--{option.name.replace('_', '-')}", *option.aliases, option.name]
-    alternatives = get_args(option.type) if _is_union(option.type) else (option.type,)
-    kind = alternatives[0]
-    if kind is bool:
-        return click.option(*names, is_flag=True, help=option.help)
-    if get_origin(kind) is tuple:
-        return click.option(*names, multiple=True, metavar=option.metavar, help=option.help)
-    if get_origin(kind) is Literal:
-        choices = get_args(kind)
-        is_text = all(isinstance(choice, str) for choice in choices)
-        # Numbers stay numbers; the dataclass refuses those that are not among the choices.
-        kind = click.Choice(choices) if is_text else type(choices[0])
-    return click.option(
-        *names,
-        type=kind,
-        default=option.default,
-        show_default=option.default not in (None, ""),
-        metavar=option.metavar,
-        help=option.help,
-    )
-
-
-def _is_union(annotation: Any) -> bool:
-    return get_origin(annotation) in (UnionType, Union)
 
 
 def sampling_options(function: Function) -> Function:

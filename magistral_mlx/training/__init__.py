@@ -1,1 +1,1 @@
-"""Training: of the embedded model, out of the wheel."""
+"""Train the embedded model. Not in the wheel."""

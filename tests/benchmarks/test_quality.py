@@ -33,10 +33,6 @@ SOME = np.random.default_rng(1).integers(-1, 2, size=(3, 10)).astype(np.int8)
 TINY = Texts(mx.array(IDS, mx.int32), SOME, ("trace", "answer"))
 
 
-def silent(line: str) -> None:
-    pass
-
-
 def logprobs(weights: dict[str, mx.array]) -> reference.Array:
     """Of the positions that count, in float64."""
     floats = {name: np.array(weight.astype(mx.float32)) for name, weight in weights.items()}
@@ -71,7 +67,7 @@ def test_scores_are_those_in_float64(
 ) -> None:
     monkeypatch.setattr("benchmarks.quality.logits.ROWS", rows)
     one, other, p, q = pair
-    found = score(other, TINY, make_reference(one, TINY, report=silent), report=silent)
+    found = score(other, TINY, make_reference(one, TINY))
     targets = IDS[:, 1:][SOME >= 0][:, None]
     assert np.allclose(found.kl, (np.exp(p) * (p - q)).sum(-1), rtol=1e-3)
     assert np.array_equal(found.kl, found.kl_upper)
@@ -93,10 +89,10 @@ def test_what_was_not_kept_leaves_bounds_that_hold(
 ) -> None:
     monkeypatch.setattr(quality, "KEPT", kept)
     one, other, p, q = pair
-    made = make_reference(one, TINY, report=silent)
+    made = make_reference(one, TINY)
     assert made.ids.shape[-1] == kept
     assert np.array_equal(np.array(made.ids[:, 0]), p.argmax(-1))
-    found = score(other, TINY, made, report=silent)
+    found = score(other, TINY, made)
     exact = (np.exp(p) * (p - q)).sum(-1)
     assert (found.kl <= exact + 1e-5).all()
     assert (found.kl_upper >= exact - 1e-5).all()
@@ -112,7 +108,7 @@ def test_a_model_is_as_near_to_itself_as_can_be(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(quality, "KEPT", kept)
-    found = score(pair[0], TINY, make_reference(pair[0], TINY, report=silent), report=silent)
+    found = score(pair[0], TINY, make_reference(pair[0], TINY))
     assert np.abs(found.kl).max() < 1e-6
     assert found.agrees.all()
     assert found.summary()["perplexity"] == pytest.approx(found.summary()["reference_perplexity"])
@@ -123,21 +119,19 @@ def test_a_reference_runs_once_and_again_where_its_file_is_damaged(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made = reference_of(pair[0], TINY, tmp_path / "cache", report=silent)
+    made = reference_of(pair[0], TINY, tmp_path / "cache")
     (file,) = (tmp_path / "cache").iterdir()
     runs = []
     monkeypatch.setattr(
-        quality, "make_reference", lambda folder, texts, report: runs.append(folder) or made
+        quality, "make_reference", lambda folder, texts: runs.append(folder) or made
     )
-    again = reference_of(pair[0], TINY, tmp_path / "cache", report=silent)
+    again = reference_of(pair[0], TINY, tmp_path / "cache")
     assert not runs
     assert mx.array_equal(again.logprobs, made.logprobs)
     file.write_bytes(file.read_bytes()[:-5])
-    reference_of(pair[0], TINY, tmp_path / "cache", report=silent)
-    reference_of(pair[1], TINY, tmp_path / "cache", report=silent)
-    reference_of(
-        pair[0], Texts(TINY.ids, SOME.clip(-1, 0), TINY.names), tmp_path / "cache", report=silent
-    )
+    reference_of(pair[0], TINY, tmp_path / "cache")
+    reference_of(pair[1], TINY, tmp_path / "cache")
+    reference_of(pair[0], Texts(TINY.ids, SOME.clip(-1, 0), TINY.names), tmp_path / "cache")
     assert runs == [pair[0], pair[1], pair[0]]
     assert len(list((tmp_path / "cache").iterdir())) == 3
 

@@ -1,4 +1,4 @@
-"""What benchmarks/README.md says is what the code has: commands, the card's figures, predictions, files, counts."""
+"""benchmarks/README.md agrees with the code: commands, the card's figures, predictions, files."""
 
 import re
 import shlex

@@ -15,6 +15,7 @@ from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.sampling import SPILLED, Sampler
 from magistral_mlx.model import shared_cache
 from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.kv_format import KVFormat
 from magistral_mlx.model.shared_cache import SharedCache
 from magistral_mlx.model.transformer import Transformer
 from tests.support.tiny import fill, make_config, make_weights
@@ -31,7 +32,7 @@ def model() -> Transformer:
 
 
 def prompted(model: Transformer, bits: int | None = None) -> tuple[Stepper, mx.array]:
-    step = Stepper(model, KVCache(CONFIG, limit=512, bits=bits))
+    step = Stepper(model, KVCache(CONFIG, limit=512, kv_format=KVFormat.of(bits, CONFIG.head_dim)))
     return step, prefill(step, PROMPT, chunk=64).result()
 
 
@@ -134,7 +135,9 @@ def test_sixteen_share_a_prompt_of_4096_in_a_quarter_of_the_memory(bits: int | N
     def feed(cache: KVCache | SharedCache, rows: int, ids: int) -> None:
         cache.layers[0].attend(mx.zeros((rows, H, ids, d)), mx.zeros((rows, 2 * K, ids, d)), 1.0)
 
-    single, prefix = (KVCache(config, limit=8192, bits=bits) for _ in range(2))
+    single, prefix = (
+        KVCache(config, limit=8192, kv_format=KVFormat.of(bits, config.head_dim)) for _ in range(2)
+    )
     single.reserve(4096 + 1000)
     prefix.reserve(4096)
     for cache in (single, prefix):

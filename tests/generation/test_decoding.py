@@ -10,6 +10,7 @@ from magistral_mlx.generation.decoding import Ending, Stepper, Token, decode, pr
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.sampling import INVALID, SPILLED, Sampler
 from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.kv_format import KVFormat
 from magistral_mlx.model.transformer import Transformer
 from magistral_mlx.streams import Stream
 from tests.support.tiny import fill, make_config, make_weights
@@ -25,7 +26,7 @@ def model() -> Transformer:
 
 
 def stepper(model: Transformer, bits: int | None = None) -> Stepper:
-    return Stepper(model, KVCache(CONFIG, limit=512, bits=bits))
+    return Stepper(model, KVCache(CONFIG, limit=512, kv_format=KVFormat.of(bits, CONFIG.head_dim)))
 
 
 def greedy_reference(model: Transformer, prompt: list[int], count: int) -> list[int]:

@@ -15,6 +15,7 @@ from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.row_costs import LINEAR, RowCosts
 from magistral_mlx.generation.sampling import SPILLED, Sampler
 from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.kv_format import KVFormat
 from magistral_mlx.model.transformer import Transformer
 from tests.support.tiny import fill, make_config, make_weights
 
@@ -68,7 +69,12 @@ class Run:
         forced: Sequence[Sequence[int]] = (),
         read: int = 1000,
     ) -> None:
-        self.step = Stepper(model, KVCache(CONFIG, limit=len(PROMPT) + max_tokens, bits=bits))
+        self.step = Stepper(
+            model,
+            KVCache(
+                CONFIG, limit=len(PROMPT) + max_tokens, kv_format=KVFormat.of(bits, CONFIG.head_dim)
+            ),
+        )
         logits = prefill(self.step, PROMPT, chunk=16).result()
         answers = iter(forced)
         stream = decode(

@@ -20,6 +20,7 @@ from magistral_mlx.files import _discard_abandoned, flush
 from magistral_mlx.model import cache_file
 from magistral_mlx.model.cache_file import check_cache_file, load_cache, save_cache
 from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.kv_format import KVFormat
 from tests.support.tiny import make_config
 
 CONFIG = make_config(num_layers=2)
@@ -30,12 +31,12 @@ CHAT = '{"é": "x"}'
 
 
 def make_cache(bits: int | None = None, length: int = 5) -> KVCache:
-    cache = KVCache(CONFIG, limit=256, bits=bits)
+    cache = KVCache(CONFIG, limit=256, kv_format=KVFormat.of(bits, CONFIG.head_dim))
     for i, layer in enumerate(cache.layers):
         kv = mx.random.normal(
             (1, 2 * CONFIG.num_kv_heads, length, CONFIG.head_dim), key=mx.random.key(i)
         )
-        layer.append(layer.packed(kv))
+        layer.append(layer.format.pack(kv))
     return cache
 
 
@@ -53,7 +54,14 @@ def load(
     dtype: mx.Dtype = mx.float32,
     limit: int = 256,
 ) -> tuple[KVCache, list[int], str]:
-    return load_cache(path, CONFIG, limit=limit, fingerprint=fingerprint, bits=bits, dtype=dtype)
+    return load_cache(
+        path,
+        CONFIG,
+        limit=limit,
+        fingerprint=fingerprint,
+        kv_format=KVFormat.of(bits, CONFIG.head_dim),
+        dtype=dtype,
+    )
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 
 from magistral_mlx.model.cache_file import load_cache, save_cache
 from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.kv_format import KVFormat
 from tests.support.tiny import make_config
 
 LAYERS = 8
@@ -17,7 +18,7 @@ SLACK = 40_000  # bytes: of a file's header, of Python's
 
 
 def filled(length: int, bits: int | None, *, limit: int = 1024) -> KVCache:
-    cache = KVCache(CONFIG, limit=limit, bits=bits)
+    cache = KVCache(CONFIG, limit=limit, kv_format=KVFormat.of(bits, CONFIG.head_dim))
     append(cache, length)
     return cache
 
@@ -25,7 +26,7 @@ def filled(length: int, bits: int | None, *, limit: int = 1024) -> KVCache:
 def append(cache: KVCache, count: int) -> None:
     for i, layer in enumerate(cache.layers):
         kv = mx.random.normal((1, 4, count, CONFIG.head_dim), key=mx.random.key(i))
-        layer.append(layer.packed(kv))
+        layer.append(layer.format.pack(kv))
     mx.eval(cache.arrays)
 
 
@@ -69,7 +70,14 @@ def test_a_cache_is_written_and_read_a_layer_at_a_time(tmp_path: Path, bits: int
 
     def read() -> None:
         loaded.append(
-            load_cache(file, CONFIG, limit=1024, fingerprint="f", bits=bits, dtype=mx.float32)[0]
+            load_cache(
+                file,
+                CONFIG,
+                limit=1024,
+                fingerprint="f",
+                kv_format=KVFormat.of(bits, CONFIG.head_dim),
+                dtype=mx.float32,
+            )[0]
         )
 
     assert peak_above(read) <= cache.nbytes * (1 + 2 / LAYERS) + SLACK

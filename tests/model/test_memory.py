@@ -15,6 +15,7 @@ from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError
 from magistral_mlx.generation.decoding import Stepper, prefill
 from magistral_mlx.model import memory
 from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.kv_format import KVFormat
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.mac_table import MAGISTRAL_SMALL, mac_budget_bytes, mac_table
@@ -47,7 +48,7 @@ def test_the_published_numbers_of_the_24b_model() -> None:
 @pytest.mark.parametrize("head_dim", [32, 64, 96])
 def test_kv_bytes_are_those_of_a_full_cache(bits: int | None, head_dim: int) -> None:
     config = make_config(head_dim=head_dim)
-    cache = KVCache(config, limit=300, bits=bits)
+    cache = KVCache(config, limit=300, kv_format=KVFormat.of(bits, config.head_dim))
     cache.reserve(300)
     Transformer(config)(mx.zeros((1, 3), dtype=mx.int32), cache.layers)
     assert cache.nbytes == kv_bytes(config, 300, kv_bits=bits, itemsize=4)
@@ -104,7 +105,7 @@ def test_the_forecast_is_the_measured_peak_within_5_percent_and_8_of_the_embedde
     model = Transformer(config)
     mx.eval(model.parameters())
     weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
-    cache = KVCache(config, limit=context, bits=bits)
+    cache = KVCache(config, limit=context, kv_format=KVFormat.of(bits, config.head_dim))
     cache.reserve(context)
     gc.collect()
     mx.clear_cache()

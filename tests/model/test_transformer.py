@@ -7,6 +7,7 @@ import pytest
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.errors import ContextError, OptionError
 from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.kv_format import KVFormat
 from magistral_mlx.model.transformer import Transformer
 from tests.support.reference import forward
 from tests.support.tiny import fill, make_config, make_weights
@@ -65,7 +66,7 @@ IDS = mx.array([[5, 6, 7, 300, 9, 10, 11, 12, 5, 5, 201]])
 def test_a_cached_pass_equals_a_pass_at_once(
     model: Transformer, tiny_config: ModelConfig, split: int, bits: int | None, tolerance: float
 ) -> None:
-    cache = KVCache(tiny_config, limit=11, bits=bits)
+    cache = KVCache(tiny_config, limit=11, kv_format=KVFormat.of(bits, tiny_config.head_dim))
     parts = [model(IDS[:, :split], cache.layers), model(IDS[:, split:], cache.layers)]
     assert mx.abs(mx.concatenate(parts, axis=1) - model(IDS)).max() <= tolerance
 
@@ -75,7 +76,10 @@ def test_a_single_query_on_packed_keys_equals_the_dequantized_view(
     model: Transformer, tiny_config: ModelConfig, bits: int
 ) -> None:
     """One query multiplies the packed arrays, two attend to a dequantized view: the same numbers."""
-    one, two = (KVCache(tiny_config, limit=11, bits=bits) for _ in range(2))
+    one, two = (
+        KVCache(tiny_config, limit=11, kv_format=KVFormat.of(bits, tiny_config.head_dim))
+        for _ in range(2)
+    )
     model(IDS[:, :9], one.layers)
     single = [model(IDS[:, 9:10], one.layers), model(IDS[:, 10:], one.layers)]
     model(IDS[:, :9], two.layers)
@@ -86,7 +90,10 @@ def test_a_single_query_on_packed_keys_equals_the_dequantized_view(
 def test_trim_then_append_equals_fresh(
     model: Transformer, tiny_config: ModelConfig, bits: int | None
 ) -> None:
-    used, fresh = (KVCache(tiny_config, limit=300, bits=bits) for _ in range(2))
+    used, fresh = (
+        KVCache(tiny_config, limit=300, kv_format=KVFormat.of(bits, tiny_config.head_dim))
+        for _ in range(2)
+    )
     for ids in (IDS[:, :4], mx.array([[1, 2, 3]])):
         model(ids, used.layers)
     used.trim(3)
@@ -97,11 +104,11 @@ def test_trim_then_append_equals_fresh(
 
 def test_capacity_doubles_in_multiples_of_256_up_to_the_limit(tiny_config: ModelConfig) -> None:
     cache = KVCache(tiny_config, limit=1000)
-    assert [cache.room_for(n, c) for n, c in [(1, 0), (257, 256), (513, 512), (900, 512), (3, 256)]] == [
+    assert [cache.capacity_for(n, c) for n, c in [(1, 0), (257, 256), (513, 512), (900, 512), (3, 256)]] == [
         256, 512, 1000, 1000, 256,
     ]  # fmt: skip
     with pytest.raises(ContextError, match="1001"):
-        cache.room_for(1001, 512)
+        cache.capacity_for(1001, 512)
 
 
 def test_reserve_allocates_at_once_and_growth_keeps_what_is_there(
@@ -127,7 +134,7 @@ def test_reserve_allocates_at_once_and_growth_keeps_what_is_there(
 
 def test_options_of_the_cache_are_checked(tiny_config: ModelConfig) -> None:
     with pytest.raises(OptionError, match="kv_bits is 3"):
-        KVCache(tiny_config, limit=10, bits=3)
+        KVCache(tiny_config, limit=10, kv_format=KVFormat.of(3, tiny_config.head_dim))
     with pytest.raises(OptionError, match="cannot trim 1 of 0"):
         KVCache(tiny_config, limit=10).trim(1)
 

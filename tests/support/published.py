@@ -1,25 +1,11 @@
-"""Small datasets in the form of the published ones."""
+"""Small made-up datasets in the form of the published ones."""
 
-import base64
 import csv
 import json
-import pickle
-import zlib
 from pathlib import Path
 from typing import Any
 
 AIME = [("What is 20 + 5?", "025"), ("What is $10^2$?", "100"), ("What is 9 - 9?", "0")]
-CASES = [
-    {"input": "2 3\n", "output": "5\n", "testtype": "stdin"},
-    {"input": "-1 1\n", "output": "0", "testtype": "stdin"},
-]
-CALLS = [
-    {"input": "[1, 2, 3]\n2", "output": "[2, 4, 6]", "testtype": "functional"},
-    {"input": "[]\n5", "output": "[]", "testtype": "functional"},
-]
-STARTER = (
-    "class Solution:\n    def scale(self, values: List[int], factor: int) -> List[int]:\n        "
-)
 
 
 def aime24_rows() -> list[dict[str, Any]]:
@@ -59,47 +45,3 @@ def write_gpqa(path: Path) -> Path:
             }
             writer.writerow(row | wrong)
     return path
-
-
-def packed(cases: list[dict[str, str]]) -> str:
-    """Pack cases as private tests are: a pickled text of JSON, compressed, in base64."""
-    return base64.b64encode(zlib.compress(pickle.dumps(json.dumps(cases)))).decode()
-
-
-def livecodebench_rows() -> list[dict[str, Any]]:
-    shared = {
-        "platform": "atcoder",
-        "contest_id": "abc1",
-        "contest_date": "2024-09-01T00:00:00",
-        "difficulty": "easy",
-    }
-    return [
-        {
-            "question_title": "Sum",
-            "question_content": "Print the sum of two integers.",
-            "question_id": "abc1_a",
-            "starter_code": "",
-            "public_test_cases": json.dumps(CASES[:1]),
-            "private_test_cases": packed(CASES[1:]),
-            "metadata": "{}",
-            **shared,
-        },
-        {
-            "question_title": "Scale",
-            "question_content": "Multiply every value.",
-            "question_id": "3000",
-            "starter_code": STARTER,
-            "public_test_cases": json.dumps(CALLS[:1]),
-            "private_test_cases": json.dumps(CALLS[1:]),
-            "metadata": json.dumps({"func_name": "scale"}),
-            **shared,
-        },
-    ]
-
-
-def write_livecodebench(folder: Path) -> Path:
-    first, second = livecodebench_rows()
-    write_jsonl(folder / "test.jsonl", [first])
-    write_jsonl(folder / "test5.jsonl", [second])
-    write_jsonl(folder / "test6.jsonl", [{**second, "question_id": "later"}])  # of v6
-    return folder

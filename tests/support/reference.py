@@ -1,4 +1,4 @@
-"""The forward pass in float64 NumPy, written from the papers and not from the code under test.
+"""A forward pass in float64 NumPy, written from the papers and not from the tested code.
 
 Sources: RMSNorm https://arxiv.org/abs/1910.07467, RoPE https://arxiv.org/abs/2104.09864,
 grouped-query attention https://arxiv.org/abs/2305.13245, SwiGLU https://arxiv.org/abs/2002.05202.

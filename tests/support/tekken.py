@@ -10,7 +10,7 @@ BUNDLED = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
 
 
 def write_tekken(folder: Path, vocab_size: int = 2048, version: str = "v11") -> Path:
-    """Write ``tekken.json`` with the first ids of the real vocabulary; all 131,072 are Magistral's.
+    """Write ``tekken.json`` with the first ids of the real vocabulary; all are 131,072.
 
     The control ids are those of 2506. ``version="v13"`` has those of 2507 and 2509, with [THINK]
     at 34 and [/THINK] at 35; "v7" has the 20 of Mistral Small 3.1, without [ARGS] and [CALL_ID].

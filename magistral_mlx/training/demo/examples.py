@@ -188,10 +188,12 @@ class Examples:
                 add([*self.encode(problem.answer), control["</s>"]], False)
                 continue
             draw, answer = rng.random(), [*self.encode(problem.answer), control["</s>"]]
-            if draw < 0.03:  # reasoning switched off: a guess, but a well-formed one
+            # Reasoning switched off: the answer is a guess, but well-formed.
+            if draw < 0.03:
                 add(self.encode("<think>\n</think>\n"), False)
                 add(answer, True)
-            elif draw < 0.07:  # a thinking budget used up somewhere in the trace
+            # A thinking budget that ends somewhere in the trace.
+            elif draw < 0.07:
                 trace = self.encode(f"<think>\n{problem.trace}")
                 add(trace[: rng.randrange(3, len(trace))], True)
                 add(self.encode("\n</think>\n\n"), False)

@@ -1,4 +1,4 @@
-"""Graders against answers made by hand: what a reader takes them to state is what is read."""
+"""Graders against answers made by hand, with the value that a reader takes from each."""
 
 import pytest
 

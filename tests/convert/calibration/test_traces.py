@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.convert import Options, converting, prepare
+from magistral_mlx.convert import ConvertOptions, check_conversion, stream_conversion
 from magistral_mlx.convert.calibration import choose as calibration
 from magistral_mlx.convert.calibration import traces
 from magistral_mlx.convert.calibration.corpus import WINDOW, questions
@@ -18,12 +18,15 @@ from magistral_mlx.convert.verify import main as verify
 from magistral_mlx.errors import CheckpointError, ConversionError, MemoryLimitError
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.model import memory
-from magistral_mlx.streams import Stream
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.support.sources import content, convert_quickly, write_hf
 from tests.support.tekken import write_tekken
 
-SELF = Options(q_method="importance", calibration="self", tokenizer_json=False)
+SELF: dict[str, Any] = {
+    "q_method": "importance",
+    "calibration": "self",
+    "tokenizer_json": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def test_replies_to_our_questions_are_kept_with_the_checkpoint_and_change_it(
     source: Path, tmp_path: Path
 ) -> None:
-    Stream(converting(source, tmp_path / "one", SELF)).result()
+    stream_conversion(source, tmp_path / "one", **SELF).result()
     convert_quickly(source, tmp_path / "built-in", q_method="importance")
     written = lines(tmp_path / "one")
     assert [line["question"] for line in written] == questions()[: len(written)]
@@ -90,7 +93,7 @@ def test_windows_hold_the_system_prompt_once_and_every_question_with_its_reply(
 def test_a_conversion_goes_on_after_the_last_whole_reply(
     cut: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Stream(converting(source, tmp_path / "whole", SELF)).result()
+    stream_conversion(source, tmp_path / "whole", **SELF).result()
     write, drawn = Traces._write, []
 
     def failing(self: Traces, *arguments: object) -> dict[str, object]:
@@ -101,21 +104,21 @@ def test_a_conversion_goes_on_after_the_last_whole_reply(
 
     monkeypatch.setattr(Traces, "_write", failing)
     with pytest.raises(KeyboardInterrupt):
-        Stream(converting(source, tmp_path / "out", SELF)).result()
+        stream_conversion(source, tmp_path / "out", **SELF).result()
     file = tmp_path / "out.partial" / TRACES / FILE
     assert len(file.read_bytes().splitlines()) == cut
     with file.open("ab") as end:
         # A power failure leaves half a line.
         end.write(b'{"seed": %d, "ids": [1, 2' % cut)
     with pytest.raises(ConversionError, match=r"another calibration"):
-        prepare(
-            source, tmp_path / "out", Options(q_method="importance", tokenizer_json=False)
+        check_conversion(
+            source, tmp_path / "out", ConvertOptions(q_method="importance", tokenizer_json=False)
         ).run().__next__()
     drawn.clear()
     monkeypatch.setattr(
         Traces, "_write", lambda self, *rest: drawn.append(rest[-1]) or write(self, *rest)
     )
-    Stream(converting(source, tmp_path / "out", SELF)).result()
+    stream_conversion(source, tmp_path / "out", **SELF).result()
     assert drawn == list(range(cut, len(lines(tmp_path / "out"))))
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
@@ -123,15 +126,19 @@ def test_a_conversion_goes_on_after_the_last_whole_reply(
 @pytest.mark.slow
 def test_any_checkpoint_of_the_same_vocabulary_may_write(source: Path, tmp_path: Path) -> None:
     convert_quickly(source, tmp_path / "8bit", q_bits=8, q_method="round")
-    options = Options(q_method="gptq", calibration=str(tmp_path / "8bit"), tokenizer_json=False)
-    Stream(converting(source, tmp_path / "out", options)).result()
+    options: dict[str, Any] = {
+        "q_method": "gptq",
+        "calibration": str(tmp_path / "8bit"),
+        "tokenizer_json": False,
+    }
+    stream_conversion(source, tmp_path / "out", **options).result()
     stated = json.loads((tmp_path / "out" / "magistral_mlx.json").read_text())["options"][
         "calibration"
     ]
     assert stated["writer"] == open_checkpoint(tmp_path / "8bit").fingerprint()
     write_tekken(tmp_path / "8bit", 512)
     with pytest.raises(CheckpointError):
-        prepare(source, tmp_path / "other", options)
+        check_conversion(source, tmp_path / "other", ConvertOptions(**options))
 
 
 def test_a_writer_that_does_not_fit_is_refused_before_any_work(
@@ -139,5 +146,5 @@ def test_a_writer_that_does_not_fit_is_refused_before_any_work(
 ) -> None:
     monkeypatch.setattr(memory, "budget_bytes", lambda memory_gb=None: 1000)
     with pytest.raises(MemoryLimitError, match="may be used"):
-        prepare(source, tmp_path / "out", SELF)
+        check_conversion(source, tmp_path / "out", ConvertOptions(**SELF))
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.convert import Options, converting, prepare
+from magistral_mlx.convert import ConvertOptions, check_conversion, stream_conversion
 from magistral_mlx.convert.__main__ import main
 from magistral_mlx.convert.methods.auto import allocate_bits
 from magistral_mlx.convert.output.staging import CALIBRATION
@@ -84,11 +84,16 @@ def test_so_many_bits_are_spent_and_on_v_and_k_first(
 def test_let_go_anywhere_it_goes_on_to_the_same_bytes(
     tmp_path: Path, source: Path, method: str
 ) -> None:
-    options = Options(q_method=method, recipe="auto", target_bits=4.8, tokenizer_json=False)
+    options: dict[str, Any] = {
+        "q_method": method,
+        "recipe": "auto",
+        "target_bits": 4.8,
+        "tokenizer_json": False,
+    }
     convert_quickly(source, tmp_path / "whole", recipe="auto", target_bits=4.8, q_method=method)
     count = 0
     while not (tmp_path / "out").exists():
-        for taken, _ in enumerate(steps := converting(source, tmp_path / "out", options)):
+        for taken, _ in enumerate(steps := stream_conversion(source, tmp_path / "out", **options)):
             if taken == 2 + 14 * count:
                 break
         steps.close()
@@ -139,8 +144,10 @@ def test_what_cannot_be_done_is_refused_before_any_work(
 def test_what_scales_and_norms_take_leaves_no_gap_between_the_least_bits(
     tmp_path: Path, source: Path, target_bits: float, least: int
 ) -> None:
-    plan = prepare(
-        source, tmp_path / "out", Options(**AUTO, target_bits=target_bits, tokenizer_json=False)
+    plan = check_conversion(
+        source,
+        tmp_path / "out",
+        ConvertOptions(**AUTO, target_bits=target_bits, tokenizer_json=False),
     ).plan
     assert set(plan.bits.values()) == {least}
     assert plan.bits_per_weight <= target_bits
@@ -150,8 +157,10 @@ def test_what_scales_and_norms_take_leaves_no_gap_between_the_least_bits(
 def test_another_target_is_another_conversion(tmp_path: Path, source: Path) -> None:
     convert_quickly(source, tmp_path / "out", **AUTO, target_bits=4.8)
     with pytest.raises(MagistralError, match=r"another target_bits: 4\.8, now 4\.9"):
-        prepare(
-            source, tmp_path / "out", Options(recipe="auto", target_bits=4.9, tokenizer_json=False)
+        check_conversion(
+            source,
+            tmp_path / "out",
+            ConvertOptions(recipe="auto", target_bits=4.9, tokenizer_json=False),
         )
 
 

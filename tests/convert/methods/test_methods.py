@@ -1,4 +1,4 @@
-"""Conversions by importance and GPTQ: the files of rounding with better numbers, also resumed."""
+"""Conversions by importance and GPTQ: rounding's files with better numbers, also resumed."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.checkpoint.safetensors import Shard
-from magistral_mlx.convert import Options, converting, verify_checkpoint
+from magistral_mlx.convert import ConvertOptions, stream_conversion, verify_checkpoint
 from magistral_mlx.convert.__main__ import main
 from magistral_mlx.convert.calibration.corpus import built_in
 from magistral_mlx.convert.calibration.statistics import mean_squares
@@ -25,7 +25,6 @@ from magistral_mlx.convert.packing import dequantize
 from magistral_mlx.convert.verification.checks import Check
 from magistral_mlx.errors import ConversionError, NumericsError, OptionError
 from magistral_mlx.model.loader import load_model
-from magistral_mlx.streams import Stream
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.convert.output.test_resume import killed
 from tests.convert.pipeline.test_convert import mlx_lm_logits
@@ -93,12 +92,12 @@ def test_importance_is_the_default_up_to_5_bits(
 ) -> None:
     convert_quickly(source, tmp_path / "out", q_method=None)
     assert content(tmp_path / "out") == content(made["importance"])
-    assert [Options(q_bits=bits).method for bits in (2, 3, 4, 5, 6, 8, 16)] == [
+    assert [ConvertOptions(q_bits=bits).method for bits in (2, 3, 4, 5, 6, 8, 16)] == [
         "importance"
     ] * 4 + ["round"] * 3
-    assert Options(q_mode="mxfp4").method == "round"
-    assert Options(recipe="8bit").method == "round"
-    assert Options(recipe="mixed_4_6").method == "importance"
+    assert ConvertOptions(q_mode="mxfp4").method == "round"
+    assert ConvertOptions(recipe="8bit").method == "round"
+    assert ConvertOptions(recipe="mixed_4_6").method == "importance"
 
 
 def inputs_of_layer_0(source: Path, windows: int) -> Array:
@@ -232,10 +231,12 @@ def test_outputs_come_nearer_in_every_format(
 def test_let_go_after_any_step_the_same_command_goes_on_to_the_same_bytes(
     tmp_path: Path, source: Path, made: dict[str, Path], method: str
 ) -> None:
-    options = Options(q_method=method, tokenizer_json=False)
+    options: dict[str, Any] = {"q_method": method, "tokenizer_json": False}
     count = 0
     while not (tmp_path / "out").exists():
-        for steps_taken, _ in enumerate(steps := converting(source, tmp_path / "out", options)):
+        for steps_taken, _ in enumerate(
+            steps := stream_conversion(source, tmp_path / "out", **options)
+        ):
             if steps_taken == 2 + count:
                 break
         steps.close()
@@ -249,8 +250,8 @@ def test_let_go_after_any_step_the_same_command_goes_on_to_the_same_bytes(
 def test_what_is_past_is_not_gone_through_again(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    options = Options(q_method=method, tokenizer_json=False)
-    steps = converting(source, tmp_path / "out", options)
+    options: dict[str, Any] = {"q_method": method, "tokenizer_json": False}
+    steps = stream_conversion(source, tmp_path / "out", **options)
     while not any((tmp_path / "out.partial" / CALIBRATION).glob("*/layers-00001-*")):
         next(steps)
     steps.close()
@@ -262,7 +263,7 @@ def test_what_is_past_is_not_gone_through_again(
 
     for module in ("calibration.forward", "methods.sequential"):
         monkeypatch.setattr(f"magistral_mlx.convert.{module}.mean_squares", seeing)
-    Stream(converting(source, tmp_path / "out", options)).result()
+    stream_conversion(source, tmp_path / "out", **options).result()
     assert seen[0] == "model.layers.1.self_attn.q_proj"
     assert seen[-1] == "lm_head"
 
@@ -292,8 +293,8 @@ def test_another_method_or_calibration_is_refused_with_the_way_out(
     (tmp_path / "text").write_text(
         "All the world's a stage, and all the men and women merely players. " * 40
     )
-    options = Options(q_method=method, tokenizer_json=False)
-    steps = converting(source, tmp_path / "out", options)
+    options: dict[str, Any] = {"q_method": method, "tokenizer_json": False}
+    steps = stream_conversion(source, tmp_path / "out", **options)
     while not any((tmp_path / "out.partial" / CALIBRATION).glob("*")):
         next(steps)
     steps.close()
@@ -415,8 +416,8 @@ def test_any_shape_of_this_architecture_is_converted_and_goes_on(
     folder = write_checkpoint(tmp_path / "hf", config, make_weights(config, mx.bfloat16))
     write_tekken(folder, config.vocab_size)
     convert_quickly(folder, tmp_path / "whole", q_method=method)
-    options = Options(q_method=method, tokenizer_json=False)
-    steps = converting(folder, tmp_path / "out", options)
+    options: dict[str, Any] = {"q_method": method, "tokenizer_json": False}
+    steps = stream_conversion(folder, tmp_path / "out", **options)
     for _ in range(2):
         next(steps)
     steps.close()

@@ -10,11 +10,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import magistral_mlx.convert.pipeline.conversion
-from magistral_mlx.convert import Options, converting
+from magistral_mlx.convert import stream_conversion
 from magistral_mlx.convert.output.staging import JOURNAL, Staging
 from magistral_mlx.errors import ConversionError
 from magistral_mlx.streams import Stream
@@ -24,7 +25,7 @@ from tests.support.sources import CONFIG, content, convert_quickly, write_hf
 CALLS = ("pwrite", "fsync", "rename", "unlink", "mkdir", "open")
 
 
-QUICK = Options(q_method="round", tokenizer_json=False)
+QUICK: dict[str, Any] = {"q_method": "round", "tokenizer_json": False}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -130,7 +131,7 @@ def test_a_conversion_let_go_at_once_leaves_nothing(
     monkeypatch.setattr(
         "magistral_mlx.convert.pipeline.rowwise.BLOCK_BYTES", 5_000
     )  # so that no file is whole by the blocks begun
-    steps = converting(source, tmp_path / "a" / "out", Options(q_method="round"))
+    steps = stream_conversion(source, tmp_path / "a" / "out", q_method="round")
     assert next(steps).name in CONFIG.shapes
     steps.close()
     assert not list(tmp_path.iterdir())
@@ -139,7 +140,7 @@ def test_a_conversion_let_go_at_once_leaves_nothing(
 def stopped(source: Path, target: Path, files: int) -> Path:
     """A conversion let go when so many files were finished; its partial folder."""
     partial = target.with_name(target.name + ".partial")
-    for _ in (steps := converting(source, target, QUICK)):
+    for _ in (steps := stream_conversion(source, target, **QUICK)):
         if len((partial / JOURNAL).read_text().splitlines()) > files:
             break
     steps.close()
@@ -219,7 +220,7 @@ def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path, source: Path) -
 
 
 def test_two_converters_are_kept_apart(tmp_path: Path, source: Path) -> None:
-    steps = converting(source, tmp_path / "out", QUICK)
+    steps = stream_conversion(source, tmp_path / "out", **QUICK)
     next(steps)
     with pytest.raises(ConversionError, match=r"another process is converting to .*out; wait"):
         convert_quickly(source, tmp_path / "out", force=True)
@@ -228,7 +229,7 @@ def test_two_converters_are_kept_apart(tmp_path: Path, source: Path) -> None:
 
 
 def test_a_target_another_process_finished_meanwhile_is_taken(tmp_path: Path, source: Path) -> None:
-    steps = converting(source, tmp_path / "out", QUICK)
+    steps = stream_conversion(source, tmp_path / "out", **QUICK)
     with pytest.MonkeyPatch.context() as patch:
 
         def enter_late(staging: Staging) -> Staging:

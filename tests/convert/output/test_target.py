@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import magistral_mlx.convert.output.target
-from magistral_mlx.convert import converting
+from magistral_mlx.convert import stream_conversion
 from magistral_mlx.errors import ConversionError
 from tests.support.sources import CONFIG, content, convert_quickly, write_hf
 
@@ -21,7 +21,7 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_progress_counts_every_byte_of_the_source(tmp_path: Path, hf_folder: Path) -> None:
-    steps = list(converting(hf_folder, tmp_path / "out"))
+    steps = list(stream_conversion(hf_folder, tmp_path / "out"))
     total = sum(2 * int(np.prod(shape)) for shape in CONFIG.shapes.values())
     assert steps[-1].done == steps[-1].total == total
     assert all(one.done <= two.done for one, two in pairwise(steps))

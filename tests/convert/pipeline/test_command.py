@@ -138,7 +138,7 @@ def test_exit_codes(
     monkeypatch.setattr("os.pwrite", stop)
     assert run(pristine / "hf", tmp_path / "out") == code
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(command_line, "prepare", stop)
+    monkeypatch.setattr(command_line, "check_conversion", stop)
     if code == 130:
         assert run(pristine / "hf", tmp_path / "out") == code
 
@@ -157,7 +157,7 @@ def test_an_interruption_says_what_is_kept(
     assert "interrupted; nothing was finished yet" in capfd.readouterr().err
     monkeypatch.undo()
     monkeypatch.setattr(
-        "magistral_mlx.convert.pipeline.conversion.Conversion._write_documents", stop
+        "magistral_mlx.convert.pipeline.conversion._write_documents", stop
     )  # all weights are there
     assert run(pristine / "hf", tmp_path / "out") == 130
     assert (

@@ -21,8 +21,9 @@ from magistral_mlx.checkpoint.quant_format import (
 from magistral_mlx.checkpoint.safetensors_header import header_bytes, lay_out
 from magistral_mlx.convert.output.writer import ShardWriter
 from magistral_mlx.convert.packing import dequantize, quantize
-from magistral_mlx.convert.recipe.layout import divide, in_order, make_plan
-from magistral_mlx.convert.recipe.options import RECIPES, Options, make_formats, quantization_block
+from magistral_mlx.convert.recipe.layout import divide, in_order, make_plan, quantization_block
+from magistral_mlx.convert.recipe.named import RECIPES
+from magistral_mlx.convert.recipe.options import ConvertOptions, make_formats
 from magistral_mlx.convert.source.consolidated import halves_from_pairs, is_rotated, native_name
 from magistral_mlx.errors import ConversionError, OptionError
 from tests.support.tiny import make_config
@@ -141,7 +142,7 @@ def test_columns_that_groups_do_not_divide_are_named() -> None:
     with pytest.raises(
         ConversionError, match=r"'model\.layers\.0\.mlp\.down_proj\.weight' has 96 columns"
     ):
-        make_plan(make_config(), "bfloat16", Options())
+        make_plan(make_config(), "bfloat16", ConvertOptions())
 
 
 # recipes
@@ -174,26 +175,26 @@ def test_mixed_4_6_is_mlx_lms_choice(num_layers: int) -> None:
     }  # type: ignore[call-arg, index]  # its types are not its own
     ours = {
         path: quant.bits
-        for path, quant in make_formats(config, Options(recipe="mixed_4_6")).items()
+        for path, quant in make_formats(config, ConvertOptions(recipe="mixed_4_6")).items()
     }
     assert ours == theirs
 
 
 def test_named_recipes() -> None:
-    bits = {name: make_formats(WIDE, Options(recipe=name)) for name in RECIPES}
+    bits = {name: make_formats(WIDE, ConvertOptions(recipe=name)) for name in RECIPES}
     assert {q.bits for q in bits["4bit"].values()} == {4}
     assert {q.bits for q in bits["8bit"].values()} == {8}
     assert {m for m, q in bits["4bit-head6"].items() if q.bits == 6} == {
         "model.embed_tokens",
         "lm_head",
     }
-    tied = make_formats(make_config(tie_word_embeddings=True), Options(recipe="4bit-head6"))
+    tied = make_formats(make_config(tie_word_embeddings=True), ConvertOptions(recipe="4bit-head6"))
     assert {m for m, q in tied.items() if q.bits == 6} == {"model.embed_tokens"}
 
 
 @pytest.mark.parametrize("recipe", [None, *RECIPES])
 def test_config_states_only_what_differs_and_reads_back(recipe: str | None) -> None:
-    options = Options(recipe=recipe, q_group_size=32)
+    options = ConvertOptions(recipe=recipe, q_group_size=32)
     formats = make_formats(WIDE, options)
     block = quantization_block(formats, options.default)
     differing = {path for path, quant in formats.items() if quant != options.default}
@@ -237,14 +238,14 @@ def test_config_states_only_what_differs_and_reads_back(recipe: str | None) -> N
 )
 def test_options_that_do_not_exist_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        Options(**options)  # type: ignore[arg-type]
+        ConvertOptions(**options)  # type: ignore[arg-type]
 
 
 def test_options_left_out_are_the_modes() -> None:
-    assert Options().default == QuantFormat(4, 64)
-    assert Options(recipe="8bit").default == QuantFormat(8, 64)
+    assert ConvertOptions().default == QuantFormat(4, 64)
+    assert ConvertOptions(recipe="8bit").default == QuantFormat(8, 64)
     for mode, (bits, group) in FP_FORMATS.items():
-        assert Options(q_mode=mode).default == QuantFormat(bits, group, mode)  # type: ignore[arg-type]
+        assert ConvertOptions(q_mode=mode).default == QuantFormat(bits, group, mode)  # type: ignore[arg-type]
 
 
 # plan
@@ -260,7 +261,7 @@ def test_magistral_small_in_4_bit_is_13_gb_in_a_file_for_each_layer() -> None:
         head_dim=128,
         vocab_size=131072,
     )
-    plan = make_plan(small, "bfloat16", Options())
+    plan = make_plan(small, "bfloat16", ConvertOptions())
     assert plan.num_parameters == 23_572_403_200
     assert plan.tensor_bytes == pytest.approx(13.26e9, rel=1e-3)
     assert [shard.file for shard in plan.shards] == [
@@ -269,14 +270,14 @@ def test_magistral_small_in_4_bit_is_13_gb_in_a_file_for_each_layer() -> None:
     assert [list(shard.sources) for shard in plan.shards] == in_order(small)
     assert [name for shard in plan.shards for name in shard.sources] == list(small.shapes)
     tied = replace(small, tie_word_embeddings=True)
-    last = make_plan(tied, "bfloat16", Options()).shards[-1]
+    last = make_plan(tied, "bfloat16", ConvertOptions()).shards[-1]
     assert last.sources == ("model.norm.weight", "model.embed_tokens.weight")
 
 
 def test_files_keep_the_order_and_the_limit() -> None:
     units = [("a", 3), ("b", 3), ("c", 9), ("d", 1), ("e", 6)]
     assert divide(units, limit=7) == [["a", "b"], ["c"], ["d", "e"]]
-    plan = make_plan(WIDE, "bfloat16", Options(), max_bytes=100_000)
+    plan = make_plan(WIDE, "bfloat16", ConvertOptions(), max_bytes=100_000)
     assert len(plan.shards) > 2
     for shard in plan.shards:
         assert (

@@ -1,4 +1,4 @@
-"""Every format and recipe, from float and packed sources, as mlx-lm loads and MLX rounds them."""
+"""Every format and recipe from every kind of source, as mlx-lm loads and MLX rounds them."""
 
 import json
 import logging
@@ -17,9 +17,9 @@ from magistral_mlx.checkpoint.quant_format import (
     FP_FORMATS,
     QuantFormat,
 )
-from magistral_mlx.convert import convert_checkpoint, prepare
+from magistral_mlx.convert import check_conversion, convert_checkpoint
 from magistral_mlx.convert.recipe.layout import make_plan
-from magistral_mlx.convert.recipe.options import Options, make_formats
+from magistral_mlx.convert.recipe.options import ConvertOptions, make_formats
 from magistral_mlx.convert.recipe.recipe_file import RecipeFile
 from magistral_mlx.convert.source.source import open_source
 from magistral_mlx.errors import OptionError
@@ -145,7 +145,9 @@ def test_16_bits_are_a_plain_copy(tmp_path: Path, dtype: mx.Dtype) -> None:
     assert not {"quantization", "quantization_config"} & config.keys()
     assert_is(open_checkpoint(tmp_path / "out").tensors(), weights, {})
     assert_is(read_by_mlx_lm(tmp_path / "out"), weights, {})
-    bits = prepare(folder, tmp_path / "2", Options(q_bits=16, tokenizer_json=False)).plan.bits
+    bits = check_conversion(
+        folder, tmp_path / "2", ConvertOptions(q_bits=16, tokenizer_json=False)
+    ).plan.bits
     assert bits == dict.fromkeys(MODULES, dtype.size * 8)
 
 
@@ -326,7 +328,7 @@ def test_a_recipe_of_16_bits_alone_states_no_quantization(
 
 def test_the_forecast_counts_what_is_written(tmp_path: Path, hf_folder: Path) -> None:
     recipe = write_recipe(tmp_path / "my.json", {"bits": 4}, *RULES)
-    plan = make_plan(CONFIG, "bfloat16", Options(recipe=recipe))
+    plan = make_plan(CONFIG, "bfloat16", ConvertOptions(recipe=recipe))
     bits = dict.fromkeys(("weight", "norm"), 0)
     for name, shape in CONFIG.shapes.items():
         quant = by_hand(name.removesuffix(".weight")) if len(shape) == 2 else None
@@ -366,12 +368,12 @@ def test_a_plan_is_of_the_recipes_content_not_of_its_path(tmp_path: Path, hf_fol
 
 def test_a_table_is_asked_to_be_written_to_a_file() -> None:
     with pytest.raises(OptionError, match=r"recipe is .* to which a table has to be written"):
-        Options(recipe={"default": {"bits": 4}})  # type: ignore[arg-type]
+        ConvertOptions(recipe={"default": {"bits": 4}})  # type: ignore[arg-type]
 
 
 def test_a_recipe_is_read_once(tmp_path: Path) -> None:
     path = tmp_path / "my.json"
-    options = Options(recipe=write_recipe(path, {"bits": 8}))
+    options = ConvertOptions(recipe=write_recipe(path, {"bits": 8}))
     path.unlink()
     assert set(make_formats(CONFIG, options).values()) == {QuantFormat(8, 64)}
     assert options.as_json()["recipe"] == {
@@ -383,9 +385,9 @@ def test_a_recipe_is_read_once(tmp_path: Path) -> None:
 def test_a_name_wins_over_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("8bit").write_text("{}")
-    assert Options(recipe="8bit").default == QuantFormat(8, 64)
+    assert ConvertOptions(recipe="8bit").default == QuantFormat(8, 64)
     write_recipe(Path("mine"), {"bits": 3})
-    assert Options(recipe="mine").default == QuantFormat(3, 64)
+    assert ConvertOptions(recipe="mine").default == QuantFormat(3, 64)
 
 
 BAD_FILES: dict[str, tuple[Any, str]] = {
@@ -466,7 +468,7 @@ def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path: Path, case: str) 
     path = tmp_path / "my.json"
     path.write_bytes(raw if isinstance(raw, bytes) else json.dumps(raw).encode())
     with pytest.raises(OptionError) as caught:
-        Options(recipe=str(path))
+        ConvertOptions(recipe=str(path))
     assert str(caught.value).startswith(f"recipe {path}: ")
     assert words in str(caught.value)
     assert len(str(caught.value)) < 500
@@ -499,7 +501,7 @@ def test_a_rule_that_matches_nothing_is_refused_before_work(
 
 
 def test_a_tied_model_has_no_lm_head_to_match(tmp_path: Path) -> None:
-    options = Options(
+    options = ConvertOptions(
         recipe=write_recipe(tmp_path / "my.json", {"bits": 4}, {"match": "lm_head", "bits": 6})
     )
     with pytest.raises(OptionError, match="matches no matrix"):
@@ -511,7 +513,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "link.json").symlink_to("gone")
     for name in ("pipe.json", "link.json", "."):
         with pytest.raises(OptionError, match="it is no plain file"):
-            Options(recipe=str(tmp_path / name))
+            ConvertOptions(recipe=str(tmp_path / name))
 
 
 @pytest.mark.parametrize("options", [{"q_bits": 4}, {"q_group_size": 32}, {"q_mode": "mxfp4"}])
@@ -520,4 +522,4 @@ def test_a_recipe_file_sets_everything(tmp_path: Path, options: dict[str, Any]) 
     with pytest.raises(
         OptionError, match=r"my\.json sets the bits; leave q_bits, q_group_size and q_mode out"
     ):
-        Options(recipe=recipe, **options)
+        ConvertOptions(recipe=recipe, **options)

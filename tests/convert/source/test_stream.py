@@ -4,17 +4,17 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
 
 from magistral_mlx.checkpoint import hub_api as remote
-from magistral_mlx.convert import Options, converting, prepare
+from magistral_mlx.convert import ConvertOptions, check_conversion, stream_conversion
 from magistral_mlx.convert.output.staging import JOURNAL
 from magistral_mlx.convert.recipe.layout import in_order
 from magistral_mlx.convert.source.hub_stream import HEAD_BYTES
 from magistral_mlx.errors import ConversionError, HubError, MagistralError, OptionError, in_units
-from magistral_mlx.streams import Stream
 from tests.support.faults.killing import in_small_pieces
 from tests.support.hub_server import COMMIT, OLDER, REPO, Hub, serving, use
 from tests.support.sources import CONFIG, content, convert_quickly, write_consolidated, write_hf
@@ -23,7 +23,7 @@ from tests.support.tiny import make_weights, raw_config
 pytest.importorskip("huggingface_hub")
 
 FIRST, SECOND = (f"model-{i:05}-of-00002.safetensors" for i in (1, 2))
-QUICK = Options(q_method="round", tokenizer_json=False)
+QUICK: dict[str, Any] = {"q_method": "round", "tokenizer_json": False}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_stream_converts_to_the_same_bytes_as_a_folder(
         folder = write_consolidated(tmp_path / "native")
         (folder / "SYSTEM_PROMPT.txt").write_bytes((published / "SYSTEM_PROMPT.txt").read_bytes())
         hub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    steps = list(converting(REPO, tmp_path / "streamed", QUICK, stream=True))
+    steps = list(stream_conversion(REPO, tmp_path / "streamed", **QUICK, stream=True))
     convert_quickly(published if layout == "hf" else folder, tmp_path / "local")
     assert same_but_for_the_source(tmp_path / "streamed", tmp_path / "local")
     assert not (tmp_path / "streamed.partial").exists()
@@ -89,7 +89,7 @@ def test_a_file_is_deleted_when_its_last_tensor_is_done(tmp_path: Path, hub: Hub
     fetched = tmp_path / "out.partial" / "source"
     there = [
         {path.name for path in fetched.glob("*.safetensors")}
-        for _ in converting(REPO, tmp_path / "out", QUICK, stream=True)
+        for _ in stream_conversion(REPO, tmp_path / "out", **QUICK, stream=True)
     ]
     # Each layer needs both.
     assert {FIRST, SECOND} in there
@@ -97,10 +97,12 @@ def test_a_file_is_deleted_when_its_last_tensor_is_done(tmp_path: Path, hub: Hub
 
 
 def test_complete_or_streamed_or_fetched_a_commit_is_one_source(tmp_path: Path, hub: Hub) -> None:
-    Stream(converting(REPO, tmp_path / "out", QUICK, stream=True)).result()
-    assert Stream(converting(REPO, tmp_path / "out", QUICK, stream=True)).result().already_complete
+    stream_conversion(REPO, tmp_path / "out", **QUICK, stream=True).result()
+    assert stream_conversion(REPO, tmp_path / "out", **QUICK, stream=True).result().already_complete
     with pytest.raises(ConversionError, match=r"another q_bits: 4, now 8"):
-        prepare(REPO, tmp_path / "out", Options(q_bits=8, tokenizer_json=False), stream=True)
+        check_conversion(
+            REPO, tmp_path / "out", ConvertOptions(q_bits=8, tokenizer_json=False, stream=True)
+        )
 
 
 @pytest.mark.parametrize("tenths", [1, 4, 7, 9])
@@ -113,11 +115,11 @@ def test_interrupted_anywhere_it_goes_on_with_what_arrived(
     )
     hub.bytes_until_down = documents + total * tenths // 10
     with pytest.raises(HubError, match=r"could not be fetched|cannot be reached"):
-        Stream(converting(REPO, tmp_path / "out", QUICK, stream=True)).result()
+        stream_conversion(REPO, tmp_path / "out", **QUICK, stream=True).result()
     assert not (tmp_path / "out").exists()
     sent = weights_sent(hub)
     hub.come_back()
-    Stream(converting(REPO, tmp_path / "out", QUICK, stream=True)).result()
+    stream_conversion(REPO, tmp_path / "out", **QUICK, stream=True).result()
     # Headers are read again each time.
     assert weights_sent(hub) <= total + 4 * HEAD_BYTES
     assert sent < total
@@ -126,23 +128,23 @@ def test_interrupted_anywhere_it_goes_on_with_what_arrived(
 
 
 def test_let_go_it_keeps_what_arrived(tmp_path: Path, hub: Hub) -> None:
-    steps = converting(REPO, tmp_path / "out", QUICK, stream=True)
+    steps = stream_conversion(REPO, tmp_path / "out", **QUICK, stream=True)
     while next(steps).done == 0:
         pass
     steps.close()
     assert any((tmp_path / "out.partial" / "source").iterdir())
-    Stream(converting(REPO, tmp_path / "out", QUICK, stream=True)).result()
+    stream_conversion(REPO, tmp_path / "out", **QUICK, stream=True).result()
     assert (tmp_path / "out").is_dir()
 
 
 def test_a_branch_that_moved_meanwhile_does_not_matter(tmp_path: Path, hub: Hub) -> None:
-    for _ in (steps := converting(REPO, tmp_path / "out", QUICK, stream=True)):
+    for _ in (steps := stream_conversion(REPO, tmp_path / "out", **QUICK, stream=True)):
         if len((tmp_path / "out.partial" / JOURNAL).read_text().splitlines()) > 1:
             break
     steps.close()
     hub.other_commits, hub.commit = {COMMIT: hub.files}, OLDER
     hub.files = hub.files | {"SYSTEM_PROMPT.txt": b"<think>x</think> Other.\n\nProblem:\n\n"}
-    Stream(converting(REPO, tmp_path / "out", QUICK, stream=True)).result()
+    stream_conversion(REPO, tmp_path / "out", **QUICK, stream=True).result()
     source = json.loads((tmp_path / "out" / "magistral_mlx.json").read_text())["source"]
     assert source["hub"]["commit"] == COMMIT
 
@@ -150,22 +152,21 @@ def test_a_branch_that_moved_meanwhile_does_not_matter(tmp_path: Path, hub: Hub)
 def test_a_damaged_file_is_refused_and_nothing_is_made_of_it(tmp_path: Path, hub: Hub) -> None:
     hub.damaged = frozenset({SECOND})
     with pytest.raises(MagistralError, match=SECOND):
-        Stream(converting(REPO, tmp_path / "out", QUICK, stream=True)).result()
+        stream_conversion(REPO, tmp_path / "out", **QUICK, stream=True).result()
     assert not (tmp_path / "out").exists()
 
 
 def test_a_dry_run_fetches_no_weights_and_writes_nothing(tmp_path: Path, hub: Hub) -> None:
-    conversion = prepare(REPO, tmp_path / "out", QUICK, stream=True)
-    assert conversion.source.nbytes == sum(
-        map(conversion.source.nbytes_of, conversion.source.config.shapes)
-    )
+    checked = check_conversion(REPO, tmp_path / "out", ConvertOptions(**QUICK, stream=True))
+    source = checked.origin.source
+    assert source.nbytes == sum(map(source.nbytes_of, source.config.shapes))
     assert {path.name for path in tmp_path.iterdir()} <= {"home"}
     assert weights_sent(hub) <= 4 * 2**17
 
 
 def test_a_folder_is_not_streamed(tmp_path: Path, published: Path) -> None:
     with pytest.raises(OptionError, match=r"is a folder.*--stream is for a hub id"):
-        prepare(published, tmp_path / "out", QUICK, stream=True)
+        check_conversion(published, tmp_path / "out", ConvertOptions(**QUICK, stream=True))
 
 
 @pytest.mark.parametrize("layout", [pytest.param("hf", marks=pytest.mark.slow), "consolidated"])
@@ -179,13 +180,13 @@ def test_a_pass_through_the_model_goes_along_with_the_stream(
         folder = write_consolidated(tmp_path / "native")
         (folder / "SYSTEM_PROMPT.txt").write_bytes((published / "SYSTEM_PROMPT.txt").read_bytes())
         hub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    options = Options(q_method=method, tokenizer_json=False)
+    options: dict[str, Any] = {"q_method": method, "tokenizer_json": False}
     fetched = tmp_path / "streamed.partial" / "source"
-    for _ in (steps := converting(REPO, tmp_path / "streamed", options, stream=True)):
+    for _ in (steps := stream_conversion(REPO, tmp_path / "streamed", **options, stream=True)):
         if len((tmp_path / "streamed.partial" / JOURNAL).read_text().splitlines()) > 1:
             break
     steps.close()
-    Stream(converting(REPO, tmp_path / "streamed", options, stream=True)).result()
+    stream_conversion(REPO, tmp_path / "streamed", **options, stream=True).result()
     assert not fetched.exists()
     total = sum(len(data) for name, data in hub.files.items() if name.endswith(".safetensors"))
     assert weights_sent(hub) <= total + 4 * HEAD_BYTES
@@ -197,8 +198,10 @@ def test_a_stream_is_read_once_so_the_source_cannot_write_its_own_calibration(
     tmp_path: Path, hub: Hub
 ) -> None:
     with pytest.raises(OptionError, match="leave --stream out, or name the folder"):
-        prepare(
-            REPO, tmp_path / "out", Options(calibration="self", tokenizer_json=False), stream=True
+        check_conversion(
+            REPO,
+            tmp_path / "out",
+            ConvertOptions(calibration="self", tokenizer_json=False, stream=True),
         )
     assert weights_sent(hub) < 2 * HEAD_BYTES + 1
 
@@ -207,8 +210,8 @@ def test_a_stream_is_read_once_so_the_source_cannot_write_its_own_calibration(
 def test_where_the_order_of_tensors_keeps_much_at_once_it_is_said(
     tmp_path: Path, hub: Hub, caplog: pytest.LogCaptureFixture, method: str
 ) -> None:
-    options = Options(q_method=method, tokenizer_json=False)
-    prepare(REPO, tmp_path / "out", options, stream=True)
+    options: dict[str, Any] = {"q_method": method, "tokenizer_json": False}
+    check_conversion(REPO, tmp_path / "out", ConvertOptions(**options, stream=True))
     # Each layer is in both files.
     assert "lie in such an order that" in caplog.text
     caplog.clear()
@@ -229,6 +232,6 @@ def test_where_the_order_of_tensors_keeps_much_at_once_it_is_said(
     hub.files["model.safetensors.index.json"] = json.dumps(
         {"metadata": {}, "weight_map": weight_map}
     ).encode()
-    conversion = prepare(REPO, tmp_path / "out", options, stream=True)
+    conversion = check_conversion(REPO, tmp_path / "out", ConvertOptions(**options, stream=True))
     assert "lie in such an order" not in caplog.text
     assert conversion.fetched_bytes() <= sum(sorted(map(len, hub.files.values()))[-5:])

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import magistral_mlx.convert.calibration.corpus
+import magistral_mlx.convert.pipeline.conversion
 import magistral_mlx.convert.pipeline.prepare
 import magistral_mlx.convert.pipeline.rowwise
 from magistral_mlx.convert.recipe.layout import make_plan
@@ -110,7 +111,7 @@ def main() -> None:
     rng = random.Random(0)
 
     def convert_it() -> None:
-        magistral_mlx.convert.pipeline.prepare.convert_checkpoint(
+        magistral_mlx.convert.pipeline.conversion.convert_checkpoint(
             options.source, target, q_method=options.method, tokenizer_json=False, force=force
         )
 

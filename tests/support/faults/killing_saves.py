@@ -17,6 +17,7 @@ import mlx.core as mx
 
 from magistral_mlx.model.cache_file import load_cache, save_cache
 from magistral_mlx.model.kv_cache import KVCache
+from magistral_mlx.model.kv_format import UNQUANTIZED
 from tests.support.faults.killing import count_calls, run_in_child
 from tests.support.tiny import make_config
 
@@ -47,7 +48,7 @@ def die(path: Path, at: int) -> None:
 
 def check(path: Path) -> None:
     cache, ids, which = load_cache(
-        path, CONFIG, limit=256, fingerprint="f", bits=None, dtype=mx.float32
+        path, CONFIG, limit=256, fingerprint="f", kv_format=UNQUANTIZED, dtype=mx.float32
     )
     assert cache.length == len(ids) == LENGTHS[which]
     assert all(mx.all(a == len(ids)).item() for parts in cache.state() for a in parts)

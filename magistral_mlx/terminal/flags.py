@@ -1,0 +1,77 @@
+"""Make a command line's flags from options that a dataclass declares."""
+
+from collections.abc import Callable, Collection
+from functools import wraps
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import click
+
+from magistral_mlx.options import Option, options_of
+
+Function = Callable[..., int]
+Decorator = Callable[[Function], Function]
+
+
+def click_options(cls: type, argument: str, *, only: Collection[str] = ()) -> Decorator:
+    """Make a decorator that adds a flag for each option that a dataclass declares.
+
+    The decorated function gets them as one argument, an instance of the dataclass.
+
+    Args:
+        only: the names of the options that get a flag; by default all.
+    """
+    declared = [option for option in options_of(cls) if not only or option.name in only]
+
+    def decorate(function: Function) -> Function:
+        def call(**values: Any) -> int:
+            options = cls(**{option.name: values.pop(option.name) for option in declared})
+            return function(**values, **{argument: options})
+
+        decorated: Function = wraps(function)(call)
+        for option in reversed(declared):
+            decorated = _flag(option)(decorated)
+        return decorated
+
+    return decorate
+
+
+def _flag(option: Option) -> Decorator:
+    """Make the click option of one declared option, by its type."""
+    flag = option.name.replace("_", "-")
+    names = [f"--{flag}", *option.aliases, option.name]
+    alternatives = get_args(option.type) if _is_union(option.type) else (option.type,)
+    kind = alternatives[0]
+    if kind is bool and option.default:
+        # The flag of an option that is on by default turns it off.
+        no = click.option(f"--no-{flag}", f"no_{option.name}", is_flag=True, help=option.help)
+        return lambda function: no(_negated(function, option.name))
+    if kind is bool:
+        return click.option(*names, is_flag=True, help=option.help)
+    if get_origin(kind) is tuple:
+        return click.option(*names, multiple=True, metavar=option.metavar, help=option.help)
+    if get_origin(kind) is Literal:
+        choices = get_args(kind)
+        is_text = all(isinstance(choice, str) for choice in choices)
+        # Numbers stay numbers; the dataclass refuses those that are not among the choices.
+        kind = click.Choice(choices) if is_text else type(choices[0])
+    return click.option(
+        *names,
+        type=kind,
+        default=option.default,
+        show_default=option.default not in (None, ""),
+        metavar=option.metavar,
+        help=option.help,
+    )
+
+
+def _negated(function: Function, name: str) -> Function:
+    def call(**values: Any) -> int:
+        values[name] = not values.pop(f"no_{name}")
+        return function(**values)
+
+    return wraps(function)(call)
+
+
+def _is_union(annotation: Any) -> bool:
+    return get_origin(annotation) in (UnionType, Union)
