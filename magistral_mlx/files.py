@@ -144,15 +144,16 @@ def rename(old: Path, new: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Delete a file, a link (not its target) or a whole folder, if it exists."""
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if stat.S_ISDIR(mode):
-        shutil.rmtree(path)
-    else:
-        os.unlink(path)
+    """Delete a file, a link (not its target) or a whole folder, if it exists.
+
+    Another process may be deleting it, too.
+    """
+    while os.path.lexists(path):
+        with suppress(FileNotFoundError):
+            if stat.S_ISDIR(os.lstat(path).st_mode):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
 
 
 def is_own_file(path: Path) -> bool:
@@ -177,6 +178,29 @@ def sha256_of(path: Path) -> str:
             leave_file_cache(file.fileno(), position, count)
             position += count
     return digest.hexdigest()
+
+
+def free_bytes(path: Path) -> int:
+    """Return the bytes that are free on the disk of ``path``, which need not exist yet."""
+    for folder in path.parents:
+        # Another process may delete a folder that it made at any moment.
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return shutil.disk_usage(folder).free
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path`` for the block, after waiting for the process that holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        # Some network drives have no locks.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def leave_file_cache(descriptor: int, offset: int, nbytes: int) -> None:

@@ -76,7 +76,6 @@ class Staging:
     def __enter__(self) -> "Staging":
         """Raises ConversionError where another process, another plan or something foreign is there."""
         self._made = [folder for folder in self.target.parents if not folder.exists()]
-        self.target.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = self._lock()
         try:
             self._load()
@@ -148,8 +147,13 @@ class Staging:
     def _lock(self) -> int:
         """A descriptor of the folder, which is made if need be, locked against other processes until it is closed."""
         while True:
-            with suppress(FileExistsError):
-                os.mkdir(self.folder)
+            try:
+                self.target.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileExistsError):
+                    os.mkdir(self.folder)
+            except FileNotFoundError:
+                # Another process has failed, and deleted the parents that it made.
+                continue
             try:
                 descriptor = os.open(
                     self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -270,8 +274,12 @@ def _read_journal(path: Path) -> list[dict[str, Any]]:
     """A journal's lines up to the first that was not written whole."""
     if not is_own_file(path):
         return []
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:  # another process has just published the target
+        return []
     records: list[dict[str, Any]] = []
-    for line in path.read_bytes().splitlines(keepends=True):
+    for line in content.splitlines(keepends=True):
         try:
             record = json.loads(line)
         except ValueError:

@@ -1,14 +1,14 @@
 """What is checked of a target before any work."""
 
-import errno
+import fnmatch
 import os
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
 from magistral_mlx.checkpoint.manifest import MANIFEST
 from magistral_mlx.convert.output.staging import JOURNAL, aside_of, partial_of
 from magistral_mlx.errors import ConversionError, in_units
+from magistral_mlx.files import free_bytes
 
 
 def check_place(target: Path) -> None:
@@ -52,16 +52,18 @@ def check_replaceable(target: Path, *, force: bool) -> None:
     """
     if not os.path.lexists(target) or (target / MANIFEST).is_file():
         return
+    names = _names_in(target)
+    if names is None and not os.path.lexists(target):
+        return
     if not force:
-        if target.is_dir() and not any(target.iterdir()):
+        if names == []:
             raise ConversionError(
                 f"{target} exists, empty; remove it: it is made when it is complete"
             )
         raise ConversionError(
             f"{target} exists and is not what would be made here; name another folder"
         )
-    is_checkpoint = (target / "config.json").is_file() and any(target.glob("model*.safetensors"))
-    if not target.is_dir() or (any(target.iterdir()) and not is_checkpoint):
+    if names is None or (names and not _is_checkpoint(names)):
         raise ConversionError(
             f"{target} holds no checkpoint, so it is not replaced; name another folder"
         )
@@ -85,19 +87,10 @@ def check_space(target: Path, needed_bytes: int) -> None:
         )
 
 
-def free_bytes(target: Path) -> int:
-    """Return the bytes that are free on the disk where ``target`` is or will be."""
-    for folder in target.parents:
-        # Another process may delete a folder that it made at any moment.
-        with suppress(FileNotFoundError, NotADirectoryError):
-            return shutil.disk_usage(folder).free
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target))
-
-
 def folder_bytes(folder: Path) -> int:
     """Return the bytes of all files under ``folder``, which another process may be changing.
 
-    What disappears meanwhile counts nothing.
+    A file that disappears meanwhile does not count.
     """
     total = 0
     for path, _, names in os.walk(folder):
@@ -105,6 +98,18 @@ def folder_bytes(folder: Path) -> int:
             with suppress(FileNotFoundError):
                 total += os.lstat(os.path.join(path, name)).st_size
     return total
+
+
+def _names_in(folder: Path) -> list[str] | None:
+    """List a folder; None if it is no folder, or was moved away by another process."""
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _is_checkpoint(names: list[str]) -> bool:
+    return "config.json" in names and bool(fnmatch.filter(names, "model*.safetensors"))
 
 
 def _nearest(target: Path) -> Path:

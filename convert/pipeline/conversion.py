@@ -24,7 +24,6 @@ from magistral_mlx.convert.output.manifest import entry_of, make_manifest
 from magistral_mlx.convert.output.report import Gain, gain_of, make_report
 from magistral_mlx.convert.output.shards import ShardSet
 from magistral_mlx.convert.output.staging import Staging, discard_replaced
-from magistral_mlx.convert.output.target import free_bytes
 from magistral_mlx.convert.pipeline.layerwise import LayerwiseConversion
 from magistral_mlx.convert.pipeline.prepare import Checked, check_conversion
 from magistral_mlx.convert.pipeline.rowwise import RowwiseConversion
@@ -33,7 +32,7 @@ from magistral_mlx.convert.recipe.named import AUTO
 from magistral_mlx.convert.recipe.options import ConvertOptions
 from magistral_mlx.convert.threads import unordered
 from magistral_mlx.errors import CheckpointError, ConversionError, in_units
-from magistral_mlx.files import discard, sha256_of, write_file
+from magistral_mlx.files import discard, free_bytes, sha256_of, write_file
 from magistral_mlx.options import takes_two_and_keywords_of
 from magistral_mlx.streams import Progress, Stream, streamed
 

@@ -1,5 +1,6 @@
 """Laws of a finished checkpoint that its files alone show: hashes, what config.json states, that no number is NaN."""
 
+import os
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def check_files(folder: Path, manifest: Manifest) -> Steps:
         for name, fault in hashed:
             faults += [fault] if fault else []
             yield manifest.files[name].size, name
-    there = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    there = {name for name in os.listdir(folder) if not name.startswith(".")}
     strays = sorted(there - set(manifest.files) - {MANIFEST})
     faults = sorted(faults) + [
         f"{name} is not recorded in {MANIFEST}: move it away" for name in strays

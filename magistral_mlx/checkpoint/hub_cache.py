@@ -4,7 +4,6 @@ import errno
 import logging
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from magistral_mlx.checkpoint.hub_api import (
     list_files,
 )
 from magistral_mlx.errors import HubError, in_units
+from magistral_mlx.files import free_bytes
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def _cache_of(repo_id: str) -> Path:
 def _check_space(repo_id: str, missing: Iterable[HubFile]) -> None:
     blobs = _cache_of(repo_id) / "blobs"  # another commit may share a file
     needed = sum(file.size for file in missing if not (blobs / file.checksum).exists())
-    free = shutil.disk_usage(next(folder for folder in blobs.parents if folder.exists())).free
+    free = free_bytes(blobs)
     if needed > free:
         raise HubError(
             f"{repo_id} needs {in_units(needed)} more under {blobs.parent.parent}, where {in_units(free)} are "

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from magistral_mlx.checkpoint.folder import open_checkpoint, resolve
 from magistral_mlx.errors import CheckpointError, OptionError, quoted
-from magistral_mlx.files import as_path, cache_dir
+from magistral_mlx.files import as_path, cache_dir, exclusive
 
 DEMO = "demo"
 SOURCE = Path(__file__).parent
@@ -19,11 +19,15 @@ def demo_folder() -> Path:
 def demo_checkpoint() -> Path:
     """Return the folder of the 4-bit demo; convert it into the cache folder on first use."""
     target = demo_folder()
-    if not target.exists():
-        # The one place where the runtime needs the converter.
-        from magistral_mlx.convert import convert_checkpoint
+    if target.exists():
+        return target
+    with exclusive(target.with_name(f".{target.name}.lock")):
+        # Another process may have converted it meanwhile.
+        if not target.exists():
+            # The one place where the runtime needs the converter.
+            from magistral_mlx.convert import convert_checkpoint
 
-        convert_checkpoint(SOURCE, target, q_method="round", tokenizer_json=False)
+            convert_checkpoint(SOURCE, target, q_method="round", tokenizer_json=False)
     return target
 
 
