@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import magistral_mlx as mm
+from benchmarks.__main__ import benchmarks
 from magistral_mlx import __main__ as group
 from magistral_mlx import bridge
 
@@ -61,6 +62,13 @@ def test_the_commands_are_understood(line: str) -> None:
     command = group.command.get_command(group.command.make_context("magistral", [name]), name)
     assert command is not None
     command.make_context(name, arguments)  # parses, and runs nothing
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_the_benchmarks_exist(name: str) -> None:
+    if name != "CHANGELOG.md":
+        for command in re.findall(r"python -m benchmarks ([a-z-]+)", DOCUMENTS[name]):
+            assert command in benchmarks.commands, command
 
 
 def test_the_readme_s_python_names_what_exists() -> None:
