@@ -142,13 +142,17 @@ def make_plan(
 def quantization_block(
     formats: Mapping[str, QuantFormat | None], default: QuantFormat | None
 ) -> dict[str, Any] | None:
-    """config.json's ``quantization``: the default, and a block for each packed module that differs. Nothing else:
-    mlx-swift refuses unknown keys. None where nothing is packed.
+    """Return ``quantization`` of config.json: the default, and a block for each other format.
 
-    What is not packed has no key: mlx-lm and mlx-swift-lm both take a module as packed by its scales alone.
+    It has no other keys, because mlx-swift refuses them. Modules that are not packed have none:
+    mlx-lm and mlx-swift-lm tell packed modules by their scales.
 
     Args:
+        formats: of each matrix, by module path.
         default: None for the format that most modules have.
+
+    Returns:
+        None if nothing is packed.
     """
     packed = {path: quant for path, quant in formats.items() if quant is not None}
     if not packed:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-# Name -> the bits of what it does not raise, and its effect.
+# Name -> the bits of the matrices that it does not raise, and its effect.
 RECIPES: Mapping[str, tuple[int, str]] = {
     "4bit": (4, "every matrix in 4 bit"),
     "8bit": (8, "every matrix in 8 bit"),
@@ -13,7 +13,8 @@ RECIPES: Mapping[str, tuple[int, str]] = {
         "4 bit; lm_head, and v and down projections of some layers in 6: mlx-lm's choice",
     ),
 }
-AUTO = "auto"  # bits by statistics, ``target_bits`` on average
+# Bits by statistics, ``target_bits`` on average.
+AUTO = "auto"
 RAISED_BITS = 6
 
 
@@ -27,7 +28,7 @@ def is_raised(module: str, num_layers: int, recipe: str) -> bool:
         return False
     if module == "lm_head":
         return True
-    # The first and last eighth of the layers, and every third between: as llama.cpp's Q4_K_M.
+    # The first and last eighth of the layers, and every third between, like llama.cpp's Q4_K_M.
     # Source: https://github.com/ggml-org/llama.cpp/blob/917786f43d0f29b7c77a0c56767c0fa4df68b1c5/src/llama.cpp#L5265
     if not module.endswith(("self_attn.v_proj", "mlp.down_proj")):
         return False

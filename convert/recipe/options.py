@@ -1,4 +1,4 @@
-"""What a conversion may choose, and the bits that each matrix gets by it."""
+"""The options of a conversion, and the format that they give each matrix."""
 
 import os
 from dataclasses import dataclass, field
@@ -22,7 +22,8 @@ Method = Literal["round", "importance", "gptq"]
 METHODS: tuple[Method, ...] = get_args(Method)
 # Affine formats that the default method searches: wider ones are near enough when rounded.
 SEARCHED_BITS = range(2, 6)
-STORED_BITS = 16  # of a scale, and of a bias
+# Bits of a stored scale, and of a stored bias.
+STORED_BITS = 16
 # Bits a weight for what is not packed; only the smallest models need more.
 NORMS_BITS = 0.02
 DEFAULT_BITS = 4
@@ -66,12 +67,13 @@ class ConvertOptions:
         "Replace a checkpoint at OUT, once the new one is complete; "
         "give up another one unfinished.",
     )
-    file: RecipeFile | None = field(init=False, default=None)  # the recipe's, where it is a file
+    # The content of the recipe, if it is a file.
+    file: RecipeFile | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if not isinstance(self.recipe, str | os.PathLike | None):
             raise OptionError(
-                f"recipe is {self.recipe!r}; it is a name or a file, to which a table has to be written"
+                f"recipe is {self.recipe!r}; it is a name or a file: write the table to a JSON file"
             )
         if self.q_mode not in get_args(Mode):
             raise OptionError(f"q_mode is {self.q_mode!r}; known are {', '.join(get_args(Mode))}")
@@ -100,19 +102,19 @@ class ConvertOptions:
     def _check_method(self) -> None:
         if self.method != "round" and not self._is_any_affine:
             raise OptionError(
-                f"q_method {self.method} is for affine formats, and none is written here (mxfp4, mxfp8 and nvfp4 are "
-                "always rounded, 16 bits not at all); leave it out"
+                f"q_method {self.method} is for affine formats, and none is written here (mxfp4, "
+                "mxfp8 and nvfp4 are always rounded, 16 bits not at all); leave it out"
             )
         if self.method == "round" and self.calibration is not None:
             other = ", or use q_method importance or gptq" if self._is_any_affine else ""
             raise OptionError(
-                f"nothing is calibrated where weights are rounded; leave the calibration out{other}"
+                f"rounding weights needs no calibration; leave the calibration out{other}"
             )
 
     def _check_recipe(self, recipe: str) -> None:
         if self.q_mode != "affine":
             raise OptionError(
-                f"the recipe {recipe} is for q_mode affine, not {self.q_mode}; leave one of the two out"
+                f"the recipe {recipe} is for q_mode affine, not {self.q_mode}; leave one out"
             )
         if self.q_bits is not None and self.q_bits != RECIPES[recipe][0]:
             raise OptionError(f"the recipe {recipe} sets the bits; leave q_bits {self.q_bits} out")
@@ -120,11 +122,11 @@ class ConvertOptions:
     def _check_auto(self) -> None:
         if self.q_mode != "affine":
             raise OptionError(
-                f"the recipe auto is for q_mode affine, not {self.q_mode}; leave one of the two out"
+                f"the recipe auto is for q_mode affine, not {self.q_mode}; leave one out"
             )
         if self.q_method == "round":
             raise OptionError(
-                "the recipe auto goes by a forward pass, and round takes none; leave q_method out"
+                "the recipe auto needs a forward pass, and round takes none; leave q_method out"
             )
         if self.q_bits is not None:
             raise OptionError(f"the recipe auto sets the bits; leave q_bits {self.q_bits} out")
@@ -132,8 +134,8 @@ class ConvertOptions:
     def _read_recipe(self, path: Path) -> None:
         if not os.path.lexists(path):
             raise OptionError(
-                f"recipe is {self.recipe!r}; a recipe is one of the names {', '.join([*RECIPES, AUTO])}, or a JSON "
-                "file, and there is none of that name"
+                f"recipe is {self.recipe!r}; a recipe is one of the names "
+                f"{', '.join([*RECIPES, AUTO])}, or a JSON file, and there is none of that name"
             )
         if self.q_bits is not None or self.q_group_size is not None or self.q_mode != "affine":
             raise OptionError(
@@ -143,7 +145,7 @@ class ConvertOptions:
 
     @property
     def default(self) -> QuantFormat | None:
-        """The format of every matrix that the recipe says nothing of; None: it is not packed."""
+        """The format of matrices that no rule of the recipe names; None: they are not packed."""
         if self.file is not None:
             return self.file.default
         if self.q_bits == UNPACKED_BITS:
@@ -157,14 +159,11 @@ class ConvertOptions:
             bits = RECIPES[self.recipe][0]
         bits = bits if self.q_bits is None else self.q_bits
         group_size = group_size if self.q_group_size is None else self.q_group_size
-        if (
-            self.target_bits is not None
-        ):  # the most that all matrices may have; none may: the least there are
+        if self.target_bits is not None:
+            # The most bits that all matrices may have within the target, or the fewest there are.
             overhead = 2 * STORED_BITS / group_size + NORMS_BITS
-            bits = max(
-                (b for b in AFFINE_BITS if b + overhead <= self.target_bits),
-                default=min(AFFINE_BITS),
-            )
+            affordable = (b for b in AFFINE_BITS if b + overhead <= self.target_bits)
+            bits = max(affordable, default=min(AFFINE_BITS))
         try:
             return QuantFormat(bits, group_size, self.q_mode)
         except CheckpointError as error:
@@ -172,7 +171,7 @@ class ConvertOptions:
 
     @property
     def method(self) -> Method:
-        """One of METHODS."""
+        """The method chosen, or the default one for the formats."""
         if self.q_method is not None:
             return self.q_method
         if self.recipe == AUTO:
@@ -187,14 +186,14 @@ class ConvertOptions:
         return any(quant.mode == "affine" for quant in self._formats())
 
     def _formats(self) -> list[QuantFormat]:
-        """Every format that may be written, by the default or a rule of the recipe's file."""
+        """Return every format that the default or a rule of the recipe's file may give."""
         rules = () if self.file is None else self.file.rules
         return [
             quant for quant in (self.default, *(rule.quant for rule in rules)) if quant is not None
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """The options as the provenance file keeps them, what was left out filled in."""
+        """Return the options for the manifest, with missing values filled in."""
         default = self.default
         return {
             "q_bits": UNPACKED_BITS if default is None else default.bits,
@@ -214,7 +213,7 @@ class ConvertOptions:
 
 
 def make_formats(config: ModelConfig, options: ConvertOptions) -> dict[str, QuantFormat | None]:
-    """The format of each matrix, by module path such as ``model.layers.0.mlp.down_proj``; None: it is not packed.
+    """Return the format of each matrix by module path; None: it is not packed.
 
     Raises:
         OptionError: a rule of the recipe's file matches no matrix.

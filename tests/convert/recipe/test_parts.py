@@ -224,9 +224,9 @@ def test_config_states_only_what_differs_and_reads_back(recipe: str | None) -> N
         ({"q_method": "importance", "q_bits": 16}, "q_method importance is for affine formats"),
         (
             {"q_method": "round", "calibration": "x"},
-            "nothing is calibrated where weights are rounded",
+            "rounding weights needs no calibration",
         ),
-        ({"q_bits": 8, "calibration": "x"}, "nothing is calibrated where weights are rounded"),
+        ({"q_bits": 8, "calibration": "x"}, "rounding weights needs no calibration"),
         (
             {"recipe": "bits.json"},
             "one of the names 4bit, 8bit, .*, or a JSON file, and there is none of that name",

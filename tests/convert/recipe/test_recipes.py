@@ -367,7 +367,7 @@ def test_a_plan_is_of_the_recipes_content_not_of_its_path(tmp_path: Path, hf_fol
 
 
 def test_a_table_is_asked_to_be_written_to_a_file() -> None:
-    with pytest.raises(OptionError, match=r"recipe is .* to which a table has to be written"):
+    with pytest.raises(OptionError, match=r"recipe is .* write the table to a JSON file"):
         ConvertOptions(recipe={"default": {"bits": 4}})  # type: ignore[arg-type]
 
 
