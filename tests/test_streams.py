@@ -47,7 +47,9 @@ def test_the_items_come_first_and_then_the_result() -> None:
 @pytest.mark.parametrize("read", range(6))
 def test_the_result_runs_what_is_left_of_the_work(read: int) -> None:
     stream = Stream(counting())
-    assert [number for _, number in zip(range(read), stream, strict=False)] == [*range(min(read, 5))]
+    assert [number for _, number in zip(range(read), stream, strict=False)] == [
+        *range(min(read, 5))
+    ]
     assert stream.result() == "01234"
 
 

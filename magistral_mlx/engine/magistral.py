@@ -214,7 +214,7 @@ class Magistral:
         run: ReplyRun | SampleRun,
         work: Generator[Item, None, Result],
     ) -> Stream[Item, Result]:
-        """Return a run's work as a stream; open the request's cache file, and save it at the end."""
+        """Open the request's cache file; return a stream of the work that saves it at the end."""
         self._newest = run.job.cancellation
         stream = Stream(work, run.job.cancellation)
         if request.prompt_cache_file is None:

@@ -34,6 +34,7 @@ class PrefixCache:
         """Start with an empty cache.
 
         Args:
+            config: the model's.
             limit: the most positions it may hold.
             kv_format: how keys and values are stored.
             fingerprint: the checkpoint's; a cache file must have the same.

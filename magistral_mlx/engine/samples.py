@@ -22,7 +22,7 @@ from magistral_mlx.streams import Stream
 
 @dataclass(frozen=True, slots=True)
 class SampleBudget:
-    """What several replies may use.
+    """The memory that several replies may use.
 
     Attributes:
         max_tokens: tokens of each reply.

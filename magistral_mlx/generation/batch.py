@@ -130,7 +130,10 @@ def decode_rows(
     are read; a row that ended is left out of the passes after it.
 
     Args:
+        step: the model and the rows' cache.
         logits: [1, V], after the prompt.
+        params: how ids are drawn.
+        rows: take the ids.
         stop: ids that end a row; consumed, not handed out.
         max_tokens: the most ids each row may take.
 

@@ -91,8 +91,11 @@ def decode(
     less: the caller trims it.
 
     Args:
+        step: the model and the cache of the prompt.
         logits: [1, V], after the prompt.
+        sampler: draws the ids.
         stop: ids that end the reply; consumed, not yielded.
+        max_tokens: the most ids to yield.
         steer: gives the ids to force instead of the next id, asked after each id that was drawn.
         drafter: guesses ids; without one, each pass has one id.
 

@@ -1,4 +1,4 @@
-"""A smaller model of the same vocabulary that guesses what the large one will draw."""
+"""A draft model: a smaller model of the same vocabulary that guesses what the large one draws."""
 
 from collections.abc import Generator, Sequence
 
@@ -19,9 +19,9 @@ FADING = 0.02
 
 
 class DraftModel:
-    """Guesses by drawing from its own logits as the large model will: same sampler, same seed, same step.
+    """Guesses by drawing from its own logits with the sampler, seed and step of the large model.
 
-    Where the two agree on the distribution they draw the same id, not only at temperature 0.
+    Where both models have the same distribution they draw the same id, not only at temperature 0.
     """
 
     def __init__(self, model: Transformer, config: ModelConfig, *, limit: int, cost: float) -> None:

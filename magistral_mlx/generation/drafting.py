@@ -1,21 +1,24 @@
-"""What may come next, guessed without the model, and whether checking the guess in one pass is worth it.
+"""Drafting: guesses of the next ids, and how many of them are worth checking in one pass.
 
-A pass over M rows costs little more than one over a single row where the weights are read once for all of
-them. So ids are guessed ahead, fed together, and kept while the model itself draws them. A wrong guess costs
-time and never an id. Source: https://arxiv.org/abs/2211.17192 (speculative decoding).
+A pass over M rows costs little more than a pass over one row where the weights are read once for
+all of them. So ids are guessed ahead, fed together, and kept while the model itself draws them. A
+wrong guess costs time and never an id.
+
+Source: https://arxiv.org/abs/2211.17192 (speculative decoding).
 """
 
 from collections.abc import Sequence
 from typing import Protocol
 
-from magistral_mlx.model.load_options import MAX_DRAFT_TOKENS
+# Most rows of a pass: MLX's kernels for a few rows end there.
+MAX_ROWS = 8
+# Share of all passes that wrong guesses may cost at most.
+LOSS = 0.01
+# Weight of the newest gain in the running mean of gains.
+FADING = 0.05
 
-MAX_ROWS = 1 + MAX_DRAFT_TOKENS  # a token, and the guesses after it
-LOSS = 0.01  # of all passes, what wrong guesses may cost at most
-FADING = 0.05  # weight of the newest gain among those of late
-
-# The ids that a context is made of, as distances back from the id to guess. Those with a gap see through a
-# number or a name that differs from line to line; the empty one holds the last id.
+# The ids that make a context, as distances back from the id to guess. A context with a gap matches
+# lines that differ in a number or a name; the empty context holds the last id.
 CONTEXTS: tuple[tuple[int, ...], ...] = (
     (),
     (1,),
@@ -27,45 +30,50 @@ CONTEXTS: tuple[tuple[int, ...], ...] = (
     (1, 3),
 )
 REACH = max(max(context, default=0) for context in CONTEXTS)
-STREAK = 2  # times a context has been right in a row, counted up to this
-PRIOR_WEIGHT = 6  # guesses that the first estimate of how often a context is right counts as
+# A context's right guesses in a row are counted up to this.
+STREAK = 2
+# The guesses that the first estimate of a context's success counts as.
+PRIOR_WEIGHT = 6
 
 
 class GuessSource(Protocol):
-    """Where guesses come from."""
+    """A source of guesses. ``cost`` is that of one guess, in passes of the model."""
 
-    cost: float  # of one guess, in passes of the model
+    cost: float
 
     def push(self, identity: int) -> None:
-        """The id that really follows."""
+        """Take the id that really follows."""
 
     def chances(self, limit: int) -> Sequence[float]:
-        """How likely each of the next guesses is right, given that those before it are; at most ``limit``."""
+        """Return how likely each of the next guesses is right, at most ``limit`` of them.
+
+        Each chance holds if the guesses before it are right.
+        """
 
     def guess(self, count: int) -> list[int]:
-        """The next ids: ``count`` of those that ``chances`` promised, or fewer."""
+        """Return the first ``count`` of the ids that ``chances`` rated, or fewer."""
 
 
 class PromptLookup:
-    """Guesses what followed the last time that the last ids were these, in the prompt or in the reply.
+    """Guesses the id that followed these ids last time, in the prompt or in the reply.
 
-    Each of ``CONTEXTS`` remembers what followed, and how often it was right is counted over all of its
-    occasions: of those that know the present context the most reliable one guesses.
+    Each of ``CONTEXTS`` remembers the ids that followed. Its success is counted over all its
+    occasions, and the most reliable context that knows the last ids guesses.
     """
 
     cost = 0.0
 
     def __init__(self, prompt: Sequence[int]) -> None:
         self.ids: list[int] = []
-        self._next: dict[
-            int, tuple[int, int]
-        ] = {}  # hash of a context -> the id that followed, times right in a row
+        # From the hash of a context to the id that followed, and its right guesses in a row.
+        self._next: dict[int, tuple[int, int]] = {}
         self._rates = {(c, s): _prior(c, s) for c in CONTEXTS for s in range(STREAK + 1)}
         self._guesses: list[int] = []
         for identity in prompt:
             self.push(identity)
 
     def push(self, identity: int) -> None:
+        """Remember what an id follows, and rate the contexts that guessed it or another."""
         for context, key in _keys(self.ids):
             if (known := self._next.get(key)) is None:
                 self._next[key] = identity, 0
@@ -78,6 +86,7 @@ class PromptLookup:
         self.ids.append(identity)
 
     def chances(self, limit: int) -> list[float]:
+        """Return the rate of the context that makes each of the next guesses."""
         recent, chances = self.ids[-REACH:], list[float]()
         self._guesses = []
         while len(chances) < limit:
@@ -96,6 +105,7 @@ class PromptLookup:
         return chances
 
     def guess(self, count: int) -> list[int]:
+        """Return the first ``count`` of the guesses that ``chances`` made."""
         return self._guesses[:count]
 
     def _rate(self, context: tuple[int, ...], streak: int) -> float:
@@ -104,7 +114,7 @@ class PromptLookup:
 
 
 def _keys(ids: Sequence[int]) -> list[tuple[tuple[int, ...], int]]:
-    """The contexts that ids are long enough for, each with its hash."""
+    """Return the contexts that ids are long enough for, each with its hash."""
     return [
         (context, hash((context, *(ids[-distance] for distance in context))))
         for context in CONTEXTS
@@ -113,27 +123,27 @@ def _keys(ids: Sequence[int]) -> list[tuple[tuple[int, ...], int]]:
 
 
 def _prior(context: tuple[int, ...], streak: int) -> tuple[float, float]:
-    """(Times right, times tried) to begin with: the more ids agree and the oftener it was right, the likelier."""
+    """Return (right, tried) to begin with: more ids in a context, or a streak, make it likelier."""
     rate = min(0.95, 0.1 + 0.1 * len(context) + 0.2 * streak)
     return PRIOR_WEIGHT * rate, PRIOR_WEIGHT
 
 
 class NoDrafter:
-    """Guesses nothing: every pass but the first is queued ahead."""
+    """A drafter that guesses nothing: every pass but the first is queued ahead."""
 
     @property
     def wants_last_token(self) -> bool:
-        """Whether to wait for the id that is being drawn, so that guesses can follow it in the next pass."""
+        """True to wait for the id that is being drawn, so that guesses can follow it."""
         return False
 
     def push(self, identity: int) -> None:
-        """The id that was drawn, or forced."""
+        """Take an id that was drawn or forced."""
 
     def note_plain_pass(self, room: int) -> None:
-        """Account for a plain pass that was queued ahead, and see what guesses would have gained in its place."""
+        """Account for a plain pass, and for the gain that guesses would have had in its place."""
 
     def propose(self, room: int) -> list[int]:
-        """Account for the next pass, and give the guesses to check in it, as many as ``room`` at most."""
+        """Account for the next pass and return at most ``room`` guesses to check in it."""
         return []
 
 
@@ -141,11 +151,11 @@ NO_DRAFTER = NoDrafter()
 
 
 class Drafter(NoDrafter):
-    """Decides for every pass of one reply how many guesses to check in it, and keeps account of what that cost.
+    """Chooses how many guesses each pass of one reply checks, and accounts for their cost.
 
-    It checks as many as make the expected number of ids largest in relation to the pass's cost, none where that
-    is no better than without. However wrong the guesses are, all passes together cost at most 1 % more than
-    plain decoding: a pass that could exceed that is not made.
+    It checks the number of guesses with the most expected ids for the pass's cost, and none where
+    that is no better than a plain pass. However wrong the guesses are, all passes together cost at
+    most 1 % more than plain decoding: a pass that could exceed that is not made.
     """
 
     def __init__(
@@ -157,39 +167,47 @@ class Drafter(NoDrafter):
         kv_share: float = 0.0,
         limit: int = MAX_ROWS - 1,
     ) -> None:
-        """
+        """Start the account of one reply.
+
         Args:
-            costs: of passes over 1, 2, ... rows that are waited for, in plain passes, which are queued ahead.
-            kv_share: what attending to one position adds to a pass, as a share of reading the weights.
-            limit: guesses in one pass at most.
+            source: makes the guesses.
+            costs: of passes over 1, 2, ... rows that are waited for, in plain passes, which are
+                queued ahead.
+            prompt_tokens: positions that every pass attends to from the start.
+            kv_share: cost of attending to one position, as a share of reading the weights.
+            limit: the most guesses in one pass.
         """
         self.source = source
         self.limit = min(limit, len(costs) - 1)
-        self.spent = 0.0  # in plain passes
-        self.tokens = 0  # ids since the prompt
+        self.spent = 0.0  # plain passes
+        self.tokens = 0  # ids after the prompt
         self._costs = costs
         self._prompt_tokens, self._kv_share = prompt_tokens, kv_share
-        self._gain = 0.0  # passes saved by waiting, a pass, of late
+        self._gain = 0.0  # running mean of the passes that waiting saves
 
     @property
     def wants_last_token(self) -> bool:
+        """True while guesses have been worth their cost."""
         return self._gain >= 0 and self.spent + self._cost(1) <= self._affordable
 
     def push(self, identity: int) -> None:
+        """Take an id that was drawn or forced."""
         self.source.push(identity)
         self.tokens += 1
 
     def note_plain_pass(self, room: int) -> None:
+        """Account for a plain pass, and for the gain that guesses would have had in its place."""
         self.spent += 1
-        self._worth(room)
+        self._choose_count(room)
 
     def propose(self, room: int) -> list[int]:
-        guesses = self.source.guess(self._worth(room))
+        """Account for the next pass and return at most ``room`` guesses to check in it."""
+        guesses = self.source.guess(self._choose_count(room))
         self.spent += self._cost(1 + len(guesses))
         return guesses
 
-    def _worth(self, room: int) -> int:
-        """How many guesses are worth their cost."""
+    def _choose_count(self, room: int) -> int:
+        """Return the number of guesses with the most expected ids for their cost."""
         best, count, gain = 1 / self._cost(1), 0, 1 - self._cost(1)
         expected = chance = 1.0
         for guesses, likely in enumerate(self.source.chances(min(room, self.limit)), 1):
@@ -203,17 +221,16 @@ class Drafter(NoDrafter):
 
     @property
     def _affordable(self) -> float:
-        """What all passes may have cost after the next one, should it give a single id."""
+        """The cost that all passes may have reached after the next one, if that gives one id."""
         return (1 + LOSS) * (self.tokens + 1)
 
     def _cost(self, rows: int) -> float:
-        """Of a pass that is waited for, in plain passes; each row attends for itself."""
+        """Return the cost of a pass that is waited for, in plain passes. Each row attends alone."""
         attending = self._kv_share * (self._prompt_tokens + self.tokens)
-        return (self._costs[rows - 1] + rows * attending) / (1 + attending) + (
-            rows - 1
-        ) * self.source.cost
+        guessing = (rows - 1) * self.source.cost
+        return (self._costs[rows - 1] + rows * attending) / (1 + attending) + guessing
 
 
 def is_worth_drafting(costs: Sequence[float], source_cost: float = 0.0) -> bool:
-    """Whether guesses that are always right would save a tenth at least."""
+    """Return True if guesses that are always right would save a tenth or more."""
     return any(rows > 1.1 * (cost + (rows - 1) * source_cost) for rows, cost in enumerate(costs, 1))

@@ -1,34 +1,40 @@
-"""Finds out that a model repeats itself: the same block of tokens, or one in which only numbers change. Strings only.
+"""The loop detector: finds a block of tokens that repeats, exactly or with other numbers.
 
-What is said of a loop needs no model, but marks, and honest text repeats itself too: rules of ``=``, rows of zeros,
-tables, columns of closing brackets. Those have few words, so a block of few words must go on for much longer.
+It works on strings and needs no model. Honest text repeats itself too: rules of ``=``, rows of
+zeros, tables, columns of closing brackets. Such blocks have few words, so a block of few words must
+repeat for much longer.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-LONGEST = 1024  # tokens of a block at most
-NUMBER = "0"  # stands for every number where only numbers change
+# Most tokens of a block.
+LONGEST = 1024
+# Stands for every number where only numbers change.
+NUMBER = "0"
 
 EXACT_REPETITIONS = 3
-EXACT_TOKENS = (
-    60  # that the repetitions take together at least: a block of 20 tokens is found at its third
-)
-EXACT_WORDS = 3  # different ones in a block; with fewer it must take DULL_TOKENS
+# Least tokens of the repetitions together: a block of 20 tokens is found at its third repetition.
+EXACT_TOKENS = 60
+# Least different words of a block. With fewer words it must take DULL_TOKENS.
+EXACT_WORDS = 3
 DULL_TOKENS = 400
 NEAR_REPETITIONS = 8
 NEAR_TOKENS = 200
-NEAR_WORDS = 5  # different ones in a block, and half of its tokens: a sentence, not a row of a table or of code
+# Least different words of a block whose numbers change. Half of its tokens must be words, too: the
+# block is a sentence, not a row of a table or of code.
+NEAR_WORDS = 5
 
 
 class LoopDetector:
-    """Takes a text token by token and says when its end repeats itself.
+    """Takes a text token by token and tells when its end repeats itself.
 
-    An exact repetition is found with its third block, once that is 60 tokens (400 where the block has fewer than
-    three different words). One in which only numbers differ is found with its eighth block, once that is 200 tokens,
-    and only where a block has five different words and little else. Blocks have up to 1,024 tokens. A token takes
-    microseconds, whatever came before it.
+    An exact repetition is found with its third block, once the blocks have 60 tokens together (400
+    if a block has fewer than three different words). A repetition with other numbers is found with
+    its eighth block, once the blocks have 200 tokens together, and only if a block has five
+    different words and little else. Blocks have up to 1,024 tokens. A token takes microseconds,
+    whatever came before it.
     """
 
     def __init__(self) -> None:
@@ -37,12 +43,11 @@ class LoopDetector:
         self._ends_in_number = False
 
     def push(self, piece: str) -> bool:
-        """Take the text of one token; whether a loop is certain by now."""
+        """Take the text of one token; return True if a loop is certain by now."""
         has_digit = piece.strip().isdigit()
         is_found = self._is_exact(self._exact.push(piece))
-        if (
-            has_digit and self._ends_in_number
-        ):  # digits of one number are one: 99 and 100 differ in nothing else
+        if has_digit and self._ends_in_number:
+            # The digits of a number are one symbol, so that 99 and 100 differ in nothing else.
             self._near.lengthen()
         else:
             is_found |= self._is_near(self._near.push(NUMBER if has_digit else piece))
@@ -68,21 +73,21 @@ class LoopDetector:
 
 
 class _Periods:
-    """A sequence of symbols, and for every period how long its end has had it."""
+    """A sequence of symbols, and for every period the length of the end that repeats with it."""
 
     def __init__(self, repetitions: int) -> None:
         self._wanted = np.arange(1, LONGEST + 1) * (repetitions - 1)
-        self._equal = np.zeros(
-            LONGEST, np.int64
-        )  # at p - 1: how many of the last symbols equal the one p before
+        # At p - 1: how many of the last symbols equal the symbol p before.
+        self._equal = np.zeros(LONGEST, np.int64)
         self._symbols: dict[str, int] = {}
         self._names: list[str] = []
         self._history = np.full(4 * LONGEST, -1, np.int64)
-        self._tokens = np.zeros(4 * LONGEST, np.int64)  # before and with each symbol
+        # Tokens up to each symbol.
+        self._tokens = np.zeros(4 * LONGEST, np.int64)
         self._end = LONGEST
 
     def push(self, name: str) -> int:
-        """Append a symbol; the shortest period that has been repeated often enough, or 0."""
+        """Append a symbol; return the shortest period that is repeated often enough, or 0."""
         symbol = self._symbols.setdefault(name, len(self._names))
         if symbol == len(self._names):
             self._names.append(name)
@@ -100,20 +105,21 @@ class _Periods:
         return int(found.argmax()) + 1 if found.any() else 0
 
     def lengthen(self) -> None:
-        """The last symbol takes one token more."""
+        """Count one token more for the last symbol."""
         self._tokens[self._end - 1] += 1
 
     def last(self, count: int) -> list[str]:
+        """Return the names of the last symbols."""
         return [self._names[symbol] for symbol in self._history[self._end - count : self._end]]
 
     def covered(self, period: int) -> int:
-        """Tokens that the repetitions of a period take; of very long ones those that are remembered."""
+        """Return the tokens that a period's repetitions take, as far as they are remembered."""
         count = min(int(self._equal[period - 1]) + period, self._end - 1)
         return int(self._tokens[self._end - 1] - self._tokens[self._end - 1 - count])
 
 
 def _words(pieces: Sequence[str]) -> int:
-    """Different words, or parts of words."""
+    """Count different words, or parts of words."""
     return len({piece.strip().casefold() for piece in pieces if _is_word(piece)})
 
 

@@ -1,4 +1,4 @@
-"""How the ids of a reply are chosen, and where it ends: SamplingParams."""
+"""SamplingParams: the options of choosing a reply's ids, and of ending it."""
 
 import math
 from dataclasses import dataclass
@@ -8,13 +8,16 @@ from magistral_mlx.errors import OptionError, quoted
 from magistral_mlx.options import option
 
 OnLoop = Literal["close", "stop", "ignore"]
-MAX_LOGPROBS = 20  # as OpenAI's interface
+MAX_LOGPROBS = 20  # the limit of OpenAI's interface
 MAX_MESSAGE = 200  # characters
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How a reply is sampled. The defaults are the model card's.
+    """The options of sampling a reply. The defaults are the model card's.
+
+    Attributes:
+        logprobs: report so many of the most probable ids for every token.
 
     Raises:
         OptionError: a value is out of range.
@@ -46,7 +49,7 @@ class SamplingParams:
         "When the model repeats itself: close its trace so that it answers, stop the reply, "
         "or ignore it. In an answer close stops as well.",
     )
-    logprobs: int = 0  # the k best ids reported for every token
+    logprobs: int = 0
 
     @property
     def thinks(self) -> bool:
@@ -75,8 +78,8 @@ class SamplingParams:
             )
         if not _is_line(self.think_budget_message):
             raise OptionError(
-                f"think_budget_message is {quoted(self.think_budget_message)}; use one line of at most "
-                f"{MAX_MESSAGE} characters, without tags"
+                f"think_budget_message is {quoted(self.think_budget_message)}; use one line of "
+                f"at most {MAX_MESSAGE} characters, without tags"
             )
         if not isinstance(self.stop, tuple) or not all(
             isinstance(text, str) and text for text in self.stop

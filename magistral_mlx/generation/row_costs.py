@@ -1,4 +1,7 @@
-"""What a pass over M rows costs on this device, in plain passes: measured once for each checkpoint, then remembered."""
+"""Costs of passes over several rows, in plain passes: measured once a checkpoint and device.
+
+A plain pass has one row and is queued before the id of the pass before it is read.
+"""
 
 import hashlib
 import json
@@ -22,22 +25,36 @@ from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.transformer import Transformer
 
-ROWS = (1, 2, 3, 4, 6, 8)  # measured; between them linear
+# Numbers of rows that are measured; the costs between them are interpolated.
+ROWS = (1, 2, 3, 4, 6, 8)
 ROUNDS = 3
-PLAIN_PASSES = 4  # in a row, each queued before the one before is read
-SECONDS = 1.0  # no further round is begun after this
+# Plain passes in a row, each queued before the one before it is read.
+PLAIN_PASSES = 4
+# No further round begins after this.
+SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class RowCosts:
-    """Costs of passes that are waited for; entry M - 1 is for M rows. A plain pass, queued ahead, costs 1."""
+    """Costs of passes that are waited for, in plain passes.
 
-    plain_seconds: float  # 0: not measured
+    Attributes:
+        plain_seconds: duration of a plain pass; 0 if it was not measured.
+        passes: the cost of M rows at M - 1.
+    """
+
+    plain_seconds: float
     passes: tuple[float, ...]
 
     @classmethod
     def from_json(cls, text: str) -> "RowCosts":
-        """What ``json.dumps(asdict(...))`` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+        """Read costs from JSON.
+
+        Raises:
+            ValueError: the text is no JSON, or no table of costs.
+            KeyError: a field is missing.
+            TypeError: a field has another type.
+        """
         found = json.loads(text)
         costs = cls(float(found["plain_seconds"]), tuple(float(cost) for cost in found["passes"]))
         numbers = (costs.plain_seconds, *costs.passes)
@@ -50,13 +67,17 @@ class RowCosts:
         return costs
 
 
-# A CPU takes the rows of a matmul one after the other. It is not timed: what a small model loses between its
-# kernels would make a second row look cheap, and the machine's load decide whether ids are guessed.
+# A CPU takes the rows of a matmul one after the other. It is not timed: the time that a small model
+# loses between its kernels would make a second row look cheap, and the machine's load would decide
+# whether ids are guessed.
 LINEAR = RowCosts(0.0, tuple(float(rows) for rows in range(1, MAX_ROWS + 1)))
 
 
 def row_costs(model: Transformer, config: ModelConfig, fingerprint: str) -> RowCosts:
-    """The costs for this device, version of MLX and checkpoint: from the cache folder, else measured and kept there."""
+    """Return the costs for this device, version of MLX and checkpoint.
+
+    They come from the cache folder, or are measured and kept there.
+    """
     if mx.default_device().type == mx.DeviceType.cpu:
         return LINEAR
     info = mx.device_info()
@@ -65,13 +86,13 @@ def row_costs(model: Transformer, config: ModelConfig, fingerprint: str) -> RowC
 
 
 def remembered(key: list[str], make: Callable[[], RowCosts]) -> RowCosts:
-    """What was kept under ``key``; made anew, and kept, where there is nothing or it cannot be read."""
+    """Return the costs kept under ``key``; make and keep them if there are none to read."""
     name = hashlib.sha256("\n".join(key).encode()).hexdigest()[:32]
     file = cache_dir() / "row-costs" / f"{name}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         return RowCosts.from_json(file.read_text("utf-8"))
     costs = make()
-    with suppress(OSError):  # a cache folder one may not write to: measured again the next time
+    with suppress(OSError):  # without a cache folder they are measured again the next time
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}")
         partial.write_text(json.dumps(asdict(costs)) + "\n", "utf-8")
@@ -82,9 +103,10 @@ def remembered(key: list[str], make: Callable[[], RowCosts]) -> RowCosts:
 def measure(
     model: Transformer, config: ModelConfig, *, clock: Callable[[], float] = time.perf_counter
 ) -> RowCosts:
-    """Time a few passes of every kind, sampling included; the fastest of each counts.
+    """Time a few passes of every kind, sampling included; the fastest of each kind counts.
 
-    About 25 passes a round, and one round to compile kernels: on a Mac 2 to 4 seconds for 24B in 4 bit.
+    A round has about 25 passes, and one round compiles kernels: 2 to 4 seconds on a Mac for the 24B
+    model in 4 bit.
     """
     step = Stepper(model, KVCache(config, limit=min(config.max_positions, 256)))
     sampler = Sampler(SamplingParams(), 0)
@@ -117,9 +139,8 @@ def measure(
         if rounds and clock() - begun > SECONDS:
             break
     fastest = np.array(times[1:]).min(axis=0)
-    costs = np.maximum.accumulate(
-        np.maximum(fastest[1:] / fastest[0], 1.0)
-    )  # another row cannot cost less than none
+    # Another row cannot cost less than none.
+    costs = np.maximum.accumulate(np.maximum(fastest[1:] / fastest[0], 1.0))
     return RowCosts(
         float(fastest[0]), tuple(float(x) for x in np.interp(range(1, MAX_ROWS + 1), ROWS, costs))
     )

@@ -55,11 +55,13 @@ class ThinkBudget:
         return not is_inside_character or tokens >= min(self._limit + CHARACTER, self._latest)
 
     def is_line_enough(self, tokens: int, text: str, logits: mx.array, draw: mx.array) -> bool:
-        """Return True if a trace of so many tokens, which ends in ``text``, may end here.
+        """Return True if a trace may end here, at the end of a line.
 
         A closing tag that the model is about to write itself is left to the model.
 
         Args:
+            tokens: tokens of the trace so far.
+            text: the end of the trace.
             logits: [1, V], of the next id; read only where the budget nears its end.
             draw: [1], the next id.
         """
