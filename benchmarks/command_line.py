@@ -101,10 +101,8 @@ def write(
 ) -> dict[str, Any]:
     """Return the results of a command with their circumstances; write them if a file is named.
 
-    Args:
-        kind: the key of the results, which is the command's name.
-        facts: ``circumstances()`` from before the work, whose load is then not our own.
-        found: a list of results, or plain JSON.
+    ``facts`` are ``circumstances()`` from before the work, whose load is then not our own.
+    ``found`` is a list of results, or plain JSON.
     """
     if isinstance(found, list):
         found = [one if isinstance(one, dict) else one.as_dict() for one in found]

@@ -1,4 +1,4 @@
-"""Layers of Magistral Small at its true width with random 4-bit weights, to time without a model."""
+"""Random weights in the shapes of Magistral Small, to time without a model."""
 
 import json
 from collections.abc import Callable
@@ -34,7 +34,7 @@ NARROW = replace(
 
 
 def write_slice(folder: Path, config: ModelConfig, seed: int = 0) -> None:
-    """Write a 4-bit checkpoint of ``config`` in MLX layout, one shard a layer to use little memory."""
+    """Write a 4-bit checkpoint of ``config`` in MLX layout, one shard a layer."""
     rng = np.random.default_rng(seed)
     _write(folder, config, lambda name, shape: _packed(name, shape, rng))
     quantization = {"group_size": FORMAT.group_size, "bits": FORMAT.bits, "mode": FORMAT.mode}

@@ -82,6 +82,6 @@ def convert(
         f"{comparison.title}, {gigabytes:.2f} GB, to {q_bits} bit by {q_method} on "
         f"{facts['chip']}; median of {times}, highest peak; {RATIO}",
         "who",
-        f"seconds | until on disk | CPU s | GB/s | peak above imports | written | tensors | {TIMES}",
+        f"seconds | with sync | CPU s | GB/s | peak above imports | written | tensors | {TIMES}",
         rows,
     )

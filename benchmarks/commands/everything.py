@@ -42,7 +42,6 @@ EVERY_MACHINE = {"graph": "decode-step", "drafting": "drafting-counts"}  # count
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for the results.",
 )
-@click.option("--name", help="How the files begin; the system, chip and cores if unset.")
 @model_option
 @peer_option
 @click.option("--only", multiple=True, type=click.Choice(list(COMMANDS)), help="Only these.")
@@ -52,7 +51,6 @@ def everything(
     context: click.Context,
     *,
     out: Path,
-    name: str | None,
     model: str | None,
     peer: bool,
     only: tuple[str, ...],
@@ -64,14 +62,12 @@ def everything(
     python -m benchmarks all --out results --quick            a minute or two
     python -m benchmarks all --out results --peer mlx-lm      some hours on two cores
     """
-    if name is not None and not re.fullmatch(r"[\w.-]{1,100}", name):
-        raise OptionError(f"--name is {name!r}; use letters, digits, dots, - and _, 100 at most")
     if model is not None and only and not {*only} & {*WITH_MODEL}:
         raise OptionError(
             f"--model is for {', '.join(WITH_MODEL)}, and --only names none of them; leave one out"
         )
     check_folder(out, "--out")
-    stem = name or machine_name(circumstances())
+    stem = machine_name(circumstances())
     names = {one: EVERY_MACHINE.get(one, f"{stem}-{one}") for one in only or COMMANDS}
     files = {one: out / f"{name}.json" for one, name in names.items()}
     for file in files.values():

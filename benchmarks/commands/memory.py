@@ -1,6 +1,5 @@
 """``memory``: peaks beside their forecast."""
 
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -21,13 +20,12 @@ from benchmarks.command_line import (
 from benchmarks.commands.speed import CONTEXTS
 from benchmarks.measure import OURS, Comparison, circumstances
 from benchmarks.report.table import RATIO, TIMES, show
-from benchmarks.runtime.memory import Prefills, answers, compare_caches, footprint
+from benchmarks.runtime.memory import Prefills, answers, compare_caches
 from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
 from magistral_mlx.checkpoint.folder import resolve
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.errors import OptionError
 
-FOOTPRINT_TOKENS = 16
 QUICK_PROMPT = 96
 
 
@@ -75,42 +73,19 @@ def memory(
     with tempfile.TemporaryDirectory(prefix="magistral-slice-") as name:
         title, folder = _checkpoint(model, synthetic, Path(name), quick=quick)
         comparisons = list(compare_caches(title, folder, prefills, peer=peer))
-    with tempfile.TemporaryDirectory(prefix="magistral-slice-") as name:
-        if model is None:
-            folder = Path(name)
-            wide = replace(NARROW if quick else TRUE_WIDTH, num_layers=2, vocab_size=2048)
-            write_slice(folder, wide)
-            shutil.copy(demo_checkpoint() / "tekken.json", name)
-            title = f"2 layers, {wide.hidden_size} wide"
-        reply = footprint(title, folder, FOOTPRINT_TOKENS)
     solved = list(answers(6 if quick else 200))
-    write("memory", facts, [*comparisons, reply, *solved], json_file)
+    write("memory", facts, [*comparisons, *solved], json_file)
     show(
         f"Prefill on {facts['chip']}; highest peak above the weights; {RATIO}",
         "what | prompt | who",
         f"tok/s | peak | ours/theirs | forecast/measured | in all | logits error | {TIMES}",
         _prefill_rows(comparisons),
     )
-    keys = ("forecast_bytes", "mlx_peak_bytes", "rss_bytes_above_imports")
-    show(
-        "One reply in a process of its own",
-        "model",
-        "forecast | MLX's peak | process above imports",
-        [(reply.title, *(f"{reply.facts[key] / 1e6:,.0f} MB" for key in keys))],
-    )
     show(
         "Answers with a packed cache",
         "model",
-        "held-out problems | exact | logits error",
-        [
-            (
-                one.title,
-                one.facts["problems"],
-                f"{one.facts['exact']:.1%}",
-                f"{one.facts['logits_error']:.2%}",
-            )
-            for one in solved
-        ],
+        "held-out problems | exact",
+        [(one.title, one.facts["problems"], f"{one.facts['exact']:.1%}") for one in solved],
     )
 
 

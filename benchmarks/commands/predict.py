@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.command_line import COUNT, json_option, write_file
+from benchmarks.command_line import COUNT
 from benchmarks.macs.predict import CHIPS, checks, counted_drafting, predict, read_results
 from benchmarks.report.table import show
 
@@ -19,11 +19,8 @@ FAILED = 1
     type=click.Path(path_type=Path),
     help="Judge the predictions by a Mac's results.",
 )
-@json_option
 @click.pass_context
-def forecast(
-    context: click.Context, *, prompt_tokens: int, folder: Path | None, json_file: Path | None
-) -> None:
+def forecast(context: click.Context, *, prompt_tokens: int, folder: Path | None) -> None:
     """Predict decode and first token of the 24B model in 4 bit on Macs, or check predictions.
 
     Decode is the share of the bandwidth that such chips were seen to reach, over the bytes of
@@ -57,8 +54,6 @@ def forecast(
             context.exit(FAILED)
         return
     predictions = [predict(chip, prompt_tokens, counted_drafting()) for chip in CHIPS]
-    if json_file is not None:
-        write_file(json_file, {"predict": [one.as_dict(prompt_tokens) for one in predictions]})
     show(
         "Prediction, measured on no Mac: Magistral Small in 4 bit, "
         f"after {prompt_tokens:,} tokens of prompt",

@@ -46,20 +46,6 @@ EMBEDDED = "demo"
     metavar="FILE",
     help="Measure on windows of this file, not on our texts.",
 )
-@click.option(
-    "--windows",
-    type=click.IntRange(2),
-    default=32,
-    show_default=True,
-    help="Windows of 512 ids from --text.",
-)
-@click.option(
-    "--problems",
-    type=click.IntRange(0),
-    default=200,
-    show_default=True,
-    help="Problems that the embedded model answers.",
-)
 @quick_option
 @json_option
 def quality(
@@ -70,8 +56,6 @@ def quality(
     methods: tuple[Method, ...],
     calibration: str | None,
     text: Path | None,
-    windows: int,
-    problems: int,
     quick: bool,
     json_file: Path | None,
 ) -> None:
@@ -96,7 +80,7 @@ def quality(
         )
     folder = Path(demo.__file__).parent if reference == EMBEDDED else resolve(reference)
     if quick:
-        methods, windows, problems = methods or METHODS[:1], min(windows, 4), min(problems, 3)
+        methods = methods or METHODS[:1]
     tokenizer = Tokenizer.from_folder(folder)
     named = {model: resolve(model) for model in models}
     for model in named.values():
@@ -105,7 +89,7 @@ def quality(
                 f"{model} has another vocabulary than {folder}; compare conversions of one model"
             )
     if text is not None:
-        texts = texts_of_file(text, tokenizer, windows=windows)
+        texts = texts_of_file(text, tokenizer, windows=4 if quick else 32)
     elif reference == EMBEDDED:
         texts = demo_texts(tokenizer, 8 if quick else 200)
     else:
@@ -117,7 +101,8 @@ def quality(
     with tempfile.TemporaryDirectory(prefix="magistral-quality-") as work:
         for title, candidate in candidates(folder, named, conversions, Path(work)):
             one = findings.add(title, candidate, score(candidate, texts, kept))
-            if reference == EMBEDDED and problems:
+            if reference == EMBEDDED:
+                problems = 3 if quick else 200
                 report(f"{title}: {problems} problems")
                 one["answers"] = exact_answers(load(str(candidate)), problems)
     results = {

@@ -33,9 +33,7 @@ KV_BITS: dict[str, KVBits] = {"4": 4, "8": 8, "16": 16}
     "--model", default="demo", show_default=True, metavar="demo|PATH|HUB", help="In MLX layout."
 )
 @click.option("--data", metavar="PATH|HUB", help="The dataset, if not the task's own on the hub.")
-@click.option("--revision", help="Branch, tag or commit of the dataset on the hub.")
 @click.option("--samples", default=1, show_default=True, help="Replies to each problem.")
-@click.option("--at-once", default=8, show_default=True, help="Replies side by side, if they fit.")
 @click.option("--limit", type=COUNT, help="Only the first problems.")
 @click.option("--max-tokens", type=COUNT, help="Tokens of a reply; the card's 40,960 if unset.")
 @click.option("--think-budget", type=click.IntRange(0), help="Tokens of a trace at most.")
@@ -53,9 +51,7 @@ def reasoning(
     task: str,
     model: str,
     data: str | None,
-    revision: str | None,
     samples: int,
-    at_once: int,
     limit: int | None,
     max_tokens: int | None,
     think_budget: int | None,
@@ -77,17 +73,17 @@ def reasoning(
     if journal_file and json_file and journal_file.absolute() == json_file.absolute():
         raise OptionError(f"--json and --journal are both {json_file}; name two files")
     chosen = TASKS[task]
-    if chosen.repo is None and (data is not None or revision is not None):
-        raise OptionError(f"{task} makes its problems itself; leave --data and --revision out")
+    if chosen.repo is None and data is not None:
+        raise OptionError(f"{task} makes its problems itself; leave --data out")
     problems = None
     if chosen.repo is not None:
-        rows = read_dataset(data or chosen.repo, chosen.files, revision=revision)
+        rows = read_dataset(data or chosen.repo, chosen.files)
         problems = problems_of(chosen, rows)
     sampling = SamplingParams(max_tokens=max_tokens, think_budget=think_budget, seed=seed)
     circumstance = circumstances()
     magistral = load(model, kv_bits=None if kv_bits is None else KV_BITS[kv_bits])
     problems = problems or problems_of(chosen, demo_rows(magistral.tokenizer))
-    plan = Plan(chosen, problems, sampling, samples, at_once)
+    plan = Plan(chosen, problems, sampling, samples)
     key = plan.key(magistral)
     plan = replace(plan, problems=problems[:limit])
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
@@ -122,7 +118,8 @@ def show_reasoning(found: Mapping[str, Any]) -> None:
     show(
         f"{found['title']}, pass@1 in percent; the card's is of Magistral Small 2506 in bf16",
         "problems | replies",
-        "pass@1 | standard error | by the seeds alone | the card's | cut off | looped | no answer | tokens",
+        "pass@1 | standard error | by the seeds alone | the card's | cut off | looped | no answer"
+        " | tokens",
         [
             (
                 found["problems"],

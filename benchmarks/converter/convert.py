@@ -23,6 +23,7 @@ from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.errors import ConversionError, OptionError
+from magistral_mlx.model.memory import packed_bytes
 
 ROOT = Path(__file__).parents[2]
 PHASE = "convert"
@@ -119,14 +120,7 @@ def source_bytes(config: ModelConfig) -> int:
 
 def output_bytes(config: ModelConfig, bits: int) -> int:
     """Return the bytes of the tensors that a conversion of a bf16 checkpoint writes."""
-    total = 0
-    for shape in config.shapes.values():
-        if len(shape) == 1:
-            total += 2 * shape[0]
-            continue
-        for kind, part in QuantFormat(bits, GROUP_SIZE).packed_shapes(shape).items():
-            total += (4 if kind == "weight" else 2) * math.prod(part)
-    return total
+    return packed_bytes(config, QuantFormat(bits, GROUP_SIZE))
 
 
 def tensor_digests(folder: Path) -> dict[str, str]:
@@ -209,11 +203,7 @@ def _summary(
 def convert_once(
     name: str, source: Path, nbytes: int, job: Job
 ) -> tuple[Conversion, dict[str, str]]:
-    """Convert in a process of its own, return its figures and digests, and delete its output.
-
-    Args:
-        nbytes: of the source's tensors.
-    """
+    """Convert in a process of its own, return its figures and digests, and delete its output."""
     with tempfile.TemporaryDirectory(prefix="magistral-converted-", dir=job.work) as parent:
         target = Path(parent) / "out"
         caches_dropped = _drop_caches(source)

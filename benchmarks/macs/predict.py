@@ -98,20 +98,6 @@ class Prediction:
     first_token_seconds: Range
     pass_seconds: Range
 
-    def as_dict(self, prompt_tokens: int) -> dict[str, Any]:
-        def ends(one: Range) -> list[float]:
-            return [one.low, one.high]
-
-        return {
-            "chip": self.chip.name,
-            "prompt_tokens": prompt_tokens,
-            "is_prediction": True,
-            "decode_per_second": ends(self.per_second),
-            "decode_per_second_drafted": {kind: ends(one) for kind, one in self.drafted.items()},
-            "first_token_seconds": ends(self.first_token_seconds),
-            "saved_pass_seconds": ends(self.pass_seconds),
-        }
-
 
 def counted_drafting() -> dict[str, float]:
     """Return the cost of an id with drafting in plain passes, by kind of text, as counted."""

@@ -18,7 +18,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 @dataclass(frozen=True, slots=True)
 class Conversions:
-    """Conversions to all ``bits`` by all ``methods``; ``calibration`` None is the converter's own."""
+    """Conversions to all ``bits`` by all ``methods``; no calibration is the converter's own."""
 
     bits: tuple[int, ...]
     methods: tuple[Method, ...]

@@ -15,11 +15,12 @@ from magistral_mlx.generation.reply import Reply
 from magistral_mlx.model.memory import DEFAULT_CONTEXT
 
 SEEDS_A_PROBLEM = 10_000
+AT_ONCE = 8  # replies side by side, if they fit
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The work: ``samples`` replies to each problem, up to ``at_once`` side by side.
+    """The work: ``samples`` replies to each problem.
 
     The seed of ``sampling`` is that of the first problem's first reply.
     """
@@ -28,13 +29,10 @@ class Plan:
     problems: Sequence[Problem]
     sampling: SamplingParams
     samples: int
-    at_once: int
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.at_once < 1:
-            raise OptionError(f"{self.samples} samples, {self.at_once} at once: use at least 1")
-        if self.samples > SEEDS_A_PROBLEM:
-            raise OptionError(f"a problem has {SEEDS_A_PROBLEM} seeds, not {self.samples}")
+        if not 1 <= self.samples <= SEEDS_A_PROBLEM:
+            raise OptionError(f"{self.samples} samples: use at least 1, at most {SEEDS_A_PROBLEM}")
 
     def key(self, magistral: Magistral) -> dict[str, Any]:
         """Return the facts that all replies of one run share."""
@@ -81,7 +79,7 @@ def _replies(
     seed = (plan.sampling.seed or 0) + place * SEEDS_A_PROBLEM
     prompt_tokens = len(magistral.tokenizer.encode_chat(problem.prompt))
     allowed = plan.sampling.max_tokens or magistral.plan.reply_tokens(prompt_tokens, None)
-    waiting, n = list(samples), plan.at_once
+    waiting, n = list(samples), AT_ONCE
     while waiting:
         some = waiting[:n]
         sampling = replace(plan.sampling, seed=seed + some[0], max_tokens=allowed)

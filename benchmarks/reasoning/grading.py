@@ -1,13 +1,14 @@
-"""Which integer or letter an answer states as its last word; the trace is not part of it.
+"""The integer or letter that an answer states last, without its trace.
 
-What is stated last counts: in a box, or after words such as "the answer is", else in the last line with a number. An
-answer that leaves two values open states none, and neither does a fraction, a power or a number in words.
+A value counts in a box, or after words such as "the answer is", or else in the last line with a
+number. An answer with two values states none, and neither does a fraction, a power or a number in
+words.
 """
 
 import re
 from collections.abc import Iterator
 
-ANSWER = r"answer|result|réponse|résultat|antwort|ergebnis|respuesta|resultado|risposta|risultato|resposta"
+ANSWER = "answer|result|réponse|résultat|antwort|ergebnis|respuesta|resultado|risposta|risultato|resposta"
 VERB = r"is|was|equals|must be|should be|would be|will be|est|ist|lautet|es|è|é|vaut|=|:|—|–"
 MARKER = re.compile(
     rf"\b(?:{ANSWER})\b(?P<between>[^.\n:=]{{0,60}}?)[\s*_#]*(?:(?:{VERB})(?!\w)|\n)[\s*_]*:?", re.I
@@ -15,9 +16,10 @@ MARKER = re.compile(
 BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
 
 NUMBER = re.compile(
-    r"(?<![\w.^/])(?<!\d,)(?P<sign>[-+]\s*)?(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?P<fraction>\.\d+)?(?![\w^/]|\.\d)"
+    r"(?<![\w.^/])(?<!\d,)(?P<sign>[-+]\s*)?(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
+    r"(?P<fraction>\.\d+)?(?![\w^/]|\.\d)"
 )
-# After a value these begin a reason or a remark, which may hold other numbers.
+# After a value, these words begin a reason or a remark, which may hold other numbers.
 REMARK = re.compile(
     r"\s*(?:,?\s*\b(?:since|because|as|where|which|for|from|with|when|if|given|rather|instead|not|and not|so|by)\b"
     r"|[;:(]|,\s)",
@@ -30,11 +32,13 @@ OPERATOR = re.compile(r"[-+*/^×·√!]")
 SENTENCE_END = re.compile(r"(?<=\S)[.!?](?=\s|$)(?!\s*=)|\n")
 CLAUSE_END = re.compile(r",\s+|;|\b(?:and|so|hence|thus)\b")
 ASIDE = re.compile(r"\s*\b(?:as|since|because|where|which|with|when|from|given)\b")
-SECOND = re.compile(
-    r"^\s*(?:[,;&]|and\b|or\b)\s*[a-zA-Z]\w{0,2}\s*=\s*[-+]?\d"
-)  # y = 9 after x = 7
+# y = 9 after x = 7.
+SECOND = re.compile(r"^\s*(?:[,;&]|and\b|or\b)\s*[a-zA-Z]\w{0,2}\s*=\s*[-+]?\d")
 
-LETTER_END = r"(?=\s*(?:$|\n|[^\w\s'’/&+-]|['’](?!\w))|\s+(?:because|since|as|is|for|given|and not|not|rather|[-–—])(?!\w))"
+LETTER_END = (
+    r"(?=\s*(?:$|\n|[^\w\s'’/&+-]|['’](?!\w))"
+    r"|\s+(?:because|since|as|is|for|given|and not|not|rather|[-–—])(?!\w))"
+)
 OPENING = r"[\s*_$:({\[\\`'\"“]*"
 LETTER = re.compile(
     rf"^{OPENING}(?:(?i:option|choice|letter|text|textbf|mathbf|mathrm|rm|therefore|thus|then|clearly)\b{OPENING})*"
@@ -51,7 +55,8 @@ LETTER_MARKER = re.compile(
 SO = r"\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore)\s+"
 BEFORE_CHOICE = rf"\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s+\(?|\(|(?m:^)[\s*]*|[.,:]\s+|{SO}"
 CHOSEN = re.compile(
-    rf"(?:{BEFORE_CHOICE})(?P<letter>[A-D])\)?[\s*]*(?:is|as) (?:the )?(?:\w+ )?(?:correct|right|answer|best)|"
+    rf"(?:{BEFORE_CHOICE})(?P<letter>[A-D])\)?[\s*]*"
+    r"(?:is|as) (?:the )?(?:\w+ )?(?:correct|right|answer|best)|"
     r"\b(?:choose|select|pick)\s+(?:option |choice |answer )?[*(]*(?P<picked>[A-D])\b"
 )
 LAST_LINE = re.compile(r"^[\s*_$(]*(?P<letter>[A-D])(?:[\s*_$.)]*$|[).:]\s+\S.*$)")
@@ -61,7 +66,7 @@ OTHER_LETTER = re.compile(
 
 
 def final_integer(answer: str) -> int | None:
-    """The integer that ``answer`` states, or None where it states none, or more than one."""
+    """Return the integer that an answer states; None for no integer or several."""
     text = plain(answer)
     for stated in reversed(list(_statements(text, MARKER))):
         if re.search(r"[\w\\]", stated):
@@ -71,7 +76,7 @@ def final_integer(answer: str) -> int | None:
 
 
 def final_letter(answer: str) -> str | None:
-    """The letter of A to D that ``answer`` chooses, or None where it chooses none, or more than one."""
+    """Return the letter of A to D that an answer chooses; None for no letter or several."""
     text = plain(answer)
     for stated in reversed(list(_statements(text, LETTER_MARKER, whole_lines=True))):
         chosen = LETTER.match(stated)
@@ -80,9 +85,8 @@ def final_letter(answer: str) -> str | None:
         small = SMALL_LETTER.match(stated)
         if small:
             return (small["bracketed"] or small["listed"] or small["alone"]).upper()
-        if re.match(
-            r"^[\s*_$:(]*[A-D](?:\b(?!\s+[a-z])|[A-D]+\b)", stated
-        ):  # a letter, and another
+        is_several = re.match(r"^[\s*_$:(]*[A-D](?:\b(?!\s+[a-z])|[A-D]+\b)", stated)
+        if is_several:
             return None
     named = list(CHOSEN.finditer(text))
     if named:
@@ -93,13 +97,8 @@ def final_letter(answer: str) -> str | None:
 
 
 def plain(text: str) -> str:
-    """Without the parts of LaTeX and typography that change no value."""
-    text = (
-        text.replace("\u2212", "-")
-        .replace("\u00a0", " ")
-        .replace("\u202f", "")
-        .replace("\u2009", "")
-    )
+    """Remove the parts of LaTeX and typography that change no value."""
+    text = text.translate({0x2212: "-", 0xA0: " ", 0x202F: "", 0x2009: ""})
     text = text.replace("{,}", ",").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
     text = re.sub(r"\\[,!;:> ]", "", text)
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|°", "", text)
@@ -112,7 +111,7 @@ def plain(text: str) -> str:
 
 
 def _statements(text: str, marker: re.Pattern[str], *, whole_lines: bool = False) -> Iterator[str]:
-    """What follows each marker to the end of its sentence, and what is in each box, in the order of the text."""
+    """Yield the text from each marker to the end of its sentence, and in each box, in order."""
     found: list[tuple[int, str]] = []
     for match in BOX.finditer(text):
         inside = _braced(text, match.end())
@@ -140,7 +139,7 @@ def _statements(text: str, marker: re.Pattern[str], *, whole_lines: bool = False
 
 
 def _braced(text: str, start: int) -> str | None:
-    """What stands from ``start`` to the brace that closes the one before it."""
+    """Return the text from ``start`` to the brace that closes the one before it."""
     depth = 1
     for i in range(start, len(text)):
         depth += (text[i] == "{") - (text[i] == "}")
@@ -150,7 +149,7 @@ def _braced(text: str, start: int) -> str | None:
 
 
 def _last_of(line: str) -> int | None:
-    """Of a line that says nowhere what is the answer: the value of its last clause with a number."""
+    """Return the value of a line's last clause with a number, if no marker names the answer."""
     outside = re.sub(r"\([^()]*\)", " ", line)
     line = outside if NUMBER.search(outside) else line
     clauses = [c for c in CLAUSE_END.split(line) if NUMBER.search(c) and not ASIDE.match(c)]
@@ -166,7 +165,7 @@ def _last_of(line: str) -> int | None:
 
 
 def _value(stated: str) -> int | None:
-    """The one integer of a statement; of a chain of equations the last side that is a number alone."""
+    """Return the one integer of a statement; in a chain of equations the last lone number."""
     stated = re.sub(r"\\(?:text|textbf|textit|mathbf|mathrm|bf|rm|boldsymbol)\b\s*", " ", stated)
     stated = (
         re.sub(r"(?<!\\)[{}*_`~]|\\boxed|\\fbox", " ", stated) if "\\frac" not in stated else stated
@@ -182,7 +181,7 @@ def _value(stated: str) -> int | None:
         return None
     clause = stated if remark is None else stated[: remark.start()]
     if "=" in stated[first.end() :].lstrip()[:1]:
-        clause = stated  # an equation whose first side is a number
+        # The first side of this equation is a number.
         second = REMARK.search(stated, stated.index("=", first.end()) + 1)
         clause = stated if second is None else stated[: second.start()]
     for side in reversed(clause.split("=")):
@@ -193,7 +192,7 @@ def _value(stated: str) -> int | None:
 
 
 def _is_expression(side: str, number: re.Match[str]) -> bool:
-    """Whether something is computed with the number there."""
+    """Return True if the number is an operand."""
     before, after = side[: number.start()].rstrip()[-1:], side[number.end() :].lstrip()[:1]
     return bool(
         (before and OPERATOR.match(before))

@@ -13,14 +13,10 @@ Row = Mapping[str, Any]
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")  # a folder's first form is read
 
 
-def read_dataset(
-    source: str, patterns: Sequence[str], *, revision: str | None = None
-) -> Iterator[Row]:
+def read_dataset(source: str, patterns: Sequence[str]) -> Iterator[Row]:
     """Yield the rows of a file, a folder or a dataset on the hub, in the order of file names.
 
-    Args:
-        patterns: the files to read in a folder or on the hub.
-        revision: branch, tag or commit on the hub.
+    ``patterns`` are the files to read in a folder or on the hub.
 
     Raises:
         OptionError: there is no such file, or it has another form.
@@ -29,7 +25,7 @@ def read_dataset(
     path = Path(source).expanduser()
     if path.is_file():
         return _read(path)
-    folder = path if path.is_dir() else _fetch(source, patterns, revision)
+    folder = path if path.is_dir() else _fetch(source, patterns)
     files = _chosen(folder, patterns)
     return (row for file in files for row in _read(file))
 
@@ -44,18 +40,14 @@ def _chosen(folder: Path, patterns: Sequence[str]) -> list[Path]:
     )
 
 
-def _fetch(repo: str, patterns: Sequence[str], revision: str | None) -> Path:
+def _fetch(repo: str, patterns: Sequence[str]) -> Path:
     if repo.count("/") != 1 or repo.startswith((".", "/", "~")):
         raise OptionError(f"{repo}: no file or folder, nor a dataset's name on the hub (org/name)")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(
-                repo, repo_type="dataset", revision=revision, allow_patterns=[*patterns]
-            )
-        )
+        return Path(snapshot_download(repo, repo_type="dataset", allow_patterns=[*patterns]))
     except GatedRepoError:
         raise HubError(
             f"the dataset {repo} is given to those who accept its terms: do so on its page, then "

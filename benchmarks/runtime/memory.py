@@ -1,10 +1,7 @@
 """Memory of a prefill into a float and a packed cache, its forecast, and what packing costs."""
 
 import gc
-import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,12 +32,10 @@ from magistral_mlx.model.memory import MemoryPlan, plan_for
 from magistral_mlx.model.transformer import Transformer
 from magistral_mlx.training.demo.problems import ARITHMETIC, held_out_problems, is_correct
 
-ROOT = Path(__file__).parents[2]
 PHASE = "prefill"
 KV_BITS: tuple[KVBits | None, ...] = (None, 8, 4)
 STEPS = 16  # ids whose logits are compared with those of a float cache
 SEED = 2026  # of the problems
-TEXT_IDS = 1000
 ERROR_IDS = 1024  # prompt before those steps, at most
 
 
@@ -175,53 +170,24 @@ def logits_error(
 
 
 def answers(count: int) -> Iterator[Finding]:
-    """Yield the embedded model's right answers, and its logits' error, with each kind of cache."""
-    texts: list[int] = []
+    """Yield the share of problems that the embedded model solves with each kind of cache."""
     for bits in KV_BITS:
         title = f"demo, {kind_of_cache(bits)}"
         report(f"{title}: {count} problems")
-        magistral = load("demo", kv_bits=bits)
-        solved = exact_answers(magistral, count, texts)
-        ends = texts[:-STEPS], texts[-STEPS:]
-        error = logits_error(magistral.model, magistral.config, magistral.plan, *ends)
-        facts = {"problems": count, "exact": solved["exact"], "ids": len(texts)}
-        yield Finding(title, facts | {"logits_error": error})
+        yield Finding(title, exact_answers(load("demo", kv_bits=bits), count))
 
 
-def exact_answers(
-    magistral: Magistral, count: int, texts: list[int] | None = None
-) -> dict[str, Any]:
+def exact_answers(magistral: Magistral, count: int) -> dict[str, Any]:
     """Return the share of held-out problems that are solved greedily, with its standard error.
 
-    The model must have closed the trace itself. ``texts`` receives the ids of the first
-    conversations, until it has ``TEXT_IDS``.
+    The model must have closed the trace itself.
     """
     right = 0
     for problem in held_out_problems(count, SEED, magistral.tokenizer.pieces, ARITHMETIC):
         reply = magistral.ask(problem.question, SamplingParams(temperature=0))
         right += is_correct(problem, reply.answer) and reply.reasoning_closed_by == "model"
-        if texts is not None and len(texts) < TEXT_IDS:
-            texts += magistral.prefix_cache.ids
     share = right / count
     return {"problems": count, "exact": share, "exact_error": (share * (1 - share) / count) ** 0.5}
-
-
-def footprint(title: str, folder: Path, max_tokens: int) -> Finding:
-    """Measure one reply in a process of its own.
-
-    Raises:
-        OptionError: the reply fails.
-    """
-    report(f"{title}: one reply in a process of its own")
-    command = [sys.executable, "-m", "benchmarks.runtime.footprint", str(folder), str(max_tokens)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = "".join(done.stderr.strip().splitlines()[-1:])
-        raise OptionError(f"the reply of {title} ended with exit code {done.returncode}: {said}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    for measure in ("mlx_peak_bytes", "rss_bytes_above_imports"):
-        found[f"forecast_over_{measure}"] = found["forecast_bytes"] / found[measure]
-    return Finding(title, found)
 
 
 def _ours(

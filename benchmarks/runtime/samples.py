@@ -1,7 +1,6 @@
-"""Several replies over one prompt: bytes of their caches, passes and time, against single replies."""
+"""Several replies over one prompt against single ones: cache bytes, passes and time."""
 
-import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,7 @@ CHUNK = 256
 class Held:
     """Bytes that the caches of ``n`` finished replies hold.
 
-    ``shared`` is one prompt with n continuations, ``separate`` n whole caches. ``active`` bytes
-    are MLX's, the others are computed by the caches.
+    ``shared`` is one prompt with n continuations, ``separate`` n whole caches.
     """
 
     n: int
@@ -41,16 +39,9 @@ class Held:
     kv_bits: int | None
     shared_bytes: int
     separate_bytes: int
-    shared_active_bytes: int
-    separate_active_bytes: int
 
     def as_dict(self) -> dict[str, Any]:
-        ratios = {
-            "ratio": self.shared_bytes / self.separate_bytes,
-            "active_ratio": self.shared_active_bytes / self.separate_active_bytes,
-            "goal": GOAL,
-        }
-        return asdict(self) | ratios
+        return asdict(self) | {"ratio": self.shared_bytes / self.separate_bytes, "goal": GOAL}
 
 
 def hold(folder: Path, n: int, *, prompt_tokens: int, new_tokens: int, kv_bits: int | None) -> Held:
@@ -69,29 +60,14 @@ def hold(folder: Path, n: int, *, prompt_tokens: int, new_tokens: int, kv_bits: 
         read_prompt(step, [1] * prompt_tokens, CHUNK)
         return step
 
-    def alone() -> Stepper:
-        step = prefilled(prompt_tokens + new_tokens)
-        for row in ids:
-            mx.eval(step(row[:1][None]))
-        return step
-
-    def together() -> BatchStepper:
-        cache = SharedCache(prefilled(prompt_tokens).cache, n, limit=new_tokens)
-        batch = BatchStepper(model, cache)
-        for row in ids:
-            mx.eval(batch(row))
-        return batch
-
-    def measured(act: Callable[[], Stepper | BatchStepper]) -> tuple[int, int]:
-        gc.collect()
-        before = mx.get_active_memory()
-        step = act()
-        return step.cache.nbytes, mx.get_active_memory() - before
-
-    single, single_active = measured(alone)
-    shared, shared_active = measured(together)
-    sizes = (shared, n * single, shared_active, n * single_active)
-    return Held(n, prompt_tokens, new_tokens, kv_bits, *sizes)
+    single = prefilled(prompt_tokens + new_tokens)
+    for row in ids:
+        mx.eval(single(row[:1][None]))
+    shared = SharedCache(prefilled(prompt_tokens).cache, n, limit=new_tokens)
+    batch = BatchStepper(model, shared)
+    for row in ids:
+        mx.eval(batch(row))
+    return Held(n, prompt_tokens, new_tokens, kv_bits, shared.nbytes, n * single.cache.nbytes)
 
 
 @dataclass

@@ -125,7 +125,6 @@ def test_what_all_would_write_is_checked_before_the_first(
             "decode-step.json cannot be written",
         ),
         (["--out", str(tmp_path / "file" / "x")], "cannot be made"),
-        (["--out", str(tmp_path / "x"), "--name", "../x"], "--name is '../x'"),
         (
             ["--out", str(tmp_path / "x"), "--only", "graph", "--model", "none"],
             "--only names none of them",
@@ -233,7 +232,7 @@ def test_a_disk_that_is_too_small_is_refused(
 
 PEAK = """
 import json
-from benchmarks.process import measured
+from benchmarks.converter.contender import measured
 before = bytes(range(256)) * (400 << 12)  # 400 MiB, at the peak of the imports
 del before
 print(json.dumps(measured(lambda: bytes(range(256)) * (200 << 12))))
@@ -242,7 +241,7 @@ print(json.dumps(measured(lambda: bytes(range(256)) * (200 << 12))))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak cannot be restarted")
 def test_the_peak_is_of_the_work_alone() -> None:
-    """What this process holds, or the child held before, is not in it."""
+    """Memory of this process, or of the child before, is not in it."""
     mine = bytes(range(256)) * (300 << 12)
     done = subprocess.run(
         [sys.executable, "-c", PEAK], cwd=ROOT, capture_output=True, text=True, check=True
@@ -250,11 +249,12 @@ def test_the_peak_is_of_the_work_alone() -> None:
     took = json.loads(done.stdout)
     assert len(mine) == 300 * 2**20
     peak = took["peak_rss_bytes"] - took["baseline_rss_bytes"]
-    assert 199 * 2**20 < peak < 210 * 2**20  # the kernel counts pages in batches
+    # The kernel counts pages in batches.
+    assert 199 * 2**20 < peak < 210 * 2**20
 
 
 def convert_quickly(work: Path, *arguments: str) -> dict[str, Any]:
-    """What a quick run wrote; it must leave nothing in ``work``."""
+    """Return the results of a quick run, which must leave nothing in ``work``."""
     work.mkdir()
     file = work.parent / "convert.json"
     assert main([*CONVERT, "--work", str(work), "--json", str(file), *arguments]) == 0
@@ -345,16 +345,13 @@ def test_a_quick_run_of_memory_forecasts_and_compares(tmp_path: Path) -> None:
     file = tmp_path / "memory.json"
     assert main(["memory", "--quick", "--peer", "mlx-lm", "--json", str(file)]) == 0
     found = json.loads(file.read_text())["memory"]
-    caches, footprint, solved = found[:3], found[3], found[4:]
+    caches, solved = found[:3], found[3:]
     assert [cache["plan"]["kv_bits"] for cache in caches] == [None, 8, 4]
     errors = [cache["logits_error"] for cache in caches]
     assert errors[0] == 0 < errors[1] < errors[2] < 1
     for cache in caches:
         peaks = cache["peak_bytes_above_weights"]
         assert cache["ours_over_theirs"]["mlx-lm"] == peaks["magistral-mlx"] / peaks["mlx-lm"]
-    assert footprint["forecast_over_mlx_peak_bytes"] == pytest.approx(1, abs=0.1)
-    errors = [one["logits_error"] for one in solved]
-    assert errors[0] == 0 < errors[1] < errors[2] < 1
     assert [one["exact"] >= 0.5 for one in solved] == [True, True, True]
 
 
@@ -386,9 +383,8 @@ def test_a_quick_run_of_samples_counts_and_compares(tmp_path: Path) -> None:
     found = json.loads(file.read_text())["samples"]
     assert [held["kv_bits"] for held in found["held"]] == [None, 8, 4]
     for held in found["held"]:
-        # 80 positions a reply, against one prompt's, which could have grown as far, and 16 times 16.
+        # 80 positions a reply; together one prompt's, which could grow as far, and 16 times 16.
         assert held["ratio"] == (80 + 16 * 16) / (16 * 80)
-        assert held["active_ratio"] == pytest.approx(held["ratio"], rel=0.1)
     assert found["passes"]["replies_equal_to_single_ones"] == 1
     assert 0 < found["passes"]["passes_a_reply"] < found["passes"]["passes_a_reply_alone"]
 
@@ -406,7 +402,7 @@ def test_machines_are_named_for_their_files() -> None:
 def test_all_runs_the_commands_that_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["all", "--out", str(tmp_path), "--name", "here", "--quick", "--only", "graph"]
+    command = ["all", "--out", str(tmp_path), "--quick", "--only", "graph"]
     assert main(command) == 0
     file = tmp_path / "decode-step.json"
     assert capsys.readouterr().out.splitlines()[-1] == str(file)
@@ -417,7 +413,8 @@ def test_all_runs_the_commands_that_are_named(
 @pytest.mark.slow
 def test_all_runs_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmarks", "all"])
-    command = ["all", "--out", str(tmp_path), "--name", "here", "--quick", "--peer", "mlx-lm"]
+    command = ["all", "--out", str(tmp_path), "--quick", "--peer", "mlx-lm"]
     assert main(command) == 0
+    here = machine_name(circumstances())
     kinds = ("speed", "memory", "cache", "convert", "samples", "quality", "reasoning")
-    assert {f"here-{kind}.json" for kind in kinds} <= {path.name for path in tmp_path.iterdir()}
+    assert {f"{here}-{kind}.json" for kind in kinds} <= {path.name for path in tmp_path.iterdir()}

@@ -1,4 +1,4 @@
-"""How many primitives and kernels one decode step has, and that they are counted rightly."""
+"""Primitives and kernels of one decode step, and how they are counted."""
 
 import json
 from dataclasses import replace
@@ -46,7 +46,7 @@ def test_a_decode_step_has_at_most_three_quarters_of_mlx_lms(tmp_path: Path) -> 
     assert primitives <= 0.5
     assert kernels <= 0.75
     graph = comparison.graphs[OURS]
-    # A layer: 2 norms, 4 matmuls, 1 rotation, 1 write, 1 attention, SwiGLU, 2 sums. Beside the layers: the
+    # A layer: 2 norms, 4 matmuls, 1 rotation, 1 write, 1 attention, SwiGLU, 2 sums. Besides: the
     # embedding's rows, scales and biases, their dequantization, the last norm, the head.
     assert graph.kernels.total() == 40 * 12 + 6
     assert (

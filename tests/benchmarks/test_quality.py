@@ -1,4 +1,4 @@
-"""KL against float64 over the whole vocabulary, bounds where little of it was kept, and what the parts are."""
+"""KL against float64 over the whole vocabulary, its bounds, and the parts of a text."""
 
 import json
 from collections.abc import Callable
@@ -34,7 +34,7 @@ TINY = Texts(mx.array(IDS, mx.int32), SOME, ("trace", "answer"))
 
 
 def logprobs(weights: dict[str, mx.array]) -> reference.Array:
-    """Of the positions that count, in float64."""
+    """Return log-probabilities of the positions that count, in float64."""
     floats = {name: np.array(weight.astype(mx.float32)) for name, weight in weights.items()}
     logits = np.stack([reference.forward(floats, CONFIG, list(ids)) for ids in IDS])[:, :-1][
         SOME >= 0
