@@ -20,6 +20,7 @@ DOCUMENTS = {
         "SECURITY.md",
         "CHANGELOG.md",
         ".github/CONTRIBUTING.md",
+        "benchmarks/README.md",
         "convert/README.md",
         "examples/swift/README.md",
         "magistral_mlx/README.md",
