@@ -183,6 +183,34 @@ def test_nobody_imports_the_converter_by_its_folder() -> None:
             assert not {n for n in imported(path) if n.split(".")[0] == "convert"}, path
 
 
+# A room of the benchmarks, or a file at their top, and what it may import of them.
+BENCHMARKS_MAY_IMPORT = {
+    "measure": "",
+    "synthetic": "",
+    "command_line": "",
+    "runtime": "measure synthetic",
+    "converter": "measure synthetic",
+    "quality": "measure synthetic",
+    "reasoning": "measure",
+    "macs": "measure synthetic",
+    "report": "measure",
+    "commands": "command_line converter macs measure quality reasoning report runtime synthetic",
+    "__main__": "commands",
+}
+
+
+def test_the_benchmarks_import_downwards_only_and_without_cycles() -> None:
+    files = {path for path in (ROOT / "benchmarks").rglob("*.py") if path.name != "__init__.py"}
+    graph: dict[str, set[str]] = {}
+    for path in files:
+        names = {name for name in imported(path) if name.startswith("benchmarks.")}
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        allowed = {parts[1], *BENCHMARKS_MAY_IMPORT[parts[1]].split()}
+        assert {name.split(".")[1] for name in names} <= allowed, path
+        graph[".".join(parts)] = names
+    TopologicalSorter(graph).prepare()
+
+
 PROBE = """
 import json, logging, os, resource, signal, sys, threading
 limits = (resource.RLIMIT_NOFILE, resource.RLIMIT_AS, resource.RLIMIT_STACK)

@@ -8,7 +8,8 @@ words.
 import re
 from collections.abc import Iterator
 
-ANSWER = "answer|result|réponse|résultat|antwort|ergebnis|respuesta|resultado|risposta|risultato|resposta"
+ANSWER = "answer|result|réponse|résultat|antwort|ergebnis|respuesta|resultado|risposta|risultato"
+ANSWER += "|resposta"
 VERB = r"is|was|equals|must be|should be|would be|will be|est|ist|lautet|es|è|é|vaut|=|:|—|–"
 MARKER = re.compile(
     rf"\b(?:{ANSWER})\b(?P<between>[^.\n:=]{{0,60}}?)[\s*_#]*(?:(?:{VERB})(?!\w)|\n)[\s*_]*:?", re.I
@@ -21,7 +22,8 @@ NUMBER = re.compile(
 )
 # After a value, these words begin a reason or a remark, which may hold other numbers.
 REMARK = re.compile(
-    r"\s*(?:,?\s*\b(?:since|because|as|where|which|for|from|with|when|if|given|rather|instead|not|and not|so|by)\b"
+    r"\s*(?:,?\s*\b(?:since|because|as|where|which|for|from|with|when|if|given|rather"
+    r"|instead|not|and not|so|by)\b"
     r"|[;:(]|,\s)",
     re.I,
 )
