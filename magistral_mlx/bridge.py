@@ -1,12 +1,14 @@
-"""Magistral for a host that is not Python: an app in Swift, or C, that embeds the interpreter.
+"""The bridge for a host that is not Python: an app in Swift, or C, that embeds the interpreter.
 
-Functions only. They take and give text, numbers, true and false, None, lists and dictionaries. Nothing is raised: each
-returns a dictionary with ``ok``, and where that is false an ``error`` with code, message and what_to_do. There are no
-callbacks: a host pulls events. Any thread that has the GIL may call; all work is done on a thread of the bridge's own,
-which runs only while the GIL is free, as it is while a host waits in ``next_event``.
+Functions only. They take and return text, numbers, booleans, None, lists and dictionaries. Nothing
+is raised: each returns a dictionary with ``ok``, and if that is false, an ``error`` with a code, a
+message and what_to_do. There are no callbacks: a host pulls events. Any thread that holds the GIL
+may call. All work is done on one worker thread, which runs only while the GIL is free, as it is
+while a host waits in ``next_event``.
 
-``version``, ``plan``, ``load``, ``start``, ``cancel`` and ``stats`` return at once; ``next_event`` within its timeout;
-``ask``, ``save``, ``resume`` and ``close`` when they are done. What events hold is in bridge_events.schema.json.
+``version``, ``plan``, ``load``, ``start``, ``cancel`` and ``stats`` return at once; ``next_event``
+within its timeout; ``ask``, ``save``, ``resume`` and ``close`` when they are done. The fields of
+events are in serving/bridge_events.schema.json.
 """
 
 import sys
@@ -17,33 +19,35 @@ import mlx.core as mx
 
 from magistral_mlx import __version__
 from magistral_mlx.demo import resolve_local
+from magistral_mlx.engine.request import Request
 from magistral_mlx.errors import OptionError
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.model.memory import MemoryPlan
-from magistral_mlx.serving.handles import Desk
-from magistral_mlx.serving.hosted_model import Request, plan_local
-from magistral_mlx.serving.plain_values import guarded, read_options
+from magistral_mlx.serving.handles import Handles
+from magistral_mlx.serving.model_jobs import plan_local
+from magistral_mlx.serving.plain_values import read_options, returns_errors
 
 # Grows when a function or an event changes in a way that a host must know.
 INTERFACE = 2
-LONGEST_SECONDS = 1.0  # a pull is short, so that a host sees its own cancellation between two
+# A pull is short, so that a host sees its own cancellation between two pulls.
+MAX_SECONDS = 1.0
 
-_desk = Desk()
+_handles = Handles()
 
 
-@guarded
+@returns_errors
 def version() -> dict[str, Any]:
-    """The versions of this package, of MLX and of Python, and of this interface."""
+    """Return the versions of this package, of MLX and of Python, and of this interface."""
     return {
         "version": __version__,
         "interface": INTERFACE,
-        "mlx": mx.__version__,  # type: ignore[attr-defined]  # its stubs leave it out
+        "mlx": mx.__version__,  # type: ignore[attr-defined]
         "python": sys.version.split()[0],
     }
 
 
-@guarded
+@returns_errors
 def plan(path: str, **options: Any) -> dict[str, Any]:
     """Return what a model in a folder needs here, in bytes, and the context that fits.
 
@@ -57,20 +61,20 @@ def plan(path: str, **options: Any) -> dict[str, Any]:
     return _as_dict(plan_local(resolve_local(path, converts_demo=False), wanted))
 
 
-@guarded
+@returns_errors
 def load(path: str, **options: Any) -> dict[str, Any]:
-    """Begin to load a folder, or "demo". Returns ``handle`` and ``stream``.
+    """Start to load a folder, or "demo". Returns ``handle`` and ``stream``.
 
     The events of the stream are progress, then ready or error. The options are the fields of
     ``LoadOptions``; None stands for the default. A model is planned for the memory that other open
-    models leave, unless ``memory_gb`` is given. Replies may be started at once; they begin when
+    models leave, unless ``memory_gb`` is given. Replies may be started at once; they wait until
     the model is ready. Close a handle even if its load failed.
     """
-    handle, stream = _desk.load(path, read_options(LoadOptions, options))
+    handle, stream = _handles.load(path, read_options(LoadOptions, options))
     return {"handle": handle, "stream": stream}
 
 
-@guarded
+@returns_errors
 def start(
     handle: int,
     messages: str | list[Any],
@@ -79,7 +83,7 @@ def start(
     system_prompt_only: bool = False,
     **sampling: Any,
 ) -> dict[str, Any]:
-    """Begin a reply. Returns ``stream``, and in ``ahead`` how many streams are before it.
+    """Start a reply. Returns ``stream``, and in ``ahead`` how many streams are before it.
 
     The events of the stream are progress, reasoning, answer and tool_call, then done or error. A
     model gives one reply at a time; at most 16 wait. ``messages``, ``tools`` and
@@ -87,87 +91,93 @@ def start(
     ``SamplingParams``; None stands for the default.
     """
     params = read_options(SamplingParams, sampling)
-    stream, ahead = _desk.start(handle, Request(messages, params, tools, system_prompt_only))
+    request = Request(messages, params, tools=tools, system_prompt_only=system_prompt_only)
+    stream, ahead = _handles.start(handle, request)
     return {"stream": stream, "ahead": ahead}
 
 
-@guarded
+@returns_errors
 def next_event(stream: int, timeout_seconds: float = 0.05) -> dict[str, Any]:
-    """The next ``event`` of a stream, or None if there is none within ``timeout_seconds``, of 1 at most.
+    """Return the next ``event`` of a stream, or None if there is none within a second at most.
 
-    Waits with the GIL released. Events wait until they are pulled, and the model goes on meanwhile: pieces of text that
-    wait are joined, of progress the newest stays. After done, ready or error the stream has ended and is no more.
+    Waits with the GIL released. Events wait until they are pulled, and the model goes on meanwhile:
+    waiting pieces of text are joined, and only the newest progress is kept. A stream ends with the
+    event done, ready or error; its number is then refused.
     """
-    if not 0 <= timeout_seconds <= LONGEST_SECONDS:
+    if not 0 <= timeout_seconds <= MAX_SECONDS:
         raise OptionError(
-            f"timeout_seconds is {timeout_seconds}; use 0 to {LONGEST_SECONDS:g}, and call again"
+            f"timeout_seconds is {timeout_seconds}; use 0 to {MAX_SECONDS:g}, and call again"
         )
-    return {"event": _desk.pull(stream, timeout_seconds)}
+    return {"event": _handles.pull(stream, timeout_seconds)}
 
 
-@guarded
+@returns_errors
 def cancel(stream: int) -> dict[str, Any]:
-    """End a stream early: after the token or the chunk of the prompt under way, or before it begins.
+    """End a stream early: after the current token or chunk of the prompt, or before it starts.
 
-    Its last event still comes: done with finish_reason "cancelled", or of a load error with code "cancelled".
+    Its last event still comes: done with the finish_reason "cancelled", or for a load error with
+    the code "cancelled".
     """
-    _desk.cancel(stream)
+    _handles.cancel(stream)
     return {}
 
 
-@guarded
+@returns_errors
 def ask(handle: int, messages: str | list[Any], **keywords: Any) -> dict[str, Any]:
     """Return a whole reply: reasoning, answer, tool_calls, and the fields of the event done.
 
     The keywords are those of ``start``. To end a reply early, close the handle from another thread.
     """
     begun = start(handle, messages, **keywords)
-    return _desk.whole(begun["stream"]) if begun["ok"] else begun
+    return _handles.read_all(begun["stream"]) if begun["ok"] else begun
 
 
-@guarded
+@returns_errors
 def stats(handle: int) -> dict[str, Any]:
-    """What a model is doing and holds: ``is_ready``, ``streams`` that have not ended, its plan in bytes, and figures.
+    """Return what a model does and holds.
 
-    ``active_bytes``, ``peak_bytes`` and ``freed_bytes`` are MLX's, of the whole process, as the last reply left them.
+    ``streams`` counts the streams that have not ended. ``active_bytes``, ``peak_bytes`` and
+    ``freed_bytes`` are MLX's, of the whole process, as the last reply left them.
     """
-    hosted = _desk.model(handle)
-    resident = hosted.resident
+    hosted = _handles.model(handle)
+    jobs = hosted.jobs
     return {
-        "model": hosted.model,
-        "is_ready": resident.is_ready,
+        "model": hosted.name,
+        "is_ready": jobs.is_ready,
         "streams": hosted.streams,
-        "plan": None if resident.plan is None else _as_dict(resident.plan),
-        **asdict(resident.figures),
+        "plan": None if jobs.plan is None else _as_dict(jobs.plan),
+        **asdict(jobs.stats),
     }
 
 
-@guarded
+@returns_errors
 def save(handle: int, path: str) -> dict[str, Any]:
-    """Write the conversation of the last reply, its trace included, and the model's cache of it, to a file.
+    """Write the conversation of the last reply, its trace included, and the cache to a file.
 
-    The file is the old one or the new one, never half of one, and holds the conversation in the clear. While a stream
-    has not ended it is an error of code "busy".
+    A save is atomic. The file holds the conversation in the clear. While a stream has not ended,
+    this is an error with the code "busy".
     """
-    return _desk.model(handle).save(path)
+    return _handles.model(handle).save(path)
 
 
-@guarded
+@returns_errors
 def resume(handle: int, path: str) -> dict[str, Any]:
-    """Read what ``save`` wrote, with the same model. Gives ``messages``, ``tools`` and ``cached_tokens``.
+    """Read what ``save`` wrote, with the same model. Returns messages, tools and cached_tokens.
 
-    Go on with ``start(handle, [*messages, {"role": "user", "content": ...}])``: what is cached is not read again.
+    Go on with ``start(handle, [*messages, {"role": "user", "content": ...}])``, which does not read
+    again what is cached.
     """
-    return _desk.model(handle).resume(path)
+    return _handles.model(handle).resume(path)
 
 
-@guarded
+@returns_errors
 def close(handle: int) -> dict[str, Any]:
-    """End a model: cancel its streams, which are then no more, and give its memory back.
+    """Close a model: cancel its streams, whose numbers are then refused, and free its memory.
 
-    Returns when that is done, at most one pass of the model later. ``active_bytes``: what MLX still holds.
+    Returns when that is done, at most one pass of the model later. ``active_bytes`` is what MLX
+    still holds.
     """
-    return _desk.close(handle)
+    return _handles.close(handle)
 
 
 def _as_dict(plan: MemoryPlan) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from magistral_mlx.terminal import command_line
 from magistral_mlx.terminal import options as console
 from magistral_mlx.terminal.display import tell
 from magistral_mlx.terminal.flags import click_options
-from magistral_mlx.terminal.prompt import is_interactive, piped, typed
+from magistral_mlx.terminal.prompt import is_interactive, read_pipe, read_terminal
 from magistral_mlx.terminal.repl import COMMANDS, Session
 
 EPILOG = """\b
@@ -87,10 +87,10 @@ def command(
 def talk(session: Session) -> None:
     """Answer what is typed; an error or Ctrl-C ends its turn."""
     tell("/help lists the commands\n")
-    for text in typed(cache_dir() / "chat-history", list(COMMANDS)):
+    for text in read_terminal(cache_dir() / "chat-history", list(COMMANDS)):
         try:
             if text.startswith("/"):
-                session.obey(text)
+                session.run_command(text)
             else:
                 session.ask(text)
         except MagistralError as error:
@@ -104,9 +104,9 @@ def talk(session: Session) -> None:
 
 def work_through(session: Session) -> None:
     """Answer what comes from a pipe; an error or Ctrl-C ends the program."""
-    for text in piped():
+    for text in read_pipe():
         if text.startswith("/"):
-            session.obey(text)
+            session.run_command(text)
         else:
             session.ask(text)
         if session.is_over:

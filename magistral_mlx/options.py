@@ -91,9 +91,9 @@ def takes_keywords_of(
 
 
 def describe(cls: Any) -> str:
-    """Return the declared options as the section ``Args`` of a docstring."""
+    """Return the declared options as the section ``Args`` of a docstring; "" without any."""
     lines = [f"    {option.name}: {option.help}" for option in options_of(cls)]
-    return "\n".join(["Args:", *lines])
+    return "\n".join(["\n\nArgs:", *lines]) if lines else ""
 
 
 def takes_two_and_keywords_of(
@@ -127,7 +127,7 @@ def _show_keywords(
     ]
     parameters += inspect.signature(options).parameters.values()
     call.__signature__ = own.replace(parameters=parameters)
-    call.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{describe(options)}"
+    call.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}{describe(options)}"
 
 
 def _declared(cls: Any) -> list[Field[Any]]:

@@ -224,13 +224,7 @@ class Chat:
     def _keep(self, asked: list[Message], dropped: int, reply: Reply) -> Reply:
         """Append a turn to the conversation, unless its reply is empty."""
         reply = replace(reply, usage=replace(reply.usage, dropped_turns=dropped))
-        calls = reply.tool_calls if self.tools else ()  # others cannot have a result
-        if reply.reasoning or reply.answer or calls:
-            answer: Message = {"role": "assistant", "content": reply.answer}
-            answer["reasoning"] = reply.reasoning
-            if calls:
-                answer["tool_calls"] = [as_message(call) for call in calls]
-            self.messages += [*asked, answer]
+        self.messages += turn_messages(asked, reply, has_tools=bool(self.tools))
         return reply
 
     def _turns_to_drop(
@@ -276,6 +270,22 @@ class Chat:
             else {key: value for key, value in message.items() if key != "reasoning"}
             for i, message in enumerate(messages)
         ]
+
+
+def turn_messages(
+    asked: Sequence[Mapping[str, Any]], reply: Reply, *, has_tools: bool
+) -> list[Message]:
+    """Return the messages of a turn: the question and its reply; none if the reply is empty.
+
+    Tool calls without tools are left out, because they cannot have a result.
+    """
+    calls = reply.tool_calls if has_tools else ()
+    if not (reply.reasoning or reply.answer or calls):
+        return []
+    answer: Message = {"role": "assistant", "content": reply.answer, "reasoning": reply.reasoning}
+    if calls:
+        answer["tool_calls"] = [as_message(call) for call in calls]
+    return [*map(dict, asked), answer]
 
 
 def _turns(messages: Sequence[Message]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Events on their way from the owner thread to a host."""
+"""Events on their way from the worker thread to a host."""
 
 import threading
 from collections import deque
@@ -8,23 +8,25 @@ from magistral_mlx.serving.events import TEXT, failed
 from magistral_mlx.serving.failures import BrokenError, ClosedError
 
 
-class Channel:
-    """What waits to be pulled. Who puts never waits: a host that stops pulling does not stop the model.
+class EventQueue:
+    """Queue of the events of one stream.
 
-    What waits stays small all the same, without a limit: pieces of text join the piece before them, and progress
-    replaces the progress before it, so that there are as many events as there are changes of kind.
+    ``put`` never blocks, so that a host that stops pulling does not stop the model. The queue stays
+    small without a limit: a piece of text joins the piece before it, and progress replaces the
+    progress before it.
 
     Attributes:
-        is_cancelled: the host wants no more; the last event still comes.
+        is_cancelled: the host wants no more events; the last one still comes.
     """
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
         self._waiting: deque[dict[str, Any]] = deque()
-        self._pieces: list[str] = []  # of the newest event that waits, if that is text
+        # The text of the newest event that waits, in pieces.
+        self._pieces: list[str] = []
         self._has_ended = False
-        self._is_broken = False  # the last event is still to be made
-        self._is_pulled = False  # the last event is
+        self._is_aborted = False
+        self._is_pulled = False
         self.is_cancelled = False
 
     def put(self, event: Any) -> None:
@@ -34,22 +36,24 @@ class Channel:
             self._condition.notify_all()
 
     def end(self, event: Any) -> None:
-        """Add the last event; a second one is dropped."""
+        """Add the last event; drop a second one."""
         with self._condition:
             if not self._has_ended:
                 self._add(event)
                 self._has_ended = True
             self._condition.notify_all()
 
-    def break_off(self) -> None:
-        """End without an event, which there may be no memory for; ``get`` makes it."""
+    def abort(self) -> None:
+        """End without an event, for which there may be no memory; ``get`` makes it later."""
         with self._condition:
-            self._is_broken = self._is_broken or not self._has_ended
+            self._is_aborted = self._is_aborted or not self._has_ended
             self._has_ended = True
             self._condition.notify_all()
 
     def get(self, seconds: float | None) -> tuple[dict[str, Any] | None, bool]:
-        """The next event, waited for with the GIL released, or None after ``seconds``; and whether it was the last.
+        """Return the next event, and True if it is the last; wait with the GIL released.
+
+        The event is None if there is none within ``seconds``.
 
         Raises:
             ClosedError: the last event was pulled.
@@ -62,13 +66,12 @@ class Channel:
             if self._waiting:
                 event = self._waiting.popleft()
                 if not self._waiting:
-                    self._settle(event)
+                    self._join_text(event)
             elif self._has_ended:
-                event = {
-                    **failed(BrokenError("the owner thread could not say why the stream ended"))
-                }
-                self._is_broken = False
-            self._is_pulled = self._has_ended and not self._waiting and not self._is_broken
+                broken = BrokenError("the worker thread could not say why the stream ended")
+                event = {**failed(broken)}
+                self._is_aborted = False
+            self._is_pulled = self._has_ended and not self._waiting and not self._is_aborted
             return event, self._is_pulled
 
     def _add(self, event: dict[str, Any]) -> None:
@@ -77,15 +80,15 @@ class Channel:
             self._pieces.append(event["text"])
             return
         if newest is not None:
-            self._settle(newest)
+            self._join_text(newest)
             if newest["kind"] == event["kind"] == "progress":
                 self._waiting.pop()
         self._waiting.append(event)
         if event["kind"] in TEXT:
             self._pieces.append(event["text"])
 
-    def _settle(self, newest: dict[str, Any]) -> None:
-        """Put the newest event's text together."""
+    def _join_text(self, newest: dict[str, Any]) -> None:
+        """Put the pieces of the newest event's text together."""
         if newest["kind"] in TEXT:
             newest["text"] = "".join(self._pieces)
             self._pieces.clear()

@@ -1,9 +1,24 @@
-"""What a host is told while a model loads or replies: events, each a plain dictionary with a ``kind``.
+"""Events: what a host is told while a model loads or replies, as dictionaries with a ``kind``.
 
-This is the one place that says what they hold; event_schema makes the JSON Schema of it.
+The JSON Schema beside this file is made from the types here. To write it anew, run
+``python -m magistral_mlx.serving.events > magistral_mlx/serving/bridge_events.schema.json``.
 """
 
-from typing import Literal, TypedDict
+import json
+import sys
+import types
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypedDict,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from magistral_mlx import streams
 from magistral_mlx.generation.reply import ClosedBy, FinishReason, Reply, Usage
@@ -12,20 +27,21 @@ from magistral_mlx.serving.failures import failure_of
 from magistral_mlx.tokenizer.segments import Segment, Text, ToolCall
 from magistral_mlx.tokenizer.tool_calls import json_text
 
-
-class Figures(TypedDict):
-    """What a reply cost; see reply.Usage."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    reasoning_tokens: int
-    cached_tokens: int
-    forward_passes: int
-    prefill_seconds: float
-    decode_seconds: float
-    peak_memory_bytes: int
-    max_tokens: int
-    seed: int
+SCHEMA = Path(__file__).with_name("bridge_events.schema.json")
+JSON_TYPES = {
+    str: "string",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    type(None): "null",
+}
+# The fields of Usage without a default; those with one belong to a conversation, not to a reply.
+USAGE_TYPES: dict[str, type] = {
+    field.name: get_type_hints(Usage)[field.name]
+    for field in fields(Usage)
+    if field.default is MISSING
+}
+UsageFigures = Annotated[dict[str, int | float], Usage]
 
 
 class Progress(TypedDict):
@@ -78,11 +94,11 @@ class Done(TypedDict):
     kind: Literal["done"]
     finish_reason: FinishReason
     reasoning_closed_by: ClosedBy | None
-    usage: Figures
+    usage: UsageFigures
 
 
 class Failed(TypedDict):
-    """Something went wrong: the last event of a stream that failed, or of a load that failed or was cancelled."""
+    """The last event of a stream that failed, or of a load that failed or was cancelled."""
 
     kind: Literal["error"]
     code: str
@@ -91,43 +107,16 @@ class Failed(TypedDict):
 
 
 Event = Progress | Ready | Reasoning | Answer | Called | Done | Failed
-TEXT = ("reasoning", "answer")  # kinds whose pieces can be joined
+TEXT = ("reasoning", "answer")  # the kinds whose pieces can be joined
 
 
-def figures_of(usage: Usage) -> Figures:
-    return Figures(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        reasoning_tokens=usage.reasoning_tokens,
-        cached_tokens=usage.cached_tokens,
-        forward_passes=usage.forward_passes,
-        prefill_seconds=usage.prefill_seconds,
-        decode_seconds=usage.decode_seconds,
-        peak_memory_bytes=usage.peak_memory_bytes,
-        max_tokens=usage.max_tokens,
-        seed=usage.seed,
-    )
-
-
-NOTHING_USED = Figures(
-    prompt_tokens=0,
-    completion_tokens=0,
-    reasoning_tokens=0,
-    cached_tokens=0,
-    forward_passes=0,
-    prefill_seconds=0.0,
-    decode_seconds=0.0,
-    peak_memory_bytes=0,
-    max_tokens=0,
-    seed=0,
-)
-
-
-def loaded(done: int, total: int) -> Progress:
-    return Progress(kind="progress", phase="load", done=done, total=total)
+def loaded(progress: streams.Progress) -> Progress:
+    """Make the event of the bytes loaded so far."""
+    return Progress(kind="progress", phase="load", done=progress.done, total=progress.total)
 
 
 def ready(model: str, plan: MemoryPlan) -> Ready:
+    """Make the last event of a load that succeeded."""
     return Ready(
         kind="ready",
         model=model,
@@ -153,20 +142,63 @@ def event_of(segment: Segment) -> Event:
 
 
 def done(reply: Reply) -> Done:
+    """Make the last event of a reply."""
     return Done(
         kind="done",
         finish_reason=reply.finish_reason,
         reasoning_closed_by=reply.reasoning_closed_by,
-        usage=figures_of(reply.usage),
+        usage={name: getattr(reply.usage, name) for name in USAGE_TYPES},
     )
 
 
-def never_begun() -> Done:
-    """The end of a reply that was cancelled while it waited."""
+def never_started() -> Done:
+    """Make the last event of a reply that was cancelled while it waited."""
     return Done(
-        kind="done", finish_reason="cancelled", reasoning_closed_by=None, usage=NOTHING_USED
+        kind="done",
+        finish_reason="cancelled",
+        reasoning_closed_by=None,
+        usage={name: kind(0) for name, kind in USAGE_TYPES.items()},
     )
 
 
 def failed(error: BaseException) -> Failed:
+    """Make the last event of a stream that failed."""
     return Failed(kind="error", **failure_of(error))
+
+
+def event_schema() -> dict[str, Any]:
+    """Make the JSON Schema of an event: one of the definitions, by its ``kind``."""
+    events = get_args(Event)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Event of magistral_mlx.bridge",
+        "oneOf": [{"$ref": f"#/$defs/{event.__name__}"} for event in events],
+        "$defs": {event.__name__: _schema_of(event) for event in events},
+    }
+
+
+def _schema_of(annotation: Any) -> dict[str, Any]:
+    if is_typeddict(annotation):
+        hints = get_type_hints(annotation, include_extras=True)
+        return _object_schema(annotation.__doc__ or "", hints)
+    if get_origin(annotation) is Annotated:
+        return _object_schema("The cost of a reply; see reply.Usage.", USAGE_TYPES)
+    if get_origin(annotation) is Literal:
+        return {"enum": list(get_args(annotation))}
+    if isinstance(annotation, types.UnionType) or get_origin(annotation) is not None:
+        return {"anyOf": [_schema_of(choice) for choice in get_args(annotation)]}
+    return {"type": JSON_TYPES[annotation]}
+
+
+def _object_schema(description: str, hints: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "description": description.strip(),
+        "properties": {name: _schema_of(hint) for name, hint in hints.items()},
+        "required": list(hints),
+        "additionalProperties": False,
+    }
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(event_schema(), indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Any exception as a plain error: a code, what happened, what to do. Makes them, and never raises."""
+"""Failures: an exception as plain values, with a code, a message and what to do. Never raises."""
 
 from typing import Any, TypedDict
 
@@ -15,7 +15,7 @@ from magistral_mlx.errors import (
     TokenizerError,
 )
 
-MOST_CHARACTERS = 2000
+MAX_CHARACTERS = 2000
 
 
 class ClosedError(MagistralError):
@@ -27,18 +27,19 @@ class BusyError(MagistralError):
 
 
 class BrokenError(Exception):
-    """What the owner thread could not even report."""
+    """The end of a stream that the worker thread could not report."""
 
 
 class Failure(TypedDict):
-    """What went wrong, as a host gets it."""
+    """A failure as a host gets it."""
 
     code: str
     message: str
     what_to_do: str
 
 
-CODES: dict[type[BaseException], str] = {  # the first that fits
+# The first class that an exception is an instance of gives its code.
+CODES: dict[type[BaseException], str] = {
     CheckpointError: "checkpoint",
     ContextError: "context",
     ConversionError: "conversion",
@@ -57,24 +58,26 @@ CODES: dict[type[BaseException], str] = {  # the first that fits
     BaseException: "internal",
 }
 WHAT_TO_DO = {
-    "busy": "Pull the streams under way to their last event, or cancel them, then call again.",
+    "busy": "Pull the open streams to their last event, or cancel them, then call again.",
     "cancelled": "Nothing is loaded; call load to begin again.",
     "checkpoint": "Check the folder, or download or convert the model again.",
-    "closed": "Use a handle until it is closed and a stream until its last event; load or start a new one.",
-    "context": "Shorten the conversation, ask for fewer max_tokens, or load with a larger context.",
+    "closed": "Use a handle until it is closed and a stream until its last event; "
+    "load or start a new one.",
+    "context": "Shorten the conversation, ask for fewer max_tokens, or load with a larger "
+    "max_kv_size.",
     "conversion": "Free what the message names, then load again.",
     "file": "Check that the path exists and that the app may read and write there.",
     "hub": "Check the network, or name a folder that holds the model.",
     "internal": "Please report this with its message; the model can be closed and loaded again.",
     "interrupted": "Call again if it was not meant.",
-    "memory": "Load with a smaller context or kv_bits=8, a model of fewer bits, or close another model first.",
+    "memory": "Load with a smaller max_kv_size or kv_bits=8, load a model of fewer bits, "
+    "or close another model first.",
     "numerics": "The weights are damaged: download or convert the model again.",
     "option": "Correct the argument that the message names, and call again.",
     "tokenizer": "Correct the text that the message names, or download tekken.json again.",
 }
-LAST_RESORT: dict[
-    str, Any
-] = {  # made beforehand: for when there is no memory or stack left to make one
+# Made in advance, for when there is no memory or stack left to make a failure.
+LAST_RESORT: dict[str, Any] = {
     "ok": False,
     "error": Failure(
         code="internal",
@@ -85,24 +88,24 @@ LAST_RESORT: dict[
 
 
 def failure_of(error: BaseException) -> Failure:
-    """The plain form of an exception."""
+    """Return an exception as plain values."""
     code = next(code for kind, code in CODES.items() if isinstance(error, kind))
-    message = str(error) if isinstance(error, MagistralError) else _described(error)
-    # A host's strings are Unicode: half of a surrogate pair, as of an undecodable path, would not cross.
-    message = message[:MOST_CHARACTERS].encode(errors="backslashreplace").decode()
+    message = str(error) if isinstance(error, MagistralError) else _describe(error)
+    # A host's strings are Unicode, which half a surrogate pair of an undecodable path is not.
+    message = message[:MAX_CHARACTERS].encode(errors="backslashreplace").decode()
     return Failure(code=code, message=message, what_to_do=WHAT_TO_DO[code])
 
 
 def refusal(error: BaseException) -> dict[str, Any]:
-    """What a function returns instead of raising this."""
+    """Return the result of a function that would raise this exception."""
     try:
         return {"ok": False, "error": failure_of(error)}
     except BaseException:
         return LAST_RESORT
 
 
-def _described(error: BaseException) -> str:
-    """The type, the text, and where it came from."""
+def _describe(error: BaseException) -> str:
+    """Return the type of an exception, its text, and the line that raised it."""
     try:
         text = str(error)
     except Exception:  # an exception whose own text cannot be made

@@ -1,4 +1,4 @@
-"""What may cross from a host: str, int, float, bool, None, lists and dictionaries of these, checked and copied."""
+"""Plain values, which may cross from a host: text, numbers, None, lists and dictionaries."""
 
 import functools
 import inspect
@@ -12,8 +12,10 @@ from magistral_mlx.errors import OptionError
 from magistral_mlx.options import from_values, options_of
 from magistral_mlx.serving.failures import refusal
 
-DEEPEST = 64  # levels of lists and dictionaries; also what ends one that contains itself
-INT64 = range(-(2**63), 2**63)  # a host's integers
+# Levels of lists and dictionaries; the limit also ends one that contains itself.
+MAX_DEPTH = 64
+# The integers of a host.
+INT64 = range(-(2**63), 2**63)
 NAMES = {
     str: "text",
     int: "a whole number",
@@ -29,10 +31,11 @@ Parameters = ParamSpec("Parameters")
 Call = Callable[Parameters, dict[str, Any]]
 
 
-def guarded(function: Call[Parameters]) -> Call[Parameters]:
-    """The function with its arguments checked against its annotations, and every exception made a dict.
+def returns_errors(function: Call[Parameters]) -> Call[Parameters]:
+    """Let a function return every exception as a dictionary, and check its arguments.
 
-    What it returns gets ``ok``, true here and false where there is an ``error``.
+    The arguments are checked against the annotations. The dictionary gets ``ok``: True, or False
+    beside an ``error``.
     """
     signature = inspect.signature(function)
 
@@ -41,9 +44,7 @@ def guarded(function: Call[Parameters]) -> Call[Parameters]:
         try:
             bound = _bound(signature, function.__name__, args, kwargs)
             return {"ok": True, **function(*bound.args, **bound.kwargs)}
-        except (
-            BaseException
-        ) as error:  # to a host any exception is a crash, Ctrl-C's and exit's as well
+        except BaseException as error:  # any exception is a crash to a host, Ctrl-C and exit too
             return refusal(error)
 
     return call
@@ -59,8 +60,8 @@ def _bound(
     for parameter, value in bound.arguments.items():
         declared = signature.parameters[parameter]
         if declared.kind is inspect.Parameter.VAR_KEYWORD:
-            # Names that the signature does not declare; the function reads them as options.
-            bound.arguments[parameter] = {key: plain(each, key) for key, each in value.items()}
+            # The function itself checks names that the signature does not declare.
+            bound.arguments[parameter] = {key: copy_plain(each, key) for key, each in value.items()}
         else:
             bound.arguments[parameter] = argument(value, parameter, declared.annotation)
     return bound
@@ -93,11 +94,11 @@ def argument(value: Any, name: str, annotation: Any) -> Any:
         value = _checked_int(value, name) * 1.0
     # Exact types: a subclass could run code of its own, and True is not a number.
     if type(value) is list and tuple in allowed:
-        return tuple(plain(value, name))
+        return tuple(copy_plain(value, name))
     if type(value) not in allowed:
         expected = " or ".join(NAMES[kind] for kind in NAMES if kind in allowed)
         raise OptionError(f"{name} is of type {type(value).__name__}, expected {expected}")
-    return plain(value, name)
+    return copy_plain(value, name)
 
 
 def _allowed_types(annotation: Any) -> set[type]:
@@ -110,11 +111,15 @@ def _allowed_types(annotation: Any) -> set[type]:
     return {origin or annotation}
 
 
-def plain(value: Any, name: str, depth: int = DEEPEST) -> Any:
-    """A copy of a value that holds plain values only; OptionError where it does not."""
+def copy_plain(value: Any, name: str, depth: int = MAX_DEPTH) -> Any:
+    """Return a copy of a value that holds plain values only.
+
+    Raises:
+        OptionError: it holds other values.
+    """
     if depth == 0:
         raise OptionError(
-            f"{name} has more than {DEEPEST} levels, or contains itself; make it flatter"
+            f"{name} has more than {MAX_DEPTH} levels, or contains itself; make it flatter"
         )
     kind = type(value)
     if value is None or kind is bool:
@@ -128,11 +133,12 @@ def plain(value: Any, name: str, depth: int = DEEPEST) -> Any:
             raise OptionError(f"{name} holds {value}; use a finite number")
         return value
     if kind is list or kind is tuple:
-        return [plain(item, name, depth - 1) for item in value]
+        return [copy_plain(item, name, depth - 1) for item in value]
     if kind is dict:
-        return {_key(key, name): plain(item, name, depth - 1) for key, item in value.items()}
+        return {_key(key, name): copy_plain(item, name, depth - 1) for key, item in value.items()}
     raise OptionError(
-        f"{name} holds a value of type {kind.__name__}; use text, numbers, lists and dictionaries only"
+        f"{name} holds a value of type {kind.__name__}; "
+        "use text, numbers, lists and dictionaries only"
     )
 
 

@@ -1,4 +1,4 @@
-"""The one thread that makes every MLX call: arrays and streams of MLX belong to the thread that made them."""
+"""The worker: the one thread that makes every MLX call, since arrays belong to their thread."""
 
 import atexit
 import os
@@ -9,85 +9,91 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from magistral_mlx.serving.event_queue import Channel
+from magistral_mlx.serving.event_queue import EventQueue
 from magistral_mlx.serving.events import failed
 from magistral_mlx.serving.failures import ClosedError
+
+Steps = Generator[None, None, None]
 
 
 @dataclass(slots=True)
 class Job:
-    """A generator that the owner steps, and where it puts its events; it must end its channel."""
+    """A generator that the worker steps, and the queue of its events; it must end its queue."""
 
-    steps: Generator[None, None, None]
-    channel: Channel
+    steps: Steps
+    events: EventQueue
 
     def step(self) -> bool:
-        """Take one step; whether that was the last. Nothing that is raised gets out."""
+        """Take one step and return True if it was the last. Never raises."""
         try:
-            next(self.steps)
-            return False
-        except StopIteration:
-            self.channel.break_off()  # without effect on one that has ended
+            for _ in self.steps:
+                return False
+            self.events.abort()  # no effect on a queue that has ended
         except BaseException as error:
             try:
-                self.channel.end(failed(error))
+                self.events.end(failed(error))
             except BaseException:  # no memory for an event either
-                self.channel.break_off()
+                self.events.abort()
         return True
 
 
-Line = deque[Job]  # jobs that follow each other
+JobQueue = deque[Job]  # the jobs of one model, which run one after another
 
 
-class Owner:
-    """Steps the first job of every line in turn, and waits when there is none.
+class MlxWorker:
+    """Steps the first job of every queue in turn, and waits when there is none.
 
-    The thread begins with the first job and then stays, parked, to the end of the interpreter: MLX 0.32 keeps a thread
-    of its own for ever for each one that ever computed, so that one owner a load would leak one thread a load.
+    The thread starts with the first job and stays, parked, until the interpreter ends: MLX 0.32
+    keeps a thread of its own for each thread that ever computed, so a worker for each load would
+    leak a thread for each load.
 
     Attributes:
-        lock: guards all bookkeeping that the host's threads and the owner share. Never held during work.
+        lock: guards all state that host threads and the worker share. Never held during work.
     """
 
     def __init__(self, at_exit: Callable[[], None]) -> None:
-        """``at_exit``: ends what is open, before the interpreter ends and the owner with it."""
+        """Make a worker without a thread.
+
+        Args:
+            at_exit: ends what is open, before the interpreter and the worker end.
+        """
         self.lock = threading.RLock()
         self._work = threading.Condition(self.lock)
-        self._turns: deque[Line] = deque()
+        self._turns: deque[JobQueue] = deque()
         self._thread: threading.Thread | None = None
         self._at_exit = at_exit
         self._is_ending = False
 
-    def add(self, line: Line, job: Job) -> None:
-        """Put a job at the end of a line."""
+    def add(self, jobs: JobQueue, job: Job) -> None:
+        """Put a job at the end of a queue."""
         with self.lock:
             if self._is_ending:
-                raise ClosedError("the interpreter is ending; nothing can be begun any more")
+                raise ClosedError("the interpreter is ending; nothing can be started any more")
             if self._thread is None:
                 # A daemon, because the interpreter waits for other threads before it calls atexit.
-                thread = threading.Thread(target=self._run, name="magistral-owner", daemon=True)
+                thread = threading.Thread(target=self._run, name="magistral-worker", daemon=True)
                 thread.start()
                 self._thread = thread
                 atexit.register(self._end)
-            if not line:
-                self._turns.append(line)
-            line.append(job)
+            if not jobs:
+                self._turns.append(jobs)
+            jobs.append(job)
             self._work.notify()
 
     def _run(self) -> None:
         _hold_standard_files()
-        while (line := self._next()) is not None:
-            has_ended = line[0].step()
+        while (jobs := self._next()) is not None:
+            has_ended = jobs[0].step()
             with self.lock:
                 if has_ended:
-                    line.popleft()
-                if line:
-                    self._turns.append(line)
-        # MLX's own end of a thread runs after `join` has returned: at the process's end the two met, and aborted it.
+                    jobs.popleft()
+                if jobs:
+                    self._turns.append(jobs)
+        # MLX cleans up a thread after `join` has returned, which aborted processes at their end.
         mx.clear_streams()
 
-    def _next(self) -> Line | None:
-        """The line whose turn it is, or None at the end of the interpreter."""
+    def _next(self) -> JobQueue | None:
+        """Return the queue whose turn it is, or None when the interpreter ends."""
         with self.lock:
             while not self._turns and not self._is_ending:
                 self._work.wait()
@@ -105,8 +111,8 @@ class Owner:
 def _hold_standard_files() -> None:
     """Open the null device as stdin, stdout or stderr where a host has closed them.
 
-    Else the next file gets the number: MLX takes file 0 for one it could not open, and what a library prints on
-    stderr would go into a cache that is being written.
+    Otherwise the next open file gets that number: MLX takes file 0 for one that could not be
+    opened, and what a library prints on stderr would go into a cache that is being written.
     """
     for number in range(3):
         try:

@@ -20,7 +20,7 @@ def is_interactive() -> bool:
     return sys.stdin.isatty() and (sys.stdout.isatty() or sys.stderr.isatty())
 
 
-def typed(history: Path, commands: Sequence[str]) -> Iterator[str]:
+def read_terminal(history: Path, commands: Sequence[str]) -> Iterator[str]:
     """Messages typed at a terminal, until Ctrl-D; Ctrl-C discards the one begun.
 
     Enter sends; Alt-Enter, or a backslash before Enter, begins a new line, and what is pasted keeps its lines.
@@ -42,7 +42,7 @@ def typed(history: Path, commands: Sequence[str]) -> Iterator[str]:
             yield text.strip()
 
 
-def piped() -> Iterator[str]:
+def read_pipe() -> Iterator[str]:
     """Messages from a pipe, one a line; a line that ends in a backslash goes on in the next."""
     begun: list[str] = []
     for number, line in enumerate(sys.stdin.buffer, start=1):

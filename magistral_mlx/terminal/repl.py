@@ -70,7 +70,7 @@ class Session:
             return False
         return True
 
-    def obey(self, line: str) -> None:
+    def run_command(self, line: str) -> None:
         """Raises OptionError where there is no such command, or it cannot be done."""
         name, _, rest = line.partition(" ")
         if name not in COMMANDS:

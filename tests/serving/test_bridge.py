@@ -13,8 +13,10 @@ import pytest
 
 import magistral_mlx as mm
 from magistral_mlx import bridge
+from magistral_mlx.engine.request import Request
 from magistral_mlx.options import options_of
-from magistral_mlx.serving import hosted_model as resident
+from magistral_mlx.serving import model_jobs
+from magistral_mlx.serving.model_jobs import ModelJobs
 from magistral_mlx.streams import streamed
 from tests.support.hosting import LAST, last_of, opened, pulled, text_of, threads
 
@@ -133,7 +135,7 @@ def test_a_model_that_is_missing_is_an_error_of_every_call() -> None:
 
 def test_a_load_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
-    loading = resident.loading
+    loading = model_jobs.loading
 
     @streamed
     def held(*args: Any) -> Generator[mm.Progress, None, mm.Magistral]:
@@ -144,7 +146,7 @@ def test_a_load_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
             go_on.wait()
         return steps.result()
 
-    monkeypatch.setattr(resident, "loading", held)
+    monkeypatch.setattr(model_jobs, "loading", held)
     load = bridge.load("demo")
     begun.wait()
     assert bridge.cancel(load["stream"])["ok"]
@@ -239,14 +241,14 @@ def test_what_is_closed_ends_its_streams_and_gives_its_memory_back() -> None:
 
 
 def test_to_close_does_not_wait_for_what_has_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun: list[resident.Request] = []
-    reply = resident.Resident.reply
+    begun: list[Request] = []
+    reply = ModelJobs.reply
 
-    def counted(self: resident.Resident, channel: Any, request: resident.Request) -> Iterator[None]:
+    def counted(self: ModelJobs, queue: Any, request: Request) -> Iterator[None]:
         begun.append(request)
-        yield from reply(self, channel, request)
+        yield from reply(self, queue, request)
 
-    monkeypatch.setattr(resident.Resident, "reply", counted)
+    monkeypatch.setattr(ModelJobs, "reply", counted)
     handle = opened()
     first = bridge.start(handle, QUESTION, **LONG)["stream"]
     while bridge.next_event(first)["event"] is None:

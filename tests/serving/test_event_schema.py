@@ -8,7 +8,7 @@ import pytest
 from magistral_mlx.errors import OptionError
 from magistral_mlx.generation.reply import Reply, Usage
 from magistral_mlx.serving import events
-from magistral_mlx.serving.event_schema import SCHEMA, event_schema
+from magistral_mlx.serving.events import SCHEMA, event_schema
 from magistral_mlx.streams import Progress
 from magistral_mlx.tokenizer.segments import Text, ToolCall
 from tests.support.hosting import VALIDATOR
@@ -18,7 +18,7 @@ REPLY = Reply("r", "a", (), "stop", None, Usage(1, 2, 3, 4, 5, 6.5, 7, 8, 9, 10)
 
 def test_the_file_is_what_the_types_say() -> None:
     assert json.loads(SCHEMA.read_text()) == event_schema(), (
-        "python -m magistral_mlx.serving.event_schema > the file"
+        "python -m magistral_mlx.serving.events > the file"
     )
     jsonschema.Draft202012Validator.check_schema(event_schema())
 
@@ -26,13 +26,13 @@ def test_the_file_is_what_the_types_say() -> None:
 @pytest.mark.parametrize(
     "event",
     [
-        events.loaded(1, 2),
+        events.loaded(Progress(1, 2)),
         events.event_of(Progress(16, 49)),
         events.event_of(Text("reasoning", "r")),
         events.event_of(Text("answer", "a")),
         events.event_of(ToolCall("abcdefghi", "f", {"x": [1, "ü"]})),
         events.done(REPLY),
-        events.never_begun(),
+        events.never_started(),
         events.failed(OptionError("no")),
         events.failed(ValueError("half \ud800")),
     ],
@@ -67,7 +67,7 @@ def test_usage_is_the_reply_s() -> None:
         {"kind": "answer", "text": 5},
         {"kind": "answer", "text": "a", "more": 1},
         {"kind": "progress", "phase": "lunch", "done": 1, "total": 2},
-        {**events.never_begun(), "finish_reason": "bored"},
+        {**events.never_started(), "finish_reason": "bored"},
     ],
 )
 def test_what_is_no_event_is_refused(wrong: dict[str, object]) -> None:

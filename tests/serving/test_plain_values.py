@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from magistral_mlx.errors import OptionError
-from magistral_mlx.serving.plain_values import DEEPEST, guarded, plain
+from magistral_mlx.serving.plain_values import MAX_DEPTH, copy_plain, returns_errors
 
 
 def nested(levels: int) -> Any:
@@ -29,11 +29,11 @@ CYCLE.append(CYCLE)
 
 @pytest.mark.parametrize(
     "value",
-    [None, True, 5, -(2**63), 0.5, "ü\0", [1, ["a", {"b": None}]], {}, nested(DEEPEST - 1)],
+    [None, True, 5, -(2**63), 0.5, "ü\0", [1, ["a", {"b": None}]], {}, nested(MAX_DEPTH - 1)],
     ids=repr,
 )
 def test_plain_values_are_copied(value: Any) -> None:
-    copy = plain(value, "x")
+    copy = copy_plain(value, "x")
     assert copy == value
     assert type(copy) is type(value)
     assert copy is not value or not isinstance(value, list | dict)
@@ -59,7 +59,7 @@ def test_plain_values_are_copied(value: Any) -> None:
         object(),
         print,
         1j,
-        nested(DEEPEST),
+        nested(MAX_DEPTH),
         nested(900),
         CYCLE,
         {"a": [{"b": (x for x in ())}]},
@@ -68,10 +68,10 @@ def test_plain_values_are_copied(value: Any) -> None:
 )
 def test_other_values_are_refused(value: Any) -> None:
     with pytest.raises(OptionError, match="x "):
-        plain(value, "x")
+        copy_plain(value, "x")
 
 
-@guarded
+@returns_errors
 def scaled(
     number: float, *, times: int = 2, name: str | None = None, values: str | list[Any] = ""
 ) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The Swift sources agree with the schema and the functions of the bridge; where there is a toolchain, they run."""
+"""The Swift sources agree with the bridge's schema and functions; with a toolchain, they run."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from magistral_mlx import bridge
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.options import options_of
-from magistral_mlx.serving.event_schema import SCHEMA
+from magistral_mlx.serving.events import SCHEMA
 from tests.support.host.libpython import shared_library
 
 PACKAGE = Path(__file__).parents[2] / "examples" / "swift"

@@ -1,23 +1,23 @@
-"""The owner thread: lines take turns, jobs of a line follow each other, and nothing that is raised ends it."""
+"""The worker thread: queues take turns, jobs of one queue follow each other, errors are events."""
 
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from magistral_mlx.serving.event_queue import Channel
-from magistral_mlx.serving.worker import Job, Line, Owner
+from magistral_mlx.serving.event_queue import EventQueue
+from magistral_mlx.serving.worker import Job, JobQueue, MlxWorker
 
 Log = list[tuple[str, int, str]]
 
 
 @pytest.fixture
-def owner() -> Owner:
-    return Owner(at_exit=lambda: None)
+def worker() -> MlxWorker:
+    return MlxWorker(at_exit=lambda: None)
 
 
 def job(log: Log, name: str, steps: int, raising: BaseException | None = None) -> Job:
-    channel = Channel()
+    events = EventQueue()
 
     def work() -> Iterator[None]:
         for step in range(steps):
@@ -25,22 +25,22 @@ def job(log: Log, name: str, steps: int, raising: BaseException | None = None) -
             yield
         if raising is not None:
             raise raising
-        channel.end({"kind": "done"})
+        events.end({"kind": "done"})
 
-    return Job(work(), channel)
+    return Job(work(), events)
 
 
-def test_lines_take_turns_and_jobs_of_one_follow_each_other(owner: Owner) -> None:
+def test_queues_take_turns_and_jobs_of_one_queue_follow_each_other(worker: MlxWorker) -> None:
     log: Log = []
-    first, second = Line(), Line()
+    first, second = JobQueue(), JobQueue()
     jobs = [job(log, "a", 3), job(log, "b", 2), job(log, "c", 4)]
-    with owner.lock:  # all of them are there before the first step
-        owner.add(first, jobs[0])
-        owner.add(first, jobs[1])
-        owner.add(second, jobs[2])
+    with worker.lock:  # all of them are there before the first step
+        worker.add(first, jobs[0])
+        worker.add(first, jobs[1])
+        worker.add(second, jobs[2])
     for each in jobs:
-        assert each.channel.get(None)[1]
-    assert {thread for _, _, thread in log} == {"magistral-owner"}
+        assert each.events.get(None)[1]
+    assert {thread for _, _, thread in log} == {"magistral-worker"}
     order = [name for name, _, _ in log]
     assert [name for name in order if name != "c"] == ["a"] * 3 + ["b"] * 2
     assert order[:6] == ["a", "c"] * 3
@@ -51,21 +51,23 @@ def test_lines_take_turns_and_jobs_of_one_follow_each_other(owner: Owner) -> Non
 @pytest.mark.parametrize(
     "error", [ValueError, MemoryError, RecursionError, SystemExit, KeyboardInterrupt]
 )
-def test_whatever_a_job_raises_is_its_last_event(owner: Owner, error: type[BaseException]) -> None:
+def test_whatever_a_job_raises_is_its_last_event(
+    worker: MlxWorker, error: type[BaseException]
+) -> None:
     log: Log = []
-    line = Line()
+    jobs = JobQueue()
     failing, next_one = job(log, "a", 1, error("no")), job(log, "b", 1)
-    owner.add(line, failing)
-    owner.add(line, next_one)
-    event, is_last = failing.channel.get(None)
+    worker.add(jobs, failing)
+    worker.add(jobs, next_one)
+    event, is_last = failing.events.get(None)
     assert event is not None
     assert (event["kind"], is_last) == ("error", True)
-    assert next_one.channel.get(None) == ({"kind": "done"}, True)
+    assert next_one.events.get(None) == ({"kind": "done"}, True)
 
 
-def test_a_job_that_forgets_its_last_event_has_one(owner: Owner) -> None:
-    forgetful = Job(iter(()), Channel())  # type: ignore[arg-type]
-    owner.add(Line(), forgetful)
-    event, is_last = forgetful.channel.get(None)
+def test_a_job_that_forgets_its_last_event_has_one(worker: MlxWorker) -> None:
+    forgetful = Job(iter(()), EventQueue())  # type: ignore[arg-type]
+    worker.add(JobQueue(), forgetful)
+    event, is_last = forgetful.events.get(None)
     assert event is not None
     assert (event["kind"], is_last) == ("error", True)

@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 
 from magistral_mlx import bridge
-from magistral_mlx.serving.event_schema import SCHEMA
+from magistral_mlx.serving.events import SCHEMA
 
 LAST = ("ready", "done", "error")
 VALIDATOR = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
@@ -48,4 +48,4 @@ def opened(**options: Any) -> int:
 def threads() -> set[str]:
     """Return the names of all threads but the worker, which stays."""
     gc.collect()
-    return {thread.name for thread in threading.enumerate()} - {"magistral-owner"}
+    return {thread.name for thread in threading.enumerate()} - {"magistral-worker"}

@@ -35,7 +35,7 @@ def type_in(monkeypatch: pytest.MonkeyPatch) -> TypeIn:
 
     def type_lines(*lines: str) -> None:
         monkeypatch.setattr(chat, "is_interactive", lambda: True)
-        monkeypatch.setattr(chat, "typed", lambda history, commands: iter(lines))
+        monkeypatch.setattr(chat, "read_terminal", lambda history, commands: iter(lines))
 
     return type_lines
 

@@ -13,7 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from magistral_mlx.terminal.prompt import goes_on, interruptible, is_interactive, piped, typed
+from magistral_mlx.terminal.prompt import (
+    goes_on,
+    interruptible,
+    is_interactive,
+    read_pipe,
+    read_terminal,
+)
 
 COMMANDS = ["/help", "/retry"]
 ENTER, ALT_ENTER, CTRL_C, CTRL_D, UP, TAB = "\r", "\x1b\r", "\x03", "\x04", "\x1b[A", "\t"
@@ -29,7 +35,7 @@ def messages(history: Path, *keys: str) -> list[str]:
 
     found = []
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
-        coming, waiting = typed(history, COMMANDS), [*keys, CTRL_D]
+        coming, waiting = read_terminal(history, COMMANDS), [*keys, CTRL_D]
         while waiting:
             sent = waiting.index(ENTER) + 1 if ENTER in waiting else len(waiting)
             pipe.send_text(
@@ -79,7 +85,7 @@ def test_what_was_typed_is_remembered_for_nobody_else(
 
 def piped_in(monkeypatch: pytest.MonkeyPatch, text: str) -> list[str]:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
-    return list(piped())
+    return list(read_pipe())
 
 
 def test_what_is_piped(monkeypatch: pytest.MonkeyPatch) -> None:

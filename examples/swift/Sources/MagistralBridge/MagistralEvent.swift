@@ -125,7 +125,7 @@ public struct Called: Codable, Sendable, Equatable {
 public struct Done: Codable, Sendable, Equatable {
     public let finishReason: FinishReason
     public let reasoningClosedBy: ClosedBy?
-    public let usage: Figures
+    public let usage: Usage
 
     enum CodingKeys: String, CodingKey {
         case finishReason = "finish_reason"
@@ -149,7 +149,7 @@ public enum ClosedBy: String, Codable, Sendable {
 }
 
 /// What a reply cost.
-public struct Figures: Codable, Sendable, Equatable {
+public struct Usage: Codable, Sendable, Equatable {
     public let promptTokens: Int
     public let completionTokens: Int
     public let reasoningTokens: Int
