@@ -11,8 +11,7 @@ import numpy as np
 
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.quant_format import QuantFormat, Shape
-from magistral_mlx.tokenizer.messages import CARD_SYSTEM_PROMPT
-from magistral_mlx.tokenizer.release import SYSTEM_PROMPT_FILE
+from magistral_mlx.tokenizer.release import CARD_SYSTEM_PROMPT, SYSTEM_PROMPT_FILE
 
 SCALE = 0.02  # of a source matrix's entries
 FORMAT = QuantFormat(bits=4, group_size=64)

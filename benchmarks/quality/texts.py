@@ -69,7 +69,7 @@ def conversations(tokenizer: Tokenizer, texts: Sequence[tuple[str, str, str]]) -
 
 def kinds(tokenizer: Tokenizer, reply: list[int]) -> list[int]:
     """Return for each id of a reply 0 until the trace has closed, and 1 after it."""
-    text, splitter, found = tokenizer.stream(), tokenizer.splitter(thinking=True), []
+    text, splitter, found = tokenizer.detokenizer(), tokenizer.splitter(thinking=True), []
     for identity in reply:
         found.append(int(splitter.state == "answer"))
         splitter.push(text.push(identity))

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from magistral_mlx.checkpoint.config import ModelConfig
-from magistral_mlx.checkpoint.manifest import ReasoningFormat
 from magistral_mlx.convert.output.card import model_card
 from magistral_mlx.errors import ConversionError
 from magistral_mlx.tokenizer.messages import prompt_around
 from magistral_mlx.tokenizer.release import SYSTEM_PROMPT_FILE
-from magistral_mlx.tokenizer.tekken import TEKKEN_FILE, Tokenizer
+from magistral_mlx.tokenizer.tekken import Tokenizer
+from magistral_mlx.tokenizer.tekken_file import TEKKEN_FILE
 
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 MAX_NEW_TOKENS = 40_960  # the model card's, like the sampling below
@@ -89,26 +89,6 @@ def make_config(
     return raw
 
 
-def read_tokenizer(
-    source: Path, vocab_size: int, stated: ReasoningFormat | None = None
-) -> Tokenizer:
-    """The tokenizer of a source checkpoint, checked against its model before any work.
-
-    Args:
-        stated: how it writes its traces; None for what its files show.
-    Raises:
-        TokenizerError: tekken.json or SYSTEM_PROMPT.txt cannot be used.
-        ConversionError: its vocabulary is not the model's.
-    """
-    tokenizer = Tokenizer.from_folder(source, stated)
-    if tokenizer.vocab_size != vocab_size:
-        raise ConversionError(
-            f"{source / TEKKEN_FILE} has {tokenizer.vocab_size} ids, the model has {vocab_size}; "
-            "they are not of the same model: download both again"
-        )
-    return tokenizer
-
-
 def exports(
     source: Path,
     config_out: dict[str, Any],
@@ -126,11 +106,12 @@ def exports(
         tokenizer_json: whether to make tokenizer.json and tokenizer_config.json (needs the export extra).
         base_model: hub id of what was converted, for the card.
     Raises:
-        ConversionError, TokenizerError: as ``require_export_extra`` and ``read_tokenizer``.
+        CheckpointError, ConversionError, TokenizerError: as ``require_export_extra`` and
+            ``Tokenizer.of_model``.
     """
     if tokenizer_json:
         require_export_extra()
-    tokenizer = tokenizer or read_tokenizer(source, config_out["vocab_size"])
+    tokenizer = tokenizer or Tokenizer.of_model(source, config_out["vocab_size"])
     ids = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,

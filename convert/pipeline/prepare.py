@@ -12,7 +12,7 @@ from magistral_mlx.convert.calibration.choose import WINDOWS, Calibration, make_
 from magistral_mlx.convert.calibration.corpus import WINDOW
 from magistral_mlx.convert.calibration.traces import ROUNDED
 from magistral_mlx.convert.methods.auto import check_target
-from magistral_mlx.convert.output.export import read_tokenizer, require_export_extra
+from magistral_mlx.convert.output.export import require_export_extra
 from magistral_mlx.convert.output.manifest import difference
 from magistral_mlx.convert.output.staging import begun_commit, partial_of
 from magistral_mlx.convert.output.target import (
@@ -176,7 +176,7 @@ def _with_hub(identity: dict[str, Any], hub_id: str | None, commit: str) -> dict
 
 
 def _read_tokenizer(source: Source, options: ConvertOptions) -> Tokenizer:
-    return read_tokenizer(source.folder, source.config.vocab_size, options.reasoning_format)
+    return Tokenizer.of_model(source.folder, source.config.vocab_size, options.reasoning_format)
 
 
 def _recorded(options: ConvertOptions, calibration: Calibration | None) -> dict[str, Any]:

@@ -36,7 +36,8 @@ from magistral_mlx.convert.verification.parity import (
 )
 from magistral_mlx.errors import CheckpointError, TokenizerError
 from magistral_mlx.streams import Progress, Stream, streamed
-from magistral_mlx.tokenizer.tekken import TEKKEN_FILE, Tokenizer
+from magistral_mlx.tokenizer.tekken import Tokenizer
+from magistral_mlx.tokenizer.tekken_file import TEKKEN_FILE
 
 T = TypeVar("T")
 

@@ -59,8 +59,9 @@ def resolve(
     ):
         return fetch(model, revision=revision, layout=layout)
     raise CheckpointError(
-        f"{model}: no such folder, and not a hub id either. Name a folder that holds a checkpoint; or a ready-made "
-        "one on the hub, such as lmstudio-community/Magistral-Small-2506-MLX-4bit; or 'demo', the embedded model"
+        f"{model}: no such folder, and not a hub id either. Name a folder that holds a "
+        "checkpoint; or a ready-made one on the hub, such as "
+        "lmstudio-community/Magistral-Small-2506-MLX-4bit; or 'demo', the embedded model"
     )
 
 
@@ -190,8 +191,9 @@ def _weight_map(index_path: Path, text: bytes, there: Container[str]) -> dict[st
             or ".." in file
         ):
             raise CheckpointError(
-                f"{index_path}: tensor {quoted(name)} is said to be in {quoted(file)}, which is no plain .safetensors "
-                "file name; do not trust this checkpoint, fetch it again from its publisher"
+                f"{index_path}: tensor {quoted(name)} is said to be in {quoted(file)}, which is "
+                "no plain .safetensors file name; do not trust this checkpoint, fetch it again "
+                "from its publisher"
             )
         if file not in there:
             raise CheckpointError(
@@ -214,8 +216,8 @@ def _shard_names(
     named = set(weight_map.values())
     if strays := [name for name in found if name not in named]:
         raise CheckpointError(
-            f"{folder}: {strays[0]} lies beside the weights, but {INDEX} does not name it; move it away "
-            "(other software would merge it into the model)"
+            f"{folder}: {strays[0]} lies beside the weights, but {INDEX} does not name it; move "
+            "it away (other software would merge it into the model)"
         )
     return sorted(named)
 
@@ -230,15 +232,16 @@ def _merge(
         for name, entry in shard.header.items():
             if name in places:
                 raise CheckpointError(
-                    f"{shard.path}: tensor {quoted(name)} is also in {places[name]}; remove the file that is not part "
-                    "of it"
+                    f"{shard.path}: tensor {quoted(name)} is also in {places[name]}; remove the "
+                    "file that is not part of it"
                 )
             entries[name], places[name] = entry, shard.path.name
     if weight_map is not None and (wrong := sorted(set(weight_map.items()) ^ set(places.items()))):
         name = wrong[0][0]
         raise CheckpointError(
-            f"{index_path}: tensor {quoted(name)} should be in {weight_map.get(name, 'no file')}, but is in "
-            f"{places.get(name, 'no file')}; index and shards are not of one checkpoint: fetch it again"
+            f"{index_path}: tensor {quoted(name)} should be in {weight_map.get(name, 'no file')}, "
+            f"but is in {places.get(name, 'no file')}; index and shards are not of one "
+            "checkpoint: fetch it again"
         )
     return entries
 
@@ -250,8 +253,8 @@ def _check_tensors(
     config_path = folder / "config.json"
     if config.num_layers > len(entries):  # before a table of that many layers is made
         raise CheckpointError(
-            f"{config_path}: {config.num_layers} layers, but the weights are {len(entries)} tensors; they are not of "
-            "one model: fetch both again"
+            f"{config_path}: {config.num_layers} layers, but the weights are {len(entries)} "
+            "tensors; they are not of one model: fetch both again"
         )
     formats: dict[str, QuantFormat | None] = {}
     expected: dict[str, tuple[Shape, frozenset[str]]] = {}
@@ -267,8 +270,8 @@ def _check_tensors(
             continue
         if shape[1] % quant.group_size:
             raise CheckpointError(
-                f"{config_path}: groups of {quant.group_size} do not divide the {shape[1]} columns of {module!r}; "
-                "fetch config.json again"
+                f"{config_path}: groups of {quant.group_size} do not divide the {shape[1]} "
+                f"columns of {module!r}; fetch config.json again"
             )
         beside = FLOATS if quant.mode == "affine" else frozenset({"U8"})
         for kind, packed in quant.packed_shapes(shape).items():
@@ -278,25 +281,28 @@ def _check_tensors(
             )
     if missing := sorted(set(expected) - set(entries)):
         raise CheckpointError(
-            f"{folder}: {len(missing)} tensors are missing, first {quoted(missing[0])}; the checkpoint is incomplete, "
-            "fetch it again"
+            f"{folder}: {len(missing)} tensors are missing, first {quoted(missing[0])}; the "
+            "checkpoint is incomplete, fetch it again"
         )
     extra = sorted(set(entries) - set(expected))
     if scales := [name for name in extra if name.endswith(FP8_SCALES)]:
         raise CheckpointError(
-            f"{folder}: {quoted(scales[0])} is a scale of weights in {FP8}; start from the bf16 checkpoint"
+            f"{folder}: {quoted(scales[0])} is a scale of weights in {FP8}; start from the bf16 "
+            "checkpoint"
         )
     if extra:
         raise CheckpointError(
-            f"{folder}: {len(extra)} tensors do not belong to this model, first {quoted(extra[0])}; "
-            "the weights are of another model than config.json: fetch both again"
+            f"{folder}: {len(extra)} tensors do not belong to this model, first "
+            f"{quoted(extra[0])}; the weights are of another model than config.json: fetch both "
+            "again"
         )
     for name, (shape, dtypes) in expected.items():
         entry = entries[name]
         if entry.shape != shape or entry.dtype not in dtypes:
             raise CheckpointError(
-                f"{folder}: tensor {name!r} is {entry.dtype} {list(entry.shape)}, config.json implies "
-                f"{' or '.join(sorted(dtypes))} {list(shape)}; one is damaged or of another model, fetch both again"
+                f"{folder}: tensor {name!r} is {entry.dtype} {list(entry.shape)}, config.json "
+                f"implies {' or '.join(sorted(dtypes))} {list(shape)}; one is damaged or of "
+                "another model, fetch both again"
             )
     return formats
 
@@ -309,8 +315,8 @@ def _stored_format(
     stated = None if quantization is None else quantization.for_module(module)
     if is_packed and stated is None:
         raise CheckpointError(
-            f"{config_path}: {module!r} has scales, but the quantization block does not say how it is packed; "
-            "fetch config.json again"
+            f"{config_path}: {module!r} has scales, but the quantization block does not say how "
+            "it is packed; fetch config.json again"
         )
     if (
         not is_packed
@@ -318,7 +324,7 @@ def _stored_format(
         and quantization.overrides.get(module) is not None
     ):
         raise CheckpointError(
-            f"{config_path}: quantization names {module!r}, but the tensor '{module}.scales' is missing; "
-            "fetch the weights again"
+            f"{config_path}: quantization names {module!r}, but the tensor '{module}.scales' is "
+            "missing; fetch the weights again"
         )
     return stated if is_packed else None  # what the default covers may have been left as it was

@@ -148,8 +148,8 @@ def _choose(
         WEIGHTS[choice][0] for choice in (WEIGHTS if layout is None else (layout,))
     )
     raise HubError(
-        f"{repo_id} holds no {wanted}; it is not a checkpoint this software can use: name one in safetensors, "
-        "such as the published Magistral or a conversion of it to MLX"
+        f"{repo_id} holds no {wanted}; it is not a checkpoint this software can use: name one in "
+        "safetensors, such as the published Magistral or a conversion of it to MLX"
     )
 
 
@@ -157,8 +157,9 @@ def _hub_file(repo_id: str, file: "RepoSibling") -> HubFile:
     size, sha256 = (file.size, None) if file.lfs is None else (file.lfs.size, file.lfs.sha256)
     if not isinstance(size, int) or size < 0 or not (sha256 or file.blob_id):
         raise HubError(
-            f"{repo_id}: the hub states no size or no hash of {file.rfilename}, so it could not be checked; "
-            "if HF_ENDPOINT is set to a mirror, leave it out, or name a folder that holds the checkpoint"
+            f"{repo_id}: the hub states no size or no hash of {file.rfilename}, so it could not "
+            "be checked; if HF_ENDPOINT is set to a mirror, leave it out, or name a folder that "
+            "holds the checkpoint"
         )
     return HubFile(file.rfilename, size, sha256, file.blob_id or "")
 
@@ -191,8 +192,8 @@ def read(
             failures += 1
             if failures > FAILURES_IN_A_ROW:
                 raise HubError(
-                    f"{repo_id}: {file.name} could not be fetched ({error}); run the same command again, "
-                    "what arrived is kept"
+                    f"{repo_id}: {file.name} could not be fetched ({error}); run the same command "
+                    "again, what arrived is kept"
                 ) from None
             log.info("%s: %s; trying again", file.name, error)
             _pause(max(error.pause_seconds, FIRST_PAUSE_SECONDS * 2 ** (failures - 1)), cancelled)
@@ -268,8 +269,8 @@ def _pause(seconds: float, cancelled: Callable[[], bool]) -> None:
 
 def _unreachable(repo_id: str, error: Exception) -> Unreachable:
     return Unreachable(
-        f"{repo_id} cannot be fetched: the hub cannot be reached ({reason(error)}). Connect and run the same "
-        "command again, or name a folder that holds the checkpoint"
+        f"{repo_id} cannot be fetched: the hub cannot be reached ({reason(error)}). Connect and "
+        "run the same command again, or name a folder that holds the checkpoint"
     )
 
 

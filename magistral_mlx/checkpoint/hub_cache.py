@@ -91,8 +91,9 @@ def _check_space(repo_id: str, missing: Iterable[HubFile]) -> None:
     free = free_bytes(blobs)
     if needed > free:
         raise HubError(
-            f"{repo_id} needs {in_units(needed)} more under {blobs.parent.parent}, where {in_units(free)} are "
-            "free; free some space, or set HF_HUB_CACHE to a folder on a larger disk"
+            f"{repo_id} needs {in_units(needed)} more under {blobs.parent.parent}, where "
+            f"{in_units(free)} are free; free some space, or set HF_HUB_CACHE to a folder on a "
+            "larger disk"
         )
 
 
@@ -111,8 +112,8 @@ def _check(folder: Path, files: Iterable[HubFile]) -> None:
     (folder.parent.parent / UNCHECKED).unlink(missing_ok=True)
     if damaged:
         raise HubError(
-            f"{', '.join(damaged)} arrived damaged (another hash than the hub states) and had to be deleted; "
-            "run the same command again, the other files are kept"
+            f"{', '.join(damaged)} arrived damaged (another hash than the hub states) and had to "
+            "be deleted; run the same command again, the other files are kept"
         )
 
 
@@ -197,7 +198,7 @@ def _explain(repo_id: str, commit: str, error: Exception) -> HubError:
 
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return HubError(
-            f"{repo_id} does not fit: the disk of {constants.HF_HUB_CACHE} is full; free some space and run the "
-            "command again; or name a folder that holds the checkpoint"
+            f"{repo_id} does not fit: the disk of {constants.HF_HUB_CACHE} is full; free some "
+            "space and run the command again; or name a folder that holds the checkpoint"
         )
     return explain(repo_id, commit, error, name="every file")

@@ -6,7 +6,6 @@ from pathlib import Path
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.demo import resolve_model
 from magistral_mlx.engine.magistral import Magistral
-from magistral_mlx.errors import CheckpointError
 from magistral_mlx.generation.speculation import Speculation, open_draft
 from magistral_mlx.model.device import limit_memory
 from magistral_mlx.model.load_options import DEFAULTS, LoadOptions
@@ -39,12 +38,9 @@ def loading(
 ) -> Generator[Progress, None, Magistral]:
     """Load as ``load`` does, as a stream of the bytes loaded."""
     checkpoint = open_checkpoint(resolve_model(model, options.revision))
-    tokenizer = Tokenizer.from_folder(checkpoint.folder, options.reasoning_format)
-    if tokenizer.vocab_size != checkpoint.config.vocab_size:
-        raise CheckpointError(
-            f"{checkpoint.folder}: tekken.json has {tokenizer.vocab_size} ids, the model "
-            f"{checkpoint.config.vocab_size}; they are not of the same model: download both again"
-        )
+    tokenizer = Tokenizer.of_model(
+        checkpoint.folder, checkpoint.config.vocab_size, options.reasoning_format
+    )
     draft = None
     if options.draft_model is not None:
         draft = open_draft(resolve_model(options.draft_model), tokenizer)

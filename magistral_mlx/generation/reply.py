@@ -14,9 +14,10 @@ from magistral_mlx.generation.loop_detector import LoopDetector
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.sampling import top_logprobs
 from magistral_mlx.generation.think_budget import ThinkBudget
+from magistral_mlx.tokenizer.detokenizer import Detokenizer
 from magistral_mlx.tokenizer.reasoning import THINK_CLOSE, Splitter, StopStrings
 from magistral_mlx.tokenizer.segments import Text, ToolCall
-from magistral_mlx.tokenizer.tekken import TextStream, Tokenizer
+from magistral_mlx.tokenizer.tekken import Tokenizer
 
 FinishReason = Literal["stop", "length", "tool_calls", "loop", "cancelled"]
 ClosedBy = Literal["model", "budget", "loop"]
@@ -126,7 +127,7 @@ class ReplyBuilder:
         self.tokens = 0
         self.is_stopped = False
         self._budget = ThinkBudget(tokenizer, sampling, max_tokens)
-        self._text: TextStream = tokenizer.stream()
+        self._text: Detokenizer = tokenizer.detokenizer()
         self._splitter: Splitter = tokenizer.splitter(thinking=sampling.thinks)
         self._stop = StopStrings(sampling.stop)
         self._loops = LoopDetector()

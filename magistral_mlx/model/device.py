@@ -63,8 +63,8 @@ def limit_memory(budget: int, *, freed: int, wired: int | None) -> None:
             mx.set_wired_limit(wired)
         except ValueError as error:
             raise OptionError(
-                f"{in_units(wired)} cannot be wired on this Mac ({error}); leave --wired out, or plan for less "
-                "by --memory-gb"
+                f"{in_units(wired)} cannot be wired on this Mac ({error}); leave --wired out, or "
+                "plan for less by --memory-gb"
             ) from None
     mx.set_memory_limit(budget)
     mx.set_cache_limit(freed)

@@ -123,8 +123,8 @@ class _Weights:
                 if self.is_half:  # if the file itself is damaged, loading it as it is will tell
                     raise _HalfOverflowError(f"tensor {name!r}")
                 raise CheckpointError(
-                    f"{self.checkpoint.folder}: tensor {name!r} holds NaN or infinity; the file is damaged: "
-                    "download or convert it again"
+                    f"{self.checkpoint.folder}: tensor {name!r} holds NaN or infinity; the file "
+                    "is damaged: download or convert it again"
                 )
         self.done += sum(array.nbytes for array in self.taken.values())
         self.taken.clear()

@@ -76,13 +76,15 @@ class MemoryPlan:
         if room < (REPLY_ROOM if asked is None else 1):
             least = "" if room < 1 else f", ask for a reply of at most {room} (--max-tokens)"
             raise ContextError(
-                f"the prompt is {prompt_tokens} tokens and the context {self.context}, which leaves {max(room, 0)} for "
-                f"the reply; shorten it{least}, or load with a larger context (--max-kv-size), if the model has it"
+                f"the prompt is {prompt_tokens} tokens and the context {self.context}, which "
+                f"leaves {max(room, 0)} for the reply; shorten it{least}, or load with a larger "
+                "context (--max-kv-size), if the model has it"
             )
         if asked is not None and asked > room:
             raise ContextError(
-                f"max_tokens is {asked}, but beside a prompt of {prompt_tokens} tokens the context of {self.context} "
-                f"has room for {room}; ask for less, or load with a larger context (--max-kv-size), if the model has it"
+                f"max_tokens is {asked}, but beside a prompt of {prompt_tokens} tokens the "
+                f"context of {self.context} has room for {room}; ask for less, or load with a "
+                "larger context (--max-kv-size), if the model has it"
             )
         return min(DEFAULT_CONTEXT, room) if asked is None else asked
 
@@ -282,9 +284,10 @@ def _refusal(
     """What does not fit, and what would."""
     draft = f", draft model {in_units(wanted.draft_bytes)}" if wanted.draft_bytes else ""
     message = (
-        f"a context of {wanted.context:,} needs {in_units(wanted.total_bytes)} (weights {in_units(wanted.weights_bytes)}, "
-        f"KV cache {in_units(wanted.kv_bytes)}, workspace {in_units(wanted.workspace_bytes)}{draft}), "
-        f"and {in_units(wanted.budget_bytes)} may be used; "
+        f"a context of {wanted.context:,} needs {in_units(wanted.total_bytes)} (weights "
+        f"{in_units(wanted.weights_bytes)}, KV cache {in_units(wanted.kv_bytes)}, workspace "
+        f"{in_units(wanted.workspace_bytes)}{draft}), and {in_units(wanted.budget_bytes)} may be "
+        "used; "
     )
     fitting = [
         f"a context of {plan.context:,} (--max-kv-size {plan.context})"

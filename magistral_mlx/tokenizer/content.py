@@ -1,4 +1,4 @@
-"""What one message says, however the system that wrote it puts it: as text, in parts, as an object."""
+"""Content of one message, in any form that clients write: text, parts, or an object."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -9,14 +9,17 @@ BETWEEN = "\n\n"  # what mistral-common puts between the texts of one message
 
 
 class Part(NamedTuple):
-    """A piece of a message: text, or the thinking of an assistant's or a system message."""
+    """Piece of a message: text, or the thinking of an assistant's or a system message."""
 
     kind: Literal["text", "thinking"]
     text: str
 
 
 def checked(text: str, what: str) -> str:
-    """``text``, if it is Unicode: half of a surrogate pair is what a wrongly decoded file or argument leaves."""
+    """Return ``text`` if it is valid Unicode; raise OptionError, which calls it ``what``, if not.
+
+    A file or argument that was decoded wrongly may leave half of a surrogate pair.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -27,8 +30,13 @@ def checked(text: str, what: str) -> str:
 
 
 def fields(value: Any, what: str, expected: str) -> Mapping[str, Any]:
-    """A message, part, call or tool as a dictionary, which it is, or makes of itself as mistral-common's and OpenAI's
-    objects do."""
+    """Return a message, part, call or tool as a dictionary.
+
+    Objects of mistral-common and OpenAI convert themselves.
+
+    Raises:
+        OptionError: it is neither; the message calls it ``what``.
+    """
     if not isinstance(value, Mapping) and callable(dump := getattr(value, "model_dump", None)):
         value = dump()
     if not isinstance(value, Mapping):
@@ -37,15 +45,17 @@ def fields(value: Any, what: str, expected: str) -> Mapping[str, Any]:
 
 
 def parts_of(content: Any, what: str, *, takes_thinking: bool) -> list[Part]:
-    """The parts of a message's content that are not empty, in their order.
+    """Return the parts of a message's content that are not empty, in their order.
 
     Args:
         content: text, None, or a list of ``{"type": "text", "text": ...}`` and
             ``{"type": "thinking", "thinking": ...}``, whose thinking is text or a list of texts.
-        what: names the content in an error.
-        takes_thinking: whether its role may think.
+        what: name of the content, for messages.
+        takes_thinking: its role may think.
+
     Raises:
-        OptionError: a part is malformed, of another kind (images, audio), or thinking where none may be.
+        OptionError: a part is malformed, of another kind (images, audio), or thinking of a role
+            that may not think.
     """
     if content is None:
         return []
@@ -60,12 +70,12 @@ def parts_of(content: Any, what: str, *, takes_thinking: bool) -> list[Part]:
 
 
 def joined(parts: Sequence[Part]) -> str:
-    """The text of parts, without their thinking."""
+    """Return the text of parts, without their thinking."""
     return BETWEEN.join(part.text for part in parts if part.kind == "text")
 
 
 def separated(parts: Sequence[Part]) -> list[Part]:
-    """Parts with what mistral-common puts between two texts written out."""
+    """Insert between two texts what mistral-common puts there."""
     found: list[Part] = []
     for part in parts:
         if found and found[-1].kind == part.kind == "text":
@@ -80,13 +90,15 @@ def _part(raw: Any, what: str, takes_thinking: bool) -> Part:
     if kind == "thinking" and takes_thinking:
         if part.get("closed") is False:
             raise OptionError(
-                f"{what}: this thinking is not closed; only a whole reply can be part of a conversation"
+                f"{what}: this thinking is not closed; only a whole reply can be part of a "
+                "conversation"
             )
         return Part("thinking", _thinking(part.get("thinking"), what))
     if kind != "text":
         allowed = "text and thinking" if takes_thinking else "text"
         raise OptionError(
-            f"{what} is of type {quoted(kind)}, and only {allowed} can be read here; leave it out, or put it into words"
+            f"{what} is of type {quoted(kind)}, and only {allowed} can be read here; "
+            "leave it out, or put it into words"
         )
     if not isinstance(text := part.get("text"), str):
         raise OptionError(f"{what}: text is {type(text).__name__}, expected text")

@@ -1,4 +1,4 @@
-"""A conversation, checked and put into the form Magistral reads: one system prompt, traces written out."""
+"""A conversation, checked and put into Magistral's form: one system prompt, traces written out."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,36 +18,9 @@ from magistral_mlx.tokenizer.content import (
 from magistral_mlx.tokenizer.reasoning import CLOSE, OPEN
 from magistral_mlx.tokenizer.tool_calls import CallIds
 
-CONTROL_TAGS = (
-    "[THINK]",
-    "[/THINK]",
-)  # control tokens of 2507 and 2509; their system prompt spells them
+# Control tokens of 2507 and 2509; their system prompt spells them.
+CONTROL_TAGS = ("[THINK]", "[/THINK]")
 CONTROL_TRACE = re.compile(r"\[THINK\](.*?)\[/THINK\]", re.DOTALL)
-
-# The model cards', for checkpoints that come without SYSTEM_PROMPT.txt: of 2506, and of 2507 and 2509.
-CARD_SYSTEM_PROMPT = (
-    "A user will ask you to solve a task. You should first draft your thinking process (inner monologue) until you "
-    "have derived the final answer. Afterwards, write a self-contained summary of your thoughts (i.e. your summary "
-    "should be succinct but contain all the critical steps you needed to reach the conclusion). You should use "
-    "Markdown to format your response. Write both your thoughts and summary in the same language as the task posed by "
-    "the user. NEVER use \\boxed{} in your response.\n\n"
-    "Your thinking process must follow the template below:\n"
-    "<think>\n"
-    "Your thoughts or/and draft, like working through an exercise on scratch paper. Be as casual and as long as you "
-    "want until you are confident to generate a correct answer.\n"
-    "</think>\n\n"
-    "Here, provide a concise summary that reflects your reasoning and presents a clear final answer to the user. "
-    "Don't mention that this is a summary.\n\n"
-    "Problem:\n\n"
-)
-CONTROL_CARD_SYSTEM_PROMPT = (
-    "First draft your thinking process (inner monologue) until you arrive at a response. Format your response using "
-    "Markdown, and use LaTeX for any mathematical equations. Write both your thoughts and the response in the same "
-    "language as the input.\n\n"
-    "Your thinking process must follow the template below:[THINK]Your thoughts or/and draft, like working through an "
-    "exercise on scratch paper. Be as casual and as long as you want until you are confident to generate the response. "
-    "Use the same language as the input.[/THINK]Here, provide a self-contained response."
-)
 
 # The keys of a message that are encoded, by role.
 KEYS = {
@@ -68,11 +41,11 @@ Content = str | list[dict[str, str]]  # of mistral-common's messages
 
 
 def prompt_around(default: str) -> tuple[str, str]:
-    """What comes before and after a user's system text when it joins the ``default`` system prompt.
+    """Split the ``default`` system prompt at the place where a user's system text is inserted.
 
-    It goes before the final ``Problem:``, set off by blank lines, so that what comes before is the same
-    for every conversation and can be cached. A prompt without ``Problem:``, as that of 2507 and 2509, comes
-    first as a whole, and the user's text after it.
+    That is before the final ``Problem:``, between blank lines: then the beginning is the same for
+    every conversation and can be cached. A prompt without ``Problem:``, like that of 2507 and 2509,
+    comes first as a whole.
     """
     if not default.rstrip().endswith("Problem:"):
         return default.rstrip("\n") + "\n\n", ""
@@ -81,9 +54,10 @@ def prompt_around(default: str) -> tuple[str, str]:
 
 
 def prompt_parts(prompt: str, form: ReasoningFormat) -> list[Part]:
-    """A checkpoint's system prompt, where a ``[THINK]...[/THINK]`` it spells is thinking if traces have control ids.
+    """Return the parts of a checkpoint's system prompt.
 
-    Never for a user's text, which could then write control ids.
+    If traces have control ids, a ``[THINK]...[/THINK]`` in the prompt is thinking. Never use this
+    for a user's text, which could then write control ids.
     """
     if form == "text":
         return [Part("text", prompt)]
@@ -98,13 +72,15 @@ def conversation(
     system_prompt_only: bool = False,
     form: ReasoningFormat = "text",
 ) -> list[dict[str, Any]]:
-    """The conversation in mistral-common's form: one system message, then turns that end in a question.
+    """Return the conversation in mistral-common's form: a system message, then turns.
 
     Args:
         messages: a user's text, or messages; system messages may stand anywhere.
-        default: the default system prompt; the system messages join it, or replace it if
-            ``system_prompt_only``. One that is this very prompt, as many clients send it, adds nothing to it.
-        form: whether traces are text or stand between control ids.
+        default: the default system prompt. System messages are added to it; one that repeats it, as
+            many clients send, adds nothing.
+        system_prompt_only: the system messages replace the default system prompt.
+        form: of traces: text, or between control ids.
+
     Raises:
         OptionError: a message is malformed or out of turn, or a tool call has no result.
     """
@@ -164,7 +140,11 @@ def conversation(
 
 
 def _read(raw: Any, where: str) -> tuple[str, Mapping[str, Any]]:
-    """A message and its role; none of its keys may be one that would be ignored, unless it says nothing."""
+    """Return the role of a message, and the message.
+
+    Raises:
+        OptionError: a key would be ignored and is not empty, or the role is unknown.
+    """
     message = fields(raw, where, "{'role': ..., 'content': ...}")
     role = message.get("role")
     if not isinstance(role, str) or role not in KEYS:
@@ -176,7 +156,7 @@ def _read(raw: Any, where: str) -> tuple[str, Mapping[str, Any]]:
 
 
 def _system(own: list[list[Part]], default: str, own_only: bool, form: ReasoningFormat) -> Content:
-    """The content of the system message: the ``own`` ones of the user's, if any, joined to the default prompt."""
+    """Return the content of the system message: the default prompt and the user's ``own`` ones."""
     own = [
         prompt_parts(default, form) if _spelled(parts, form).strip() == default.strip() else parts
         for parts in own
@@ -204,8 +184,11 @@ def _assistant(
     where: str,
     form: ReasoningFormat,
 ) -> dict[str, Any]:
-    """An assistant's message. Its trace is the text the model writes, mistral-common having no other form before v13,
-    or chunks, which mistral-common puts between control ids. What its text spells stays text."""
+    """Return an assistant's message.
+
+    Before v13 mistral-common takes a trace only as text. From v13 on it takes chunks and puts them
+    between control ids. Tags that the text spells stay text.
+    """
     traces, answer = _traces(message, parts, where), joined(parts)
     if not answer.strip() and not traces and not calls:
         raise OptionError(f"{where}: content is empty")
@@ -218,26 +201,26 @@ def _assistant(
 
 
 def _traces(message: Mapping[str, Any], parts: list[Part], where: str) -> list[str]:
-    """The traces of an assistant's message, which it states in one of three ways."""
+    """Return the traces of an assistant's message, which may be given in one of three ways."""
     kinds = [part.kind for part in parts]
     if kinds != sorted(kinds, reverse=True):  # thinking, then text
         raise OptionError(
             f"{where}: content has thinking after text; the trace comes before the answer"
         )
     traces = [part.text for part in parts if part.kind == "thinking"]
-    stated = {
+    found = {
         _text(message, key, where, is_optional=True) for key in ("reasoning", "reasoning_content")
     }
-    stated = (stated | {"\n".join(traces)}) - {""}
-    if len(stated) > 1:
+    found = (found | {"\n".join(traces)}) - {""}
+    if len(found) > 1:
         raise OptionError(
             f"{where}: its reasoning, reasoning_content and thinking differ; keep one"
         )
-    return traces or list(stated)
+    return traces or list(found)
 
 
 def _spelled(parts: list[Part], form: ReasoningFormat) -> str:
-    """Parts as text, thinking between the tags of the release."""
+    """Write parts as text, thinking between the tags of the release."""
     before, after = (f"{OPEN}\n", f"\n{CLOSE}\n") if form == "text" else CONTROL_TAGS
     return "".join(
         before + part.text + after if part.kind == "thinking" else part.text for part in parts
@@ -245,7 +228,10 @@ def _spelled(parts: list[Part], form: ReasoningFormat) -> str:
 
 
 def _chunks(parts: list[Part]) -> list[dict[str, str]]:
-    """Parts as mistral-common's chunks; texts in a row are one, or it would put a blank line between them."""
+    """Return parts as mistral-common's chunks.
+
+    Texts in a row become one: mistral-common would put a blank line between them.
+    """
     chunks: list[dict[str, str]] = []
     for kind, text in parts:
         if kind == "text" and chunks and chunks[-1]["type"] == "text":

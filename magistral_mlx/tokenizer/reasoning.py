@@ -1,4 +1,4 @@
-"""The text of a reply: its trace told from its answer, stop strings, and what is safe to show. Strings only."""
+"""Text of a reply: split trace from answer, find stop strings, make text safe to show."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -6,19 +6,21 @@ from typing import Literal
 from magistral_mlx.tokenizer.segments import Text
 
 OPEN, CLOSE = "<think>", "</think>"
-EMPTY_TRACE = "<think>\n</think>\n"  # put after the prompt, it asks for an answer without a trace
-THINK_CLOSE = "\n</think>\n\n"  # written into a trace, it ends it
+# After the prompt, it asks for an answer without a trace.
+EMPTY_TRACE = "<think>\n</think>\n"
+# Written into a trace, it ends it.
+THINK_CLOSE = "\n</think>\n\n"
 
 
 def last_line(text: str, line: str) -> str:
-    """What puts a line of its own behind a text that ends in ``text``; "" for none."""
+    """Return ``line``, on a line of its own after ``text``; "" if there is no line."""
     return line if not line or not text or text.endswith("\n") else f"\n{line}"
 
 
 def closing(text: str, line: str = "") -> str:
-    """What ends a trace that so far ends in ``text``: a last line, if there is one, and a closing tag on its own.
+    """Return what ends a trace after ``text``: a last line, if any, and a closing tag on its own.
 
-    Of a tag that the text has begun, the rest.
+    If the text has begun a tag, that is the rest of the tag.
     """
     begun = text[len(text) - _held_length(text, (CLOSE, "\n" + CLOSE)) :]
     if CLOSE[:2] in begun:
@@ -27,15 +29,15 @@ def closing(text: str, line: str = "") -> str:
 
 
 class Splitter:
-    """Tells reasoning from answer in one reply, whose tags come as control ids: ``open`` and ``close``.
+    """Splits one reply, whose tags are control ids, into reasoning and answer.
 
-    A trace opens where only white space came before, and closes with the first closing tag; any other tag
-    changes nothing. White space before the reply belongs to neither part. A trace that never closes is
-    reasoning to its end.
+    A trace opens if only white space came before, and closes with the first closing tag. Any other
+    tag changes nothing. White space before the reply belongs to neither part. A trace that never
+    closes is reasoning to its end.
 
     Attributes:
-        state: the part that the next text belongs to, "start" while a trace may still open.
-        was_opened: whether a trace was opened.
+        state: part of the next text; "start" while a trace may still open.
+        was_opened: a trace was opened.
     """
 
     def __init__(self, *, thinking: bool = True) -> None:
@@ -43,17 +45,17 @@ class Splitter:
         self.was_opened = False
 
     def open(self) -> None:
-        """The opening tag comes next."""
+        """Note an opening tag before the next text."""
         if self.state == "start":
             self.state, self.was_opened = "reasoning", True
 
     def close(self) -> None:
-        """The closing tag comes next."""
+        """Note a closing tag before the next text."""
         if self.state == "reasoning":
             self.state = "answer"
 
     def push(self, text: str) -> list[Text]:
-        """Take the next piece of the reply, and give the segments that are certain by now."""
+        """Take the next piece of the reply and return the segments that are certain by now."""
         if self.state == "start":
             text = text.lstrip()
         if not text:
@@ -63,15 +65,15 @@ class Splitter:
         return [Text(self.state, text)]
 
     def flush(self) -> list[Text]:
-        """The text still held back, once the reply has ended."""
+        """Return the text that was held back, after the end of the reply."""
         return []
 
 
 class TagSplitter(Splitter):
-    """As Splitter, for a reply that spells its tags ``<think>`` and ``</think>``, and may arrive in any pieces.
+    """Splits a reply that spells its tags ``<think>`` and ``</think>``, in any pieces.
 
-    One newline after ``<think>``, one before ``</think>`` and all newlines before the answer are the
-    protocol's too. At most ``len("</think>")`` characters are held back.
+    One newline after ``<think>``, one before ``</think>`` and all newlines before the answer belong
+    to the tags. At most ``len("</think>")`` characters are held back.
     """
 
     def __init__(self, *, thinking: bool = True) -> None:
@@ -124,10 +126,10 @@ class TagSplitter(Splitter):
 
 
 class StopStrings:
-    """Ends an answer at the first of several strings, which is not part of it.
+    """Ends an answer before the first of several strings.
 
-    They apply to the answer only: a stop such as a newline must not end the trace. The string that is
-    complete first wins, and of two complete at once the longer.
+    They apply to the answer only: a newline as a stop string must not end the trace. The string
+    that is complete first wins; of two that are complete at once, the longer.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
@@ -135,7 +137,11 @@ class StopStrings:
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Take the next piece of the answer; gives what is certain by now, and whether a stop string was reached."""
+        """Take the next piece of the answer.
+
+        Returns:
+            The text that is certain by now, and whether a stop string was reached.
+        """
         text, self._held = self._held + text, ""
         found = [
             (start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0
@@ -147,19 +153,20 @@ class StopStrings:
         return text[:certain], False
 
     def flush(self) -> str:
-        """The text still held back, once the reply has ended without a stop string."""
+        """Return the text that was held back, if the reply ended without a stop string."""
         held, self._held = self._held, ""
         return held
 
 
 def _held_length(text: str, tags: Sequence[str]) -> int:
-    """Length of the longest end of ``text`` that may be the beginning of one of ``tags``."""
+    """Return the length of the longest end of ``text`` that may begin one of ``tags``."""
     longest = max((len(tag) for tag in tags), default=1) - 1
     lengths = range(min(longest, len(text)), 0, -1)
     return next((n for n in lengths if any(tag.startswith(text[-n:]) for tag in tags)), 0)
 
 
-# Controls but newline and tab, and the characters that reorder the text after them: a terminal, or the eye, obeys them.
+# Control characters but newline and tab, and characters that reorder the text after them: a
+# terminal obeys them, or the eye does.
 _HARMFUL = [*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 _VISIBLE = {
     c: f"\\x{c:02x}" if c < 0x100 else f"\\u{c:04x}" for c in _HARMFUL if c not in (0x09, 0x0A)
@@ -167,5 +174,5 @@ _VISIBLE = {
 
 
 def visible(text: str) -> str:
-    r"""``text`` made harmless for a terminal: controls and text-direction overrides as ``\x1b``, ``\u202e``."""
+    r"""Write control characters and text-direction overrides as ``\x1b`` or ``\u202e``."""
     return text.translate(_VISIBLE)

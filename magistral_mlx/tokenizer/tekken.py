@@ -1,6 +1,5 @@
-"""Text and ids: a chat encoded by mistral-common, ids decoded without ever splitting a character."""
+"""Tokenizer of tekken.json: a chat to ids by mistral-common, and ids to text."""
 
-import codecs
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magistral_mlx.checkpoint.manifest import ReasoningFormat
-from magistral_mlx.errors import OptionError, TokenizerError
+from magistral_mlx.errors import CheckpointError, OptionError, TokenizerError
 from magistral_mlx.tokenizer.content import checked, fields
+from magistral_mlx.tokenizer.detokenizer import Detokenizer
 from magistral_mlx.tokenizer.messages import CONTROL_TAGS, Messages, conversation
 from magistral_mlx.tokenizer.reasoning import (
     EMPTY_TRACE,
@@ -19,38 +19,26 @@ from magistral_mlx.tokenizer.reasoning import (
     closing,
     last_line,
 )
-from magistral_mlx.tokenizer.release import read_system_prompt, reasoning_format
+from magistral_mlx.tokenizer.release import find_reasoning_format, read_system_prompt
 from magistral_mlx.tokenizer.segments import ToolCall
+from magistral_mlx.tokenizer.tekken_file import DAMAGE, TEKKEN_FILE, damaged_tekken, open_tekken
 from magistral_mlx.tokenizer.tool_calls import parse_call, parse_call_list
 
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
-TEKKEN_FILE = "tekken.json"
-BYTES = 256  # without an id for each, tiktoken panics on text that needs it
-MAX_TEKKEN_BYTES = 50_000_000  # Magistral's has 19 million
-# What mistral-common raises depends on where the file is damaged.
-DAMAGE = (
-    ValueError,
-    TypeError,
-    LookupError,
-    AssertionError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
-)
-
 
 class Tokenizer:
-    """Magistral Small's tokenizer, of any release. Make one with ``from_folder``.
+    """Tokenizer of Magistral Small, of any release. Make one with ``from_folder``.
 
     Attributes:
         vocab_size: ids are 0 to ``vocab_size - 1``.
-        bos_id, eos_id, pad_id, tool_calls_id: control ids; ``stop_ids``: those that end a reply.
-        open_id, close_id: control ids of a trace's tags; None where the release spells them.
-        empty_trace: ids which, put after the prompt, ask for an answer without a trace.
-        system_prompt: the default, which asks for reasoning.
-        reasoning_format: how a trace is written.
+        bos_id, eos_id, pad_id, tool_calls_id: control ids.
+        stop_ids: control ids that end a reply.
+        open_id, close_id: control ids of a trace's tags, or None if the release spells the tags.
+        empty_trace: ids that, after the prompt, ask for an answer without a trace.
+        system_prompt: default system prompt, which asks for reasoning.
+        reasoning_format: form in which a trace is written.
         version: of tekken.json.
     """
 
@@ -71,9 +59,8 @@ class Tokenizer:
         self.tool_calls_id = tekken.get_special_token("[TOOL_CALLS]")
         self.system_prompt = system_prompt
         self.reasoning_format = form
-        names = (
-            () if self.version == "v7" else ("[CALL_ID]", "[ARGS]")
-        )  # v7 writes calls as one JSON list
+        # v7 writes calls as one JSON list.
+        names = () if self.version == "v7" else ("[CALL_ID]", "[ARGS]")
         self._call_tags = [tekken.get_special_token(name) for name in names]
         self._tekken = tekken
         self.open_id: int | None = None
@@ -88,7 +75,7 @@ class Tokenizer:
             "v11": InstructTokenizerV11,
             "v13": InstructTokenizerV13,
         }[self.version]
-        # Not MistralTokenizer.from_file: it would build the image encoder that tekken.json may describe.
+        # MistralTokenizer.from_file would build the image encoder that tekken.json may describe.
         self._mistral: MistralTokenizer[Any, Any, Any, Any, Any] = MistralTokenizer(
             instruct(tekken),
             validator=get_validator(tekken.version, mode=ValidationMode.test),
@@ -96,27 +83,56 @@ class Tokenizer:
         )
 
     @classmethod
-    def from_folder(cls, folder: Path, stated: ReasoningFormat | None = None) -> "Tokenizer":
-        """Read ``tekken.json`` and, where there is one, ``SYSTEM_PROMPT.txt`` of a checkpoint.
+    def from_folder(
+        cls, folder: Path, reasoning_format: ReasoningFormat | None = None
+    ) -> "Tokenizer":
+        """Read ``tekken.json`` of a checkpoint, and ``SYSTEM_PROMPT.txt`` if it has one.
 
         Args:
-            stated: how it writes its traces; None for what its files show.
+            folder: of the checkpoint.
+            reasoning_format: form of its traces; None for what its files show.
+
         Raises:
-            TokenizerError: tekken.json is missing, damaged or of another release; SYSTEM_PROMPT.txt is no text.
+            TokenizerError: tekken.json is missing, damaged or of another release, or
+                SYSTEM_PROMPT.txt is no text.
         """
-        tekken, path = _open_tekken(folder)
+        tekken, path = open_tekken(folder)
         try:
             has_control_tags = all(map(tekken.is_special, CONTROL_TAGS))
-            form = reasoning_format(
-                folder, tekken.version.value, has_control_tags=has_control_tags, stated=stated
+            form = find_reasoning_format(
+                folder,
+                tekken.version.value,
+                has_control_tags=has_control_tags,
+                given=reasoning_format,
             )
             return cls(tekken, form, read_system_prompt(folder, form))
         except DAMAGE as error:
-            raise _damaged(path, error) from None
+            raise damaged_tekken(path, error) from None
+
+    @classmethod
+    def of_model(
+        cls, folder: Path, vocab_size: int, reasoning_format: ReasoningFormat | None = None
+    ) -> "Tokenizer":
+        """Read a tokenizer as ``from_folder`` does, and check that it has the model's vocabulary.
+
+        Raises:
+            CheckpointError: it has not ``vocab_size`` ids.
+        """
+        tokenizer = cls.from_folder(folder, reasoning_format)
+        if tokenizer.vocab_size != vocab_size:
+            raise CheckpointError(
+                f"{folder / TEKKEN_FILE} has {tokenizer.vocab_size} ids, the model has "
+                f"{vocab_size}; they are not of the same model: download both again"
+            )
+        return tokenizer
 
     def shares_ids(self, folder: Path) -> bool:
-        """Whether a checkpoint's tekken.json gives every id of text the same bytes. Errors as ``from_folder``'s."""
-        ours, (theirs, _) = self._tekken, _open_tekken(folder)
+        """Return whether another checkpoint's tekken.json gives every id of text the same bytes.
+
+        Raises:
+            TokenizerError: the other tekken.json is missing or damaged.
+        """
+        ours, (theirs, _) = self._tekken, open_tekken(folder)
         if (ours.n_words, ours.num_special_tokens) != (theirs.n_words, theirs.num_special_tokens):
             return False
         texts = range(ours.num_special_tokens, ours.n_words)
@@ -130,21 +146,23 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         think: bool = True,
     ) -> list[int]:
-        """The ids of a conversation that ends in a question, ready for the model's reply.
+        """Return the ids of a conversation that ends in a question.
 
-        Text is always text: nothing in a message or tool can add a control id; the checkpoint's own system
-        prompt may. System messages join it where its beginning stays the same for every conversation: before
-        its final ``Problem:`` in 2506, at the end in 2507 and 2509. A user's messages in a row are joined by
-        a blank line.
+        Nothing in a message or tool can add a control id; only the checkpoint's own system prompt
+        may. System messages are added to it so that its beginning is the same for every
+        conversation: before its final ``Problem:`` in 2506, at the end in 2507 and 2509. A blank
+        line joins a user's messages in a row.
 
         Args:
-            messages: a user's text, or messages as OpenAI's, vLLM's, Mistral's API's or mistral-common's, whose
-                content is text, or parts of type text. An assistant's may carry its trace as ``reasoning``,
-                ``reasoning_content`` or parts of type thinking, and its ``tool_calls``; tags that its text spells
-                make no trace. Every call needs a result: a message of role tool with its id, of any form.
+            messages: a user's text, or messages in the form of OpenAI, vLLM, Mistral's API or
+                mistral-common, with content that is text or parts of type text. An assistant's
+                message may carry its trace as ``reasoning``, ``reasoning_content`` or parts of type
+                thinking, and its ``tool_calls``. Tags that its text spells make no trace. Every
+                call needs a result: a message of role tool with the id of the call, in any form.
             system_prompt_only: the system messages replace the default system prompt.
             tools: functions the model may call, as OpenAI's tool definitions.
             think: False asks for an answer without a trace.
+
         Raises:
             OptionError: a message or tool is malformed, or a message is out of turn.
         """
@@ -173,40 +191,45 @@ class Tokenizer:
         return ids if think else ids + self.empty_trace
 
     def encode(self, text: str) -> list[int]:
-        """The ids of plain text, never a control id.
+        """Return the ids of plain text; none is a control id.
 
         Raises:
-            OptionError: the text is no Unicode text.
+            OptionError: the text is not valid Unicode.
         """
         return self._tekken.encode(checked(text, "the text"), bos=False, eos=False)
 
     def pieces(self, text: str) -> list[bytes]:
-        """How the vocabulary cuts a text: the bytes of each of its ids, which may end inside a character."""
+        """Return the bytes of each id of a text; they may end inside a character."""
         return [self._tekken.id_to_byte_piece(identity) for identity in self.encode(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; control ids give none, and bytes that form no character give U+FFFD."""
+        """Return the text of ids.
+
+        A control id has no text. Bytes that form no character become U+FFFD.
+        """
         runs = groupby(ids, self.is_control)
         return "".join(
-            self._bytes(run).decode(errors="replace") for is_control, run in runs if not is_control
+            self.to_bytes(run).decode(errors="replace")
+            for is_control, run in runs
+            if not is_control
         )
 
-    def stream(self) -> "TextStream":
-        """A decoder that takes ids one at a time and gives the same text as ``decode``."""
-        return TextStream(self)
+    def detokenizer(self) -> Detokenizer:
+        """Make a decoder that takes ids one at a time and gives the same text as ``decode``."""
+        return Detokenizer(self)
 
     def splitter(self, *, thinking: bool) -> Splitter:
-        """What tells the trace of a reply from its answer; ``thinking``: whether one may come."""
+        """Make a splitter of a reply into trace and answer, or answer alone."""
         return {"text": TagSplitter, "control": Splitter}[self.reasoning_format](thinking=thinking)
 
     def closing(self, text: str, line: str = "") -> list[int]:
-        """The ids that end an open trace which so far ends in ``text``, with a last line if there is one."""
+        """Return the ids that end an open trace after ``text``, with ``line`` as its last line."""
         if self.close_id is None:
             return self.encode(closing(text, line))
         return [*self.encode(last_line(text, line)), self.close_id]
 
     def is_control(self, identity: int) -> bool:
-        """Whether an id is one of the control ids, which stand for no text.
+        """Return whether an id is a control id, which has no text.
 
         Raises:
             TokenizerError: it is no id of this vocabulary.
@@ -218,11 +241,12 @@ class Tokenizer:
         return identity < self._tekken.num_special_tokens
 
     def tool_calls(self, ids: Sequence[int]) -> tuple[list[ToolCall], str]:
-        """The tool calls in the ids of a reply after its trace, and the text of the rest.
+        """Return the tool calls in the ids of a reply after its trace, and the text of the rest.
 
-        A call begins at the control id [TOOL_CALLS], never at its spelling, and is ``name [CALL_ID] id [ARGS] {json}``;
-        2507 and 2509 give no id, a v7 tokenizer a JSON list of calls. What is not so written, or whose arguments are
-        no JSON object, stays text. Each call has an id of its own.
+        A call begins at the control id [TOOL_CALLS], never at its spelling, and is
+        ``name [CALL_ID] id [ARGS] {json}``. 2507 and 2509 give no id; a v7 tokenizer writes a JSON
+        list of calls. A call in another form, or with arguments that are no JSON object, stays
+        text. Each call gets its own id.
         """
         calls: dict[str, ToolCall] = {}
         rest, start = [], 0
@@ -256,58 +280,6 @@ class Tokenizer:
         )
         return [] if call is None else [call]
 
-    def _bytes(self, ids: Iterable[int]) -> bytes:
+    def to_bytes(self, ids: Iterable[int]) -> bytes:
+        """Return the bytes of ids that are not control ids."""
         return b"".join(self._tekken.id_to_byte_piece(identity) for identity in ids)
-
-
-def _open_tekken(folder: Path) -> tuple["Tekkenizer", Path]:
-    path = folder / TEKKEN_FILE
-    if not path.is_file():
-        raise TokenizerError(
-            f"{path} is missing; it is the tokenizer of every Magistral checkpoint: "
-            "copy it into this folder from where the model was published"
-        )
-    if (size := path.stat().st_size) > MAX_TEKKEN_BYTES:
-        raise TokenizerError(
-            f"{path} has {size} bytes, far too many for what it is; download it again"
-        )
-    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
-
-    try:
-        tekken = Tekkenizer.from_file(path)
-    except DAMAGE as error:
-        raise _damaged(path, error) from None
-    if (pieces := tekken.n_words - tekken.num_special_tokens) < BYTES:
-        raise TokenizerError(
-            f"{path} has {pieces} ids of text, and single bytes alone are {BYTES}; its vocabulary was cut: copy it "
-            "from where the model was published"
-        )
-    return tekken, path
-
-
-def _damaged(path: Path, error: Exception) -> TokenizerError:
-    reason = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")[:200]
-    return TokenizerError(f"{path} is damaged or unknown; download it again ({reason})")
-
-
-class TextStream:
-    """Ids to text as they come: whole characters only, flushed at every control id."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    @property
-    def is_inside_character(self) -> bool:
-        """Whether the next id completes a character, if all is well."""
-        return bool(self._decoder.getstate()[0])
-
-    def push(self, identity: int) -> str:
-        """The characters that this id completes."""
-        if self._tokenizer.is_control(identity):
-            return self.flush()
-        return self._decoder.decode(self._tokenizer._bytes([identity]))
-
-    def flush(self) -> str:
-        """What is left at the end: nothing, or U+FFFD for a character that was never completed."""
-        return self._decoder.decode(b"", final=True)

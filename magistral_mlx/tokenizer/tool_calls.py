@@ -1,4 +1,4 @@
-"""Tool calls: their ids, of which Magistral writes nine letters and digits, and their arguments, which are JSON."""
+"""Tool calls: their ids, nine letters and digits in Magistral's form, and their JSON arguments."""
 
 import hashlib
 import json
@@ -15,7 +15,10 @@ NAME = re.compile("[a-zA-Z0-9_-]{1,64}")
 
 
 def call_id(identity: str, attempt: int = 0) -> str:
-    """An id as Magistral writes it. One of another form becomes its hash, always the same; each attempt's differs."""
+    """Return an id in Magistral's form; an id of another form becomes its hash.
+
+    Each ``attempt`` gives another hash.
+    """
     if ID.fullmatch(identity) and not attempt:
         return identity
     return hashlib.sha256((identity + f" {attempt}" * (attempt > 0)).encode()).hexdigest()[:9]
@@ -24,10 +27,9 @@ def call_id(identity: str, attempt: int = 0) -> str:
 def parse_call(
     name: str, identity: str | None, arguments: str, *, taken: Mapping[str, Any]
 ) -> ToolCall | None:
-    """A call that the model wrote, under an id that is not ``taken``; None where it is none that could be made.
+    """Return a call that the model wrote, under an id that is not ``taken``, or None.
 
-    Args:
-        identity: what it wrote as the id, if anything: else the id is made of the call.
+    It is None if the call cannot be made. Without an ``identity`` the id is made of the call.
     """
     name = name.strip()
     try:
@@ -41,14 +43,14 @@ def parse_call(
 
 
 def parse_call_list(text: str, *, taken: Mapping[str, Any]) -> list[ToolCall]:
-    """The calls of one JSON list, as models with a v7 tokenizer write them; none where it is no such list."""
+    """Return the calls of one JSON list, the form of a v7 tokenizer; none if it is no such list."""
     try:
         raw_calls = json_object(f'{{"calls": {text}}}')["calls"]
-        stated = [(raw["name"], raw.get("id"), json_text(raw["arguments"])) for raw in raw_calls]
+        written = [(raw["name"], raw.get("id"), json_text(raw["arguments"])) for raw in raw_calls]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return []
     calls: dict[str, ToolCall] = {}
-    for name, identity, arguments in stated:
+    for name, identity, arguments in written:
         if not isinstance(name, str) or not isinstance(identity, str | None):
             return []
         call = parse_call(name, identity, arguments, taken={**taken, **calls})
@@ -59,13 +61,13 @@ def parse_call_list(text: str, *, taken: Mapping[str, Any]) -> list[ToolCall]:
 
 
 def as_message(call: ToolCall) -> dict[str, Any]:
-    """A call as a message states it, in OpenAI's form."""
+    """Return a call as it stands in a message, in OpenAI's form."""
     function = {"name": call.name, "arguments": json_text(call.arguments)}
     return {"id": call.id, "type": "function", "function": function}
 
 
 def free_id(identity: str, taken: Mapping[str, Any]) -> str:
-    """The first of ``call_id``'s ids that is not ``taken``."""
+    """Return the first id of ``call_id`` that is not ``taken``."""
     attempt = 0
     while (found := call_id(identity, attempt)) in taken:
         attempt += 1
@@ -73,7 +75,11 @@ def free_id(identity: str, taken: Mapping[str, Any]) -> str:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """A JSON object from its text; ValueError or RecursionError where it is none, or could not be written again."""
+    """Parse a JSON object that can be written again.
+
+    Raises:
+        ValueError, RecursionError: it is no such object.
+    """
     found = json.loads(text)
     if not isinstance(found, dict):
         raise ValueError(f"{type(found).__name__} is no JSON object")
@@ -82,21 +88,25 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def json_text(value: Any) -> str:
-    """JSON as the model reads it; ValueError where JSON has no such number, or the text would be no Unicode."""
+    """Write JSON in the form that the model reads.
+
+    Raises:
+        ValueError: JSON has no such number, or the text is not valid Unicode.
+    """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     text.encode()
     return text
 
 
 class CallIds:
-    """The calls of a conversation's newest assistant message, by the ids of whoever wrote the conversation."""
+    """Calls of a conversation's newest assistant message, by the ids that the conversation has."""
 
     def __init__(self) -> None:
-        self._ids: dict[str, str] = {}  # theirs: Magistral's
+        self._ids: dict[str, str] = {}  # the conversation's id -> Magistral's
         self._unanswered: list[str] = []
 
     def read(self, raw_calls: Any, where: str) -> list[dict[str, Any]]:
-        """The calls of an assistant's message, in mistral-common's form.
+        """Return the calls of an assistant's message in mistral-common's form.
 
         Raises:
             OptionError: one is malformed, or two have the same id.
@@ -124,7 +134,7 @@ class CallIds:
         return [{"id": made[identity], "function": function} for identity, function in calls]
 
     def answer(self, identity: str, where: str) -> str:
-        """Magistral's id of the call that a result answers; it may be named by either id.
+        """Return Magistral's id of the call that a result answers; ``identity`` is either id.
 
         Raises:
             OptionError: there is no such call, or it has a result.
@@ -143,16 +153,16 @@ class CallIds:
         return self._ids[theirs[identity]]
 
     def require_answered(self, where: str) -> None:
-        """Raises OptionError while a call waits for its result."""
+        """Raise OptionError if a call has no result yet."""
         if self._unanswered:
             raise OptionError(
-                f"{where}: the tool call {self._unanswered[0]!r} has no result; put a message of role tool, with its "
-                "tool_call_id, before anything else"
+                f"{where}: the tool call {self._unanswered[0]!r} has no result; put a message of "
+                "role tool, with its tool_call_id, before anything else"
             )
 
 
 def _read_call(raw: Any, what: str) -> tuple[str, dict[str, Any]]:
-    """The id of a call, and its name and arguments."""
+    """Return the id of a call, and its name and arguments."""
     raw = as_message(raw) if isinstance(raw, ToolCall) else raw
     call = fields(raw, what, "{'id': ..., 'function': {'name': ..., 'arguments': ...}}")
     function = fields(call.get("function"), f"{what}: function", "{'name': ..., 'arguments': ...}")

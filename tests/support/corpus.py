@@ -14,7 +14,6 @@ import mlx.core as mx
 
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.checkpoint.quant_format import QuantFormat
-from magistral_mlx.convert.output.export import read_tokenizer
 from magistral_mlx.convert.source.source import open_source
 from magistral_mlx.errors import CheckpointError, ConversionError, TokenizerError
 from magistral_mlx.model.loader import load_model
@@ -82,7 +81,7 @@ def write_kinds(root: Path) -> Path:
 def take(step: Step, folder: Path) -> None:
     """Open a checkpoint as a command would."""
     if step == "convert":
-        read_tokenizer(folder, open_source(folder).config.vocab_size)
+        Tokenizer.of_model(folder, open_source(folder).config.vocab_size)
         return
     checkpoint = open_checkpoint(folder)
     Tokenizer.from_folder(folder)

@@ -15,7 +15,7 @@ from mistral_common.protocol.instruct.tool_calls import FunctionCall, Tool, Tool
 from mistral_common.protocol.instruct.validator import ValidationMode
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from magistral_mlx.tokenizer.messages import CARD_SYSTEM_PROMPT, CONTROL_CARD_SYSTEM_PROMPT
+from magistral_mlx.tokenizer.release import CARD_SYSTEM_PROMPT, CONTROL_CARD_SYSTEM_PROMPT
 
 BEFORE, _, INSIDE = CONTROL_CARD_SYSTEM_PROMPT.partition("[THINK]")
 INSIDE, _, AFTER = INSIDE.partition("[/THINK]")

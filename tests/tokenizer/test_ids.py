@@ -13,7 +13,7 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.protocol.instruct.tool_calls import FunctionCall, Tool, ToolCall
 
 from magistral_mlx.errors import OptionError
-from magistral_mlx.tokenizer.messages import CARD_SYSTEM_PROMPT, CONTROL_CARD_SYSTEM_PROMPT
+from magistral_mlx.tokenizer.release import CARD_SYSTEM_PROMPT, CONTROL_CARD_SYSTEM_PROMPT
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.support.conversations import conversations
 from tests.support.oracle import AFTER, BEFORE, INSIDE, Oracle

@@ -84,7 +84,7 @@ def test_each_id_shows_the_characters_it_completes(
     ours, theirs = real
     for text in forms(TEXTS[language]):
         for ids in ways(theirs, text):
-            stream, shown, data = ours.stream(), "", b""
+            stream, shown, data = ours.detokenizer(), "", b""
             for identity in ids:
                 piece = stream.push(identity)
                 data += theirs.id_to_byte_piece(identity)

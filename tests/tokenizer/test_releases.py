@@ -14,7 +14,7 @@ from magistral_mlx.checkpoint.manifest import MANIFEST
 from magistral_mlx.errors import CheckpointError, TokenizerError
 from magistral_mlx.generation.decoding import Token
 from magistral_mlx.generation.reply import ReplyBuilder, Usage
-from magistral_mlx.tokenizer.messages import CARD_SYSTEM_PROMPT, CONTROL_CARD_SYSTEM_PROMPT
+from magistral_mlx.tokenizer.release import CARD_SYSTEM_PROMPT, CONTROL_CARD_SYSTEM_PROMPT
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.support.sources import convert_quickly
 from tests.support.tekken import write_tekken

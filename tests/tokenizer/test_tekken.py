@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from magistral_mlx.errors import OptionError, TokenizerError
-from magistral_mlx.tokenizer.messages import CARD_SYSTEM_PROMPT
 from magistral_mlx.tokenizer.reasoning import THINK_CLOSE
+from magistral_mlx.tokenizer.release import CARD_SYSTEM_PROMPT
 from magistral_mlx.tokenizer.segments import ToolCall
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.support.tekken import write_tekken
@@ -262,14 +262,14 @@ def test_streamed_text_equals_batch_text(any_release: Tokenizer) -> None:
             rng.choice(rng.choices((control, single_bytes, words), (1, 6, 3))[0])
             for _ in range(rng.randrange(20))
         ]
-        stream = any_release.stream()
+        stream = any_release.detokenizer()
         pieces = [stream.push(i) for i in ids] + [stream.flush()]
         assert "".join(pieces) == any_release.decode(ids), ids
 
 
 def test_no_character_is_ever_split(any_release: Tokenizer) -> None:
     text = "Größe 日本語 👩‍👩‍👧 مرحبا"
-    stream = any_release.stream()
+    stream = any_release.detokenizer()
     pieces = [stream.push(i) for i in any_release.encode(text)]
     assert "".join(pieces) == text == any_release.decode(any_release.encode(text))
     assert "" in pieces  # some ids complete no character

@@ -14,11 +14,10 @@ from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.convert.output.export import (
     exports,
     make_config,
-    read_tokenizer,
     require_export_extra,
 )
-from magistral_mlx.errors import ConversionError, TokenizerError
-from magistral_mlx.tokenizer.messages import CARD_SYSTEM_PROMPT
+from magistral_mlx.errors import CheckpointError, ConversionError, TokenizerError
+from magistral_mlx.tokenizer.release import CARD_SYSTEM_PROMPT
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.support import tiny
 from tests.support.conversations import TEXTS, conversations
@@ -298,9 +297,9 @@ def test_without_the_extra_nothing_begins(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     source = write_tekken(tmp_path / "source", 1500)
-    with pytest.raises(ConversionError, match="1500 ids, the model has 2048"):
-        read_tokenizer(source, 2048)
-    with pytest.raises(ConversionError, match="1500 ids"):
+    with pytest.raises(CheckpointError, match="1500 ids, the model has 2048"):
+        Tokenizer.of_model(source, 2048)
+    with pytest.raises(CheckpointError, match="1500 ids"):
         exports(source, config_out(), tokenizer_json=False)
     (source / "tekken.json").unlink()
     with pytest.raises(TokenizerError, match="is missing"):
