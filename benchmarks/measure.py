@@ -71,8 +71,11 @@ class Interval:
         return Interval(1 / self.median, 1 / self.high, 1 / self.low)
 
     def __str__(self) -> str:
-        ends = "" if self.low == self.high else f" ({self.low:.3g} to {self.high:.3g})"
-        return f"{self.median:.3g}{ends}"
+        median, low, high = (
+            f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+            for value in (self.median, self.low, self.high)
+        )
+        return median if self.low == self.high else f"{median} ({low} to {high})"
 
 
 Run = Callable[[], Mapping[str, Lap]]  # one repeat of a contender: its laps by phase

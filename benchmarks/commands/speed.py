@@ -174,7 +174,7 @@ def show_speeds(chip: str, comparisons: Sequence[Comparison], bandwidth: float) 
     show(
         f"{chip}, {mx.default_device()}; median (slowest to fastest repeat); {RATIO}",
         "what | prompt | phase | who",
-        f"speed or latency | weights and cache read | of the bandwidth | CPU ms each | {TIMES}",
+        f"speed or latency | read | of bandwidth | CPU ms each | {TIMES}",
         rows,
     )
 

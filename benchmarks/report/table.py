@@ -6,10 +6,8 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import OURS
-
 RATIO = "ratio with 95 % interval"
-TIMES = f"{OURS}, times as fast"
+TIMES = "ours, times as fast"
 PIPE_WIDTH = 160
 
 
