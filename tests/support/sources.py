@@ -6,10 +6,17 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.convert import Summary, convert_checkpoint
 from magistral_mlx.convert.source.consolidated import is_rotated, native_name
 from tests.support.tekken import write_tekken
-from tests.support.tiny import make_config, make_weights, raw_config, write_checkpoint
+from tests.support.tiny import (
+    make_config,
+    make_weights,
+    quantize_weights,
+    raw_config,
+    write_checkpoint,
+)
 
 CONFIG = make_config(
     hidden_size=128, intermediate_size=384, head_dim=64, num_layers=2, vocab_size=1500
@@ -57,6 +64,9 @@ VISION_ENCODER = {
     "num_hidden_layers": 1,
     "num_attention_heads": 1,
 }
+PARTS = ("weight", "scales", "biases")
+MODULES = [name.removesuffix(".weight") for name, shape in CONFIG.shapes.items() if len(shape) == 2]
+Weights = dict[str, mx.array]
 
 
 def write_hf(folder: Path, weights: Mapping[str, mx.array] | None = None, *, seed: int = 0) -> Path:
@@ -156,3 +166,51 @@ def convert_quickly(source: Path, target: Path, **options: object) -> Summary:
     """Convert by rounding and without tokenizer.json, which takes longest."""
     plain: dict[str, object] = {"tokenizer_json": False, "q_method": "round"}
     return convert_checkpoint(source, target, **(plain | options))  # type: ignore[arg-type]
+
+
+def write_packed(
+    folder: Path, weights: Weights, default: QuantFormat, **overrides: QuantFormat | None
+) -> Path:
+    """Write a packed checkpoint like mlx-lm."""
+    tensors, block = quantize_weights(
+        weights, default, {name.replace("/", "."): q for name, q in overrides.items()}
+    )
+    return write_tekken(write_checkpoint(folder, CONFIG, tensors, block), CONFIG.vocab_size)
+
+
+def rounded(weight: mx.array, quant: QuantFormat | None) -> dict[str, mx.array]:
+    if quant is None:
+        return {"weight": weight}
+    packed = mx.quantize(weight, quant.group_size, quant.bits, quant.mode)
+    return dict(zip(PARTS, packed, strict=False))
+
+
+def restored(weight: mx.array, quant: QuantFormat | None) -> mx.array:
+    if quant is None:
+        return weight
+    parts = mx.quantize(weight, quant.group_size, quant.bits, quant.mode)
+    return mx.dequantize(*parts, group_size=quant.group_size, bits=quant.bits, mode=quant.mode)
+
+
+def assert_is(found: Weights, weights: Weights, formats: dict[str, QuantFormat | None]) -> None:
+    """Check that ``found`` is ``weights`` rounded by MLX, bit for bit."""
+    expected = {}
+    for name, weight in weights.items():
+        module = name.removesuffix(".weight")
+        expected |= {
+            f"{module}.{part}": array
+            for part, array in rounded(weight, formats.get(module)).items()
+        }
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype, name
+        assert mx.array_equal(found[name].view(mx.uint8), array.view(mx.uint8)), name
+
+
+def read_by_mlx_lm(folder: Path) -> Weights:
+    """Load with mlx-lm, which refuses tensors that config.json does not announce."""
+    from mlx.utils import tree_flatten
+    from mlx_lm.utils import load_model
+
+    model, _ = load_model(folder)
+    return dict(tree_flatten(model.parameters()))  # type: ignore[arg-type]

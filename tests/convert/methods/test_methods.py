@@ -1,10 +1,8 @@
 """Conversions by importance and GPTQ: rounding's files with better numbers, also resumed."""
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,45 +17,21 @@ from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.convert import ConvertOptions, stream_conversion, verify_checkpoint
 from magistral_mlx.convert.__main__ import main
 from magistral_mlx.convert.calibration.corpus import built_in
-from magistral_mlx.convert.calibration.statistics import mean_squares
-from magistral_mlx.convert.output.staging import CALIBRATION
 from magistral_mlx.convert.packing import dequantize
 from magistral_mlx.convert.verification.checks import Check
-from magistral_mlx.errors import ConversionError, NumericsError, OptionError
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.tokenizer.tekken import Tokenizer
-from tests.convert.output.test_resume import killed
 from tests.convert.pipeline.test_convert import mlx_lm_logits
-from tests.support.faults.killing import in_small_pieces
-from tests.support.sources import CONFIG, content, convert_quickly, write_hf
+from tests.support.sources import content, convert_quickly
 from tests.support.tekken import write_tekken
 from tests.support.tiny import make_config, make_weights, write_checkpoint
 
+pytestmark = pytest.mark.usefixtures("small_pieces")
 Array = NDArray[np.float64]
 METHODS = ("importance", "gptq")
 ONE_IS_SLOW = ("importance", pytest.param("gptq", marks=pytest.mark.slow))
 # Documents that differ from those of rounding.
 DOCUMENTS = {"magistral_mlx.json"}
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_hf(tmp_path_factory.mktemp("source") / "hf")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_pieces() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        in_small_pieces(patch.setattr)
-        yield
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, source: Path) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("made")
-    for method in ("round", *METHODS):
-        convert_quickly(source, folder / method, q_method=method)
-    return {method: folder / method for method in ("round", *METHODS)}
 
 
 def weight(folder: Path, module: str) -> mx.array:
@@ -227,165 +201,6 @@ def test_outputs_come_nearer_in_every_format(
     assert found[0] < 0.97 * found[1]
 
 
-@pytest.mark.parametrize("method", ONE_IS_SLOW)
-def test_let_go_after_any_step_the_same_command_goes_on_to_the_same_bytes(
-    tmp_path: Path, source: Path, made: dict[str, Path], method: str
-) -> None:
-    options: dict[str, Any] = {"q_method": method, "tokenizer_json": False}
-    count = 0
-    while not (tmp_path / "out").exists():
-        for steps_taken, _ in enumerate(
-            steps := stream_conversion(source, tmp_path / "out", **options)
-        ):
-            if steps_taken == 2 + count:
-                break
-        steps.close()
-        count += 1
-    assert count > 2
-    assert content(tmp_path / "out") == content(made[method])
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-@pytest.mark.parametrize("method", ONE_IS_SLOW)
-def test_what_is_past_is_not_gone_through_again(
-    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
-    options: dict[str, Any] = {"q_method": method, "tokenizer_json": False}
-    steps = stream_conversion(source, tmp_path / "out", **options)
-    while not any((tmp_path / "out.partial" / CALIBRATION).glob("*/layers-00001-*")):
-        next(steps)
-    steps.close()
-    seen: list[str] = []
-
-    def seeing(modules: Sequence[str], x: mx.array) -> mx.array:
-        seen.extend(modules)
-        return mean_squares(modules, x)
-
-    for module in ("calibration.forward", "methods.sequential"):
-        monkeypatch.setattr(f"magistral_mlx.convert.{module}.mean_squares", seeing)
-    stream_conversion(source, tmp_path / "out", **options).result()
-    assert seen[0] == "model.layers.1.self_attn.q_proj"
-    assert seen[-1] == "lm_head"
-
-
-@pytest.mark.parametrize("method", ONE_IS_SLOW)
-@pytest.mark.slow
-def test_killed_at_some_boundaries(
-    tmp_path: Path, source: Path, made: dict[str, Path], method: str
-) -> None:
-    counts = killed(source, made[method], tmp_path, "--method", method, "--boundaries", "2")
-    assert counts["killed"] == 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-def test_killed_at_many_boundaries(
-    tmp_path: Path, source: Path, made: dict[str, Path], method: str
-) -> None:
-    counts = killed(source, made[method], tmp_path, "--method", method, "--boundaries", "30")
-    assert counts["killed"] == 30 < counts["boundaries"]
-
-
-@pytest.mark.parametrize("method", ONE_IS_SLOW)
-def test_another_method_or_calibration_is_refused_with_the_way_out(
-    tmp_path: Path, source: Path, method: str
-) -> None:
-    (tmp_path / "text").write_text(
-        "All the world's a stage, and all the men and women merely players. " * 40
-    )
-    options: dict[str, Any] = {"q_method": method, "tokenizer_json": False}
-    steps = stream_conversion(source, tmp_path / "out", **options)
-    while not any((tmp_path / "out.partial" / CALIBRATION).glob("*")):
-        next(steps)
-    steps.close()
-    before = os.listdir(tmp_path / "out.partial")
-    other = next(name for name in METHODS if name != method)
-    for way, changed in (
-        ({"q_method": other}, f"q_method: {method}, now {other}"),
-        ({"q_method": "round"}, f"q_method: {method}, now round"),
-        (
-            {"q_method": method, "calibration": str(tmp_path / "text")},
-            "calibration: built-in, now file",
-        ),
-    ):
-        with pytest.raises(
-            ConversionError, match=f"unfinished conversion with another ({changed}).*--force"
-        ):
-            convert_quickly(source, tmp_path / "out", **way)
-    assert os.listdir(tmp_path / "out.partial") == before
-    convert_quickly(
-        source, tmp_path / "out", force=True, calibration=str(tmp_path / "text"), q_method=method
-    )
-    stated = json.loads((tmp_path / "out" / "magistral_mlx.json").read_text())["options"][
-        "calibration"
-    ]
-    assert stated["origin"] == "file"
-    with pytest.raises(ConversionError, match="made with another calibration: file, now built-in"):
-        convert_quickly(source, tmp_path / "out", q_method=method)
-
-
-@pytest.mark.parametrize("method", ONE_IS_SLOW)
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        (
-            "model.layers.1.mlp.up_proj",
-            mx.nan,
-            r"tensor 'model\.layers\.1\.mlp\.up_proj\.weight' holds NaN",
-        ),
-        (
-            "model.layers.1.mlp.up_proj",
-            3e38,
-            r"'model\.layers\.1\.mlp\.up_proj\.weight' (is so large|holds NaN)|down_proj holds NaN",
-        ),
-        (
-            "model.layers.0.input_layernorm",
-            mx.inf,
-            r"input of model\.layers\.0\.self_attn\.q_proj .* holds NaN",
-        ),
-    ],
-)
-def test_what_is_not_finite_is_named(
-    tmp_path: Path, method: str, name: str, value: float, message: str
-) -> None:
-    weights = make_weights(CONFIG, mx.bfloat16)
-    weights[f"{name}.weight"] = mx.full(weights[f"{name}.weight"].shape, value, mx.bfloat16)
-    with pytest.raises((ConversionError, NumericsError), match=message):
-        convert_quickly(write_hf(tmp_path / "hf", weights), tmp_path / "out", q_method=method)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "is empty"),
-        (b"\xff\xfe\x00", "is no text"),
-        (b"a few words", "is too short: .* at least 256"),
-    ],
-)
-def test_a_file_that_cannot_calibrate_is_refused_before_any_work(
-    tmp_path: Path, source: Path, content: bytes, message: str
-) -> None:
-    (tmp_path / "text").write_bytes(content)
-    with pytest.raises(OptionError, match=message):
-        convert_quickly(
-            source, tmp_path / "out", q_method="importance", calibration=str(tmp_path / "text")
-        )
-    assert [path.name for path in tmp_path.iterdir()] == ["text"]
-
-
-def test_what_is_no_file_is_not_waited_for(tmp_path: Path, source: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    for name, message in (
-        ("pipe", "is no plain file"),
-        ("a" * 300, "cannot be read .File name too long"),
-    ):
-        with pytest.raises(OptionError, match=message):
-            convert_quickly(
-                source, tmp_path / "out", q_method="importance", calibration=str(tmp_path / name)
-            )
-
-
 AWKWARD = {
     "tied, D=192, d=80": make_config(
         hidden_size=192,
@@ -431,24 +246,6 @@ def test_any_shape_of_this_architecture_is_converted_and_goes_on(
         for name in ("hf", "round", "out")
     )
     assert mx.square(found - wanted).mean() < mx.square(rounded - wanted).mean()
-
-
-@pytest.mark.parametrize("method", ["round", *ONE_IS_SLOW])
-def test_columns_that_no_group_divides_stay_floats_by_the_rule_in_the_message(
-    tmp_path: Path, method: str
-) -> None:
-    # o_proj has 72 columns.
-    config = make_config(head_dim=18, intermediate_size=64, num_layers=1, vocab_size=1500)
-    folder = write_checkpoint(tmp_path / "hf", config, make_weights(config, mx.bfloat16))
-    write_tekken(folder, config.vocab_size)
-    with pytest.raises(ConversionError, match=r"o_proj[.]weight' has 72 columns") as refused:
-        convert_quickly(folder, tmp_path / "out", q_method=method)
-    rule = json.loads(str(refused.value).split("with the rule ")[1])
-    (tmp_path / "recipe.json").write_text(json.dumps({"default": {"bits": 4}, "rules": [rule]}))
-    convert_quickly(folder, tmp_path / "out", q_method=method, recipe=str(tmp_path / "recipe.json"))
-    formats = open_checkpoint(tmp_path / "out").formats
-    assert {m.split(".")[-1] for m, quant in formats.items() if quant is None} == {"o_proj"}
-    assert verify_checkpoint(tmp_path / "out", folder).checks[-1].passed
 
 
 @pytest.mark.slow
