@@ -1,4 +1,7 @@
-"""Magistral Small on Apple silicon. ``load`` a checkpoint, then ``ask``, ``stream``, ``sample`` or ``chat``."""
+"""Magistral Small on Apple silicon.
+
+``load`` a checkpoint, then ``ask``, ``stream``, ``sample`` or ``chat``.
+"""
 
 from magistral_mlx.engine.chat import Chat
 from magistral_mlx.engine.load import load

@@ -1,7 +1,7 @@
-"""Options: each is declared once, as a field of a frozen dataclass, with its type, default and help text.
+"""Options, each declared once as a field of a frozen dataclass: type, default, help text.
 
-Command lines, the bridge and keyword arguments are made from that declaration, so that a new option is two edits: the
-field, and the place that uses it.
+Command lines, the bridge and keyword arguments are made from the field. A new option is two edits:
+the field, and the place that uses it.
 """
 
 import inspect
@@ -22,14 +22,19 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What a command line needs to know of one field."""
+    """A field, as a command line needs it.
+
+    Attributes:
+        type: the annotation.
+        aliases: other flags, such as "-m".
+    """
 
     name: str
-    type: Any  # the field's annotation
+    type: Any
     default: Any
     help: str
     metavar: str | None
-    aliases: tuple[str, ...]  # other flags, such as "-m"
+    aliases: tuple[str, ...]
 
 
 def option(
@@ -38,15 +43,16 @@ def option(
     """Declare a field of a frozen dataclass as an option.
 
     Args:
-        help: one sentence or two, for ``--help`` and for the documentation.
-        metavar: how a command line shows the value; by default as its type.
-        aliases: other flags for it; the first is always the field's name with dashes.
+        default: the value without the option.
+        help: one or two sentences, for ``--help`` and for the documentation.
+        metavar: the value's name on a command line; by default its type.
+        aliases: flags beside the field's name with dashes.
     """
     return field(default=default, metadata={"help": help, "metavar": metavar, "aliases": aliases})
 
 
 def options_of(cls: type) -> list[Option]:
-    """Return the options that a dataclass declares, in order; fields without ``option`` are not among them."""
+    """Return the options that a dataclass declares, in order."""
     types = get_type_hints(cls)
     return [
         Option(found.name, types[found.name], found.default, **found.metadata)
@@ -74,7 +80,7 @@ def takes_keywords_of(
 ) -> Callable[[Callable[[First, Options], Result]], Callable[Concatenate[First, P], Result]]:
     """Let a function of (value, options) be called with the options' fields as keywords.
 
-    Type checkers and editors see the keywords with their types, since they are those of the dataclass.
+    Type checkers and editors see the keywords with the types of the dataclass.
     """
 
     def decorate(

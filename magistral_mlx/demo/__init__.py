@@ -1,4 +1,4 @@
-"""The embedded model, a real checkpoint of a few megabytes; and the folder of a model by its name."""
+"""The embedded model, a real checkpoint of 5 MB, and the folders of models by name."""
 
 import os
 from pathlib import Path
@@ -52,7 +52,9 @@ def resolve_local(model: str, *, converts_demo: bool = True) -> Path:
     """Return the folder of a model on this machine; never fetch, which a host could not cancel.
 
     Args:
+        model: a folder or "demo".
         converts_demo: make the demo on first use; else it must have been used before.
+
     Raises:
         CheckpointError: there is no such folder.
     """
@@ -61,7 +63,8 @@ def resolve_local(model: str, *, converts_demo: bool = True) -> Path:
     folder = demo_folder() if model == DEMO else Path(os.path.expanduser(model))
     try:
         is_folder = folder.is_dir()
-    except (OSError, ValueError):  # a name too long, or with a zero byte in it
+    except (OSError, ValueError):
+        # The name is too long or holds a zero byte.
         is_folder = False
     if is_folder:
         return folder
