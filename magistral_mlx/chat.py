@@ -70,7 +70,7 @@ def command(
     else:
         chat = magistral.chat(keep_reasoning=keep_reasoning or "none", system_prompt=system_prompt)
     session = Session(magistral, chat, sampling, is_interactive(), hides_reasoning=hide_reasoning)
-    with command_line.leaving_in_order():
+    with command_line.exit_in_order():
         try:
             if session.is_interactive:
                 talk(session)

@@ -1,4 +1,4 @@
-"""What all command lines share: exit codes, and errors as one message on stderr."""
+"""Run a command line: exit codes, and errors as one message on stderr."""
 
 import io
 import logging
@@ -13,18 +13,15 @@ import click
 
 from magistral_mlx.errors import MagistralError
 
-DONE, BUG, WRONG, INTERRUPTED = (
-    0,
-    1,
-    2,
-    130,
-)  # exit codes; BUG is Python's own for an exception that escapes
+# Exit codes; BUG is Python's own for an exception that escapes.
+DONE, BUG, WRONG, INTERRUPTED = 0, 1, 2, 130
 
 
 class Command(click.Command):
-    """A click command that answers another tool's flags with ours, and lets a reader of its output go away."""
+    """A click command that names our flag for another tool's, and allows a closed output pipe."""
 
-    foreign_flags: Mapping[str, str] = {}  # mlx-lm's flag -> what to do instead
+    # mlx-lm's flags, and what to do instead.
+    foreign_flags: Mapping[str, str] = {}
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -46,13 +43,14 @@ class Command(click.Command):
 
 
 @contextmanager
-def leaving_in_order() -> Iterator[None]:
-    """While a closed terminal and SIGTERM end the program as ``sys.exit`` does: what is to be saved at the end is."""
+def exit_in_order() -> Iterator[None]:
+    """Let a closed terminal and SIGTERM end the program as ``sys.exit`` does, so that it saves."""
 
     def leave(number: int, _: object) -> None:
-        for each in before:  # a shell passes on what the terminal has sent already
+        # A shell passes on a signal that the terminal has already sent.
+        for each in before:
             signal.signal(each, signal.SIG_IGN)
-        sys.exit(128 + number)  # as a shell states it
+        sys.exit(128 + number)  # as a shell reports a signal
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGHUP, signal.SIGTERM)}
     try:
@@ -63,12 +61,15 @@ def leaving_in_order() -> Iterator[None]:
 
 
 def _discard_output() -> None:
-    """Of what could not be written: Python would flush into it once more."""
+    """Discard unwritten output, which Python would flush once more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _stand_in_for_closed_streams() -> None:
-    """A caller may have closed some (``>&-``): what we open next must not get their numbers, nor ``print`` fail."""
+def _open_closed_streams() -> None:
+    """Open the null device for streams that a caller has closed (``>&-``).
+
+    Otherwise the next open file would get their numbers, and ``print`` would fail.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             descriptor = os.open(os.devnull, os.O_RDWR)
@@ -82,20 +83,19 @@ def run(
     *,
     loggers: Sequence[str] = ("magistral_mlx",),
 ) -> int:
-    """Run a command line to its exit code; errors a user can change are one message on stderr.
+    """Run a command line and return its exit code; print a user's error as one message on stderr.
 
-    ``loggers``: whose notes go to stderr meanwhile.
+    Messages of ``loggers`` go to stderr.
     """
-    _stand_in_for_closed_streams()
+    _open_closed_streams()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     levels = {logging.getLogger(logger): logging.getLogger(logger).level for logger in loggers}
     for log in levels:
         log.addHandler(handler)
         log.setLevel(logging.INFO)
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # where it cannot encode a letter, an escape is better than nothing
+    # A letter that stdout cannot encode is written as an escape.
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         result = command.main(None if argv is None else list(argv), name, standalone_mode=False)
@@ -105,10 +105,7 @@ def run(
     except click.ClickException as error:
         error.show()
         return WRONG
-    except (
-        MagistralError,
-        OSError,
-    ) as error:  # an OSError: a full disk behind stdout, a folder not to be read
+    except (MagistralError, OSError) as error:  # OSError: a full disk, an unreadable folder
         try:
             sys.stdout.flush()
         except OSError:

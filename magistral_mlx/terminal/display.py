@@ -1,4 +1,4 @@
-"""Showing a reply while it arrives: the answer on stdout, everything else on stderr."""
+"""Show a reply while it arrives: the answer on stdout, everything else on stderr."""
 
 import shutil
 import sys
@@ -8,36 +8,36 @@ from textwrap import TextWrapper
 from typing import TYPE_CHECKING, TextIO
 
 from magistral_mlx.errors import in_units
+from magistral_mlx.generation.reply import Reply, Usage
 from magistral_mlx.streams import Progress, Stream
-from magistral_mlx.terminal.window import can_draw, dim, width
+from magistral_mlx.terminal.window import TraceWindow, can_draw, dim, width
 from magistral_mlx.tokenizer.reasoning import visible
 from magistral_mlx.tokenizer.segments import Segment, Text
 
 if TYPE_CHECKING:
     from magistral_mlx.terminal.markdown import MarkdownWriter
-    from magistral_mlx.terminal.trace_window import TraceWindow
-from magistral_mlx.generation.reply import Reply, Usage
 
 WRAPPER = partial(TextWrapper, expand_tabs=False, replace_whitespace=False, break_on_hyphens=False)
 
 
 def show_status(text: str) -> None:
-    """One line on a terminal's stderr that the next one replaces; "" removes it."""
+    """Show one line on a terminal's stderr, in place of the last one; "" removes it."""
     if sys.stderr.isatty():
-        width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be removed
+        # A line that wraps could not be removed.
+        width = shutil.get_terminal_size().columns - 1
         sys.stderr.write(f"\r\x1b[K{visible(text)[:width]}")
         sys.stderr.flush()
 
 
 @dataclass
 class Display:
-    """Shows a reply while it arrives: the answer on stdout, so that a pipe gets nothing else; the trace on stderr.
+    """Shows a reply while it arrives: the answer on stdout, the trace on stderr.
 
-    What a terminal would obey is made visible; a pipe or a file gets the model's text as it is.
+    A terminal gets control characters as visible text; a pipe or a file gets the model's text.
 
     Attributes:
-        folds: a terminal keeps one line of a trace that is closed, and its last ones meanwhile.
-        renders: a terminal shows the answer's Markdown laid out.
+        folds: show a trace in a few lines while it grows, and in one line once it is closed.
+        renders: lay out the answer's Markdown on a terminal.
     """
 
     hides_reasoning: bool = False
@@ -47,10 +47,11 @@ class Display:
     reasoning: str = ""
     answer: str = ""
     has_status: bool = False
-    _trace: "TraceWindow | None" = None
+    _trace: TraceWindow | None = None
     _markdown: "MarkdownWriter | None" = None
 
     def show(self, segment: Segment) -> None:
+        """Show one segment."""
         if isinstance(segment, Progress):
             self.tell(f"reading the prompt: {segment.done}/{segment.total} tokens")
         elif isinstance(segment, Text):
@@ -76,10 +77,6 @@ class Display:
 
     def _show_reasoning(self, text: str) -> None:
         if self.folds and self._trace is None and can_draw(sys.stderr):
-            from magistral_mlx.terminal.trace_window import (
-                TraceWindow,  # rich takes a while to import
-            )
-
             self._trace = TraceWindow(sys.stderr)
         if self._trace is None:
             write(sys.stderr, text, is_dim=True)
@@ -94,6 +91,7 @@ class Display:
 
     def _show_answer(self, text: str) -> None:
         if self.renders and self._markdown is None and can_draw(sys.stdout):
+            # rich takes a while to import, and only a terminal needs it.
             from magistral_mlx.terminal.markdown import MarkdownWriter
 
             self._markdown = MarkdownWriter(sys.stdout)
@@ -103,7 +101,7 @@ class Display:
             self._markdown.push(text)
 
     def tell(self, status: str) -> None:
-        """Set the status line, or remove it, but never a line of the reply that stands in its place."""
+        """Set or remove the status line, but never a line of the reply in its place."""
         if status or self.has_status:
             show_status(status)
         self.has_status = bool(status)
@@ -121,7 +119,7 @@ class Display:
             write(sys.stderr, "\n")
 
     def show_all(self, stream: Stream[Segment, Reply]) -> Reply | None:
-        """Show a whole stream; None if Ctrl-C ended it, which leaves the model usable."""
+        """Show a whole stream and return its reply, or None if Ctrl-C ended it."""
         try:
             for segment in stream:
                 self.show(segment)
@@ -134,6 +132,7 @@ class Display:
 
 
 def write(stream: TextIO, text: str, *, is_dim: bool = False) -> None:
+    """Write text; on a terminal with control characters made visible."""
     if stream.isatty():
         text = dim(visible(text)) if is_dim else visible(text)
     stream.write(text)
@@ -141,7 +140,7 @@ def write(stream: TextIO, text: str, *, is_dim: bool = False) -> None:
 
 
 def tell(text: str, *, is_dim: bool = False) -> None:
-    """Say something on stderr, on a terminal without a word cut at its edge."""
+    """Write a line on stderr; on a terminal, wrap it between words."""
     if sys.stderr.isatty():
         lines = [
             line for long in text.split("\n") for line in WRAPPER(width=width()).wrap(long) or [""]
@@ -152,16 +151,18 @@ def tell(text: str, *, is_dim: bool = False) -> None:
 
 
 def report(reply: Reply, label: str = "") -> None:
-    """What a reply cost, as one line on stderr, and how it ended if not by itself."""
+    """Write the cost of a reply as one line on stderr, and how it ended if not by itself."""
     ended = "" if reply.finish_reason == "stop" else f"ended by {reply.finish_reason}; "
     tell(f"{label}{ended}{figures(reply.usage)}", is_dim=True)
 
 
 def rate(tokens: float, seconds: float) -> str:
+    """Format tokens per second, or "-" where nothing was measured."""
     return f"{tokens / seconds:,.1f} tok/s" if tokens > 0 and seconds > 0 else "-"
 
 
 def figures(usage: Usage) -> str:
+    """Format the cost of a reply as one line."""
     cached = f" ({usage.cached_tokens:,} cached)" if usage.cached_tokens else ""
     left_out = f"; {usage.dropped_turns} oldest turns left out" if usage.dropped_turns else ""
     return (
@@ -170,5 +171,6 @@ def figures(usage: Usage) -> str:
         f"reply {usage.completion_tokens:,} tokens ({usage.reasoning_tokens:,} reasoning), "
         # the first token came with the prompt's pass
         f"{rate(usage.completion_tokens - 1, usage.decode_seconds)}; "
-        f"first token after {usage.prefill_seconds:.2f} s; peak memory {in_units(usage.peak_memory_bytes)}{left_out}"
+        f"first token after {usage.prefill_seconds:.2f} s; "
+        f"peak memory {in_units(usage.peak_memory_bytes)}{left_out}"
     )

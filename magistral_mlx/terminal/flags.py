@@ -17,9 +17,7 @@ def click_options(cls: type, argument: str, *, only: Collection[str] = ()) -> De
     """Make a decorator that adds a flag for each option that a dataclass declares.
 
     The decorated function gets them as one argument, an instance of the dataclass.
-
-    Args:
-        only: the names of the options that get a flag; by default all.
+    ``only`` names the options that get a flag; by default all.
     """
     declared = [option for option in options_of(cls) if not only or option.name in only]
 

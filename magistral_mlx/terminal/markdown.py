@@ -1,4 +1,4 @@
-"""An answer in Markdown on a terminal, a block at a time, while it arrives."""
+"""Lay out an answer in Markdown on a terminal, block by block, while it arrives."""
 
 import io
 import re
@@ -17,19 +17,19 @@ from rich.theme import Theme
 from magistral_mlx.terminal.window import Window, width
 from magistral_mlx.tokenizer.reasoning import visible
 
-# Left out, so that what the model wrote is seen: HTML would vanish, a reference would change what came long before,
-# a backslash that escapes would vanish from LaTeX, and an entity may stand for a control character.
+# Rules that are off, so that the model's text stays visible: HTML would vanish, a reference would
+# change earlier text, an escaping backslash would vanish from LaTeX, and an entity may stand for a
+# control character.
 LITERAL = ["html_block", "html_inline", "reference", "escape", "entity", "image"]
 SGR = re.compile(r"\x1b\[[\d;]*m")
 NO_EMPHASIS = re.compile(r"(?<=[0-9A-Za-z)])\*+(?=[0-9A-Za-z(])|__+")
-THEME = Theme(
-    {"markdown.code": "cyan", "markdown.code_block": "none"}
-)  # rich's have a black background
+# Without the black background of rich's own theme.
+THEME = Theme({"markdown.code": "cyan", "markdown.code_block": "none"})
 PADDING = re.compile(r"(?: |\x1b\[[\d;]*m)+$")
 
 
 def literal(state: StateInline, silent: bool) -> bool:
-    """A rule of the parser: in ``2*3*4``, ``2**3`` and ``__init__`` is no emphasis, which would hide its marks."""
+    """Keep the marks of ``2*3*4``, ``2**3`` and ``__init__``, which are no emphasis."""
     found = NO_EMPHASIS.match(state.src, state.pos)
     if found is None:
         return False
@@ -44,7 +44,7 @@ PARSER.inline.ruler.before("emphasis", "literal", literal)
 
 
 class Heading(markdown.Heading):
-    """On the left, without a box around it."""
+    """A heading on the left, without a box around it."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         self.text.justify = "left"
@@ -52,14 +52,14 @@ class Heading(markdown.Heading):
 
 
 class CodeBlock(markdown.CodeBlock):
-    """Without a margin, which would be copied with the code."""
+    """A code block without a margin, which would be copied with the code."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Syntax(str(self.text).rstrip(), self.lexer_name, theme=self.theme, word_wrap=True)
 
 
 class Markdown(markdown.Markdown):
-    """A block. Links show where they lead: a terminal would hide it."""
+    """A block whose links show their targets, which a terminal would hide."""
 
     elements: ClassVar = {
         **markdown.Markdown.elements,
@@ -74,7 +74,7 @@ class Markdown(markdown.Markdown):
 
 
 def blocks(text: str) -> Iterator[str]:
-    """The blocks of a text: paragraphs, lists, tables, ...; together they are the text."""
+    """Split a text into its blocks: paragraphs, lists, tables and so on."""
     tokens = [token for token in PARSER.parse(text) if token.level == 0 and token.nesting >= 0]
     starts = [token.map[0] for token in tokens if token.map is not None]
     lines = re.findall(r"[^\n]*\n|[^\n]+", text)
@@ -83,7 +83,7 @@ def blocks(text: str) -> Iterator[str]:
 
 
 def rendered(block: str, columns: int) -> list[str]:
-    """A block's lines on a terminal."""
+    """Lay out a block as lines for a terminal."""
     console = Console(file=io.StringIO(), force_terminal=True, width=columns, theme=THEME)
     console.print(Markdown(block), end="")
     assert isinstance(console.file, io.StringIO)
@@ -98,8 +98,7 @@ def _colours(padding: re.Match[str]) -> str:
 
 @dataclass
 class MarkdownWriter:
-    """Takes an answer in any pieces. A block is printed for good when the next one has begun: only the last is drawn
-    over."""
+    """Writes an answer that comes in pieces; only its last block is drawn over."""
 
     stream: TextIO
     clock: Callable[[], float] = time.monotonic
@@ -111,18 +110,19 @@ class MarkdownWriter:
         self._window = Window(self.stream, self.clock)
 
     def push(self, text: str) -> None:
+        """Show a piece of the answer."""
         self._text += visible(text)
         if self._window.is_due():
             self._window.draw(self._lines)
 
     def end(self) -> None:
+        """Show the rest of the answer."""
         self._window.draw(lambda: ([*self._lines(is_last=True)[0]], []))
 
     def _lines(self, *, is_last: bool = False) -> tuple[Sequence[str], Sequence[str]]:
-        """Lines that will not change, and those that may."""
-        whole = (
-            self._text if is_last else self._text[: self._text.rfind("\n") + 1]
-        )  # a line begun may become anything
+        """Return the lines that will not change, and those that may."""
+        # A line that is not complete may still become anything.
+        whole = self._text if is_last else self._text[: self._text.rfind("\n") + 1]
         done = [*blocks(whole)] if is_last else [*blocks(whole)][:-1]
         self._text = self._text[sum(map(len, done)) :]
         for_good = [line for block in done for line in self._spaced(rendered(block, width()))]
@@ -131,7 +131,7 @@ class MarkdownWriter:
         )
 
     def _spaced(self, lines: list[str], *, is_drawn_over: bool = False) -> list[str]:
-        """With a blank line before, if there are any and they are not the first."""
+        """Put a blank line before lines, unless they are the first."""
         if not lines:
             return []
         spaced = lines if self._is_first else ["", *lines]

@@ -1,4 +1,4 @@
-"""What generate, chat and plan share: options, loading with progress."""
+"""Flags of generate, chat and plan, and loading with progress."""
 
 from dataclasses import replace
 from functools import wraps
@@ -23,12 +23,14 @@ NO_MODEL = """--model is missing. Three ways to get a model:
   magistral convert --hf-path mistralai/Magistral-Small-2506 --mlx-path magistral-4bit
       your own, from the published weights (fetches 47 GB); then --model magistral-4bit
   --model demo
-      the small model that comes with this software: arithmetic and letters, to try everything out"""
+      the small model that comes with this package: arithmetic and letters, to try things out"""
 
-# Flags of mlx-lm that fingers may type here, and what to do instead.
+# Flags of mlx-lm that a user may type here, and what to do instead.
 MLX_LM_FLAGS = {
-    "--adapter-path": "adapters are not read; fuse the adapter into the checkpoint first (mlx_lm.fuse)",
-    "--chat-template-config": "the chat is encoded by mistral-common, not by a template; see --no-think",
+    "--adapter-path": "adapters are not read; fuse the adapter into the checkpoint first "
+    "(mlx_lm.fuse)",
+    "--chat-template-config": "the chat is encoded by mistral-common, not by a template; "
+    "see --no-think",
     "--extra-eos-token": "use --stop TEXT",
     "--ignore-chat-template": "Magistral is asked through its chat format only",
     "--image": "Magistral Small 2506 reads text only",
@@ -37,7 +39,8 @@ MLX_LM_FLAGS = {
     "--min-tokens-to-keep": "use --top-p",
     "--pipeline": "the model runs on one machine",
     "--prefill-response": "use --no-think for an answer without a trace",
-    "--quantize": "a checkpoint is quantized once, with magistral convert; see --kv-bits for the cache",
+    "--quantize": "a checkpoint is quantized once, with magistral convert; "
+    "see --kv-bits for the cache",
     "--quantize-activations": "activations keep the checkpoint's type",
     "--quantized-kv-start": "the cache is quantized from the first token on; see --kv-bits",
     "--top-k": "use --top-p, as the model card does",
@@ -57,11 +60,11 @@ class Command(command_line.Command):
 
 def load_with_progress(model: str, options: LoadOptions) -> Magistral:
     """Load a model, with progress on stderr."""
-    steps = loading(model, options)
-    for progress in steps:
+    stream = loading(model, options)
+    for progress in stream:
         show_status(f"loading {model}: {in_units(progress.done)} of {in_units(progress.total)}")
     show_status("")
-    return steps.result()
+    return stream.result()
 
 
 def sampling_options(function: Function) -> Function:
@@ -85,13 +88,14 @@ def sampling_options(function: Function) -> Function:
 
 
 def check_model(ctx: click.Context, _: click.Parameter, model: str | None) -> str | None:
-    if model is None and not ctx.resilient_parsing:  # resilient: while a shell completes
+    """Name the ways to get a model where none is given."""
+    if model is None and not ctx.resilient_parsing:  # resilient: a shell completes the line
         raise click.UsageError(NO_MODEL, ctx)
     return model
 
 
 def check_cache_file(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
-    """Before any work: a reply may take hours, and only then is the file written."""
+    """Check the file before any work: a reply may take hours before the file is written."""
     if path is not None:
         cache_file.check_cache_file(path)
     return path

@@ -1,4 +1,4 @@
-"""What is said to a model: typed at a terminal, with a history, or one message a line from a pipe."""
+"""Read messages: typed at a terminal, with a history, or one line each from a pipe."""
 
 import os
 import signal
@@ -16,18 +16,19 @@ LEAVING = "/quit or Ctrl-D ends the conversation"
 
 
 def is_interactive() -> bool:
-    """Whether somebody types, and sees what he types."""
+    """Return True if a person types and sees the text."""
     return sys.stdin.isatty() and (sys.stdout.isatty() or sys.stderr.isatty())
 
 
 def read_terminal(history: Path, commands: Sequence[str]) -> Iterator[str]:
-    """Messages typed at a terminal, until Ctrl-D; Ctrl-C discards the one begun.
+    """Yield messages typed at a terminal, until Ctrl-D; Ctrl-C discards an unfinished one.
 
-    Enter sends; Alt-Enter, or a backslash before Enter, begins a new line, and what is pasted keeps its lines.
+    Enter sends. Alt-Enter, or a backslash before Enter, begins a new line. Pasted text keeps its
+    lines.
 
     Args:
-        history: the file that remembers them; its folder is made.
-        commands: what Tab completes.
+        history: the file that keeps them; its folder is created.
+        commands: the words that Tab completes.
     """
     session = _make_session(history, commands)
     while True:
@@ -43,7 +44,7 @@ def read_terminal(history: Path, commands: Sequence[str]) -> Iterator[str]:
 
 
 def read_pipe() -> Iterator[str]:
-    """Messages from a pipe, one a line; a line that ends in a backslash goes on in the next."""
+    """Yield messages from a pipe, one a line; a backslash at its end continues a line."""
     begun: list[str] = []
     for number, line in enumerate(sys.stdin.buffer, start=1):
         try:
@@ -63,13 +64,13 @@ def read_pipe() -> Iterator[str]:
 
 
 def goes_on(line: str) -> bool:
-    """Whether a line ends in a backslash that is not itself after one, as the end of a row in LaTeX is."""
+    """Return True for a line that ends in an odd number of backslashes; LaTeX rows end in two."""
     return (len(line) - len(line.rstrip("\\"))) % 2 == 1
 
 
 @contextmanager
 def interruptible(cancel: Callable[[], None]) -> Iterator[None]:
-    """Meanwhile the first Ctrl-C calls ``cancel``, a second one raises; and what is typed is not shown."""
+    """Let the first Ctrl-C call ``cancel`` and a second one raise; hide what is typed."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -85,7 +86,7 @@ def interruptible(cancel: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def _without_echo() -> Iterator[None]:
-    """What is typed would stand in the middle of the reply; it waits for the next prompt instead."""
+    """Keep typed text for the next prompt, so that it does not stand within the reply."""
     try:
         descriptor = sys.stdin.fileno()
         before = termios.tcgetattr(descriptor)
@@ -101,7 +102,8 @@ def _without_echo() -> Iterator[None]:
 
 
 def _make_session(history: Path, commands: Sequence[str]) -> Any:
-    from prompt_toolkit import PromptSession  # a tenth of a second, which only a terminal needs
+    # The import takes a tenth of a second, and only a terminal needs it.
+    from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.history import FileHistory, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -134,13 +136,13 @@ def _make_session(history: Path, commands: Sequence[str]) -> Any:
 
 
 def _is_kept(history: Path) -> bool:
-    """Make the file, which nobody else may read; whether it can be written."""
+    """Create the file, for its owner alone; return True if it can be written."""
     try:
         history.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(history, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
     except OSError as error:
         print(
-            f"what is typed is not remembered: {history} cannot be written ({error})",
+            f"no history is kept: {history} cannot be written ({error})",
             file=sys.stderr,
         )
         return False

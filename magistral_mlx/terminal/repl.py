@@ -1,4 +1,4 @@
-"""A conversation at the prompt: its commands, its settings, and what it has cost so far."""
+"""A conversation at the prompt: its commands, its settings and its costs."""
 
 import sys
 from collections.abc import Callable
@@ -14,13 +14,14 @@ from magistral_mlx.generation.reply import Reply, Usage
 from magistral_mlx.terminal.display import Display, rate, report, tell, write
 from magistral_mlx.terminal.prompt import interruptible
 
-KEYS = """Enter sends. Alt-Enter, or \\ before Enter, begins a new line; what is pasted keeps its lines.
-Ctrl-C stops a reply: what there is of its answer stays, one stopped before it is forgotten. Ctrl-D ends."""
+KEYS = """\
+Enter sends. Alt-Enter, or \\ before Enter, begins a new line. Pasted text keeps its lines.
+Ctrl-C stops a reply: a partial answer stays, a partial trace is dropped. Ctrl-D ends."""
 
 
 @dataclass
 class Session:
-    """What a command can change, and the commands themselves."""
+    """The state that commands change, and the commands."""
 
     magistral: Magistral
     chat: Chat
@@ -30,16 +31,18 @@ class Session:
     folds: bool = True
     renders: bool = True
     is_over: bool = False
-    trace: str = ""  # the last one
-    unanswered: str | None = None  # the last question, if nothing of it is in the conversation
+    trace: str = ""
+    # The last question, if the conversation does not have it.
+    unanswered: str | None = None
     usages: list[Usage] = field(default_factory=list)
     _budget: int | None = None
 
     def ask(self, question: str, *, seed: int | None = None) -> None:
-        """Show the reply. Where somebody types, Ctrl-C ends the reply; else it raises KeyboardInterrupt.
+        """Show the reply to a question. At a terminal Ctrl-C ends the reply.
 
         Raises:
-            MagistralError: as Chat.ask.
+            MagistralError: as ``Chat.ask``.
+            KeyboardInterrupt: Ctrl-C, if the question comes from a pipe.
         """
         if not self.is_interactive:
             self._ask(question, seed)
@@ -47,7 +50,7 @@ class Session:
         with suppress(KeyboardInterrupt), interruptible(self.magistral.cancel):
             self._ask(question, seed)
         if self.unanswered is not None:
-            tell("stopped before an answer: the question is forgotten; /retry asks it again")
+            tell("stopped before an answer: the question is dropped; /retry asks it again")
 
     def _ask(self, question: str, seed: int | None) -> None:
         self.unanswered = question
@@ -56,14 +59,14 @@ class Session:
         reply = display.show_all(self.chat.stream(question, sampling))
         self.trace = display.reasoning
         if reply is None:
-            raise KeyboardInterrupt  # of which nothing is left
+            raise KeyboardInterrupt
         self.usages.append(reply.usage)
         report(reply)
         if self._is_kept(reply):
             self.unanswered = None
 
     def _is_kept(self, reply: Reply) -> bool:
-        """Whether the turn stays in the conversation; of a trace that was stopped, nothing does."""
+        """Return True if the turn stays; drop one that has only a partial trace."""
         if reply.finish_reason == "cancelled" and not reply.answer:
             if reply.reasoning:
                 self.chat.undo()
@@ -71,7 +74,11 @@ class Session:
         return True
 
     def run_command(self, line: str) -> None:
-        """Raises OptionError where there is no such command, or it cannot be done."""
+        """Run a line such as ``/budget 100``.
+
+        Raises:
+            OptionError: there is no such command, or it cannot be done.
+        """
         name, _, rest = line.partition(" ")
         if name not in COMMANDS:
             raise OptionError(f"{line.splitlines()[0]}: no such command; {', '.join(COMMANDS)}")
@@ -92,7 +99,7 @@ class Session:
             raise OptionError("/retry: there is no question yet")
         seed = None
         if self.sampling.seed is not None and self.usages:
-            seed = self.usages[-1].seed + 1  # the same one would give the same reply
+            seed = self.usages[-1].seed + 1  # the same seed gives the same reply
         if self.sampling.temperature == 0:
             tell("at temperature 0 the same question has the same reply")
         self.ask(question, seed=seed)
@@ -105,14 +112,15 @@ class Session:
             self.sampling = replace(self.sampling, think_budget=self._budget)
         budget = self.sampling.think_budget
         tell(
-            "traces are as long as the model makes them"
+            "the model sets the length of its traces"
             if budget is None
             else f"traces have {budget:,} tokens at most"
         )
 
     def think(self, text: str) -> None:
         if text:
-            self._budget = self.sampling.think_budget or self._budget  # which /think on gives back
+            # /think on restores this budget.
+            self._budget = self.sampling.think_budget or self._budget
             self.sampling = replace(
                 self.sampling, think_budget=self._budget if on_or_off("/think", text) else 0
             )
@@ -134,9 +142,9 @@ class Session:
             self.chat.system_prompt = None if text == "off" else text
         own = self.chat.system_prompt
         tell(
-            "there is only the model's own system prompt"
+            "only the model's own system prompt is used"
             if own is None
-            else f"joins the model's own: {own}"
+            else f"added to the model's own: {own}"
         )
 
     def show_trace(self, _: str) -> None:
@@ -146,13 +154,11 @@ class Session:
 
     def fold(self, text: str) -> None:
         self.folds = on_or_off("/fold", text) if text else self.folds
-        tell("a closed trace is folded to one line" if self.folds else "traces stay as they are")
+        tell("a closed trace is folded to one line" if self.folds else "traces are shown in full")
 
     def markdown(self, text: str) -> None:
         self.renders = on_or_off("/markdown", text) if text else self.renders
-        tell(
-            "answers are laid out" if self.renders else "answers are shown as the model wrote them"
-        )
+        tell("Markdown is laid out" if self.renders else "Markdown is shown as text")
 
     def stats(self, _: str) -> None:
         magistral = self.magistral
@@ -179,14 +185,16 @@ class Session:
         )
         tell(
             f"read          {prompt:,} tokens, of which {cached:,} were in the cache; "
-            f"the others at {rate(prompt - cached, total('prefill_seconds'))}"
+            f"the rest at {rate(prompt - cached, total('prefill_seconds'))}"
         )
         tell(
             f"written       {replied:,} tokens in {len(self.usages)} replies, of which "
-            f"{int(total('reasoning_tokens')):,} reasoning; {rate(replied - len(self.usages), total('decode_seconds'))}"
+            f"{int(total('reasoning_tokens')):,} reasoning; "
+            f"{rate(replied - len(self.usages), total('decode_seconds'))}"
         )
         tell(
-            f"sampling      temperature {self.sampling.temperature}, top-p {self.sampling.top_p}, budget {budget}"
+            f"sampling      temperature {self.sampling.temperature}, "
+            f"top-p {self.sampling.top_p}, budget {budget}"
         )
 
     def reset(self, _: str) -> None:
@@ -207,16 +215,12 @@ class Command:
 COMMANDS = {
     "/retry": Command("", "ask the last question again", Session.retry),
     "/budget": Command("N|off", "reasoning tokens at most", Session.budget),
-    "/think": Command("on|off", "whether the model thinks before it answers", Session.think),
-    "/system": Command(
-        "TEXT|off", "your own system prompt, which joins the model's", Session.system
-    ),
+    "/think": Command("on|off", "turn the trace before an answer on or off", Session.think),
+    "/system": Command("TEXT|off", "set a system prompt, added to the model's own", Session.system),
     "/trace": Command("", "show the last trace", Session.show_trace),
-    "/fold": Command("on|off", "whether one line is left of a closed trace", Session.fold),
-    "/markdown": Command(
-        "on|off", "whether answers are laid out, or shown as they were written", Session.markdown
-    ),
-    "/stats": Command("", "what the conversation has cost", Session.stats),
+    "/fold": Command("on|off", "fold closed traces to one line", Session.fold),
+    "/markdown": Command("on|off", "lay out Markdown in answers", Session.markdown),
+    "/stats": Command("", "show the cost of the conversation", Session.stats),
     "/save": Command("F", "write conversation and cache to a file", Session.save),
     "/reset": Command("", "begin a new conversation", Session.reset),
     "/help": Command("", "show this", Session.help),

@@ -1,40 +1,45 @@
-"""The last lines on a terminal, drawn over while they may still change."""
+"""The last lines on a terminal, which are drawn over while they change; and a trace in them."""
 
 import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TextIO
 
+from magistral_mlx.tokenizer.reasoning import visible
+
 DIM = "\x1b[2m{}\x1b[22m"
-BETWEEN_DRAWS = (
-    0.05  # seconds; and ten times what a draw took, so that drawing never slows the reply down
-)
+# Least seconds between two draws; and ten times a draw's own, so that drawing slows nothing down.
+BETWEEN_DRAWS = 0.05
+# Lines of a trace that are shown while it grows.
+TRACE_ROWS = 6
+FOLDED = "▸ thought for {seconds:.1f} s, {characters:,} characters; /trace shows them"
 
 
 def can_draw(stream: TextIO) -> bool:
-    """Whether this is a terminal that moves its cursor."""
+    """Return True for a terminal that can move its cursor."""
     return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def dim(text: str) -> str:
+    """Return text in dim letters, unless NO_COLOR is set."""
     return text if "NO_COLOR" in os.environ else DIM.format(text)
 
 
 def width() -> int:
-    """Columns to write to: not the last one, after which some terminals begin a new line."""
+    """Return the columns to write to: all but the last, after which some terminals wrap."""
     return max(10, shutil.get_terminal_size().columns - 1)
 
 
 def rows() -> int:
-    """Lines that can be drawn over: the cursor's own, below them, and one of what was there before stay out of it."""
+    """Return how many lines can be drawn over: all but the cursor's and one of the older text."""
     return max(1, shutil.get_terminal_size().lines - 2)
 
 
 @dataclass
 class Window:
-    """Lines at the end of a terminal's text; the cursor stands below them."""
+    """Lines at the end of a terminal's text, with the cursor below them."""
 
     stream: TextIO
     clock: Callable[[], float] = time.monotonic
@@ -42,13 +47,13 @@ class Window:
     _next: float = 0.0
 
     def is_due(self) -> bool:
-        """Whether it is time to draw again."""
+        """Return True if it is time to draw again."""
         return self.clock() >= self._next
 
     def draw(self, lines: Callable[[], tuple[Sequence[str], Sequence[str]]]) -> None:
-        """Put lines in the place of those drawn last: some for good, and below them some that will be drawn over.
+        """Replace the lines drawn last: by some for good, and below them some that may change.
 
-        In one write, each line over the old one and nothing erased before: so nothing flickers.
+        All in one write, each line over the old one, so that nothing flickers.
         """
         started = self.clock()
         for_good, changing = lines()
@@ -60,3 +65,42 @@ class Window:
         self.height = len(changing)
         ended = self.clock()
         self._next = ended + max(BETWEEN_DRAWS, 10 * (ended - started))
+
+
+@dataclass
+class TraceWindow:
+    """A trace on a terminal: its last lines while it grows, one line once it is closed."""
+
+    stream: TextIO
+    clock: Callable[[], float] = time.monotonic
+    text: str = ""
+    _window: Window = field(init=False)
+    _started: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._window, self._started = Window(self.stream, self.clock), self.clock()
+
+    def push(self, text: str) -> None:
+        """Show a piece of the trace."""
+        self.text += text
+        if self._window.is_due():
+            self._window.draw(lambda: ([], self._last_lines()))
+
+    def fold(self) -> None:
+        """Replace the trace, which is closed, by one line."""
+        from rich.cells import chop_cells
+
+        line = FOLDED.format(seconds=self._seconds(), characters=len(self.text))
+        self._window.draw(lambda: ([dim(row) for row in chop_cells(line, width())], []))
+
+    def _seconds(self) -> float:
+        return self.clock() - self._started
+
+    def _last_lines(self) -> Sequence[str]:
+        # rich takes a while to import, and only a terminal needs it.
+        from rich.cells import chop_cells
+
+        lines = visible(self.text.rstrip("\n")).expandtabs(4).split("\n")[-TRACE_ROWS:]
+        return [dim(row) for line in lines for row in chop_cells(line, width()) or [""]][
+            -TRACE_ROWS:
+        ]

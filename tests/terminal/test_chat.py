@@ -186,7 +186,7 @@ def test_a_system_prompt_of_ones_own(type_in: TypeIn, capsys: pytest.CaptureFixt
     out, err = capsys.readouterr()
     plain, own, again = map(int, prompts(err))
     assert again == plain < own
-    assert err.count("joins the model's own: Be brief.") == 2
+    assert err.count("added to the model's own: Be brief.") == 2
     assert err.count("there is only the model's own") == 2
     assert len(out.splitlines()) == 3
 
@@ -271,7 +271,7 @@ def test_ctrl_c_in_the_trace_forgets_the_question_which_can_be_asked_again(
     out, err = capsys.readouterr()
     assert out.count("124") == 2
     assert "ended by cancelled; prompt" in err
-    assert "stopped before an answer: the question is forgotten; /retry asks it again" in err
+    assert "stopped before an answer: the question is dropped; /retry asks it again" in err
     assert re.findall(r"conversation  (\d)", err) == ["0", "1", "1"]
 
 

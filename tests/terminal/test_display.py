@@ -10,7 +10,7 @@ import pytest
 from magistral_mlx.generation.reply import Reply, Usage
 from magistral_mlx.streams import Progress, streamed
 from magistral_mlx.terminal.display import Display, report, show_status, tell
-from magistral_mlx.terminal.trace_window import TraceWindow
+from magistral_mlx.terminal.window import TraceWindow
 from magistral_mlx.tokenizer.segments import Segment, Text
 from tests.support.screen import Screen
 

@@ -80,7 +80,7 @@ def test_what_was_typed_is_remembered_for_nobody_else(
         "one",
         "one",
     ]  # a folder cannot hold it; but this process can
-    assert "what is typed is not remembered" in capsys.readouterr().err
+    assert "no history is kept" in capsys.readouterr().err
 
 
 def piped_in(monkeypatch: pytest.MonkeyPatch, text: str) -> list[str]:
