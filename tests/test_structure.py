@@ -55,7 +55,8 @@ RUNTIME_FOR_CONVERTER = (
 THIRD_PARTY = {
     "mistral_common": "magistral_mlx.tokenizer magistral_mlx.training.demo "
     "magistral_mlx.convert.output.export",
-    "huggingface_hub": "magistral_mlx.checkpoint.hub_api magistral_mlx.checkpoint.hub_cache",
+    "huggingface_hub": "magistral_mlx.checkpoint.hub_api magistral_mlx.checkpoint.hub_cache "
+    "magistral_mlx.checkpoint.hub_transfer",
     "click": "magistral_mlx.terminal magistral_mlx.generate magistral_mlx.chat magistral_mlx.plan "
     "magistral_mlx.__main__ magistral_mlx.convert.__main__ magistral_mlx.convert.verify",
     "transformers": "magistral_mlx.convert.output.export",

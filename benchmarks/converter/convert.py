@@ -23,7 +23,7 @@ from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.errors import ConversionError, OptionError
-from magistral_mlx.model.memory import packed_bytes
+from magistral_mlx.model.footprint import packed_bytes
 
 ROOT = Path(__file__).parents[2]
 PHASE = "convert"

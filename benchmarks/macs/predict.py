@@ -15,7 +15,7 @@ from benchmarks.synthetic import FORMAT, TRUE_WIDTH
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.errors import OptionError
 from magistral_mlx.model.cache_file import HASHERS
-from magistral_mlx.model.memory import kv_bytes, packed_bytes
+from magistral_mlx.model.footprint import kv_bytes, packed_bytes
 
 DRAFTING = Path(__file__).parents[1] / "results" / "drafting-counts.json"
 KINDS = ("reasoning", "edits")

@@ -21,10 +21,11 @@ from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import ReplyBuilder
 from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.model.device import on_gpu
+from magistral_mlx.model.footprint import packed_bytes
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.model.loader import load_model
-from magistral_mlx.model.memory import MemoryPlan, make_plan, packed_bytes, plan_for
+from magistral_mlx.model.memory import MemoryPlan, make_plan, plan_for
 from magistral_mlx.model.transformer import Transformer
 from magistral_mlx.tokenizer.segments import Text
 from magistral_mlx.tokenizer.tekken import Tokenizer

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from magistral_mlx.checkpoint.documents import MAX_JSON_BYTES, parse_json
-from magistral_mlx.checkpoint.hub_api import Cancelled, HubFile, Layout, Listing, list_files, read
+from magistral_mlx.checkpoint.hub_api import HubFile, Layout, Listing, list_files
+from magistral_mlx.checkpoint.hub_transfer import Cancelled, read
 from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.checkpoint.safetensors_header import INDEX
 from magistral_mlx.errors import ConversionError, HubError, quoted

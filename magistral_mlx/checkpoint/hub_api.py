@@ -1,13 +1,11 @@
-"""A repository on the Hugging Face hub: what one commit of it holds, and any bytes of its files."""
+"""A repository on the Hugging Face hub: the files of one commit, and what a refusal means."""
 
 import hashlib
 import logging
 import re
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from magistral_mlx.checkpoint.manifest import MANIFEST
 from magistral_mlx.checkpoint.safetensors_header import INDEX
@@ -39,46 +37,44 @@ WEIGHTS: dict[Layout, tuple[str, ...]] = {
 }
 PLAIN_NAME = re.compile(r"\w[\w.-]{,200}", re.ASCII)
 TIMEOUT_SECONDS = 10.0
-PASSING = (408, 429, 500, 502, 503, 504)  # statuses that another try may not meet again
-FAILURES_IN_A_ROW = 5
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 
 
 class Unreachable(HubError):
-    """No answer of the hub: no network, offline mode, or the hub itself is down."""
-
-
-class Cancelled(Exception):
-    """A transfer ended because its ``cancelled`` said so."""
+    """Hub that does not answer: no network, offline mode, or the hub is down."""
 
 
 class HubFile(NamedTuple):
-    """A file of a commit, as the hub states it."""
+    """File of a commit, as the hub lists it.
+
+    Attributes:
+        size: bytes.
+        sha256: of the content, if the hub stores it outside git, as it does weights.
+        git_sha1: of the content as a git blob; means nothing if there is a ``sha256``.
+    """
 
     name: str
-    size: int  # bytes
-    sha256: (
-        str | None
-    )  # of the content, stated where the hub keeps it apart from git, as it does weights
-    git_sha1: str  # of the content as a git blob; says nothing where ``sha256`` is stated
+    size: int
+    sha256: str | None
+    git_sha1: str
 
     @property
     def checksum(self) -> str:
         return self.sha256 or self.git_sha1
 
     def digest(self) -> "hashlib._Hash":
-        """What the content has to be fed to for ``checksum``."""
+        """Make the hash object that gives ``checksum`` for the content."""
         if self.sha256 is not None:
             return hashlib.sha256()
-        return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)  # git's own definition
+        # By git's definition of a blob.
+        return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
 
 
 class Listing(NamedTuple):
-    """The files of one commit that make up a checkpoint."""
+    """Files of one commit that make up a checkpoint. The index is a document."""
 
     commit: str
     layout: Layout
-    documents: Mapping[str, HubFile]  # by name; the index is one
+    documents: Mapping[str, HubFile]
     weights: Mapping[str, HubFile]
 
     @property
@@ -87,15 +83,16 @@ class Listing(NamedTuple):
 
 
 def list_files(repo_id: str, revision: str | None, layout: Layout | None) -> Listing:
-    """What a checkpoint consists of, in the commit that ``revision`` stands for now; one request.
+    """List the files of a checkpoint in the commit that ``revision`` means now, by one request.
 
     Args:
         repo_id: ``org/name``.
         revision: branch, tag or commit; None for the main branch.
-        layout: the weights wanted; None for the HF shards where there are any.
+        layout: the weights wanted; None for the HF shards if there are any.
+
     Raises:
         Unreachable: the hub does not answer.
-        HubError: no such repository or revision, or no access to it; no weights in it.
+        HubError: there is no such repository or revision, no access to it, or no weights in it.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError  # type: ignore[attr-defined]
@@ -111,9 +108,10 @@ def list_files(repo_id: str, revision: str | None, layout: Layout | None) -> Lis
     except HfHubHTTPError as error:
         if error.response.status_code < 500:
             raise explain(repo_id, revision, error) from None
-        raise _unreachable(repo_id, error) from None
-    except (HTTPError, OSError) as error:  # the HTTP library's own; offline mode is an OSError
-        raise _unreachable(repo_id, error) from None
+        raise unreachable(repo_id, error) from None
+    # The HTTP library's own errors; offline mode is an OSError.
+    except (HTTPError, OSError) as error:
+        raise unreachable(repo_id, error) from None
     if not info.sha:
         raise HubError(
             f"{repo_id}: the hub does not say which commit it lists; run the same command again"
@@ -124,7 +122,7 @@ def list_files(repo_id: str, revision: str | None, layout: Layout | None) -> Lis
 def _choose(
     repo_id: str, commit: str, siblings: Sequence["RepoSibling"], layout: Layout | None
 ) -> Listing:
-    """The files of one layout; all lie at the top of the repository."""
+    """Choose the files of one layout; all lie at the top of the repository."""
 
     def matching(patterns: Sequence[str]) -> dict[str, HubFile]:
         top = [file for file in siblings if PLAIN_NAME.fullmatch(file.rfilename)]
@@ -164,110 +162,8 @@ def _hub_file(repo_id: str, file: "RepoSibling") -> HubFile:
     return HubFile(file.rfilename, size, sha256, file.blob_id or "")
 
 
-def read(
-    repo_id: str,
-    commit: str,
-    file: HubFile,
-    begin: int,
-    end: int,
-    *,
-    cancelled: Callable[[], bool] = lambda: False,
-) -> Generator[bytes, None, None]:
-    """Yield bytes ``begin`` to ``end`` of a file as they arrive; where a transfer breaks off, the next goes on.
-
-    Raises:
-        HubError: the hub refuses; or no byte came in several tries.
-        Cancelled: ``cancelled``, which is asked before every piece, gave True.
-    """
-    failures = 0
-    while begin < end:
-        try:
-            with closing(_request(repo_id, commit, file, begin, end)) as pieces:
-                for piece in pieces:
-                    if cancelled():
-                        raise Cancelled
-                    yield piece
-                    begin, failures = begin + len(piece), 0
-        except _BrokenOff as error:
-            failures += 1
-            if failures > FAILURES_IN_A_ROW:
-                raise HubError(
-                    f"{repo_id}: {file.name} could not be fetched ({error}); run the same command "
-                    "again, what arrived is kept"
-                ) from None
-            log.info("%s: %s; trying again", file.name, error)
-            _pause(max(error.pause_seconds, FIRST_PAUSE_SECONDS * 2 ** (failures - 1)), cancelled)
-
-
-class _BrokenOff(Exception):
-    """A transfer ended early for a reason that may pass."""
-
-    pause_seconds = 0.0  # that the hub asks for
-
-
-def _request(
-    repo_id: str, commit: str, file: HubFile, begin: int, end: int
-) -> Generator[bytes, None, None]:
-    """As ``read``, in one request; raises _BrokenOff at the latest where fewer bytes come than were asked for."""
-    from huggingface_hub import constants, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        build_hf_headers,
-        get_session,
-        hf_raise_for_status,
-    )
-
-    # The token is for the hub alone: the session drops it where the hub sends us on to another host.
-    headers = build_hf_headers() | {
-        "Range": f"bytes={begin}-{end - 1}",
-        "Accept-Encoding": "identity",
-    }
-    url = hf_hub_url(repo_id, file.name, revision=commit)
-    remaining = end - begin
-    options: Any = {
-        "headers": headers,
-        "timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT,
-        "follow_redirects": True,
-    }
-    try:
-        with get_session().stream("GET", url, **options) as response:
-            hf_raise_for_status(response)
-            superfluous = (
-                begin if response.status_code == 200 else 0
-            )  # 200: the whole file, from its first byte
-            for received in response.iter_bytes():
-                piece = received[superfluous : superfluous + remaining]
-                superfluous -= min(superfluous, len(received))
-                if piece:
-                    remaining -= len(piece)
-                    yield piece
-                if not remaining:
-                    return
-    except HfHubHTTPError as error:
-        if error.response.status_code not in PASSING:
-            raise explain(repo_id, commit, error, name=file.name) from None
-        broken = _BrokenOff(reason(error))
-        asked = error.response.headers.get("Retry-After", "")
-        broken.pause_seconds = (
-            min(float(asked), LONGEST_PAUSE_SECONDS) if asked.isdecimal() else 0.0
-        )
-        raise broken from None
-    except HTTPError as error:
-        raise _BrokenOff(reason(error)) from None
-    except OSError as error:  # offline mode
-        raise _unreachable(repo_id, error) from None
-    raise _BrokenOff(f"{remaining} bytes did not come")
-
-
-def _pause(seconds: float, cancelled: Callable[[], bool]) -> None:
-    until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0:
-        if cancelled():
-            raise Cancelled
-        time.sleep(min(left, 0.1))
-
-
-def _unreachable(repo_id: str, error: Exception) -> Unreachable:
+def unreachable(repo_id: str, error: Exception) -> Unreachable:
+    """Make the error for a hub that does not answer."""
     return Unreachable(
         f"{repo_id} cannot be fetched: the hub cannot be reached ({reason(error)}). Connect and "
         "run the same command again, or name a folder that holds the checkpoint"
@@ -277,7 +173,7 @@ def _unreachable(repo_id: str, error: Exception) -> Unreachable:
 def explain(
     repo_id: str, revision: str | None, error: Exception, *, name: str | None = None
 ) -> HubError:
-    """What the hub's refusal, of the repository or of a file ``name`` that it listed, means for the user."""
+    """Make the error that explains why the hub refused a repository, or a file ``name`` of it."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -291,20 +187,35 @@ def explain(
     if isinstance(error, GatedRepoError):
         way = f"is gated: accept its terms at {page}, then log in here with `hf auth login`"
     elif isinstance(error, RepositoryNotFoundError):
-        way = "is no folder here, and missing or private on the hub: check the spelling, or log in with `hf auth login`"
+        way = (
+            "is no folder here, and missing or private on the hub: check the spelling, "
+            "or log in with `hf auth login`"
+        )
     elif name is not None and isinstance(error, RevisionNotFoundError | EntryNotFoundError):
-        way = f"no longer has {name} at commit {revision}: see {page}/commits, and name a commit that is there"
+        way = (
+            f"no longer has {name} at commit {revision}: see {page}/commits, "
+            "and name a commit that is there"
+        )
     elif isinstance(error, RevisionNotFoundError):
-        way = f"has no revision {revision!r}: take a branch, tag or commit from {page}/commits, or leave it out"
+        way = (
+            f"has no revision {revision!r}: take a branch, tag or commit from {page}/commits, "
+            "or leave it out"
+        )
     elif isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
-        way = "was refused: it is private, or the token used is not valid; log in with `hf auth login`"
+        way = (
+            "was refused: it is private, or the token used is not valid; "
+            "log in with `hf auth login`"
+        )
     else:
-        way = f"could not be fetched ({reason(error)}): run the same command again, files that arrived are kept"
+        way = (
+            f"could not be fetched ({reason(error)}): run the same command again, "
+            "files that arrived are kept"
+        )
     return HubError(f"{repo_id} {way}; or name a folder that holds the checkpoint")
 
 
 def reason(error: Exception) -> str:
-    """An error in a few words, without the addresses of a refusal, which may be signed and so secret."""
+    """Return an error in a few words, without addresses, which may be signed and so secret."""
     from huggingface_hub.errors import HfHubHTTPError
 
     if isinstance(error, HfHubHTTPError):

@@ -1,4 +1,4 @@
-"""Fetching a checkpoint from the hub into its own cache: the files needed, of one commit, and no others."""
+"""The hub's own cache: fetch the files of a checkpoint, of one commit, and no others."""
 
 import errno
 import logging
@@ -22,23 +22,26 @@ from magistral_mlx.files import free_bytes
 
 log = logging.getLogger(__name__)
 
-UNCHECKED = "magistral-unchecked"  # in the cache while files arrive, so that after an interruption all are checked
+# Lies in the cache while files arrive, so that after an interruption all of them are checked.
+UNCHECKED = "magistral-unchecked"
 CHUNK_BYTES = 2**20
 
 
 def fetch(repo_id: str, *, revision: str | None = None, layout: Layout | None = None) -> Path:
-    """The folder of the hub's own cache that holds a repository's checkpoint; downloads what it lacks.
+    """Return the folder in the hub's cache that holds a checkpoint; download what is missing.
 
-    A commit that the cache holds whole costs no request. Without a network a complete cached copy is used.
-    Progress is huggingface_hub's own, on stderr; files that arrived whole are kept when a download ends early.
+    A complete commit in the cache needs no request. Without a network a complete cached copy is
+    used. huggingface_hub shows the progress on stderr. Files that arrived whole are kept when a
+    download ends early.
 
     Args:
         repo_id: ``org/name``.
-        revision: branch, tag or commit; all files come from the one commit it stands for when this begins.
-        layout: which weights to fetch; by default the HF shards where there are any.
+        revision: branch, tag or commit; all files come from the commit that it means at the start.
+        layout: the weights to fetch; by default the HF shards if there are any.
+
     Raises:
-        HubError: no network and no cached copy; no such repository, or no access to it; no weights in it;
-            the disk is too small; a file arrived damaged.
+        HubError: there is no network and no cached copy, no such repository, no access to it, or no
+            weights in it; the disk is too small; or a file arrived damaged.
     """
     from huggingface_hub import snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
@@ -64,7 +67,8 @@ def fetch(repo_id: str, *, revision: str | None = None, layout: Layout | None = 
             folder = Path(
                 snapshot_download(repo_id, revision=listing.commit, allow_patterns=list(files))
             )
-        except (HTTPError, OSError, RuntimeError) as error:  # hf_xet raises plain RuntimeErrors
+        # hf_xet raises plain RuntimeErrors.
+        except (HTTPError, OSError, RuntimeError) as error:
             raise _explain(repo_id, listing.commit, error) from None
         _check(folder, to_check)
     _note(repo_id, revision, listing.commit)
@@ -72,7 +76,7 @@ def fetch(repo_id: str, *, revision: str | None = None, layout: Layout | None = 
 
 
 def is_commit(revision: str | None) -> bool:
-    """Whether this names one commit for ever, unlike a branch or tag."""
+    """Return whether this names one commit forever, unlike a branch or tag."""
     return revision is not None and re.fullmatch("[0-9a-f]{40}", revision) is not None
 
 
@@ -86,7 +90,8 @@ def _cache_of(repo_id: str) -> Path:
 
 
 def _check_space(repo_id: str, missing: Iterable[HubFile]) -> None:
-    blobs = _cache_of(repo_id) / "blobs"  # another commit may share a file
+    # Another commit may share a file.
+    blobs = _cache_of(repo_id) / "blobs"
     needed = sum(file.size for file in missing if not (blobs / file.checksum).exists())
     free = free_bytes(blobs)
     if needed > free:
@@ -98,7 +103,7 @@ def _check_space(repo_id: str, missing: Iterable[HubFile]) -> None:
 
 
 def _check(folder: Path, files: Iterable[HubFile]) -> None:
-    """Hash what arrived, since huggingface_hub itself compares no more than sizes, and delete what is damaged."""
+    """Hash the files that arrived and delete damaged ones; huggingface_hub compares only sizes."""
     damaged = []
     for file in files:
         blob, digest = (folder / file.name).resolve(), file.digest()
@@ -118,15 +123,14 @@ def _check(folder: Path, files: Iterable[HubFile]) -> None:
 
 
 def _note(repo_id: str, revision: str | None, commit: str) -> None:
-    """Note in the cache what a branch or tag stands for, as huggingface_hub does, to find it offline."""
+    """Note in the cache the commit of a branch or tag, as huggingface_hub does, for offline use."""
     from huggingface_hub import constants
 
     if is_commit(revision):
         return
     ref = _cache_of(repo_id) / "refs" / (revision or constants.DEFAULT_REVISION)
-    with suppress(
-        OSError
-    ):  # a cache that others share may be read-only; nothing depends on this while online
+    # A shared cache may be read-only, and online nothing depends on this.
+    with suppress(OSError):
         if not ref.is_file() or ref.read_text() != commit:
             ref.parent.mkdir(parents=True, exist_ok=True)
             fresh = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
@@ -135,11 +139,10 @@ def _note(repo_id: str, revision: str | None, commit: str) -> None:
 
 
 def _pinned(repo_id: str, commit: str, layout: Layout | None) -> Path | None:
-    """The folder of a commit that the cache knows to hold whole, checked; found without a request."""
+    """Return the folder of a commit that the cache holds whole and checked, without a request."""
     cache = _cache_of(repo_id)
-    if (cache / UNCHECKED).exists() or not (
-        cache / "trees" / f"{commit}.json"
-    ).is_file():  # what the commit holds
+    files_of_commit = cache / "trees" / f"{commit}.json"
+    if (cache / UNCHECKED).exists() or not files_of_commit.is_file():
         return None
     for choice in WEIGHTS if layout is None else (layout,):
         try:
@@ -152,11 +155,11 @@ def _pinned(repo_id: str, commit: str, layout: Layout | None) -> Path | None:
 
 
 def _offline(repo_id: str, revision: str | None, layout: Layout | None, why: Unreachable) -> Path:
-    """The complete copy that the hub's cache holds, for when the hub cannot be reached."""
+    """Return the complete copy in the hub's cache, when the hub cannot be reached."""
     for choice in WEIGHTS if layout is None else (layout,):
         try:
             folder = _complete(repo_id, revision, choice)
-        except OSError:  # nothing cached, or not everything
+        except OSError:
             continue
         if folder is not None:
             if (folder.parent.parent / UNCHECKED).exists():
@@ -167,7 +170,11 @@ def _offline(repo_id: str, revision: str | None, layout: Layout | None, why: Unr
 
 
 def _complete(repo_id: str, revision: str | None, layout: Layout) -> Path | None:
-    """The cached folder of a layout, None where that has no weights in it; raises OSError where files are missing."""
+    """Return the cached folder of a layout, or None if it has no weights.
+
+    Raises:
+        OSError: files are missing.
+    """
     from huggingface_hub import snapshot_download
 
     patterns = [*BESIDE_THE_WEIGHTS, *WEIGHTS[layout]]
@@ -184,12 +191,12 @@ def _complete(repo_id: str, revision: str | None, layout: Layout) -> Path | None
 
 
 def _as_named(folder: Path) -> Iterator[HubFile]:
-    """The cached files whose name in the cache is their checksum, as the hub's own are."""
+    """Yield the cached files whose name in the cache is their checksum."""
     for link in folder.iterdir():
         blob = link.resolve()
         if re.fullmatch("[0-9a-f]{64}", blob.name):
             yield HubFile(link.name, blob.stat().st_size, blob.name, "")
-        elif is_commit(blob.name):  # git's hash, 40 digits as well
+        elif is_commit(blob.name):  # a git hash, which has 40 digits too
             yield HubFile(link.name, blob.stat().st_size, None, blob.name)
 
 

@@ -1,4 +1,4 @@
-"""The language model of a multimodal checkpoint, such as 2509: its part of config.json, its tensors' usual names."""
+"""The language model of a multimodal checkpoint such as 2509: its config and tensor names."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -12,10 +12,8 @@ from magistral_mlx.errors import CheckpointError, quoted
 log = logging.getLogger(__name__)
 
 MODEL_TYPE = "mistral3"
-PREFIXES = {
-    "model.language_model.": "model.",
-    "language_model.": "",
-}  # as transformers 5 writes them, and 4 and MLX
+# In files of transformers 5, and of transformers 4 and MLX.
+PREFIXES = {"model.language_model.": "model.", "language_model.": ""}
 VISION = (
     "vision_tower.",
     "multi_modal_projector.",
@@ -23,27 +21,23 @@ VISION = (
     "model.multi_modal_projector.",
 )
 EITHER_LEVEL = ("quantization", "quantization_config", "torch_dtype", "dtype")
-# tie_word_embeddings is not one: transformers 5 writes its default, true, beside an untied text_config.
+# Without tie_word_embeddings: transformers 5 writes its default, true, beside an untied
+# text_config.
 TEXT_ONLY = (
-    *(
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-    ),
+    *("hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads"),
     *("head_dim", "vocab_size", "rms_norm_eps", "rope_theta", "rope_parameters", "rope_scaling"),
     *("max_position_embeddings", "sliding_window", "hidden_act", "attention_bias", "mlp_bias"),
 )
 
 
 def language_config(raw: Mapping[str, Any], source: Path) -> dict[str, Any]:
-    """What a config.json says of the language model, in the words of a text model's; that of a text model as it is.
+    """Return the config of the language model, in the form of a text model's config.json.
 
-    Args:
-        source: its path, for messages.
+    The config of a text model is returned as it is. ``source`` is its path, for messages.
+
     Raises:
-        CheckpointError: it has no such part, or contradicts it.
+        CheckpointError: there is no text_config, or the outer config contradicts it.
     """
     if raw.get("model_type") != MODEL_TYPE:
         return dict(raw)
@@ -66,7 +60,7 @@ def language_config(raw: Mapping[str, Any], source: Path) -> dict[str, Any]:
 
 
 def text_name(stored: str) -> str | None:
-    """The name that a tensor or module has in a text model; None for the vision part."""
+    """Return the name of a tensor or module in a text model, or None for the vision part."""
     if stored.startswith(VISION):
         return None
     for prefix, plain in PREFIXES.items():
@@ -76,10 +70,12 @@ def text_name(stored: str) -> str | None:
 
 
 def text_shards(shards: Iterable[Shard], folder: Path) -> tuple[Shard, ...]:
-    """The files that hold the language model, their tensors under the names of a text model and none beside.
+    """Return the files that hold the language model, with only its tensors.
+
+    The tensors have the names of a text model.
 
     Raises:
-        CheckpointError: a tensor is there under two names.
+        CheckpointError: a tensor has two names.
     """
     found: list[Shard] = []
     names: set[str] = set()

@@ -125,6 +125,7 @@ def parse_header(path: Path, file: BinaryIO, file_bytes: int) -> Header:
 
     Args:
         path: for messages.
+        file: at its start.
         file_bytes: size of the whole file.
 
     Raises:

@@ -16,8 +16,9 @@ from magistral_mlx.generation.drafting import (
 )
 from magistral_mlx.generation.row_costs import LINEAR, RowCosts, row_costs
 from magistral_mlx.generation.sampling import Sampler
+from magistral_mlx.model.footprint import kv_bytes
 from magistral_mlx.model.loader import load_model
-from magistral_mlx.model.memory import MemoryPlan, kv_bytes
+from magistral_mlx.model.memory import MemoryPlan
 from magistral_mlx.model.transformer import Transformer
 from magistral_mlx.streams import Progress, streamed
 from magistral_mlx.tokenizer.tekken import Tokenizer

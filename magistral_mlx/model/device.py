@@ -1,4 +1,4 @@
-"""What the device allows to be used, and MLX held to it."""
+"""Memory of the device: what may be used, and the limits that hold MLX to it."""
 
 import logging
 import os
@@ -9,7 +9,8 @@ from magistral_mlx.errors import MemoryLimitError, OptionError, in_units
 
 log = logging.getLogger(__name__)
 
-CPU_SHARE = 0.8  # of the machine's memory, which others use as well; MLX's own limit on a CPU
+# Of the machine's memory, which other programs use too; MLX's own limit on a CPU.
+CPU_SHARE = 0.8
 
 
 def on_gpu() -> bool:
@@ -17,7 +18,10 @@ def on_gpu() -> bool:
 
 
 def budget_bytes(memory_gb: float | None = None) -> int:
-    """What may be used: ``memory_gb`` (10^9 bytes) if given, a GPU's recommended working set, else 0.8 of all memory.
+    """Return the bytes that may be used.
+
+    That is ``memory_gb`` (10^9 bytes) if given, else a GPU's recommended working set, or 0.8 of all
+    memory.
 
     Raises:
         MemoryLimitError: the device does not tell.
@@ -26,7 +30,7 @@ def budget_bytes(memory_gb: float | None = None) -> int:
         return int(memory_gb * 1e9)
     if on_gpu():
         info = mx.device_info()
-        # Metal's name first; the others are what further backends of MLX call their memory.
+        # The first name is Metal's, the others are of other backends of MLX.
         for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
             if key in info:
                 return int(info[key])
@@ -37,15 +41,17 @@ def budget_bytes(memory_gb: float | None = None) -> int:
 
 
 def limit_memory(budget: int, *, freed: int, wired: int | None) -> None:
-    """Hold MLX to a plan: to wait for running work rather than allocate past it, and to keep few freed buffers.
+    """Set MLX's memory limits for the whole process, until the next load.
 
-    All of it counts for the whole process until the next load. The wired limit is left alone unless asked for:
-    setting it at every call is implicated in kernel panics of macOS (https://github.com/ml-explore/mlx/issues/3186).
+    Over the budget MLX waits for running work before it allocates. The wired limit is set only on
+    request: setting it at every call is implicated in kernel panics of macOS
+    (https://github.com/ml-explore/mlx/issues/3186).
 
     Args:
         budget: bytes in all.
-        freed: bytes of freed buffers to keep: what one pass uses again.
-        wired: bytes to keep in a Mac's memory even when others want it; None for none.
+        freed: bytes of freed buffers to keep for the next pass.
+        wired: bytes to keep in a Mac's memory even if other programs want it; None for none.
+
     Raises:
         OptionError: this device has no wired limit, or a lower one.
     """

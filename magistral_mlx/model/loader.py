@@ -1,4 +1,4 @@
-"""A validated checkpoint -> a Transformer holding its weights, projections of one input joined."""
+"""Load a validated checkpoint into a Transformer, with the projections of one input fused."""
 
 import logging
 import re
@@ -15,24 +15,24 @@ from magistral_mlx.streams import Progress, streamed
 
 log = logging.getLogger(__name__)
 
-# The GPUs of M1 (g13) and M2 (g14) compute bfloat16 in float32 and back; in float16, which they have,
+# The GPUs of M1 (g13) and M2 (g14) compute bfloat16 in float32. In float16, which they have,
 # prefill was reported 34 % and decode 14 % faster.
 GPUS_WITHOUT_BFLOAT16 = re.compile("applegpu_g1[34]")
 PROBE_IDS = 64
 
 
 class _HalfOverflowError(Exception):
-    """What is stored as bfloat16, or computed from it, leaves the range of float16."""
+    """A value that is stored as bfloat16, or computed from one, leaves the range of float16."""
 
 
 @streamed
 def load_model(checkpoint: Checkpoint) -> Generator[Progress, None, Transformer]:
     """Load layer by layer; a stream of the bytes loaded, whose result is the model.
 
-    What is not packed becomes float32 on a CPU, where MLX accumulates in the activations' type and bf16
-    is both slow and 9 % off; on a GPU it keeps the checkpoint's own type, save on an M1 or M2, where bfloat16
-    becomes float16 if neither the weights nor a first pass overflow it. Only what is being joined is in memory
-    twice: gate and up, half a layer, which is less than lm_head, still to come.
+    On a CPU, weights that are not packed become float32: MLX accumulates in the activations' type,
+    and bf16 is slow and 9 % off. On a GPU they keep the checkpoint's type. On an M1 or M2, bfloat16
+    becomes float16 if neither the weights nor a first pass overflow it. Only tensors that are being
+    fused are in memory twice: gate and up, half a layer, less than lm_head, which comes later.
 
     Raises:
         CheckpointError: a scale, a bias or a norm's weight is not finite.
@@ -53,7 +53,7 @@ def load_model(checkpoint: Checkpoint) -> Generator[Progress, None, Transformer]
 def _load(
     checkpoint: Checkpoint, dtypes: Mapping[mx.Dtype, mx.Dtype]
 ) -> Generator[Progress, None, Transformer]:
-    """``dtypes``: the types that are converted while loading, to which."""
+    """Load, and convert the types that are keys of ``dtypes``."""
     weights = _Weights(checkpoint, dtypes)
     model = Transformer(checkpoint.config)
     model.embed_tokens = weights.embedding("model.embed_tokens")
@@ -61,12 +61,12 @@ def _load(
     for i, layer in enumerate(model.layers):
         path = f"model.layers.{i}"
         layer.input_layernorm.weight = weights.take(f"{path}.input_layernorm.weight")
-        layer.self_attn.qkv_proj = weights.joint([f"{path}.self_attn.{x}_proj" for x in "qkv"])
+        layer.self_attn.qkv_proj = weights.fused([f"{path}.self_attn.{x}_proj" for x in "qkv"])
         layer.self_attn.o_proj = weights.linear([f"{path}.self_attn.o_proj"])
         layer.post_attention_layernorm.weight = weights.take(
             f"{path}.post_attention_layernorm.weight"
         )
-        layer.mlp.gate_up_proj = weights.joint([f"{path}.mlp.{x}_proj" for x in ("gate", "up")])
+        layer.mlp.gate_up_proj = weights.fused([f"{path}.mlp.{x}_proj" for x in ("gate", "up")])
         layer.mlp.down_proj = weights.linear([f"{path}.mlp.down_proj"])
         yield weights.settle(layer)
     model.norm.weight = weights.take("model.norm.weight")
@@ -76,12 +76,15 @@ def _load(
     model.eval()
     if mx.float16 in dtypes.values():
         _probe(model, checkpoint.config.vocab_size)
-    mx.clear_cache()  # what was joined is freed, in pieces that no pass is made of
+    # The parts of fused weights are freed, in sizes that no pass can use again.
+    mx.clear_cache()
     return model
 
 
 def _probe(model: Transformer, vocab_size: int) -> None:
-    """One pass over ids from all of the vocabulary; activations are largest at a sequence's first position.
+    """Run one pass over ids from the whole vocabulary.
+
+    Activations are largest at a sequence's first position.
 
     Source: https://arxiv.org/abs/2402.17762 (massive activations).
     """
@@ -91,7 +94,7 @@ def _probe(model: Transformer, vocab_size: int) -> None:
 
 
 class _Weights:
-    """The checkpoint's tensors, handed out as modules and let go once these are in memory."""
+    """Tensors of the checkpoint, made into modules and freed when these are in memory."""
 
     def __init__(self, checkpoint: Checkpoint, dtypes: Mapping[mx.Dtype, mx.Dtype]) -> None:
         self.checkpoint = checkpoint
@@ -109,7 +112,7 @@ class _Weights:
         return self.taken[name]
 
     def settle(self, module: nn.Module) -> Progress:
-        """Bring a finished module into memory, check what was taken for it and let that go."""
+        """Bring a finished module into memory, check its tensors and free them."""
         mx.eval(module.parameters())
         checks = {
             name: mx.isfinite(array).all()
@@ -120,7 +123,8 @@ class _Weights:
         mx.eval(checks)
         for name, is_finite in checks.items():
             if not is_finite.item():
-                if self.is_half:  # if the file itself is damaged, loading it as it is will tell
+                # If the file itself is damaged, loading it as it is will tell.
+                if self.is_half:
                     raise _HalfOverflowError(f"tensor {name!r}")
                 raise CheckpointError(
                     f"{self.checkpoint.folder}: tensor {name!r} holds NaN or infinity; the file "
@@ -131,7 +135,7 @@ class _Weights:
         return Progress(self.done, self.total)
 
     def linear(self, modules: Sequence[str]) -> nn.Module:
-        """One linear of the rows of ``modules``, which have one format."""
+        """Make one linear of the rows of ``modules``, which have one format."""
         quant = self.checkpoint.formats[modules[0]]
         if quant is None:
             layer: nn.Module = nn.Linear(1, 1, bias=False)
@@ -154,17 +158,16 @@ class _Weights:
     def fill(
         self, layer: nn.Module, modules: Sequence[str], quant: QuantFormat | None
     ) -> nn.Module:
-        """Replace a layer's placeholder arrays; packed rows of several modules lie one below the other."""
+        """Replace a layer's placeholder arrays by the rows of ``modules``, one below the other."""
         for kind in ("weight",) if quant is None else quant.packed_shapes((0, 0)):
             parts = [self.take(f"{module}.{kind}") for module in modules]
             layer[kind] = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=0)
-        self.settle(
-            layer
-        )  # at once: the parts of a whole layer beside it could be more than the plan has room for
+        # At once: the plan may have no room for the parts of a whole layer beside it.
+        self.settle(layer)
         return layer
 
-    def joint(self, modules: Sequence[str]) -> FusedLinear:
-        """Projections of one input: one linear for each format among them."""
+    def fused(self, modules: Sequence[str]) -> FusedLinear:
+        """Fuse projections of one input: one linear for each format among them."""
         groups: dict[QuantFormat | None, list[str]] = {}
         for module in modules:
             groups.setdefault(self.checkpoint.formats[module], []).append(module)

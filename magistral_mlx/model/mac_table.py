@@ -1,10 +1,11 @@
-"""What of Magistral Small fits which Mac: forecasts from shapes, without a checkpoint."""
+"""Forecast which Macs Magistral Small fits, from shapes alone."""
 
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.errors import MemoryLimitError
+from magistral_mlx.model.footprint import packed_bytes
 from magistral_mlx.model.load_options import KVBits, LoadOptions
-from magistral_mlx.model.memory import make_plan, packed_bytes
+from magistral_mlx.model.memory import make_plan
 
 # The published file may state more positions.
 MAGISTRAL_SMALL = ModelConfig(
@@ -23,16 +24,16 @@ MAC_GB = (16, 24, 32, 36, 48, 64)
 
 
 def mac_budget_bytes(memory_gb: int) -> int:
-    """The working set a Mac with ``memory_gb`` GiB recommends by default.
+    """Return the working set that a Mac with ``memory_gb`` GiB recommends by default.
 
-    Two thirds, and three quarters above 36 GB: read off published logs of 16, 32 and 64 GB Macs; the
-    others are assumed to follow. On the Mac itself the device is asked.
+    Two thirds up to 36 GB, three quarters above: read off published logs of Macs with 16, 32 and
+    64 GB, and assumed for the others. A Mac itself is asked for its own.
     """
     return memory_gb * 2**30 * 2 // 3 if memory_gb <= 36 else memory_gb * 2**30 * 3 // 4
 
 
 def mac_table(config: ModelConfig = MAGISTRAL_SMALL) -> str:
-    """A Markdown table: the context that fits each Mac, by the bits of the weights and of the cache."""
+    """Return a Markdown table of the context that fits each Mac, by bits of weights and cache."""
     weights = {bits: packed_bytes(config, QuantFormat(bits, 64)) for bits in (4, 6, 8)}
     caches: tuple[KVBits | None, ...] = (None, 8)
     columns = [(bits, kv_bits) for bits in weights for kv_bits in caches]

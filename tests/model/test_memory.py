@@ -13,13 +13,14 @@ from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError
 from magistral_mlx.generation.decoding import Stepper, prefill
-from magistral_mlx.model import memory
+from magistral_mlx.model import footprint
+from magistral_mlx.model.footprint import kv_bytes
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.kv_format import KVFormat
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.mac_table import MAGISTRAL_SMALL, mac_budget_bytes, mac_table
-from magistral_mlx.model.memory import MemoryPlan, kv_bytes, make_plan
+from magistral_mlx.model.memory import MemoryPlan, make_plan
 from magistral_mlx.model.transformer import Transformer
 from tests.support.tiny import make_config, make_weights, quantize_weights, write_checkpoint
 
@@ -35,10 +36,10 @@ def test_the_published_numbers_of_the_24b_model() -> None:
     assert (
         kv_bytes(MAGISTRAL_SMALL, 64, kv_bits=4) / kv_bytes(MAGISTRAL_SMALL, 64) == (32 + 4) / 128
     )
-    assert memory.packed_bytes(MAGISTRAL_SMALL, QuantFormat(4, 64)) == pytest.approx(
+    assert footprint.packed_bytes(MAGISTRAL_SMALL, QuantFormat(4, 64)) == pytest.approx(
         13.26e9, rel=1e-3
     )
-    assert memory.packed_bytes(MAGISTRAL_SMALL, QuantFormat(8, 64)) == pytest.approx(
+    assert footprint.packed_bytes(MAGISTRAL_SMALL, QuantFormat(8, 64)) == pytest.approx(
         25.05e9, rel=1e-3
     )
     assert mac_budget_bytes(32) == pytest.approx(22_906e6, rel=1e-4)
@@ -66,8 +67,8 @@ def test_resident_bytes_are_those_of_the_loaded_model(
     model = load_model(checkpoint).result()
     loaded = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
     on_gpu = mx.default_device().type == mx.DeviceType.gpu
-    assert memory.resident_bytes(checkpoint, on_gpu=on_gpu) == loaded
-    assert memory.resident_bytes(checkpoint, on_gpu=True) == checkpoint.nbytes
+    assert footprint.loaded_bytes(checkpoint, on_gpu=on_gpu) == loaded
+    assert footprint.loaded_bytes(checkpoint, on_gpu=True) == checkpoint.nbytes
 
 
 # Magistral's own proportions at a sixteenth, and those of the embedded model.
@@ -114,7 +115,7 @@ def test_the_forecast_is_the_measured_peak_within_5_percent_and_8_of_the_embedde
     mx.eval(prefill(Stepper(model, cache), [i % 300 for i in range(context)], chunk=chunk).result())
     measured = mx.get_peak_memory() - others
     on_gpu = mx.default_device().type == mx.DeviceType.gpu
-    workspace = memory.workspace_bytes(
+    workspace = footprint.workspace_bytes(
         config, chunk, context, itemsize=4, on_gpu=on_gpu, kv_bits=bits
     )
     kv = kv_bytes(config, context, kv_bits=bits, itemsize=4)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from magistral_mlx.checkpoint import hub_api as remote
-from magistral_mlx.checkpoint.hub_api import Cancelled
+from magistral_mlx.checkpoint import hub_transfer
+from magistral_mlx.checkpoint.hub_transfer import Cancelled
 from magistral_mlx.convert.source.hub_stream import INCOMPLETE
 from tests.support.hub_files import FIRST, SECOND, fetch, open_stream, ranges, refusal
 from tests.support.hub_server import COMMIT, OLDER, Hub, serving
@@ -92,7 +92,7 @@ def test_a_failure_that_stays_is_named(hub: Hub, folder: Path) -> None:
         f"{FIRST} could not be fetched (503 Service Unavailable); run the same command again"
         in refusal(stream, FIRST)
     )
-    assert len(hub.requests) == 1 + remote.FAILURES_IN_A_ROW
+    assert len(hub.requests) == 1 + hub_transfer.FAILURES_IN_A_ROW
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_cancelled_fetch_keeps_what_is_there(hub: Hub, folder: Path, left: int
 
 def test_a_pause_is_cancelled(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = open_stream(folder)
-    monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 3600.0)
+    monkeypatch.setattr(hub_transfer, "FIRST_PAUSE_SECONDS", 3600.0)
     hub.passing = [503]
     with pytest.raises(Cancelled):
         stream.fetch(FIRST, report=lambda _: None, cancelled=lambda: True)

@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from magistral_mlx.checkpoint import hub_api as remote
+from magistral_mlx.checkpoint import hub_transfer
 from magistral_mlx.convert import ConvertOptions, check_conversion, stream_conversion
 from magistral_mlx.convert.output.staging import JOURNAL
 from magistral_mlx.convert.recipe.layout import in_order
@@ -44,7 +44,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def hub(published: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     state = Hub({path.name: path.read_bytes() for path in published.iterdir()})
-    monkeypatch.setattr(remote, "FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(hub_transfer, "FIRST_PAUSE_SECONDS", 0.0)
     with serving(state) as endpoint:
         use(monkeypatch, endpoint, tmp_path)
         yield state

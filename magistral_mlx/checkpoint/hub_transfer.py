@@ -1,0 +1,125 @@
+"""Bytes of a file on the Hugging Face hub, in as many requests as they take."""
+
+import logging
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing
+from typing import Any
+
+from magistral_mlx.checkpoint.hub_api import HubFile, explain, reason, unreachable
+from magistral_mlx.errors import HubError
+
+log = logging.getLogger(__name__)
+
+PASSING = (408, 429, 500, 502, 503, 504)  # statuses that another try may not meet again
+FAILURES_IN_A_ROW = 5
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
+
+
+class Cancelled(Exception):
+    """Transfer that ended because ``cancelled`` returned True."""
+
+
+def read(
+    repo_id: str,
+    commit: str,
+    file: HubFile,
+    begin: int,
+    end: int,
+    *,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Generator[bytes, None, None]:
+    """Yield bytes ``begin`` to ``end`` of a file as they arrive; continue broken transfers.
+
+    Raises:
+        HubError: the hub refuses, or no byte came in several tries.
+        Cancelled: ``cancelled``, which is called before every piece, returned True.
+    """
+    failures = 0
+    while begin < end:
+        try:
+            with closing(_request(repo_id, commit, file, begin, end)) as pieces:
+                for piece in pieces:
+                    if cancelled():
+                        raise Cancelled
+                    yield piece
+                    begin, failures = begin + len(piece), 0
+        except _BrokenOff as error:
+            failures += 1
+            if failures > FAILURES_IN_A_ROW:
+                raise HubError(
+                    f"{repo_id}: {file.name} could not be fetched ({error}); run the same command "
+                    "again, what arrived is kept"
+                ) from None
+            log.info("%s: %s; trying again", file.name, error)
+            _pause(max(error.pause_seconds, FIRST_PAUSE_SECONDS * 2 ** (failures - 1)), cancelled)
+
+
+class _BrokenOff(Exception):
+    """Transfer that ended early for a reason that may pass.
+
+    The hub may ask for a pause of ``pause_seconds``.
+    """
+
+    pause_seconds = 0.0
+
+
+def _request(
+    repo_id: str, commit: str, file: HubFile, begin: int, end: int
+) -> Generator[bytes, None, None]:
+    """Read as ``read``, in one request; raise _BrokenOff if fewer bytes come."""
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        get_session,
+        hf_raise_for_status,
+    )
+
+    # The token is for the hub alone: the session drops it when the hub redirects to another host.
+    headers = build_hf_headers() | {
+        "Range": f"bytes={begin}-{end - 1}",
+        "Accept-Encoding": "identity",
+    }
+    url = hf_hub_url(repo_id, file.name, revision=commit)
+    remaining = end - begin
+    options: Any = {
+        "headers": headers,
+        "timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT,
+        "follow_redirects": True,
+    }
+    try:
+        with get_session().stream("GET", url, **options) as response:
+            hf_raise_for_status(response)
+            # Status 200: the whole file, from its first byte.
+            superfluous = begin if response.status_code == 200 else 0
+            for received in response.iter_bytes():
+                piece = received[superfluous : superfluous + remaining]
+                superfluous -= min(superfluous, len(received))
+                if piece:
+                    remaining -= len(piece)
+                    yield piece
+                if not remaining:
+                    return
+    except HfHubHTTPError as error:
+        if error.response.status_code not in PASSING:
+            raise explain(repo_id, commit, error, name=file.name) from None
+        broken = _BrokenOff(reason(error))
+        asked = error.response.headers.get("Retry-After", "")
+        broken.pause_seconds = (
+            min(float(asked), LONGEST_PAUSE_SECONDS) if asked.isdecimal() else 0.0
+        )
+        raise broken from None
+    except HTTPError as error:
+        raise _BrokenOff(reason(error)) from None
+    except OSError as error:  # offline mode
+        raise unreachable(repo_id, error) from None
+    raise _BrokenOff(f"{remaining} bytes did not come")
+
+
+def _pause(seconds: float, cancelled: Callable[[], bool]) -> None:
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        if cancelled():
+            raise Cancelled
+        time.sleep(min(left, 0.1))
