@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
+from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.checkpoint.quant_format import QuantFormat
-from magistral_mlx.convert.output import fits
 from magistral_mlx.convert.output.staging import partial_of
 from magistral_mlx.convert.pipeline.conversion import Summary, run_conversion
 from magistral_mlx.convert.pipeline.prepare import Checked, check_conversion
@@ -22,6 +22,7 @@ from magistral_mlx.convert.recipe.named import AUTO, RECIPES
 from magistral_mlx.convert.recipe.options import ConvertOptions
 from magistral_mlx.convert.recipe.recipe_file import UNPACKED_BITS
 from magistral_mlx.errors import in_units
+from magistral_mlx.model.mac_table import contexts
 from magistral_mlx.terminal import command_line
 from magistral_mlx.terminal.flags import click_options
 
@@ -108,7 +109,7 @@ def command(
     if options.recipe == AUTO and not as_json:
         config = checked.origin.source.config
         print("\n".join(by_kind(open_checkpoint(summary.target).formats, config.num_layers)))
-        print(f"  {fits.in_words(config, summary.bytes_out)}")
+        print(f"  {contexts_in_words(config, summary.bytes_out)}")
     return command_line.DONE
 
 
@@ -152,7 +153,7 @@ def forecast(checked: Checked) -> dict[str, Any]:
         "already_complete": checked.is_complete,
         "files": {shard.file: shard.nbytes for shard in plan.shards},
         "bits": plan.bits,
-        "contexts": fits.contexts(checked.origin.source.config, most),
+        "contexts": contexts(checked.origin.source.config, most),
     } | ({} if most == plan.tensor_bytes else {"most_bytes_out": most})
 
 
@@ -167,7 +168,16 @@ def forecast_in_words(checked: Checked) -> str:
     ]
     if (most := checked.most_tensor_bytes) > plan.tensor_bytes:
         lines.append(f"  then raised where the error falls most by it, to {in_units(most)} at most")
-    return "\n".join([*lines, f"  {fits.in_words(config, most)}"])
+    return "\n".join([*lines, f"  {contexts_in_words(config, most)}"])
+
+
+def contexts_in_words(config: ModelConfig, weights_bytes: int) -> str:
+    """Say on one line which context fits which Mac."""
+    found = contexts(config, weights_bytes).items()
+    return "fits, by a forecast: " + ", ".join(
+        f"{memory_gb} GB Mac {'not' if context is None else f'{context:,} tokens'}"
+        for memory_gb, context in found
+    )
 
 
 def by_kind(formats: Mapping[str, QuantFormat | None], layers: int) -> list[str]:

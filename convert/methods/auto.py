@@ -158,7 +158,7 @@ def _predicted(
         found = {}
         for bits in (bits for bits in sorted(AFFINE_BITS) if bits >= least):
             quant = QuantFormat(bits, group_size(plan))
-            parts = quantize_weighted(rows, importance, quant, name=name)
-            error = OutputError.weighted(rows, parts, quant, importance)
+            searched = quantize_weighted(rows, importance, quant, name=name)
+            error = OutputError.weighted(rows, *searched, quant, importance)
             found[bits] = error.found / error.signal if error.signal else 0.0
     return module, found

@@ -13,7 +13,7 @@ import numpy as np
 
 from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.convert.calibration.host import matmul
-from magistral_mlx.convert.packing import dequantize, quantize
+from magistral_mlx.convert.packing import dequantize
 
 
 class OutputError(NamedTuple):
@@ -34,6 +34,7 @@ class OutputError(NamedTuple):
         cls,
         weight: mx.array,
         parts: Mapping[str, mx.array],
+        rounded: Mapping[str, mx.array],
         quant: QuantFormat,
         importance: mx.array,
     ) -> "OutputError":
@@ -42,18 +43,23 @@ class OutputError(NamedTuple):
         def squares(rows: mx.array) -> float:  # [n, m]
             return _total(mx.square(rows) @ importance)
 
-        return cls(*map(squares, _differences(weight, parts, quant)))
+        return cls(*map(squares, _differences(weight, parts, rounded, quant)))
 
     @classmethod
     def sampled(
-        cls, weight: mx.array, parts: Mapping[str, mx.array], quant: QuantFormat, x: mx.array
+        cls,
+        weight: mx.array,
+        parts: Mapping[str, mx.array],
+        rounded: Mapping[str, mx.array],
+        quant: QuantFormat,
+        x: mx.array,
     ) -> "OutputError":
         """Measure on inputs ``x`` ``[t, m]``."""
 
         def squares(rows: mx.array) -> float:  # [n, m]
             return _total(mx.square(matmul(x, rows.T)).sum(axis=0)) / len(x)
 
-        return cls(*map(squares, _differences(weight, parts, quant)))
+        return cls(*map(squares, _differences(weight, parts, rounded, quant)))
 
     @classmethod
     def together(cls, parts: Iterable["OutputError"]) -> "OutputError":
@@ -73,11 +79,14 @@ def as_read(parts: Mapping[str, mx.array], quant: QuantFormat) -> mx.array:
 
 
 def _differences(
-    weight: mx.array, parts: Mapping[str, mx.array], quant: QuantFormat
+    weight: mx.array,
+    parts: Mapping[str, mx.array],
+    rounded: Mapping[str, mx.array],
+    quant: QuantFormat,
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """Return v - w of rounding, v - w of ``parts``, and w; all ``[n, m]`` float32."""
+    """Return v - w of ``rounded``, v - w of ``parts``, and w; all ``[n, m]`` float32."""
     w = weight.astype(mx.float32)
-    return as_read(quantize(weight, quant), quant) - w, as_read(parts, quant) - w, w
+    return as_read(rounded, quant) - w, as_read(parts, quant) - w, w
 
 
 def _total(values: mx.array) -> float:

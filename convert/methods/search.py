@@ -14,13 +14,13 @@ Sources: least squares of the weights on their codes, https://arxiv.org/abs/1802
 by the inputs, https://arxiv.org/abs/2306.00978 (AWQ) and llama.cpp's importance matrix.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import mlx.core as mx
 
 from magistral_mlx.checkpoint.quant_format import QuantFormat
-from magistral_mlx.convert.packing import check_divisible, check_finite, quantize
+from magistral_mlx.convert.packing import quantize
 
 # Weights searched at once: their float32 copies stay in a core's cache.
 BLOCK_WEIGHTS = 2**17
@@ -57,9 +57,16 @@ class _Fit(NamedTuple):
     dq: mx.array  # sum h d q
 
 
+class Searched(NamedTuple):
+    """Packed rows: as the search found them, and as rounding alone gives them."""
+
+    parts: dict[str, mx.array]
+    rounded: dict[str, mx.array]
+
+
 def quantize_weighted(
     weight: mx.array, importance: mx.array, quant: QuantFormat, *, name: str = "the weight"
-) -> dict[str, mx.array]:
+) -> Searched:
     """Quantize with a low weighted error in each group, never over the error of ``mx.quantize``.
 
     The error is the sum of ``importance * (value - weight)^2``, where ``value`` is computed from
@@ -72,27 +79,24 @@ def quantize_weighted(
         quant: an affine format.
         name: of the tensor, for messages.
 
-    Returns:
-        The tensors that ``quantize`` returns.
-
     Raises:
-        ConversionError: ``quantize`` would refuse the weight.
+        ConversionError: ``quantize`` refuses the weight.
     """
-    check_divisible(name, weight.shape, quant)
-    check_finite(name, weight)
+    rounded = quantize(weight, quant, name=name)
     size, (rows, columns) = quant.group_size, weight.shape
     shares = as_shares(importance, size)  # [G, 1, s]
     done: list[dict[str, mx.array]] = []
     step = max(1, BLOCK_WEIGHTS // (rows * size)) * size
     for start in range(0, columns, step):
         w = as_groups(weight[:, start : start + step], size)  # [step / s, s, n]
-        h = shares[start // size : (start + step) // size]  # [step / s, 1, s]
-        grid = best_grid(w, h, quant, weight.dtype, name=name)
+        groups = slice(start // size, (start + step) // size)
+        grid = search(w, shares[groups], _grid_of(rounded, groups), quant.bits, weight.dtype)
         done.append(
             stored_parts(nearest_codes(w, grid, quant.bits), grid, quant.bits, weight.dtype)
         )
         mx.eval(done[-1])
-    return {part: mx.concatenate([block[part] for block in done], axis=1) for part in done[0]}
+    parts = {part: mx.concatenate([block[part] for block in done], axis=1) for part in done[0]}
+    return Searched(parts, rounded)
 
 
 def as_groups(weight: mx.array, size: int) -> mx.array:
@@ -126,8 +130,13 @@ def best_grid(
     """
     rows = w.reshape(-1, w.shape[-1]).T.astype(dtype)  # [n, G * s]
     rounded = quantize(mx.contiguous(rows), quant, name=name)
-    known = Grid(*(rounded[kind].astype(mx.float32).T[:, None] for kind in ("scales", "biases")))
-    return search(w, shares, known, quant.bits, dtype)
+    return search(w, shares, _grid_of(rounded, slice(None)), quant.bits, dtype)
+
+
+def _grid_of(parts: Mapping[str, mx.array], groups: slice) -> Grid:
+    """Return the grid of some groups of packed rows."""
+    scales, biases = (parts[kind][:, groups] for kind in ("scales", "biases"))
+    return Grid(*(part.astype(mx.float32).T[:, None] for part in (scales, biases)))
 
 
 def search(w: mx.array, shares: mx.array, known: Grid, bits: int, dtype: mx.Dtype) -> Grid:

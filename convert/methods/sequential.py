@@ -101,9 +101,9 @@ class Sequential:
 
         def work(row: int) -> tuple[int, Parts]:
             rows = self.source.read(name, slice(row, min(row + step, count))).astype(self._dtype)
-            parts = method(rows, quant, name)
+            parts, rounded = method(rows, quant, name)
             mx.eval(parts)
-            error = measure(rows, parts, quant) if quant.mode == "affine" else None
+            error = measure(rows, parts, rounded, quant) if quant.mode == "affine" else None
             self.emit(module, row, parts, error)
             return row, parts
 
@@ -112,19 +112,23 @@ class Sequential:
             return dict(done)
 
 
-Method = Callable[[mx.array, QuantFormat, str], Parts]
-Measure = Callable[[mx.array, Parts, QuantFormat], OutputError]
+# The parts to store, and those of rounding alone.
+Method = Callable[[mx.array, QuantFormat, str], tuple[Parts, Parts]]
+Measure = Callable[[mx.array, Parts, Parts, QuantFormat], OutputError]
 
 
 def _by_gptq(
     curvatures: Sequence[Curvature], rows: mx.array, quant: QuantFormat, name: str
-) -> Parts:
-    return quantize_gptq(rows, curvatures, quant, name=name)
+) -> tuple[Parts, Parts]:
+    return quantize_gptq(rows, curvatures, quant, name=name), quantize(rows, quant, name=name)
 
 
-def _by_search(importance: mx.array, rows: mx.array, quant: QuantFormat, name: str) -> Parts:
+def _by_search(
+    importance: mx.array, rows: mx.array, quant: QuantFormat, name: str
+) -> tuple[Parts, Parts]:
     return quantize_weighted(rows, importance, quant, name=name)
 
 
-def _by_rounding(rows: mx.array, quant: QuantFormat, name: str) -> Parts:
-    return quantize(rows, quant, name=name)
+def _by_rounding(rows: mx.array, quant: QuantFormat, name: str) -> tuple[Parts, Parts]:
+    rounded = quantize(rows, quant, name=name)
+    return rounded, rounded

@@ -145,9 +145,9 @@ class RowwiseConversion:
                 self.output.add(block.name, row, round_rows(block.name, rows, quant))
             else:
                 importance = self.statistics.squares[module]
-                parts = quantize_weighted(rows, importance, quant, name=block.name)
-                error = OutputError.weighted(rows, parts, quant, importance)
-                tensors = {f"{module}.{part}": array for part, array in parts.items()}
+                found = quantize_weighted(rows, importance, quant, name=block.name)
+                error = OutputError.weighted(rows, *found, quant, importance)
+                tensors = {f"{module}.{part}": array for part, array in found.parts.items()}
                 self.output.add(block.name, row, tensors, error, outlier_ratio(importance))
         self._done(block.files)
         return block

@@ -32,6 +32,21 @@ def mac_budget_bytes(memory_gb: int) -> int:
     return memory_gb * 2**30 * 2 // 3 if memory_gb <= 36 else memory_gb * 2**30 * 3 // 4
 
 
+def contexts(config: ModelConfig, weights_bytes: int) -> dict[int, int | None]:
+    """Forecast the context that fits beside the weights, by a Mac's gigabytes; None if none does.
+
+    A context is the tokens of prompt and reply together.
+    """
+    found: dict[int, int | None] = {}
+    for memory_gb in MAC_GB:
+        options = LoadOptions(memory_gb=mac_budget_bytes(memory_gb) / 1e9)
+        try:
+            found[memory_gb] = make_plan(config, weights_bytes, options).context
+        except MemoryLimitError:
+            found[memory_gb] = None
+    return found
+
+
 def mac_table(config: ModelConfig = MAGISTRAL_SMALL) -> str:
     """Return a Markdown table of the context that fits each Mac, by bits of weights and cache."""
     weights = {bits: packed_bytes(config, QuantFormat(bits, 64)) for bits in (4, 6, 8)}

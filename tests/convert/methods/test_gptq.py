@@ -97,9 +97,9 @@ def test_the_grid_of_a_group_is_searched_on_the_updated_weights() -> None:
     parts = quantize_gptq(weight, [Curvature.of(as_array(hessian))], quant)
     _, updated = by_definition(exactly(weight), damped(hessian), parts, quant)
     importance = mx.array(damped(hessian).diagonal().astype(np.float32))
-    wanted = quantize_weighted(as_array(updated), importance, quant)
+    wanted = quantize_weighted(as_array(updated), importance, quant).parts
     assert np.isclose(exactly(wanted["scales"]), exactly(parts["scales"]), rtol=1e-4).mean() >= 0.95
-    not_updated = quantize_weighted(weight, importance, quant)
+    not_updated = quantize_weighted(weight, importance, quant).parts
     assert (
         np.isclose(exactly(not_updated["scales"]), exactly(parts["scales"]), rtol=1e-4).mean()
         <= 0.3
@@ -113,7 +113,7 @@ def test_outputs_come_nearer_than_by_the_search_and_that_nearer_than_by_rounding
     hessian = hessian_of(x)
     ways = [
         quantize(weight, quant),
-        quantize_weighted(weight, mx.array(hessian.diagonal().astype(np.float32)), quant),
+        quantize_weighted(weight, mx.array(hessian.diagonal().astype(np.float32)), quant).parts,
         quantize_gptq(weight, [Curvature.of(as_array(hessian))], quant),
     ]
     off = [
@@ -130,7 +130,7 @@ def test_without_correlation_it_is_the_search() -> None:
     importance = np.linspace(0.1, 3, 96)
     curvature = Curvature.of(as_array(np.diag(importance)))
     parts = quantize_gptq(weight, [curvature], quant)
-    searched = quantize_weighted(weight, curvature.importance, quant)
+    searched = quantize_weighted(weight, curvature.importance, quant).parts
     assert all(mx.array_equal(parts[part], searched[part]) for part in parts)
 
 

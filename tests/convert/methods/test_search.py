@@ -132,7 +132,7 @@ def test_of_10_000_groups_none_is_worse_than_by_mlx(bits: int, dtype: mx.Dtype) 
     importance[64:128] = 0
     importance[200] = 0
     searched = errors(
-        weight, importance, quantize_weighted(weight, mx.array(importance), quant), quant
+        weight, importance, quantize_weighted(weight, mx.array(importance), quant).parts, quant
     )
     rounded = errors(weight, importance, quantize(weight, quant), quant)
     # Sums are in float32: an exact group leaves the rounding error of its largest weight.
@@ -149,7 +149,7 @@ def test_the_format_is_mlx_s_for_every_width_and_group(bits: int, group_size: in
     quant = QuantFormat(bits, group_size)
     weight = mx.random.normal((9, 384), key=mx.random.key(3)).astype(mx.bfloat16)
     importance = mx.random.uniform(shape=(384,), key=mx.random.key(4))
-    parts, rounded = quantize_weighted(weight, importance, quant), quantize(weight, quant)
+    parts, rounded = quantize_weighted(weight, importance, quant).parts, quantize(weight, quant)
     assert [(k, p.shape, p.dtype) for k, p in parts.items()] == [
         (k, p.shape, p.dtype) for k, p in rounded.items()
     ]
@@ -163,18 +163,18 @@ def test_how_many_groups_are_searched_at_once_changes_nothing(
 ) -> None:
     weight = mx.random.normal((7, 320), key=mx.random.key(5)).astype(mx.bfloat16)
     importance = mx.random.uniform(shape=(320,), key=mx.random.key(6))
-    at_once = quantize_weighted(weight, importance, QuantFormat(3, 64))
+    at_once = quantize_weighted(weight, importance, QuantFormat(3, 64)).parts
     monkeypatch.setattr(search, "BLOCK_WEIGHTS", 2 * 7 * 64)
-    in_parts = quantize_weighted(weight, importance, QuantFormat(3, 64))
+    in_parts = quantize_weighted(weight, importance, QuantFormat(3, 64)).parts
     assert all(mx.array_equal(at_once[part], in_parts[part]) for part in at_once)
 
 
 def test_only_the_proportions_of_importances_within_a_group_count() -> None:
     weight = mx.random.normal((5, 128), key=mx.random.key(7)).astype(mx.bfloat16)
     importance = mx.random.uniform(shape=(128,), key=mx.random.key(8))
-    plain = quantize_weighted(weight, importance, QuantFormat(4, 64))
+    plain = quantize_weighted(weight, importance, QuantFormat(4, 64)).parts
     for factor in (2.0**-120, 2.0**100):
-        scaled = quantize_weighted(weight, importance * factor, QuantFormat(4, 64))
+        scaled = quantize_weighted(weight, importance * factor, QuantFormat(4, 64)).parts
         assert all(mx.array_equal(plain[part], scaled[part]) for part in plain)
 
 
