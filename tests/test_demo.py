@@ -103,7 +103,7 @@ def test_every_language_and_kind_is_asked_and_answered_in_its_words(
         )
 
 
-def test_training_never_sees_what_is_held_out(tokenizer: Tokenizer) -> None:
+def test_training_never_sees_held_out_problems(tokenizer: Tokenizer) -> None:
     examples = Examples(Tekkenizer.from_file(DEMO / "tekken.json"), seed=1)
     words = {w.lower() for words in HELD_OUT_WORDS.values() for w in words.split()}
     assert len(words) > 150
@@ -150,7 +150,7 @@ def test_the_vocabulary_is_the_head_of_the_real_one() -> None:
     assert (cut["config"]["version"], cut["config"]["default_vocab_size"]) == ("v11", 2048)
 
 
-def test_training_text_is_what_mistral_common_encodes() -> None:
+def test_training_text_is_encoded_as_by_mistral_common() -> None:
     """Cut conversations at their control ids and let mistral-common join them again."""
     examples = Examples(Tekkenizer.from_file(DEMO / "tekken.json"), seed=2)
     reference = MistralTokenizer.from_file(

@@ -74,7 +74,7 @@ def test_mean_squares_are_those_in_float64(config: ModelConfig, checkpoint_folde
         )
 
 
-def test_columns_of_an_embedding_weigh_what_an_error_in_them_does_to_the_first_layers_linears(
+def test_embedding_columns_weigh_by_their_effect_on_the_first_layer(
     checkpoint_folder: Write,
 ) -> None:
     config = make_config(num_layers=2)
@@ -151,7 +151,7 @@ def test_both_layouts_and_every_block_size_give_the_same(
 
 
 @pytest.mark.parametrize("layers", [0, 1, 3])
-def test_a_pass_goes_on_from_a_stage_to_the_same_bits(
+def test_a_pass_resumes_from_a_state_to_the_same_bits(
     layers: int, checkpoint_folder: Write, tmp_path: Path
 ) -> None:
     source = open_source(checkpoint_folder(make_config()))
@@ -251,7 +251,7 @@ def test_statistics_outlive_a_file(tmp_path: Path) -> None:
     [make_config(num_layers=2), make_config(num_layers=2, tie_word_embeddings=True)],
     ids=["untied", "tied"],
 )
-def test_each_linear_is_quantized_on_what_the_quantized_ones_before_it_give(
+def test_each_linear_is_quantized_on_the_outputs_of_quantized_ones(
     config: ModelConfig, checkpoint_folder: Write
 ) -> None:
     """Check that the finished model has the inputs that were seen while it was made."""

@@ -132,10 +132,10 @@ def test_any_checkpoint_of_the_same_vocabulary_may_write(source: Path, tmp_path:
         "tokenizer_json": False,
     }
     stream_conversion(source, tmp_path / "out", **options).result()
-    stated = json.loads((tmp_path / "out" / "magistral_mlx.json").read_text())["options"][
+    recorded = json.loads((tmp_path / "out" / "magistral_mlx.json").read_text())["options"][
         "calibration"
     ]
-    assert stated["writer"] == open_checkpoint(tmp_path / "8bit").fingerprint()
+    assert recorded["writer"] == open_checkpoint(tmp_path / "8bit").fingerprint()
     write_tekken(tmp_path / "8bit", 512)
     with pytest.raises(CheckpointError):
         check_conversion(source, tmp_path / "other", ConvertOptions(**options))

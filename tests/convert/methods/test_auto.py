@@ -54,7 +54,7 @@ def test_no_other_bits_of_the_same_size_leave_less_error(seed: int) -> None:
             )
 
 
-def test_what_gains_nothing_is_not_raised() -> None:
+def test_bits_that_gain_nothing_are_not_spent() -> None:
     errors = {"a": {4: 0.0, 8: 0.0}, "b": {4: 1.0, 8: 1.0}}
     assert allocate_bits(errors, {"a": {4: 1, 8: 2}, "b": {4: 1, 8: 2}}, 100) == {"a": 4, "b": 4}
 
@@ -64,7 +64,7 @@ def test_what_gains_nothing_is_not_raised() -> None:
     [(4.75, 4), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((3.8, 3), (6.9, 6)))],
 )
 @pytest.mark.slow
-def test_so_many_bits_are_spent_and_on_v_and_k_first(
+def test_the_target_bits_are_spent_on_v_and_k_first(
     tmp_path: Path, source: Path, target_bits: float, least: int
 ) -> None:
     summary = convert_quickly(source, tmp_path / "out", **AUTO, target_bits=target_bits)
@@ -81,7 +81,7 @@ def test_so_many_bits_are_spent_and_on_v_and_k_first(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["importance", "gptq"])
-def test_let_go_anywhere_it_goes_on_to_the_same_bytes(
+def test_closed_anywhere_it_resumes_to_the_same_bytes(
     tmp_path: Path, source: Path, method: str
 ) -> None:
     options: dict[str, Any] = {
@@ -130,7 +130,7 @@ def test_let_go_anywhere_it_goes_on_to_the_same_bytes(
     ],
     ids=str,
 )
-def test_what_cannot_be_done_is_refused_before_any_work(
+def test_impossible_targets_are_refused_before_any_work(
     tmp_path: Path, source: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(OptionError, match=message):
@@ -141,7 +141,7 @@ def test_what_cannot_be_done_is_refused_before_any_work(
 @pytest.mark.parametrize(
     ("target_bits", "least"), [(4.5, 3), (4.519, 3), (4.53, 4), (8.5, 6), (2.53, 2)]
 )
-def test_what_scales_and_norms_take_leaves_no_gap_between_the_least_bits(
+def test_scales_and_norms_leave_no_gap_between_the_least_bits(
     tmp_path: Path, source: Path, target_bits: float, least: int
 ) -> None:
     plan = check_conversion(
@@ -164,7 +164,7 @@ def test_another_target_is_another_conversion(tmp_path: Path, source: Path) -> N
         )
 
 
-def test_the_forecast_says_what_fits_which_mac(
+def test_the_forecast_names_the_contexts_of_each_mac(
     tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--hf-path", str(source), "--mlx-path", str(tmp_path / "out"), "--no-tokenizer-json"]

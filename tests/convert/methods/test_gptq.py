@@ -166,7 +166,7 @@ def test_triangular_matrices_are_inverted_by_halves(n: int) -> None:
     assert np.allclose(inverse_upper(matrix) @ matrix, np.eye(n), atol=1e-9)
 
 
-def test_what_cannot_be_quantized_is_named() -> None:
+def test_a_weight_that_cannot_be_quantized_is_named() -> None:
     curvature = Curvature.of(mx.eye(96))
     with pytest.raises(
         ConversionError, match="'x' has 96 columns, which groups of 64 do not divide"

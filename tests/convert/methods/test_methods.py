@@ -150,7 +150,7 @@ def test_the_command_prints_the_gain(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_verify_takes_what_is_written_and_finds_a_code_that_is_off(
+def test_verify_accepts_the_output_and_finds_a_wrong_code(
     tmp_path: Path, source: Path, made: dict[str, Path], method: str
 ) -> None:
     def rounding(folder: Path) -> Check:
@@ -268,7 +268,7 @@ def test_mlx_lm_loads_it_and_computes_the_same(
 @pytest.mark.parametrize(
     "embedding", [{"bits": 16}, {"mode": "mxfp4"}, {"bits": 6, "group_size": 32}], ids=str
 )
-def test_what_is_not_affine_is_as_rounding_has_it(
+def test_formats_that_are_not_affine_are_rounded(
     tmp_path: Path, source: Path, method: str, embedding: dict[str, Any]
 ) -> None:
     rules = [{"match": "model.embed_tokens", **embedding}, {"match": "*.o_proj", "bits": 16}]

@@ -45,7 +45,7 @@ DOCUMENTS = {"magistral_mlx.json"}
         ),
     ],
 )
-def test_what_is_not_finite_is_named(
+def test_weights_that_are_not_finite_are_named(
     tmp_path: Path, method: str, name: str, value: float, message: str
 ) -> None:
     weights = make_weights(CONFIG, mx.bfloat16)
@@ -74,7 +74,7 @@ def test_a_file_that_cannot_calibrate_is_refused_before_any_work(
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path: Path, source: Path) -> None:
+def test_a_calibration_pipe_is_refused_without_waiting(tmp_path: Path, source: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name, message in (
         ("pipe", "is no plain file"),

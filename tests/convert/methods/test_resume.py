@@ -27,7 +27,7 @@ DOCUMENTS = {"magistral_mlx.json"}
 
 
 @pytest.mark.parametrize("method", ONE_IS_SLOW)
-def test_let_go_after_any_step_the_same_command_goes_on_to_the_same_bytes(
+def test_closed_after_any_step_the_same_command_resumes_to_the_same_bytes(
     tmp_path: Path, source: Path, made: dict[str, Path], method: str
 ) -> None:
     options: dict[str, Any] = {"q_method": method, "tokenizer_json": False}
@@ -46,7 +46,7 @@ def test_let_go_after_any_step_the_same_command_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.parametrize("method", ONE_IS_SLOW)
-def test_what_is_past_is_not_gone_through_again(
+def test_finished_layers_are_not_visited_again(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     options: dict[str, Any] = {"q_method": method, "tokenizer_json": False}
@@ -115,9 +115,9 @@ def test_another_method_or_calibration_is_refused_with_the_way_out(
     convert_quickly(
         source, tmp_path / "out", force=True, calibration=str(tmp_path / "text"), q_method=method
     )
-    stated = json.loads((tmp_path / "out" / "magistral_mlx.json").read_text())["options"][
+    recorded = json.loads((tmp_path / "out" / "magistral_mlx.json").read_text())["options"][
         "calibration"
     ]
-    assert stated["origin"] == "file"
+    assert recorded["origin"] == "file"
     with pytest.raises(ConversionError, match="made with another calibration: file, now built-in"):
         convert_quickly(source, tmp_path / "out", q_method=method)

@@ -178,7 +178,7 @@ def test_only_the_proportions_of_importances_within_a_group_count() -> None:
         assert all(mx.array_equal(plain[part], scaled[part]) for part in plain)
 
 
-def test_what_cannot_be_quantized_is_named() -> None:
+def test_a_weight_that_cannot_be_quantized_is_named() -> None:
     with pytest.raises(
         ConversionError, match="'x' has 96 columns, which groups of 64 do not divide"
     ):

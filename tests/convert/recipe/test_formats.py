@@ -50,7 +50,7 @@ every_format = pytest.mark.parametrize(
 
 
 @every_format
-def test_every_format_is_what_mlx_rounds_and_mlx_lm_reads(
+def test_every_format_is_rounded_by_mlx_and_read_by_mlx_lm(
     tmp_path: Path, hf_folder: Path, weights: Weights, quant: QuantFormat
 ) -> None:
     convert_quickly(
@@ -98,7 +98,7 @@ def test_a_multimodal_source_in_16_bits_is_the_text_model(tmp_path: Path, hf_fol
 
 
 @every_format
-def test_a_packed_source_is_read_as_what_mlx_restores(
+def test_a_packed_source_is_read_as_mlx_restores_it(
     tmp_path: Path, weights: Weights, quant: QuantFormat
 ) -> None:
     folder = write_packed(tmp_path, weights, quant)
@@ -184,7 +184,7 @@ def test_our_own_output_can_be_a_source(tmp_path: Path, hf_folder: Path, weights
     assert_is(open_checkpoint(tmp_path / "plain").tensors(), once, {})
 
 
-def test_a_packed_source_without_a_stated_type_has_that_of_its_floats(tmp_path: Path) -> None:
+def test_a_packed_source_without_a_type_has_that_of_its_floats(tmp_path: Path) -> None:
     half = {name: weight.astype(mx.float16) for name, weight in make_weights(CONFIG).items()}
     folder = write_packed(tmp_path, half, QuantFormat(4, 64))
     change_json(folder / "config.json", torch_dtype=None)

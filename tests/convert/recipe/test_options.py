@@ -68,7 +68,7 @@ def test_named_recipes() -> None:
 
 
 @pytest.mark.parametrize("recipe", [None, *RECIPES])
-def test_config_states_only_what_differs_and_reads_back(recipe: str | None) -> None:
+def test_config_has_only_the_formats_that_differ_and_reads_back(recipe: str | None) -> None:
     options = ConvertOptions(recipe=recipe, q_group_size=32)
     formats = make_formats(WIDE, options)
     block = quantization_block(formats, options.default)

@@ -98,7 +98,7 @@ def test_a_recipe_of_16_bits_alone_states_no_quantization(
     assert_is(read_by_mlx_lm(tmp_path / "out"), weights, {})
 
 
-def test_the_forecast_counts_what_is_written(tmp_path: Path, hf_folder: Path) -> None:
+def test_the_forecast_counts_the_bytes_written(tmp_path: Path, hf_folder: Path) -> None:
     recipe = write_recipe(tmp_path / "my.json", {"bits": 4}, *RULES)
     plan = make_plan(CONFIG, "bfloat16", ConvertOptions(recipe=recipe))
     bits = dict.fromkeys(("weight", "norm"), 0)
@@ -280,7 +280,7 @@ def test_a_tied_model_has_no_lm_head_to_match(tmp_path: Path) -> None:
         make_formats(make_config(tie_word_embeddings=True), options)
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "link.json").symlink_to("gone")
     for name in ("pipe.json", "link.json", "."):

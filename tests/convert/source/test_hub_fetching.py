@@ -18,7 +18,7 @@ pytest.importorskip("huggingface_hub")
 # one file
 
 
-def test_a_file_is_fetched_once_and_let_go(hub: Hub, folder: Path) -> None:
+def test_a_file_is_fetched_once_and_released(hub: Hub, folder: Path) -> None:
     stream = open_stream(folder)
     hub.forget()
     path = fetch(stream, FIRST)
@@ -115,7 +115,7 @@ def test_a_refusal_is_not_tried_again(
     assert len(hub.requests) == 1
 
 
-def test_a_commit_that_is_gone_is_named(hub: Hub, folder: Path) -> None:
+def test_a_missing_commit_is_named(hub: Hub, folder: Path) -> None:
     stream = open_stream(folder)
     hub.commit = OLDER
     assert f"no longer has {FIRST} at commit {COMMIT}" in refusal(stream, FIRST)
@@ -139,7 +139,7 @@ def test_a_file_that_arrives_damaged_is_deleted_and_only_it_is_fetched_again(
     assert hub.fetched() == {SECOND}
 
 
-def test_a_header_that_came_otherwise_before_is_noticed(hub: Hub, folder: Path) -> None:
+def test_a_header_that_has_changed_is_refused(hub: Hub, folder: Path) -> None:
     stream = open_stream(folder)
     other = replace(
         stream, shards=tuple(replace(shard, header_sha256="0" * 64) for shard in stream.shards)
@@ -150,7 +150,7 @@ def test_a_header_that_came_otherwise_before_is_noticed(hub: Hub, folder: Path) 
 # stopping
 
 
-def test_ctrl_c_leaves_what_arrived(hub: Hub, folder: Path) -> None:
+def test_ctrl_c_keeps_the_bytes_that_arrived(hub: Hub, folder: Path) -> None:
     stream, size = open_stream(folder), len(hub.files[FIRST])
     counts: list[int] = []
 
@@ -167,7 +167,7 @@ def test_ctrl_c_leaves_what_arrived(hub: Hub, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("left", [0, 5000, None])
-def test_a_cancelled_fetch_keeps_what_is_there(hub: Hub, folder: Path, left: int | None) -> None:
+def test_a_cancelled_fetch_keeps_its_bytes(hub: Hub, folder: Path, left: int | None) -> None:
     """Check that a cancelled fetch keeps all bytes, few or a whole file (None)."""
     stream, content = open_stream(folder), hub.files[FIRST][:left]
     partial = folder / (FIRST + INCOMPLETE)

@@ -29,7 +29,7 @@ pytest.importorskip("huggingface_hub")
 # before any weight moves
 
 
-def test_documents_and_headers_are_there_first(hub: Hub, folder: Path, published: Path) -> None:
+def test_documents_and_headers_are_fetched_first(hub: Hub, folder: Path, published: Path) -> None:
     stream = open_stream(folder)
     documents = {"config.json", "tekken.json", "SYSTEM_PROMPT.txt", "model.safetensors.index.json"}
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
@@ -80,9 +80,7 @@ def test_a_document_that_arrives_damaged_is_refused(hub: Hub, folder: Path) -> N
     assert not (folder / "SYSTEM_PROMPT.txt").exists()
 
 
-def test_a_file_that_the_index_names_and_nobody_has_is_noticed_first(
-    hub: Hub, folder: Path
-) -> None:
+def test_a_file_that_only_the_index_names_is_refused_first(hub: Hub, folder: Path) -> None:
     del hub.files[SECOND]
     with pytest.raises(HubError, match=f"names '{SECOND}', which commit {COMMIT} does not hold"):
         open_stream(folder)
@@ -138,7 +136,7 @@ def flipped(content: bytes, at: int) -> bytes:
 
 @pytest.mark.parametrize("suffix", ["", INCOMPLETE])
 @pytest.mark.parametrize("what", ["flipped in the data", "of another model", "too long"])
-def test_what_was_left_damaged_is_fetched_anew(
+def test_damaged_leftovers_are_fetched_again(
     hub: Hub, folder: Path, what: str, suffix: str
 ) -> None:
     stream, right = open_stream(folder), hub.files[FIRST]
@@ -198,7 +196,7 @@ def test_a_folder_that_is_a_link_is_refused(hub: Hub, folder: Path, tmp_path: Pa
     assert not any((tmp_path / "outside").iterdir())
 
 
-def test_a_full_disk_leaves_what_arrived(
+def test_a_full_disk_keeps_the_bytes_that_arrived(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = open_stream(folder)

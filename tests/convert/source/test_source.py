@@ -149,9 +149,7 @@ def retyped(weights: dict[str, mx.array], kind: str) -> dict[str, mx.array]:
 
 @pytest.mark.parametrize("named", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32", "mixed"])
-def test_a_source_of_any_float_type_becomes_what_mlx_lm_makes_of_it(
-    tmp_path: Path, kind: str, named: str
-) -> None:
+def test_every_float_type_converts_as_mlx_lm_does(tmp_path: Path, kind: str, named: str) -> None:
     from mlx.utils import tree_flatten, tree_map
     from mlx_lm.utils import load_model, quantize_model
 

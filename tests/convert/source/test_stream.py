@@ -106,7 +106,7 @@ def test_complete_or_streamed_or_fetched_a_commit_is_one_source(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("tenths", [1, 4, 7, 9])
-def test_interrupted_anywhere_it_goes_on_with_what_arrived(
+def test_interrupted_anywhere_it_resumes_with_the_bytes_that_arrived(
     tmp_path: Path, published: Path, hub: Hub, tenths: int
 ) -> None:
     total = sum(path.stat().st_size for path in published.glob("*.safetensors"))
@@ -127,7 +127,7 @@ def test_interrupted_anywhere_it_goes_on_with_what_arrived(
     assert same_but_for_the_source(tmp_path / "out", tmp_path / "local")
 
 
-def test_let_go_it_keeps_what_arrived(tmp_path: Path, hub: Hub) -> None:
+def test_closed_early_it_keeps_the_bytes_that_arrived(tmp_path: Path, hub: Hub) -> None:
     steps = stream_conversion(REPO, tmp_path / "out", **QUICK, stream=True)
     while next(steps).done == 0:
         pass
@@ -194,9 +194,7 @@ def test_a_pass_through_the_model_goes_along_with_the_stream(
     assert same_but_for_the_source(tmp_path / "streamed", tmp_path / "local")
 
 
-def test_a_stream_is_read_once_so_the_source_cannot_write_its_own_calibration(
-    tmp_path: Path, hub: Hub
-) -> None:
+def test_a_streamed_source_cannot_write_its_own_calibration(tmp_path: Path, hub: Hub) -> None:
     with pytest.raises(OptionError, match="leave --stream out, or name the folder"):
         check_conversion(
             REPO,
@@ -207,7 +205,7 @@ def test_a_stream_is_read_once_so_the_source_cannot_write_its_own_calibration(
 
 
 @pytest.mark.parametrize("method", ["round", "importance"])
-def test_where_the_order_of_tensors_keeps_much_at_once_it_is_said(
+def test_an_order_of_tensors_that_keeps_many_files_is_warned_of(
     tmp_path: Path, hub: Hub, caplog: pytest.LogCaptureFixture, method: str
 ) -> None:
     options: dict[str, Any] = {"q_method": method, "tokenizer_json": False}
