@@ -1,4 +1,4 @@
-"""Replies that are ended early: at any point, from any thread, a thousand times, and nothing stays behind."""
+"""Replies that are ended early, at any point and from any thread, leave nothing behind."""
 
 import gc
 import random
@@ -32,7 +32,7 @@ def magistral(loaded: mm.Magistral) -> Iterator[mm.Magistral]:
 
 
 def cancel_elsewhere(magistral: mm.Magistral) -> None:
-    """Between two segments, so that a test knows where it hit."""
+    """Cancel from another thread, between two segments."""
     thread = threading.Thread(target=magistral.cancel)
     thread.start()
     thread.join()
@@ -41,7 +41,7 @@ def cancel_elsewhere(magistral: mm.Magistral) -> None:
 def cancelled_after(
     magistral: mm.Magistral, segments: int, question: str = QUESTIONS[0]
 ) -> tuple[str, mm.Reply]:
-    """What was read before and after the cancelling, and the reply."""
+    """Return the text of a reply that is cancelled after some segments, and the reply."""
     stream = magistral.stream(question, GREEDY)
     read = [next(stream) for _ in range(segments)]
     cancel_elsewhere(magistral)
@@ -98,9 +98,8 @@ def test_no_pass_follows_the_one_in_which_a_reply_is_cancelled(
     monkeypatch.setattr(magistral.model, "logits", cancelling)
     reply = magistral.ask(QUESTIONS[0], GREEDY)
     assert (reply.finish_reason, next(passes)) == ("cancelled", 6)
-    assert (
-        reply.usage.completion_tokens == 4
-    )  # the prompt's, and one a pass: the last pass was the look-ahead
+    # The prompt's pass gives an id and so does each pass but the last, which was queued ahead.
+    assert reply.usage.completion_tokens == 4
 
 
 def test_cancelling_when_nothing_runs_does_nothing(magistral: mm.Magistral) -> None:
@@ -121,7 +120,7 @@ def test_a_cancelled_turn_is_kept_with_what_there_is(magistral: mm.Magistral) ->
 
 
 def run_cycles(magistral: mm.Magistral, count: int) -> None:
-    """Start replies and end each at a random point: by a thread, between two segments or in a pass, or by close()."""
+    """End replies at random points: from a thread, between segments or in a pass, or by close."""
     chance = random.Random(1)
     for _ in range(count):
         stream = magistral.stream(
@@ -149,7 +148,7 @@ def native_threads() -> int:
 
 
 def check_that_nothing_stays(magistral: mm.Magistral, cycles: int) -> None:
-    """The cache is dropped before each measurement: how far it grew depends on the replies."""
+    """Compare memory and threads before and after many cancelled replies, without a cache."""
     expected = [magistral.ask(question, GREEDY).answer for question in QUESTIONS]
     run_cycles(magistral, 5)
     magistral.prefix_cache.clear()
@@ -176,8 +175,8 @@ def test_a_thousand_cancelled_replies_leave_nothing_behind(magistral: mm.Magistr
 
 @pytest.mark.slow
 def test_ctrl_c_prints_what_there_is_and_exits_130() -> None:
-    """A process of its own and a real signal, in the middle of a reply that random ids keep going."""
-    # What a shell runs in the background is born deaf to Ctrl-C.
+    """Send a real signal to a process in the middle of a reply that random ids keep going."""
+    # A process that a shell runs in the background ignores Ctrl-C from its start.
     listening = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
     program = f"{listening}from magistral_mlx.generate import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "--model", "demo", "--temp", "9", "--top-p", "1"]

@@ -1,4 +1,4 @@
-"""Conversations: what the next turn reads again, that it equals reading all of it, and what goes when all is full."""
+"""Conversations: the cached part of the next turn, and the turns dropped from a full context."""
 
 import logging
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ def magistral(loaded: mm.Magistral) -> Iterator[mm.Magistral]:
 def seen(
     magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[list[int], list[mx.array]]:
-    """How many ids each pass of the model reads, and the logits it gives."""
+    """Record how many ids each pass of the model reads, and the logits it gives."""
     read: list[int] = []
     given: list[mx.array] = []
     hidden, logits = magistral.model.hidden, magistral.model.logits
@@ -60,7 +60,7 @@ def seen(
 def test_a_later_turn_reads_what_is_new_and_equals_a_fresh_prefill(
     magistral: mm.Magistral, seen: tuple[list[int], list[mx.array]], keep: KeepReasoning
 ) -> None:
-    """With traces dropped that is the answer before, without its trace, and the question."""
+    """Read only the last answer, without its trace, and the question, if traces are dropped."""
     read, given = seen
     chat = magistral.chat(keep_reasoning=keep)
     reply = chat.ask(QUESTIONS[0], GREEDY)
@@ -148,7 +148,7 @@ def ask(chat: Chat, text: str, max_tokens: int | None = None) -> mm.Reply:
 def test_when_the_context_is_full_the_oldest_turns_go(
     caplog: pytest.LogCaptureFixture, system: str | None, max_tokens: int | None
 ) -> None:
-    """By the rule written out: nothing goes while the reply has room; then as few as free a quarter more."""
+    """Drop no turn while the reply has room, then as few as free a quarter of the context more."""
     context, lengths = 2000, [299, 1, 400, 77, 250, 640, 3, 3, 3, 900, 300, 300]
     model = Counting(context)
     chat = Chat(model, "none", [] if system is None else [{"role": "system", "content": system}])

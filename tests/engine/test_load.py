@@ -1,4 +1,4 @@
-"""The library as a user meets it, on the embedded model in 4 bit."""
+"""The library on the embedded model in 4 bit, as a user calls it."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ def loaded() -> mm.Magistral:
 
 @pytest.fixture
 def magistral(loaded: mm.Magistral) -> Iterator[mm.Magistral]:
-    """The demo without a live cache, so that no test sees another's."""
+    """Return the demo with an empty prefix cache, so that no test sees another's."""
     loaded.prefix_cache.clear()
     yield loaded
     loaded.prefix_cache.clear()
@@ -220,7 +220,7 @@ def test_votes(answer: str, key: str) -> None:
 def test_logprobs_are_the_best_of_every_distribution(
     magistral: mm.Magistral, think_budget: int | None
 ) -> None:
-    """The whole reply through one pass without a cache, log-probabilities in float64."""
+    """Compare with the log-probabilities of one pass without a cache, in float64."""
     sampling = mm.SamplingParams(seed=5, logprobs=4, max_tokens=40, think_budget=think_budget)
     segments, reply = collect(magistral.stream(QUESTION, sampling))
     found = [best for text in texts(segments) for best in text.logprobs]
@@ -417,7 +417,7 @@ def test_loading_reports_bytes_and_checks_the_vocabulary(tmp_path: Path) -> None
 
 
 def test_tool_calls_come_from_control_ids_only(magistral: mm.Magistral) -> None:
-    """Scripted ids: the demo calls no tools."""
+    """Build the reply from given ids: the demo calls no tools."""
     from magistral_mlx.generation.reply import ReplyBuilder, Usage
 
     t = magistral.tokenizer

@@ -1,4 +1,4 @@
-"""What a prompt shares with the live cache is neither read again nor copied."""
+"""The prefix that a prompt shares with the cache is neither read again nor copied."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -52,7 +52,7 @@ CASES = {
 def test_only_what_differs_is_read(
     magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    """Counted where the model reads."""
+    """Count the ids where the model reads them."""
     first = magistral.ask(FIRST, GREEDY)
     held, messages = list(magistral.prefix_cache.ids), CASES[case](first)
     prompt = magistral.tokenizer.encode_chat(messages)
@@ -88,7 +88,7 @@ def addresses(magistral: mm.Magistral) -> list[int]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_cache_is_not_copied(magistral: mm.Magistral, case: str) -> None:
-    """Its buffers stay where they are, and not even one layer's is in memory a second time."""
+    """Keep the buffers where they are, with no second copy of even one layer."""
     first = magistral.ask(FIRST, GREEDY)
     messages, before, held = CASES[case](first), addresses(magistral), mx.get_active_memory()
     mx.clear_cache()

@@ -1,4 +1,4 @@
-"""N replies over one prompt: each is the single reply with its seed; what does not fit is refused before any work."""
+"""Several replies to one prompt: each is the single reply with its seed, if all of them fit."""
 
 import re
 from collections.abc import Iterator
@@ -158,7 +158,7 @@ def test_a_prompt_cache_file_holds_the_prompt(magistral: mm.Magistral, tmp_path:
 
 @pytest.mark.slow
 def test_no_more_is_allocated_for_the_prompt_than_it_takes(magistral: mm.Magistral) -> None:
-    """Capacity comes in steps of 256; grown chunk by chunk it would double."""
+    """Reserve the prompt's capacity at once, in steps of 256; growing by chunks would double it."""
     magistral.sample("1 + 2 + 3 + 4 + 5 = ? " * 33, replace(WILD, max_tokens=2), n=2)
     length = magistral.prefix_cache.cache.length
     assert length > 512
@@ -179,7 +179,7 @@ def test_packed_caches(bits: int) -> None:
 
 @pytest.mark.slow
 def test_votes_where_replies_differ(tmp_path: Path) -> None:
-    """Two bits a weight: the demo then errs, each time in another way."""
+    """Use two bits a weight: the demo then errs, each time in another way."""
     convert_quickly(DEMO, tmp_path / "demo-2bit", q_bits=2)
     weak = mm.load(tmp_path / "demo-2bit", max_kv_size=1024)
     sampling = mm.SamplingParams(seed=0, max_tokens=150)
@@ -216,10 +216,8 @@ def test_ctrl_c_gives_what_there_is_and_goes_on(
         assert reply.finish_reason == "cancelled"
         said = reply.reasoning + reply.answer
         assert ("<think>" if at < 6 else whole[reply.usage.seed]).startswith(said)
-        assert reply.usage.completion_tokens in (
-            max(0, at - 2),
-            at - 1,
-        )  # the prompt's pass is the first
+        # The prompt's pass is the first.
+        assert reply.usage.completion_tokens in (max(0, at - 2), at - 1)
     again = magistral.sample(QUESTION, WILD, n=3).replies
     assert {r.usage.seed: r.reasoning + r.answer for r in again} == whole
 
@@ -288,7 +286,7 @@ PLAN = MemoryPlan(
 @pytest.mark.parametrize("n", [2, 3, 16, 32])
 @pytest.mark.parametrize("prompt", [1, 256, 257, 1000])
 def test_replies_fit_the_budget_and_no_longer_ones_would(n: int, prompt: int) -> None:
-    """Positions of 10,000 bytes; beside what is held, two layers of 40 while it grows."""
+    """Count positions of 10,000 bytes, and two layers of 40 more while the cache grows."""
     tokens = plan_samples(PLAN, CONFIG, prompt, n, None).max_tokens
     used = 10_000 * (-(-prompt // 256) * 256 + n * tokens * 1.05)
     assert used <= 100_000_000

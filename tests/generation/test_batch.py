@@ -1,4 +1,4 @@
-"""Several sequences over one past: each gets what it would get alone, and the past is there once."""
+"""Several sequences over one prompt: each gets the ids it gets alone; the prompt is held once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -47,7 +47,7 @@ def columns(count: int, steps: int) -> np.ndarray:
 def test_each_sequence_sees_the_past_and_itself(
     model: Transformer, monkeypatch: pytest.MonkeyPatch, growth: int, leaving: dict[int, list[int]]
 ) -> None:
-    """Against a pass over each whole text without a cache; sequences leave after some steps, and slots grow."""
+    """Compare with a pass over each whole text without a cache, while sequences leave."""
     monkeypatch.setattr(shared_cache, "STEP", growth)
     ids, active = columns(5, 8), list(range(5))
     step = BatchStepper(model, SharedCache(prompted(model)[0].cache, 5, limit=8))
@@ -63,7 +63,7 @@ def test_each_sequence_sees_the_past_and_itself(
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_packed_pasts_are_those_of_single_sequences(model: Transformer, bits: int) -> None:
-    """Codes may round the other way where keys differ in the last bit, hence the tolerance."""
+    """Allow a tolerance: codes may round the other way where keys differ in the last bit."""
     ids = columns(4, 6)
     step = BatchStepper(model, SharedCache(prompted(model, bits)[0].cache, 4, limit=6))
     singles = [prompted(model, bits)[0] for _ in range(4)]
@@ -128,7 +128,7 @@ def test_the_past_is_read_once_a_step_however_many_go_on_from_it(
 
 @pytest.mark.parametrize("bits", [None, 8, 4])
 def test_sixteen_share_a_prompt_of_4096_in_a_quarter_of_the_memory(bits: int | None) -> None:
-    """1,000 ids each; shapes alone, nothing is computed."""
+    """Count the bytes of 1,000 ids each from shapes; nothing is computed."""
     config = make_config(num_layers=1)
     K, d, H = config.num_kv_heads, config.head_dim, config.num_heads
 
@@ -157,7 +157,7 @@ def test_sixteen_share_a_prompt_of_4096_in_a_quarter_of_the_memory(bits: int | N
 
 @dataclass
 class Scripted:
-    """Takes ids, forces some after its first ones, wants no more than some."""
+    """A row that takes up to ``most`` ids and forces some after given numbers of them."""
 
     seed: int
     most: int = 99
@@ -176,7 +176,7 @@ class Scripted:
 def alone(
     model: Transformer, row: Scripted, params: SamplingParams, stop: frozenset[int]
 ) -> list[int]:
-    """The ids of a row by itself, by the loop that single replies take."""
+    """Return the ids of a row alone, by the loop of single replies."""
     ids: list[int] = []
     step, logits = prompted(model)
     forces = dict(row.forces)

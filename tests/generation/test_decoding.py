@@ -1,4 +1,4 @@
-"""Prefill in chunks, one pass less, and a decode loop that leaves the cache usable wherever it ends."""
+"""Prefill in chunks, and decoding that leaves the cache usable wherever it ends."""
 
 from collections.abc import Generator
 
@@ -30,7 +30,7 @@ def stepper(model: Transformer, bits: int | None = None) -> Stepper:
 
 
 def greedy_reference(model: Transformer, prompt: list[int], count: int) -> list[int]:
-    """Ids by full recomputation: no cache, no look-ahead, no sampler."""
+    """Return greedy ids by full recomputation: no cache, no look-ahead, no sampler."""
     ids = list(prompt)
     for _ in range(count):
         ids.append(int(mx.argmax(model(mx.array([ids]))[0, -1]).item()))
@@ -103,7 +103,7 @@ def test_forced_ids_are_yielded_and_the_rest_follows_from_them(model: Transforme
 
 
 class Unwilling(Sampler):
-    """Spills at every other draw, as a flat distribution would."""
+    """A sampler that spills at every other draw, as with a flat distribution."""
 
     def draw(self, logits: mx.array, step: int) -> mx.array:
         return mx.array([SPILLED]) if step % 2 else super().draw(logits, step)

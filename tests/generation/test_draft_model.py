@@ -1,4 +1,4 @@
-"""A draft model beside the large one: the same reply in fewer passes, or refused before any work."""
+"""A draft model gives the same reply in fewer passes, or is refused before any work."""
 
 import json
 from dataclasses import replace
@@ -93,7 +93,7 @@ def test_a_draft_model_beside_the_model(magistral: mm.Magistral) -> None:
 
 
 def test_a_draft_model_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
-    """Refused before weights are read: the shards are not even weights."""
+    """Refuse it before weights are read: the shards are not even weights."""
     config = make_config(vocab_size=2048, tie_word_embeddings=False)
     folder = write_checkpoint(tmp_path / "draft", config, make_weights(config))
     tekken = json.loads((DEMO / "tekken.json").read_text())
@@ -110,7 +110,7 @@ def test_a_draft_model_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_draft_model_that_does_not_fit_beside_is_refused(magistral: mm.Magistral) -> None:
-    """The plan has the draft's weights and its cache for the same context."""
+    """Plan memory for the draft model's weights and its cache of the same context."""
     checkpoint = magistral.checkpoint
     small = LoadOptions(max_kv_size=256, prefill_step_size=64)
     alone = plan_for(checkpoint, small)

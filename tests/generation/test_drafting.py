@@ -1,4 +1,4 @@
-"""Guesses, and when to check them: what follows was there before, and being wrong never costs more than 1 %."""
+"""Guesses by prompt lookup, and their account: wrong guesses cost 1 % of all passes at most."""
 
 import json
 import random
@@ -36,7 +36,7 @@ def test_what_followed_is_guessed_again() -> None:
 
 
 def test_a_gap_is_seen_through() -> None:
-    """Lines that differ in a number go on alike: a new 77 is followed by what followed other numbers."""
+    """Guess across a number: lines that differ in a number go on alike."""
     source = PromptLookup([9, 41, 8, 9, 52, 8, 9, 63, 8, 9, 77])
     source.chances(1)
     assert source.guess(1) == [8]
@@ -53,7 +53,7 @@ def test_an_empty_prompt_has_nothing_to_guess() -> None:
 
 
 class Oracle:
-    """Says what it is told to, and how sure it is."""
+    """A source that guesses given ids with given chances."""
 
     cost = 0.0
 
@@ -102,7 +102,7 @@ def test_there_are_no_more_guesses_than_room() -> None:
 
 
 def test_a_row_that_attends_to_a_long_past_costs_more() -> None:
-    """Over n positions a pass reads weights + n, and M rows read the weights once and n M times."""
+    """Count reads: M rows over n positions read the weights once and the positions M times."""
     near, far = (Drafter(Oracle([0.2]), FREE, prompt_tokens=n, kv_share=1e-4) for n in (0, 10_000))
     assert len(near.propose(1)) == 1
     assert far.propose(1) == []
@@ -128,7 +128,7 @@ def test_silence_waits_for_nothing() -> None:
 def test_guesses_however_wrong_cost_at_most_one_percent(
     costs: Sequence[float], chance: float, trust: float
 ) -> None:
-    """The law itself, against a source that lies about its chances: replay what decode does, and add up."""
+    """Replay decoding against a source that lies about its chances, and add up the costs."""
     rng = random.Random(5)
     drafter = Drafter(Oracle([trust] * 7), costs)
     spent, tokens = 0.0, 0
@@ -183,7 +183,7 @@ def test_counts_on_record_meet_their_goals() -> None:
 
 @pytest.mark.slow
 def test_counts_of_everything(tmp_path: Path) -> None:
-    """The demo's 120 traces and all scripted texts; other machines may draw a few other ids of a trace."""
+    """Count the demo's 120 traces and all scripted texts; machines may differ in a few ids."""
     assert main(["drafting", "--json", str(tmp_path / "counts.json")]) == 0
     found = json.loads((tmp_path / "counts.json").read_text())
     assert found["row_costs"] == COUNTED["row_costs"]
@@ -196,7 +196,7 @@ def test_counts_of_everything(tmp_path: Path) -> None:
 
 
 def test_a_copy_that_is_cut_short_by_other_text_is_given_up() -> None:
-    """A reply that never again repeats anything costs a pass an id from there on."""
+    """Pay one pass an id for a reply that no longer repeats anything."""
     text = numbers(random.Random(3), 300)
     other = [2 * i for i in range(200, 500)]
     assert count([3, *text, 4], [*text[:100], *other]).cost <= 100 * 0.45 + 300 * 1.02

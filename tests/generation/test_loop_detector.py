@@ -1,4 +1,4 @@
-"""The loop detector, at its marks: every loop of a built corpus, and none in honest text that repeats itself."""
+"""The loop detector finds every loop of a built corpus, and none in honest repetitive text."""
 
 import itertools
 import random
@@ -34,18 +34,18 @@ SENTENCES = {
 
 
 def pieces(text: str) -> list[str]:
-    """Words with the space before them, digits one by one, marks one by one: as Tekken cuts most text."""
+    """Split a text roughly as Tekken does: words with their space, single digits and marks."""
     return re.findall(r" ?(?:[^\W\d]|[\u0900-\u0963])+|\d|\s|[^\w\s]", text)
 
 
 def found_at(tokens: Iterable[str]) -> int | None:
-    """How many tokens the detector needed."""
+    """Return how many tokens the detector needed; None if it found nothing."""
     detector = LoopDetector()
     return next((n for n, token in enumerate(tokens, start=1) if detector.push(token)), None)
 
 
 def distinct(count: int, seed: int) -> list[str]:
-    """A block without a repetition of its own."""
+    """Return a block without a repetition of its own."""
     rng = random.Random(seed)
     return [
         f" {rng.choice(WORDS)}{'abcdefghij'[i % 10]}{'klmnopqrst'[i // 10 % 10]}{'uvwxyz'[i // 100 % 6]}"
@@ -82,7 +82,7 @@ def test_the_longest_block_and_no_longer() -> None:
 @pytest.mark.parametrize("language", SENTENCES)
 @pytest.mark.parametrize("start", [0, 7, 95])
 def test_a_loop_in_which_only_numbers_change(language: str, start: int) -> None:
-    """Their lengths, too: 9 is followed by 10, and 99 by 100."""
+    """Let the numbers change their lengths, too: 9 is followed by 10, and 99 by 100."""
     blocks = [pieces(SENTENCES[language].format(n) + "\n") for n in range(start, start + 40)]
     at = found_at(itertools.chain(*blocks))
     ends = list(itertools.accumulate(map(len, blocks)))
@@ -151,7 +151,7 @@ def test_500_traces_of_the_demo_are_no_loop() -> None:
     assert looping == []
 
 
-# what a reply does about it
+# A reply with a loop
 
 
 def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -159,7 +159,7 @@ def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def build(text: str, on_loop: str) -> tuple[ReplyBuilder, list[int]]:
-    """Push a reply's ids until it stops or forces something; what it forced."""
+    """Push a reply's ids until it stops or forces ids; return these."""
     tokenizer = Tokenizer.from_folder(demo_checkpoint())
     builder = ReplyBuilder(tokenizer, mm.SamplingParams(on_loop=on_loop), 10_000)  # type: ignore[arg-type]
     for identity in ids_of(tokenizer, text):
@@ -197,8 +197,11 @@ def test_a_loop_is_ignored_when_that_is_asked_for() -> None:
 def looping(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> mm.Magistral:
-    """A checkpoint of either kind whose trace repeats itself for ever: each id's logits are largest for the next one
-    of a chain. Its layers add nothing, and lm_head reads the next id off the embedding."""
+    """Write a checkpoint whose trace repeats itself for ever.
+
+    Each id's logits are largest for the next id of a chain. The layers add nothing, and lm_head
+    reads the next id off the embedding.
+    """
     folder = write_tekken(tmp_path_factory.mktemp("model"), version=request.param)
     tokenizer = Tokenizer.from_folder(folder)
     opening = [34] if request.param == "v13" else tokenizer.encode("<think>\n")
@@ -256,7 +259,7 @@ def test_a_model_that_loops_answers_or_stops_as_asked(looping: mm.Magistral) -> 
 
 @pytest.mark.slow
 def test_500_replies_of_the_demo_are_no_loop() -> None:
-    """As it writes them, at the card's settings."""
+    """Sample the demo's traces at the card's settings."""
     magistral = mm.load("demo")
     problems = held_out_problems(500, 23, magistral.tokenizer.pieces, KINDS)
     replies = [

@@ -1,4 +1,4 @@
-"""What rows cost: measured against plain passes in a few passes, kept, and a broken file is no harm."""
+"""Costs of rows: measured in a few passes, kept in a file, and measured again if it is broken."""
 
 import json
 from dataclasses import asdict
@@ -24,7 +24,7 @@ def model() -> Transformer:
 
 
 class Clock:
-    """Time passes with the rows that are computed, and a little between them."""
+    """A clock that advances with the rows that are computed, and a little between passes."""
 
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, cost: dict[int, float], waiting: float
@@ -47,7 +47,7 @@ class Clock:
 def test_costs_are_measured_against_passes_queued_ahead(
     model: Transformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A lap of four plain passes has one reading of the clock, 0.04 s, and so has every pass that is waited for."""
+    """Count 0.04 s for a reading of the clock: one a lap of plain passes, one a waited pass."""
     clock = Clock(monkeypatch, {1: 1.0, 2: 1.0, 3: 1.2, 4: 1.4, 6: 2.0, 8: 1.8}, waiting=0.04)
     costs = measure(model, CONFIG, clock=clock)
     assert costs.plain_seconds == pytest.approx(1.01)

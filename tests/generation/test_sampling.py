@@ -22,11 +22,12 @@ from magistral_mlx.generation.sampling import (
 )
 
 V = 131_072
-TOLERANCE = 2e-6  # of the mass: what float32 weights may move the boundary by, a quarter of one id of a flat row
+# Share of the mass that float32 weights may move the boundary by: a quarter of a flat row's id.
+TOLERANCE = 2e-6
 
 
 def distributions(count: int) -> Iterator[np.ndarray]:
-    """Logits [V] float32: peaked, flat, tied, with -inf, in turn."""
+    """Return logits [V] float32: peaked, flat, tied or with -inf, in turn."""
     rng = np.random.default_rng(5)
     for i in range(count):
         noise = rng.normal(size=V).astype(np.float32)
@@ -51,7 +52,7 @@ def distributions(count: int) -> Iterator[np.ndarray]:
 
 
 def reference(x: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids [V] in order, their probabilities and the mass before each, in float64."""
+    """Return ids [V] in order, their probabilities and the mass before each, in float64."""
     order = np.argsort(-x, kind="stable")
     scaled = x[order].astype(np.float64)
     p = np.exp((scaled - scaled[0]) / temperature)
@@ -116,7 +117,7 @@ def test_equals_are_kept_by_lower_id(top_p: float) -> None:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks so small that few ids go the way of a large vocabulary."""
+    """Make blocks so small that few ids take the path of a large vocabulary."""
     monkeypatch.setattr(sampling, "BLOCK", 4)
     monkeypatch.setattr(sampling, "LEADERS", 3)
     monkeypatch.setattr(sampling, "CANDIDATES", 8)
@@ -162,7 +163,7 @@ def test_draw_and_draw_exact_agree(size: int, top_p: float) -> None:
 @pytest.mark.parametrize("top_p", [0.6, 1.0])
 @pytest.mark.parametrize("method", ["draw", "draw_exact"])
 def test_draws_follow_the_distribution(top_p: float, method: str) -> None:
-    """Chi-square on 100,000 draws: 10 steps of 10,000 rows."""
+    """Test chi-square on 100,000 draws: 10 steps of 10,000 rows."""
     x = np.random.default_rng(1).normal(size=53).astype(np.float32) * 2
     order, p, before = reference(x, 0.7)
     expected = np.zeros(53)

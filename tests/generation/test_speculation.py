@@ -1,4 +1,4 @@
-"""Guesses change the number of passes and nothing else: not an id, not a logit, not what the cache holds."""
+"""Guesses change the number of passes, and no id, no logit and no cached value."""
 
 from collections.abc import Sequence
 
@@ -34,7 +34,7 @@ def model() -> Transformer:
 
 
 class Told:
-    """Guesses from a list of the ids that will come, every so-many-th of them wrong."""
+    """A source that knows the ids to come, and gets every so-many-th of them wrong."""
 
     cost = 0.0
 
@@ -55,7 +55,7 @@ class Told:
 
 
 class Run:
-    """One reply of the tiny model, drained or left after ``read`` ids."""
+    """One reply of the tiny model, read to its end or closed after ``read`` ids."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ def test_a_stop_id_among_guesses_ends_the_reply(
 def test_no_more_positions_are_fed_than_were_planned(
     model: Transformer, plain: Run, count: int
 ) -> None:
-    """The cache's limit is prompt + max_tokens, so a row too many would raise."""
+    """Limit the cache to prompt + max_tokens, so that a row too many would raise."""
     assert (
         Run(model, Drafter(Told(plain.ids, 1000), FREE), max_tokens=count).ids == plain.ids[:count]
     )
@@ -152,7 +152,7 @@ def test_forced_ids_come_where_they_would_and_the_rest_follows(
 
 
 class Unwilling(Sampler):
-    """Spills at every third step, wherever in a pass that is."""
+    """A sampler that spills at every third step, wherever in a pass that is."""
 
     def draw_run(self, logits: mx.array, step: int) -> mx.array:
         rows = mx.arange(step, step + len(logits))
@@ -170,7 +170,7 @@ def test_a_spilled_row_is_drawn_again_exactly(model: Transformer, plain: Run) ->
 def test_a_stream_closed_anywhere_leaves_a_cache_to_trim(
     model: Transformer, plain: Run, read: int, wrong_every: int
 ) -> None:
-    """What stays after trimming to the ids that were read are their own keys and values."""
+    """Keep the keys and values of the ids that were read, after trimming to them."""
     closed = Run(model, Drafter(Told(plain.ids, wrong_every), FREE), read=read)
     known = [*PROMPT, *closed.ids]
     cache = closed.step.cache
@@ -237,7 +237,7 @@ def test_a_reply_is_the_same_in_fewer_passes(
 
 @on_cpu
 def test_on_a_cpu_it_is_silent(magistral: mm.Magistral) -> None:
-    """A row costs a pass here, so every pass gives one id: the prompt, each id, the stop id looked past."""
+    """Draft nothing where a row costs a pass: one pass for each id and the stop id."""
     assert magistral.speculation.costs == LINEAR
     usage = magistral.ask("What is 48 + 76?", GREEDY).usage
     assert usage.forward_passes == usage.completion_tokens + 2

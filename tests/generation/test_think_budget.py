@@ -1,4 +1,4 @@
-"""The thinking budget: where a trace ends, with which ids, and that an answer follows wherever it does."""
+"""The thinking budget: a trace ends at the right place with a tag, and an answer follows."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -39,7 +39,7 @@ def tokenizer(
     )
 
 
-# What closes a trace
+# The ids that close a trace
 
 
 @pytest.mark.parametrize("line", ["", LINE])
@@ -59,14 +59,14 @@ def test_a_trace_cut_anywhere_is_closed_by_one_tag(trace: str, line: str) -> Non
         assert last in ("", line)
         assert trace[opened:cut].removeprefix("\n").startswith(kept)
         assert "</think>" not in kept
-        # No more of the trace is lost than a tag that was begun.
+        # Only a tag that was begun is lost of the trace.
         assert len(kept) >= len(trace[opened:cut].strip("\n").removesuffix("\n</")) - len(
             "</think>"
         )
 
 
 def test_the_ids_that_close_a_trace(tokenizer: Tokenizer) -> None:
-    """With the published vocabulary: test_tokenizer.py."""
+    """Close with the ids of the tests' vocabulary; see test_tekken.py for the published one."""
     line = tokenizer.encode(LINE)
     if tokenizer.version == "v13":
         assert tokenizer.closing("a") == tokenizer.closing("a\n") == [35]
@@ -85,11 +85,11 @@ def test_the_ids_that_close_a_trace(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(tokenizer.closing("a", LINE)) == f"\n{LINE}\n</think>\n\n"
 
 
-# Where
+# The place where a trace is closed
 
 
 def logits_of(tokenizer: Tokenizer, chance: float) -> mx.array:
-    """[1, V], in which the closing tag has this probability, and the other ids share the rest."""
+    """Return logits [1, V] that give the closing tag a probability; other ids share the rest."""
     tag = tokenizer.closing("\n")[0]
     rest = (1 - chance) / (tokenizer.vocab_size - 1)
     return mx.log(mx.where(mx.arange(tokenizer.vocab_size) == tag, max(chance, 1e-30), rest))[None]
@@ -104,7 +104,7 @@ def closed_after(
     draws_tag: bool = False,
     max_tokens: int = 10_000,
 ) -> tuple[int, str]:
-    """How many tokens of a trace there are when something is forced, and what; 0 for never."""
+    """Return the tokens of a trace when ids are forced, 0 for never, and the forced text."""
     builder = ReplyBuilder(
         tokenizer, mm.SamplingParams(think_budget=budget, on_loop="ignore"), max_tokens
     )
@@ -132,13 +132,13 @@ def test_a_budget_that_nears_its_end_closes_where_a_line_does(tokenizer: Tokeniz
         soft = closed_after(tokenizer, LINES, budget, chance=likely)
         hard = budget, "" if tokenizer.version == "v13" else tag if budget in ends else f"\n{tag}"
         assert soft == ((near[0], tag) if near else hard)
-        # Where the tag is not as likely, or the model draws it itself, only the budget's end closes.
+        # If the tag is unlikely, or the model draws it itself, only the budget's end closes.
         assert closed_after(tokenizer, LINES, budget, chance=LIKELY_ENOUGH / 2) == hard
         assert closed_after(tokenizer, LINES, budget, chance=likely, draws_tag=True) == hard
 
 
 def test_logits_are_read_at_the_end_of_a_line_only(tokenizer: Tokenizer) -> None:
-    """Reading them waits for the device; so does the id, which tells where a line ends before a control id."""
+    """Read neither logits nor draw far from the budget's end: both would wait for the device."""
 
     class Unread:
         def item(self) -> int:
@@ -158,7 +158,7 @@ def test_logits_are_read_at_the_end_of_a_line_only(tokenizer: Tokenizer) -> None
 
 
 def test_a_line_ends_before_its_newline_where_the_tag_is_a_control_id(tokenizer: Tokenizer) -> None:
-    """2507 writes its tag behind the last word, 2506 on a line of its own."""
+    """Close 2507's trace behind the last word, and 2506's on a line of its own."""
     newlines = {text: tokenizer.encode(text) for text in ("\n", "\n\n")}
     assert all(len(ids) == 1 for ids in newlines.values())
     builder = ReplyBuilder(tokenizer, mm.SamplingParams(think_budget=20), 10_000)
@@ -257,7 +257,7 @@ def test_a_budget_that_is_not_used_up_changes_nothing(
 
 
 def closes_and_answers(free: mm.Reply, reply: mm.Reply, budget: int) -> None:
-    """Without a budget, and with one: the trace is the beginning of the free one, and an answer follows. Of 0: none."""
+    """Cut the trace of a reply without a budget, and answer; a budget of 0 has no trace."""
     assert budget or (reply.usage.reasoning_tokens == 0 and reply.reasoning == "")
     if free.usage.reasoning_tokens > budget:
         assert reply.reasoning_closed_by == "budget"
@@ -308,7 +308,7 @@ QUESTION = "What is 481 - 47?"
 def test_a_line_that_is_enough_is_so_in_fewer_passes_and_side_by_side(
     magistral: mm.Magistral, budget: int, temperature: float
 ) -> None:
-    """Drafted, among others or alone, in a packed cache: the same ids."""
+    """Give the same ids drafted, among others or alone, and with a quantized cache."""
     sampling = mm.SamplingParams(temperature, seed=4, think_budget=budget, max_tokens=90)
     plain = [magistral.ask(QUESTION, replace(sampling, seed=seed)) for seed in (4, 5, 6)]
     hard = budget + len(magistral.tokenizer.closing("\n"))
