@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -22,13 +21,6 @@ CHUNK = 16
 @pytest.fixture(scope="module")
 def loaded() -> mm.Magistral:
     return mm.load("demo", prefill_step_size=CHUNK, max_kv_size=1024)
-
-
-@pytest.fixture
-def magistral(loaded: mm.Magistral) -> Iterator[mm.Magistral]:
-    loaded.prefix_cache.clear()
-    yield loaded
-    loaded.prefix_cache.clear()
 
 
 def cancel_elsewhere(magistral: mm.Magistral) -> None:
@@ -65,6 +57,45 @@ def test_a_reply_can_be_cancelled_before_it_begins(magistral: mm.Magistral) -> N
     text, reply = cancelled_after(magistral, 0)
     assert (text, reply.finish_reason, reply.usage.forward_passes) == ("", "cancelled", 0)
     assert magistral.prefix_cache.cache.length == 0
+
+
+def test_a_stream_cancelled_before_its_first_step_leaves_the_cache_alone(
+    magistral: mm.Magistral, tmp_path: Path
+) -> None:
+    magistral.ask(QUESTIONS[0], GREEDY)
+    ids, length = list(magistral.prefix_cache.ids), magistral.prefix_cache.cache.length
+    streams = [
+        magistral.stream(QUESTIONS[1], GREEDY),
+        magistral.stream_samples(QUESTIONS[1], GREEDY, n=2),
+        magistral.chat().stream(QUESTIONS[1], GREEDY),
+    ]
+    for stream in streams:
+        stream.cancel()
+        stream.result()
+    assert (magistral.prefix_cache.ids, magistral.prefix_cache.cache.length) == (ids, length)
+    file = magistral.stream(QUESTIONS[1], GREEDY, prompt_cache_file=tmp_path / "cache")
+    file.cancel()
+    assert file.result().finish_reason == "cancelled"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_each_stream_is_cancelled_by_itself(magistral: mm.Magistral) -> None:
+    first, second = (magistral.stream(question, GREEDY) for question in QUESTIONS[:2])
+    first.cancel()
+    assert second.result().finish_reason == "stop"
+    assert first.result().finish_reason == "cancelled"
+    chat = magistral.chat()
+    turn = chat.stream(QUESTIONS[0], GREEDY)
+    while isinstance(next(turn), mm.Progress):
+        pass
+    turn.cancel()
+    assert turn.result().finish_reason == "cancelled"
+    assert len(chat.messages) == 2
+    samples = magistral.stream_samples(QUESTIONS[0], GREEDY, n=2)
+    samples.cancel()
+    found = samples.result()
+    assert [reply.finish_reason for reply in found.replies] == ["cancelled"] * 2
+    assert (found.votes, found.forward_passes) == ({}, 0)
 
 
 @pytest.mark.parametrize("segments", [10, 11, 30])

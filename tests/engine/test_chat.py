@@ -1,9 +1,6 @@
-"""Conversations: the cached part of the next turn, and the turns dropped from a full context."""
+"""Conversations: the cached part of the next turn, and the traces that the model sees again."""
 
-import logging
-from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -12,26 +9,13 @@ import pytest
 
 import magistral_mlx as mm
 from magistral_mlx.engine.chat import Chat, KeepReasoning
-from magistral_mlx.generation.reply import Usage
-from magistral_mlx.model.memory import MemoryPlan
-from magistral_mlx.streams import Stream, streamed
 
+QUESTION = "What is 48 + 76?"
 GREEDY = mm.SamplingParams(temperature=0)
 QUESTIONS = ("What is 48 + 76?", "What is 7 * 8?", "What is 90 - 13?")
 CONTEXT = 600
+
 KEEP: list[KeepReasoning] = ["all", "last", "none"]
-
-
-@pytest.fixture(scope="module")
-def loaded() -> mm.Magistral:
-    return mm.load("demo", max_kv_size=CONTEXT)
-
-
-@pytest.fixture
-def magistral(loaded: mm.Magistral) -> Iterator[mm.Magistral]:
-    loaded.prefix_cache.clear()
-    yield loaded
-    loaded.prefix_cache.clear()
 
 
 @pytest.fixture
@@ -108,177 +92,6 @@ def test_keep_reasoning_is_one_of_few(magistral: mm.Magistral, wrong: Any) -> No
         magistral.chat(keep_reasoning=wrong)
 
 
-class Counting:
-    """A model that answers "a" and counts a position a letter."""
-
-    def __init__(self, context: int) -> None:
-        self.plan = MemoryPlan(0, 0, 0, 0, context=context, kv_bits=None, prefill_chunk=1)
-        self.asked: list[list[Mapping[str, Any]]] = []
-
-    def free_context(self, messages: Sequence[Mapping[str, Any]], *_: object, **__: object) -> int:
-        return self.plan.context - sum(len(message["content"]) for message in messages)
-
-    def stream(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        sampling: mm.SamplingParams | None = None,
-        **_: object,
-    ) -> Stream[mm.Segment, mm.Reply]:
-        room = self.free_context(messages)
-        self.plan.reply_tokens(self.plan.context - room, sampling and sampling.max_tokens)
-        self.asked.append([*messages])
-
-        @streamed
-        def reply() -> Generator[mm.Segment, None, mm.Reply]:
-            yield mm.Text("answer", "a")
-            return mm.Reply("", "a", (), "stop", None, Usage(0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0))
-
-        return reply()
-
-    def save_cache(self, path: str | Path, conversation: str = "") -> None:
-        raise AssertionError("nothing is saved here")
-
-
-def ask(chat: Chat, text: str, max_tokens: int | None = None) -> mm.Reply:
-    return chat.ask(text, mm.SamplingParams(max_tokens=max_tokens))
-
-
-@pytest.mark.parametrize("max_tokens", [None, 100, 900])
-@pytest.mark.parametrize("system", [None, "s" * 70])
-def test_when_the_context_is_full_the_oldest_turns_go(
-    caplog: pytest.LogCaptureFixture, system: str | None, max_tokens: int | None
-) -> None:
-    """Drop no turn while the reply has room, then as few as free a quarter of the context more."""
-    context, lengths = 2000, [299, 1, 400, 77, 250, 640, 3, 3, 3, 900, 300, 300]
-    model = Counting(context)
-    chat = Chat(model, "none", [] if system is None else [{"role": "system", "content": system}])
-    least = max_tokens or context // 4
-    kept: list[int] = []
-    forgotten = 0
-    for number, length in enumerate(lengths):
-        kept.append(number)
-
-        def free(kept: list[int] = kept) -> int:
-            taken = (
-                sum(lengths[i] for i in kept) + len(kept) - 1
-            )  # each turn but the last has an answer
-            return context - len(system or "") - taken
-
-        if free() < least:
-            while len(kept) > 1 and free() < least + context // 4:
-                kept.pop(0)
-        with caplog.at_level(logging.WARNING):
-            caplog.clear()
-            reply = ask(chat, chr(ord("a") + number) * length, max_tokens)
-        assert (reply.usage.dropped_turns, chat.dropped_turns) == (kept[0], kept[0])
-        assert len(caplog.records) == (kept[0] > forgotten)
-        forgotten = kept[0]
-        roles = [message["role"] for message in model.asked[-1]]
-        assert roles == ["system"] * (system is not None) + ["user", "assistant"] * (
-            len(kept) - 1
-        ) + ["user"]
-        questions = [message["content"] for message in model.asked[-1] if message["role"] == "user"]
-        assert questions == [chr(ord("a") + i) * lengths[i] for i in kept]
-    assert forgotten
-    assert len(chat.messages) == 2 * len(lengths) + (
-        system is not None
-    )  # they are left out, not lost
-
-
-def test_what_does_not_fit_alone_is_refused_and_nothing_is_left_out(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    chat = Chat(Counting(2000), "none", [{"role": "system", "content": "s" * 200}])
-    for length in (300, 300):
-        ask(chat, "q" * length)
-    for length, max_tokens in ((1745, None), (100, 1701)):
-        with pytest.raises(mm.ContextError):
-            ask(chat, "q" * length, max_tokens)
-    assert (chat.dropped_turns, len(chat.messages), caplog.records) == (0, 5, [])
-    assert ask(chat, "q" * 1544).usage.dropped_turns == 2  # the least a reply needs, 256, is left
-
-
-def test_calls_and_their_results_go_with_their_question() -> None:
-    model = Counting(2000)
-    chat = Chat(model, "none", [], [{"type": "function"}])
-    call = {"id": "aaaaaaaa1", "function": {"name": "f", "arguments": "{}"}}
-    for letter in "ab":
-        chat.messages += [
-            {"role": "user", "content": letter * 10},
-            {"role": "assistant", "content": "", "tool_calls": [call]},
-        ]
-        chat.messages += [{"role": "tool", "tool_call_id": "aaaaaaaa1", "content": letter * 600}]
-        chat.messages += [{"role": "assistant", "content": letter}]
-    chat.messages += [
-        {"role": "user", "content": "c" * 400},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-    ]
-    chat.answer_calls({"aaaaaaaa1": "c" * 300})
-    assert "".join(m["content"][:1] for m in model.asked[-1]) == "cc"
-    assert chat.dropped_turns == 2
-
-
-def test_a_long_conversation_goes_on_in_a_small_context(magistral: mm.Magistral) -> None:
-    chat = magistral.chat(keep_reasoning="all", system_prompt="Be brief.")
-    head = magistral.tokenizer.encode_chat(
-        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "x"}]
-    )
-    replies = []
-    while not chat.dropped_turns:
-        replies.append(chat.ask(QUESTIONS[len(replies) % 3], GREEDY))
-        usage = replies[-1].usage
-        assert usage.prompt_tokens <= CONTEXT - 256
-        assert magistral.prefix_cache.ids[: len(head) - 2] == head[:-2]
-    assert usage.dropped_turns == chat.dropped_turns < len(replies)
-    assert usage.prompt_tokens <= CONTEXT - 256 - CONTEXT // 4
-    assert replies[-1].answer
-    following = chat.ask(QUESTIONS[0], GREEDY).usage
-    assert (
-        following.dropped_turns == usage.dropped_turns
-    )  # a quarter is free: nothing more has to go
-    assert following.cached_tokens >= usage.prompt_tokens
-
-
-def test_a_saved_conversation_goes_on_with_what_was_left_out(
-    magistral: mm.Magistral, tmp_path: Path
-) -> None:
-    chat = magistral.chat(system_prompt="Be brief.")
-    for question in QUESTIONS:
-        chat.ask(question, replace(GREEDY, max_tokens=2))
-    chat.dropped_turns = 2
-    chat.save(tmp_path / "talk")
-    again = magistral.resume(tmp_path / "talk")
-    assert (again.dropped_turns, again.messages, again.system_prompt) == (
-        2,
-        chat.messages,
-        "Be brief.",
-    )
-
-
-@pytest.mark.parametrize(
-    "state",
-    [
-        *("{", "[]", "1", '{"messages": []}', "[" * 100_000),
-        '{"keep_reasoning": "some", "messages": [], "tools": null, "forgotten": 0}',
-        '{"keep_reasoning": "all", "messages": 3, "tools": null, "forgotten": 0}',
-        '{"keep_reasoning": "all", "messages": [{}], "tools": null, "forgotten": 0}',
-    ],
-)
-def test_a_file_with_something_else_for_a_conversation(
-    magistral: mm.Magistral, tmp_path: Path, state: str
-) -> None:
-    magistral.prefix_cache.save(tmp_path / "talk", state)
-    with pytest.raises(mm.CheckpointError, match="talk holds no conversation that can be read"):
-        magistral.resume(tmp_path / "talk")
-
-
-def test_a_conversation_without_turns_is_saved_too(magistral: mm.Magistral, tmp_path: Path) -> None:
-    magistral.chat(system_prompt="Be brief.").save(tmp_path / "talk")
-    chat = magistral.resume(tmp_path / "talk")
-    assert chat.messages == [{"role": "system", "content": "Be brief."}]
-    assert chat.ask(QUESTIONS[0], GREEDY).answer
-
-
 def test_a_turn_taken_back_and_asked_again_is_the_same(magistral: mm.Magistral) -> None:
     chat = magistral.chat(system_prompt="Be brief.")
     assert chat.undo() is None
@@ -302,3 +115,42 @@ def test_the_system_prompt_can_be_changed(magistral: mm.Magistral) -> None:
             "user",
             "assistant",
         ]
+
+
+@pytest.mark.parametrize("keep", ["all", "last", "none"])
+@pytest.mark.slow
+def test_a_chat_keeps_or_drops_traces(magistral: mm.Magistral, keep: KeepReasoning) -> None:
+    chat = magistral.chat(keep_reasoning=keep, system_prompt="Be brief.")
+    first, second = chat.ask(QUESTION, GREEDY), chat.ask("What is 7 * 8?", GREEDY)
+    third = chat.ask("What is 90 - 13?", GREEDY)
+    kept = {"all": (True, True), "last": (False, True), "none": (False, False)}[keep]
+    messages: list[dict[str, str]] = [{"role": "system", "content": "Be brief."}]
+    for reply, question, is_kept in zip(
+        (first, second), (QUESTION, "What is 7 * 8?"), kept, strict=True
+    ):
+        answer = {"role": "assistant", "content": reply.answer}
+        messages += [
+            {"role": "user", "content": question},
+            answer | ({"reasoning": reply.reasoning} if is_kept else {}),
+        ]
+    messages.append({"role": "user", "content": "What is 90 - 13?"})
+    magistral.prefix_cache.clear()
+    fresh = magistral.ask(messages, GREEDY)
+    assert (fresh.answer, fresh.usage.prompt_tokens) == (third.answer, third.usage.prompt_tokens)
+    assert third.usage.cached_tokens > 0
+
+
+def test_a_turn_cut_off_before_its_answer_keeps_its_trace(magistral: mm.Magistral) -> None:
+    chat = magistral.chat(keep_reasoning="none")
+    cut = chat.ask(QUESTION, replace(GREEDY, max_tokens=12))
+    assert (cut.answer, cut.finish_reason) == ("", "length")
+    assert chat.ask("What is 7 * 8?", GREEDY).answer
+    assert [m["role"] for m in chat.messages] == ["user", "assistant"] * 2
+
+
+def test_a_turn_closed_early_leaves_no_trace(magistral: mm.Magistral) -> None:
+    chat = magistral.chat()
+    stream = chat.stream(QUESTION)
+    next(stream)
+    stream.close()
+    assert chat.messages == []

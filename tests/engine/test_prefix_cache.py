@@ -1,6 +1,5 @@
 """The prefix that a prompt shares with the cache is neither read again nor copied."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import takewhile
 
@@ -18,13 +17,6 @@ FIRST = [{"role": "user", "content": QUESTION}]
 @pytest.fixture(scope="module")
 def loaded() -> mm.Magistral:
     return mm.load("demo", max_kv_size=2048, prefill_step_size=8)
-
-
-@pytest.fixture
-def magistral(loaded: mm.Magistral) -> Iterator[mm.Magistral]:
-    loaded.prefix_cache.clear()
-    yield loaded
-    loaded.prefix_cache.clear()
 
 
 def in_common(a: list[int], b: list[int]) -> int:

@@ -47,10 +47,8 @@ def found_at(tokens: Iterable[str]) -> int | None:
 def distinct(count: int, seed: int) -> list[str]:
     """Return a block without a repetition of its own."""
     rng = random.Random(seed)
-    return [
-        f" {rng.choice(WORDS)}{'abcdefghij'[i % 10]}{'klmnopqrst'[i // 10 % 10]}{'uvwxyz'[i // 100 % 6]}"
-        for i in range(count)
-    ]
+    endings = [f"{a}{b}{c}" for c in "uvwxyz" for b in "klmnopqrst" for a in "abcdefghij"]
+    return [f" {rng.choice(WORDS)}{endings[i % 600]}" for i in range(count)]
 
 
 @pytest.mark.parametrize("period", [20, 21, 37, 100, 333, 599])

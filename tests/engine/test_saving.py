@@ -1,0 +1,94 @@
+"""Conversations and prompt caches in files: continued, and never overwritten by mistake."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import magistral_mlx as mm
+from tests.support.tiny import DEMO
+
+GREEDY = mm.SamplingParams(temperature=0)
+QUESTION = "What is 48 + 76?"
+
+
+def test_a_chat_is_saved_and_resumed_with_its_cache(
+    magistral: mm.Magistral, tmp_path: Path
+) -> None:
+    chat = magistral.chat(keep_reasoning="all")
+    chat.ask(QUESTION, GREEDY)
+    chat.save(tmp_path / "chat.cache")
+    expected = chat.ask("What is 7 * 8?", GREEDY)
+    magistral.prefix_cache.clear()
+    resumed = magistral.resume(tmp_path / "chat.cache").ask("What is 7 * 8?", GREEDY)
+    assert (resumed.reasoning, resumed.answer) == (expected.reasoning, expected.answer)
+    assert resumed.usage.cached_tokens == expected.usage.cached_tokens > 0
+
+
+def test_a_prompt_cache_file_is_reused_and_belongs_to_its_checkpoint(
+    magistral: mm.Magistral, tmp_path: Path
+) -> None:
+    file = tmp_path / "prompt.cache"
+    first = magistral.ask(QUESTION, GREEDY, prompt_cache_file=file)
+    magistral.prefix_cache.clear()
+    again = magistral.ask(QUESTION, GREEDY, prompt_cache_file=file)
+    assert again.usage.cached_tokens == first.usage.prompt_tokens - 1
+    assert again.reasoning == first.reasoning
+    with pytest.raises(mm.OptionError, match="no conversation"):
+        magistral.resume(file)
+    with pytest.raises(mm.OptionError, match="no such prompt cache"):
+        magistral.resume(tmp_path / "none")
+    with pytest.raises(mm.OptionError, match="kv_bits"):
+        mm.load("demo", kv_bits=8).ask(QUESTION, prompt_cache_file=file)
+    with pytest.raises(mm.OptionError, match="fingerprint"):
+        mm.load(DEMO).ask(QUESTION, prompt_cache_file=file)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(mm.CheckpointError, match="cut short"):
+        magistral.ask(QUESTION, prompt_cache_file=file)
+
+
+def test_a_single_reply_never_overwrites_a_conversation(
+    magistral: mm.Magistral, tmp_path: Path
+) -> None:
+    chat = magistral.chat()
+    chat.ask(QUESTION, GREEDY)
+    chat.save(tmp_path / "talk")
+    before = (tmp_path / "talk").read_bytes()
+    for ask in (magistral.ask, magistral.stream, partial(magistral.sample, n=2)):
+        with pytest.raises(
+            mm.OptionError, match="talk holds a conversation, which a single reply would overwrite"
+        ):
+            ask(QUESTION, GREEDY, prompt_cache_file=tmp_path / "talk")
+    assert (tmp_path / "talk").read_bytes() == before
+    assert magistral.resume(tmp_path / "talk").messages == chat.messages
+
+
+def test_a_cache_that_could_not_be_written_is_refused_before_the_reply(
+    magistral: mm.Magistral, tmp_path: Path
+) -> None:
+    with pytest.raises(mm.OptionError, match="no prompt cache can be written there"):
+        magistral.stream(QUESTION, prompt_cache_file=tmp_path / "none" / "c")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        *("{", "[]", "1", '{"messages": []}', "[" * 100_000),
+        '{"keep_reasoning": "some", "messages": [], "tools": null, "forgotten": 0}',
+        '{"keep_reasoning": "all", "messages": 3, "tools": null, "forgotten": 0}',
+        '{"keep_reasoning": "all", "messages": [{}], "tools": null, "forgotten": 0}',
+    ],
+)
+def test_a_file_with_something_else_for_a_conversation(
+    magistral: mm.Magistral, tmp_path: Path, state: str
+) -> None:
+    magistral.prefix_cache.save(tmp_path / "talk", state)
+    with pytest.raises(mm.CheckpointError, match="talk holds no conversation that can be read"):
+        magistral.resume(tmp_path / "talk")
+
+
+def test_a_conversation_without_turns_is_saved_too(magistral: mm.Magistral, tmp_path: Path) -> None:
+    magistral.chat(system_prompt="Be brief.").save(tmp_path / "talk")
+    chat = magistral.resume(tmp_path / "talk")
+    assert chat.messages == [{"role": "system", "content": "Be brief."}]
+    assert chat.ask(QUESTION, GREEDY).answer
