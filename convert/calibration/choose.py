@@ -23,9 +23,10 @@ WINDOWS = {"importance": 4, "gptq": 16}
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Ids that the forward pass reads, and how the manifest records them: by content, not path.
+    """Ids that the forward pass reads, and their entry in the manifest.
 
     Attributes:
+        entry: describes the ids by content, without any path.
         ids: ``[B, T]``; None if ``traces`` have to write them.
     """
 

@@ -86,10 +86,10 @@ def read_calibration(
         )
     except UnicodeDecodeError as error:
         raise OptionError(
-            f"the calibration file {path} is no text: byte {error.start} is not UTF-8; {again}"
+            f"the calibration file {path} is not text: byte {error.start} is not UTF-8; {again}"
         ) from None
     if "\0" in text:
-        raise OptionError(f"the calibration file {path} is no text: it holds zero bytes; {again}")
+        raise OptionError(f"the calibration file {path} is not text: it holds zero bytes; {again}")
     ids = tokenizer.encode(text)
     if len(ids) < MIN_IDS:
         raise OptionError(

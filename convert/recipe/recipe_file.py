@@ -60,7 +60,7 @@ class RecipeFile:
         if not isinstance(raw.get("default"), dict) or not isinstance(blocks, list):
             raise _refusal(
                 path,
-                "default is no table, or rules no list",
+                "default is not a table, or rules is not a list",
                 'write {"default": {"bits": 4}, "rules": []}',
             )
         default = _format(path, "default", raw["default"], None)

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 # Suffix of a file that has not arrived whole.
 INCOMPLETE = ".incomplete"
-# Made anew from tekken.json.
+# Made from tekken.json.
 NOT_NEEDED = frozenset({"tokenizer.json"})
 # First request of each weight file; the published headers are far shorter.
 HEAD_BYTES = 2**17

@@ -59,7 +59,7 @@ def test_weights_that_are_not_finite_are_named(
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"\xff\xfe\x00", "is no text"),
+        (b"\xff\xfe\x00", "is not text"),
         (b"a few words", "is too short: .* at least 256"),
     ],
 )

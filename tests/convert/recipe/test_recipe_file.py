@@ -172,9 +172,9 @@ BAD_FILES: dict[str, tuple[Any, str]] = {
     "too long": (b" " * 1_000_001, "no plain file of at most 1000000 bytes"),
     "default is a number": (
         {"default": 4},
-        'default is no table, or rules no list; write {"default": {"bits": 4}',
+        'default is not a table, or rules is not a list; write {"default": {"bits": 4}',
     ),
-    "rules is a table": ({"default": {"bits": 4}, "rules": {}}, "rules no list"),
+    "rules is a table": ({"default": {"bits": 4}, "rules": {}}, "rules is not a list"),
     "unknown key": (
         {"default": {"bits": 4}, "layers": []},
         "the key 'layers' is unknown; it has default and rules",
