@@ -168,7 +168,7 @@ BAD_FILES: dict[str, tuple[Any, str]] = {
     "nested": (b"[" * 100_000, "it is not JSON (maximum recursion"),
     "a key twice": (b'{"default":{"bits":4,"bits":5}}', "it is not JSON (a key occurs twice)"),
     "a list": ([], "it holds a JSON list; write a table with default and rules"),
-    "empty": ({}, "default is no table"),
+    "empty": ({}, "default is not a table"),
     "too long": (b" " * 1_000_001, "no plain file of at most 1000000 bytes"),
     "default is a number": (
         {"default": 4},
