@@ -187,7 +187,7 @@ def test_a_system_prompt_of_ones_own(type_in: TypeIn, capsys: pytest.CaptureFixt
     plain, own, again = map(int, prompts(err))
     assert again == plain < own
     assert err.count("added to the model's own: Be brief.") == 2
-    assert err.count("there is only the model's own") == 2
+    assert err.count("only the model's own") == 2
     assert len(out.splitlines()) == 3
 
 
