@@ -1,4 +1,4 @@
-"""The command ``magistral``: every command line under one name, each imported when it is called."""
+"""The command ``magistral``: every command line under one name."""
 
 import sys
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ First steps:
 
 
 class Commands(click.Group):
-    """A group whose commands are modules with a ``command``."""
+    """A group of commands, each in a module that is imported when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

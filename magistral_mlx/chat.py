@@ -26,16 +26,20 @@ Examples:
   printf 'What is 7 * 8?\\nWhat is 9 * 8?\\n' | magistral chat --model demo --hide-reasoning
 
 Answers go to stdout; traces (dim) and figures go to stderr. At a terminal /help lists the commands,
-and what is typed is remembered in chat-history in the cache folder. From a pipe each line is one
-message or command, which a backslash at its end continues in the next; one that is wrong ends it,
-with exit code 2, after what came before is saved.
-Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug of ours."""
+and chat-history in the cache folder keeps what is typed. From a pipe each line is one message or
+command; a backslash at its end continues it in the next line. A wrong line ends the conversation
+with exit code 2, after it is saved.
+
+\b
+Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug."""
 
 
 @click.command("chat", cls=console.Command, epilog=EPILOG)
 @console.model_option
 @click_options(LoadOptions, "options")
-@click.option("--system-prompt", metavar="S", help="Joins the checkpoint's own system prompt.")
+@click.option(
+    "--system-prompt", metavar="S", help="A system prompt, added to the checkpoint's own."
+)
 @click.option(
     "--keep-reasoning",
     type=click.Choice(get_args(KeepReasoning)),
@@ -73,9 +77,9 @@ def command(
     with command_line.exit_in_order():
         try:
             if session.is_interactive:
-                talk(session)
+                answer_terminal(session)
             else:
-                work_through(session)
+                answer_pipe(session)
         finally:
             if file is not None and any(
                 message["role"] == "assistant" for message in chat.messages
@@ -84,8 +88,8 @@ def command(
     return command_line.DONE
 
 
-def talk(session: Session) -> None:
-    """Answer what is typed; an error or Ctrl-C ends its turn."""
+def answer_terminal(session: Session) -> None:
+    """Answer messages from a terminal; an error or Ctrl-C ends the turn."""
     tell("/help lists the commands\n")
     for text in read_terminal(cache_dir() / "chat-history", list(COMMANDS)):
         try:
@@ -102,8 +106,8 @@ def talk(session: Session) -> None:
         tell("")
 
 
-def work_through(session: Session) -> None:
-    """Answer what comes from a pipe; an error or Ctrl-C ends the program."""
+def answer_pipe(session: Session) -> None:
+    """Answer messages from a pipe; an error or Ctrl-C ends the program."""
     for text in read_pipe():
         if text.startswith("/"):
             session.run_command(text)

@@ -37,22 +37,26 @@ Examples:
   cat problem.txt | magistral generate --model ~/magistral-4bit -p - > answer.txt
   magistral generate --model demo -p "What is 9 * 37?" --samples 5 --json
 
-The answer goes to stdout, so a pipe gets nothing else; progress, the trace (dim)
+The answer goes to stdout, so that a pipe gets nothing else. Progress, the trace (dim)
 and the figures go to stderr.
-Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug of ours."""
+
+\b
+Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug."""
 
 
 @click.command("generate", cls=console.Command, epilog=EPILOG)
 @console.model_option
 @click_options(LoadOptions, "options")
 @click.option(
-    "--prompt", "-p", required=True, metavar="P", help="The question; - reads it from a pipe."
+    "--prompt", "-p", required=True, metavar="P", help="The question; - reads it from stdin."
 )
-@click.option("--system-prompt", metavar="S", help="Joins the checkpoint's own system prompt.")
+@click.option(
+    "--system-prompt", metavar="S", help="A system prompt, added to the checkpoint's own."
+)
 @click.option(
     "--system-prompt-only",
     is_flag=True,
-    help="--system-prompt replaces it; reasoning may then stop.",
+    help="Use --system-prompt alone; the model may then stop reasoning.",
 )
 @console.sampling_options
 @console.hide_reasoning_option
@@ -60,7 +64,7 @@ Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug of ours."""
     "--samples",
     type=click.IntRange(min=1),
     metavar="N",
-    help="N replies, and the answer most agree on.",
+    help="Give N replies, and the answer that most of them share.",
 )
 @console.cache_file_option("Reuse the KV cache in F if it exists, and write it there afterwards.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
@@ -96,9 +100,9 @@ def command(
             system_prompt_only=system_prompt_only,
             prompt_cache_file=prompt_cache_file,
         )
-        several, is_whole = collect(replies, samples)
-        show_samples(several, model, as_json=as_json, is_whole=is_whole)
-        return command_line.DONE if is_whole else command_line.INTERRUPTED
+        samples_so_far, is_complete = collect(replies, samples)
+        show_samples(samples_so_far, model, as_json=as_json, is_complete=is_complete)
+        return command_line.DONE if is_complete else command_line.INTERRUPTED
     stream = magistral.stream(
         messages,
         sampling,
@@ -121,7 +125,11 @@ def command(
 
 
 def read_prompt(prompt: str) -> str:
-    """The prompt given, or what a pipe holds. Raises OptionError where it is empty or not UTF-8."""
+    """Return the prompt, or for "-" the text of a pipe.
+
+    Raises:
+        OptionError: it is empty, or not UTF-8.
+    """
     if prompt == "-":
         try:
             prompt = sys.stdin.buffer.read().decode()
@@ -137,7 +145,7 @@ def read_prompt(prompt: str) -> str:
 
 
 def as_object(reply: Reply, model: str) -> dict[str, Any]:
-    """A reply as the one object that --json prints."""
+    """Return a reply as the object that --json prints."""
     usage = asdict(reply.usage)
     return {
         "reasoning": reply.reasoning,
@@ -150,14 +158,14 @@ def as_object(reply: Reply, model: str) -> dict[str, Any]:
 
 
 def cancelled(display: Display, model: str) -> dict[str, Any]:
-    """The object of a reply that Ctrl-C ended: what came so far; its figures are not known."""
+    """Return the object of a reply that Ctrl-C ended: its text so far, without figures."""
     text = {"reasoning": display.reasoning, "answer": display.answer}
     unknown = dict.fromkeys(("reasoning_closed_by", *USAGE_KEYS))
     return {**text, "finish_reason": "cancelled", **unknown, "model": model}
 
 
 def collect(replies: Iterator[Reply], count: int) -> tuple[Samples, bool]:
-    """The replies, whole unless Ctrl-C was pressed; and whether they are."""
+    """Collect the replies; return them, and False if Ctrl-C was pressed before the last."""
     found: list[Reply] = []
     try:
         show_status(f"{count} replies under way")
@@ -171,11 +179,12 @@ def collect(replies: Iterator[Reply], count: int) -> tuple[Samples, bool]:
     return Samples.from_replies(found), True
 
 
-def show_samples(samples: Samples, model: str, *, as_json: bool, is_whole: bool) -> None:
+def show_samples(samples: Samples, model: str, *, as_json: bool, is_complete: bool) -> None:
+    """Print the majority answer, or one JSON object; the votes and costs go to stderr."""
     replies = [as_object(reply, model) for reply in samples.replies]
     if as_json:
         printed: dict[str, Any] = asdict(samples) | {"replies": replies}
-        printed |= {} if is_whole else {"finish_reason": "cancelled"}
+        printed |= {} if is_complete else {"finish_reason": "cancelled"}
         print(json.dumps(printed, ensure_ascii=False))
     elif samples.votes:
         write(sys.stdout, samples.majority + "\n")

@@ -1,4 +1,4 @@
-"""What fits: ``python -m magistral_mlx.plan --model demo``. Reads headers, no weights."""
+"""Say what fits: ``python -m magistral_mlx.plan --model demo``. Reads headers, no weights."""
 
 import json
 import sys
@@ -25,8 +25,10 @@ Examples:
   magistral plan --model ~/magistral-4bit --memory-gb 17.2 --kv-bits 8
   magistral plan
 
-Without --model it prints what of Magistral Small fits each Mac: predictions from shapes.
-Exit codes: 0 it fits, 2 it does not, or something else to change."""
+Without --model it prints the contexts of Magistral Small that fit each Mac, predicted from shapes.
+
+\b
+Exit codes: 0 it fits, 2 it does not fit, or something else to change."""
 
 
 @click.command("plan", cls=console.Command, epilog=EPILOG)
@@ -41,7 +43,7 @@ def command(
     options: LoadOptions,
     as_json: bool,
 ) -> int:
-    """Say what a model needs in memory and which context fits, before it is loaded."""
+    """Show the memory that a model needs and the context that fits, before it is loaded."""
     if model is None:
         if as_json or options != LoadOptions():
             raise click.UsageError("these options need a --model to plan for")
@@ -64,6 +66,7 @@ def command(
 
 
 def in_words(plan: MemoryPlan) -> str:
+    """Format a plan as a table."""
     cache = f"{plan.kv_bits}-bit KV cache" if plan.kv_bits else "KV cache"
     rows = [
         ("weights", plan.weights_bytes),

@@ -1,4 +1,4 @@
-"""How a model is loaded: memory, cache, drafting and reasoning format."""
+"""LoadOptions: how a model is loaded, each option declared once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,22 +39,23 @@ class LoadOptions:
     )
     wired: bool = option(
         False,
-        "Keep weights and cache in a Mac's memory when others want it. "
-        "Implicated in kernel panics of macOS.",
+        "Keep weights and cache in a Mac's memory when other programs want it. "
+        "It has been linked to kernel panics of macOS.",
     )
     draft_model: str | Path | None = option(
         None,
-        "A small model of the same vocabulary that guesses ahead; by default the text so far does.",
+        "A small model of the same vocabulary that drafts tokens; by default drafts are copied "
+        "from the text so far.",
         metavar="M",
     )
     num_draft_tokens: int | None = option(
         None,
-        "Guesses checked in one pass at most; by default as many as pay on this device, "
+        "Most drafted tokens that one pass checks; by default as many as pay on this device, "
         "0 for none.",
         metavar="N",
     )
     reasoning_format: ReasoningFormat | None = option(
-        None, "How the model writes its traces, where its files show that wrongly."
+        None, "The form of the model's traces, if its files show it wrongly."
     )
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The jobs of one model: load, reply, save, resume, release. Each is steps that the worker takes."""
+"""The jobs of one model: load, reply, save, resume, release; the worker takes their steps."""
 
 import gc
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ class ModelJobs:
     def load(
         self, queue: EventQueue, model: str, options: LoadOptions, others: Sequence["ModelJobs"]
     ) -> Steps:
-        """Load the model, beside other models. After a failure, every later job ends in its error."""
+        """Load the model beside other models; after a failure every later job ends in its error."""
         try:
             yield from self._load(queue, model, options, others)
         except BaseException as error:

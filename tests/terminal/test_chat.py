@@ -156,7 +156,7 @@ def test_budget_and_thinking(type_in: TypeIn, capsys: pytest.CaptureFixture[str]
     assert "traces have 10 tokens at most" in err
     assert "the model answers at once" in err
     assert (
-        "the model thinks before it answers\n\ntraces have 10 tokens at most\n\ntraces are as long"
+        "the model thinks before it answers\n\ntraces have 10 tokens at most\n\nthe model sets the length"
         in err
     )
     short, none, free = (int(reasoning) for reasoning in re.findall(r"\((\d+) reasoning\)", err))
