@@ -1,4 +1,4 @@
-"""The reply builder: log-probabilities reach a segment for every id, tool calls and forced ids too."""
+"""The reply builder: log-probabilities of tool calls and of forced ids."""
 
 import mlx.core as mx
 import pytest
@@ -13,7 +13,8 @@ from tests.support.tekken import write_tekken
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return Tokenizer.from_folder(write_tekken(tmp_path_factory.mktemp("tekken"), version="v7"))
+    folder = write_tekken(tmp_path_factory.mktemp("tekken"), version="v7")
+    return Tokenizer.from_folder(folder, "text")
 
 
 def token(tokenizer: Tokenizer, identity: int, *, is_forced: bool = False) -> Token:
