@@ -1,4 +1,4 @@
-"""The cache folder is that of our variable, else the one of the platform."""
+"""The cache folder: from MAGISTRAL_MLX_CACHE, else of the platform."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What config.json may leave out, what it may not, and that it never contradicts the tensors."""
+"""config.json: optional and required values, and contradictions to the tensors."""
 
 import logging
 import math
@@ -19,7 +19,7 @@ WITHOUT = object()
 def read(
     config: ModelConfig | None = None, /, tensors: dict[str, Any] | None = None, **changes: Any
 ) -> ModelConfig:
-    """The config read back from what a publisher writes for ``config``, some keys changed or left out."""
+    """Read back what a publisher writes for ``config``, with some keys changed or left out."""
     config = config or make_config()
     raw = {
         key: value for key, value in (raw_config(config) | changes).items() if value is not WITHOUT
@@ -70,7 +70,7 @@ def test_a_missing_tie_flag_is_read_off_lm_head(
     [
         (
             {"head_dim": 16},
-            "head_dim is 16 with 4 heads, but 'model.layers.0.self_attn.q_proj.weight' has 128 rows",
+            "head_dim is 16 with 4 heads, but 'model.layers.0.self_attn.q_proj.weight' has 128",
         ),
         ({"head_dim": 32.0}, "head_dim is 32.0"),
         ({"num_attention_heads": 8}, "head_dim is 32 with 8 heads"),
@@ -247,7 +247,7 @@ def test_a_module_may_differ_in_part_in_whole_or_not_be_packed() -> None:
 
 
 def test_what_a_module_leaves_out_is_mlx_default_for_its_mode() -> None:
-    """As mlx-lm writes mixed recipes (null group) and as mlx.nn.quantize reads them; never the file's default."""
+    """mlx-lm writes a null group in mixed recipes; mlx.nn.quantize reads MLX's default."""
     block = {
         "group_size": 32,
         "bits": 8,

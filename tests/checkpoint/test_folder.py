@@ -1,4 +1,4 @@
-"""A folder is opened only when config.json, index, headers and every tensor agree; each refusal says what to do."""
+"""A folder opens only if config.json, index, headers and tensors agree; errors say what to do."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def weights() -> Weights:
 
 @pytest.fixture
 def folder(tmp_path: Path, weights: Weights) -> Path:
-    """A sound checkpoint: bf16, two shards, an index."""
+    """Make a sound checkpoint: bf16, two shards, an index."""
     return write_checkpoint(tmp_path / "model", CONFIG, weights)
 
 
@@ -56,7 +56,7 @@ def edit_shard(path: Path, edit: Callable[[Weights], object]) -> None:
 
 
 def one_file(folder: Path, weights: Weights) -> Path:
-    """As mlx-community publishes small models: one file, no index."""
+    """mlx-community publishes small models as one file without an index."""
     for path in folder.glob("model*"):
         path.unlink()
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
@@ -164,7 +164,7 @@ def test_without_an_index_all_model_files_belong(folder: Path, weights: Weights)
 
 
 def test_other_files_and_links_do_no_harm(folder: Path, tmp_path: Path) -> None:
-    """The hub's cache is made of links; the published repository also holds the consolidated file."""
+    """The hub's cache consists of links, and the repository holds the consolidated file too."""
     (folder / "consolidated.safetensors").write_bytes(b"not looked at")
     linked = tmp_path / "linked"
     linked.mkdir()
@@ -299,7 +299,7 @@ def test_an_index_naming_a_missing_file_is_refused(folder: Path) -> None:
 
 
 def test_a_stray_model_file_is_refused(folder: Path) -> None:
-    """mlx-lm merges it into the model without a word."""
+    """mlx-lm merges it into the model without a warning."""
     shutil.copy(folder / FIRST, folder / "model-extra.safetensors")
     assert (
         f"model-extra.safetensors lies beside the weights, but {INDEX} does not name it; move it"
@@ -486,7 +486,7 @@ def test_a_packed_tensor_that_is_not_as_configured_is_named(
     [
         (
             None,
-            "'model.embed_tokens' has scales, but the quantization block does not say how it is packed",
+            "'model.embed_tokens' has scales, but the quantization block does not say how",
         ),
         (
             {"bits": 4, "group_size": 32, DOWN: False},
@@ -506,7 +506,7 @@ def test_a_packed_tensor_that_is_not_as_configured_is_named(
 def test_a_block_that_does_not_describe_the_tensors_is_refused(
     folder: Path, weights: Weights, block: dict[str, Any] | None, words: str
 ) -> None:
-    """How bits are packed is never guessed from shapes: mlx-swift does not guess, so we would disagree with it."""
+    """The format is never guessed from shapes, as mlx-swift does not guess it either."""
     packed_folder(folder, weights, QuantFormat(4, 32))
     edit_json(folder / "config.json", quantization=block)
     assert words in refusal(folder)
@@ -516,8 +516,8 @@ def test_a_module_named_by_the_block_must_be_packed(folder: Path) -> None:
     edit_json(folder / "config.json", quantization={"bits": 4, "group_size": 32, DOWN: {"bits": 8}})
     message = refusal(folder)
     assert (
-        f"quantization names '{DOWN}', but the tensor '{DOWN}.scales' is missing; fetch the weights again"
-        in message
+        f"quantization names '{DOWN}', but the tensor '{DOWN}.scales' is missing; fetch the "
+        "weights again" in message
     )
 
 

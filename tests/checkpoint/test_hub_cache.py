@@ -1,4 +1,4 @@
-"""Hub ids against a hub of our own on the loopback interface: which files are fetched, and what each refusal says."""
+"""Hub ids, against a hub on the loopback interface: the files fetched, and each refusal."""
 
 import shutil
 from collections import namedtuple
@@ -108,7 +108,7 @@ def test_a_revision_is_one_commit(hub: Hub, revision: str) -> None:
 
 
 def test_a_fetched_checkpoint_opens(hub: Hub, tmp_path: Path) -> None:
-    """The hub's cache is made of links, which are no reason to refuse a shard."""
+    """The hub's cache consists of links, which are no reason to refuse a shard."""
     config = make_config()
     written = write_checkpoint(tmp_path / "written", config, make_weights(config))
     hub.files = {path.name: path.read_bytes() for path in written.iterdir()}
@@ -132,7 +132,7 @@ def test_a_complete_copy_is_used_offline(
 
 
 def test_a_listing_without_hashes_is_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a mirror may give it: nothing could be checked."""
+    """A mirror may list files without hashes, and nothing could be checked."""
     complete = hub_server.listing
     monkeypatch.setattr(hub_server, "listing", lambda *args: {**complete(*args), "blobId": None})
     assert "the hub states no size or no hash of config.json" in refusal()
@@ -309,7 +309,7 @@ def test_an_interruption_passes_through(hub: Hub, monkeypatch: pytest.MonkeyPatc
 def test_a_branch_that_moves_meanwhile_changes_nothing(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is fetched is the commit that the branch stood for first, also by its name offline."""
+    """The commit that the branch meant first is fetched, and found by its name offline."""
     move(hub, monkeypatch, keep=True)
     folder = fetch(REPO, revision="main")
     assert folder.name == COMMIT
@@ -326,7 +326,7 @@ def test_a_commit_that_is_gone_meanwhile_is_named(
 
 
 def move(hub: Hub, monkeypatch: pytest.MonkeyPatch, *, keep: bool) -> None:
-    """Give the branch another commit as soon as it was listed."""
+    """Move the branch to another commit after it was listed."""
     listed = hub_cache.list_files
 
     def list_and_move(*args: object) -> object:

@@ -1,4 +1,4 @@
-"""Checkpoints damaged by hand, with all that random damage found: one clear error, soon, in little memory."""
+"""Checkpoints damaged by hand: one clear error, soon, in little memory."""
 
 import json
 import shutil
@@ -61,14 +61,14 @@ def test_a_malformed_checkpoint_is_refused_in_one_line_that_helps(
     folder = shutil.copytree(kinds / kind, tmp_path / "model")
     damage(folder)
     for step in steps:
-        with pytest.raises(Exception) as caught:  # noqa: PT011  # faults_of tells what is wrong with its kind
+        with pytest.raises(Exception) as caught:  # noqa: PT011  # faults_of checks its type
             take(step, folder)
         assert not faults_of(caught.value, folder), f"{step}: {caught.value!r}"[:2000]
         assert words in str(caught.value), step
 
 
 def test_the_largest_of_them_take_little_memory_and_time(kinds: Path, tmp_path: Path) -> None:
-    """In a process of its own, whose peak is theirs."""
+    """Run them in a process of their own and measure its peak."""
     heavy = []
     for i, name in enumerate(CASES):
         kind, steps, damage, _ = CASES[name]

@@ -1,4 +1,4 @@
-"""A converted checkpoint opens only as what it was when it was finished; one of other software has no manifest."""
+"""A converted checkpoint opens only with the files that its manifest lists."""
 
 import hashlib
 import json
@@ -60,7 +60,7 @@ def edit_record(change: Callable[[dict[str, Any]], object]) -> Change:
 
 
 def swap_names(content: bytes) -> bytes:
-    """Two tensors of one shape change places in the header."""
+    """Exchange two tensors of one shape in the header."""
     one, two, three = (
         b'"model.layers.0.mlp.up_proj.w',
         b'"model.layers.0.mlp.gate_proj.w',
@@ -235,7 +235,7 @@ def test_a_record_that_is_no_file_is_named(out: Path, make: Callable[[Path], obj
 
 
 def test_the_card_may_be_edited_or_left_behind(out: Path) -> None:
-    """It is for readers; the hub's client, which fetches what a model needs, leaves it there."""
+    """README.md is for readers, and the hub's client does not fetch it."""
     edit("README.md", lambda b: b + b"Mine.")(out)
     open_checkpoint(out)
     (out / "README.md").unlink()

@@ -1,4 +1,4 @@
-"""2509: the language model out of a multimodal checkpoint, to the last bit that of a text one; vision is left out."""
+"""The language model of a multimodal checkpoint such as 2509 equals a text one bit for bit."""
 
 import json
 import logging
@@ -61,7 +61,7 @@ def logits_here(folder: Path) -> mx.array:
 
 
 def logits_of_mlx_lm(model: Any) -> mx.array:
-    """In float32, as ours on a CPU."""
+    """Load in float32, as our loader does on a CPU."""
     from mlx.utils import tree_map
 
     def widened(array: mx.array) -> mx.array:
@@ -115,7 +115,7 @@ def test_a_file_of_vision_alone_is_none_of_the_language_models(
 
 
 def test_the_config_that_transformers_5_writes_is_read(tmp_path: Path) -> None:
-    """Theta in rope_parameters, dtype on both levels, and tie_word_embeddings true beside an untied text_config."""
+    """Write theta in rope_parameters, dtype twice, and a true tie_word_embeddings outside."""
     from transformers import Mistral3Config
 
     text = raw_config(CONFIG)
@@ -210,7 +210,7 @@ def config(**changes: object) -> Callable[[Path], None]:
 
 
 def extra(*names: str) -> Callable[[Path], None]:
-    """More tensors, in a file of their own."""
+    """Add tensors in a file of their own."""
 
     def add(folder: Path) -> None:
         (folder / "model.safetensors.index.json").unlink()

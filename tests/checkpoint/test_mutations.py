@@ -1,4 +1,4 @@
-"""Checkpoints damaged at random: refused in one clear line, or opened as what they say; soon, in little memory."""
+"""Checkpoints damaged at random: one clear error or a sound result, soon, in little memory."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ FOREIGN = ("hf", "community", "native")
 
 
 def check(folder: Path, count: int, seed: int, *kinds: str) -> None:
-    """In a process of its own, which a crash or a hang ends."""
+    """Run in a process of its own, which a crash or a hang ends."""
     command = [
         sys.executable,
         "-m",
@@ -51,5 +51,5 @@ def test_some_of_our_own_output_damaged_at_random(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_three_thousand_of_our_own_output_damaged_at_random(tmp_path: Path) -> None:
-    """Of these every change to a header, the index, the config or the tokenizer is noticed."""
+    """Every change to a header, the index, the config or the tokenizer is noticed."""
     check(tmp_path, 3_000, 3, "own")

@@ -1,4 +1,4 @@
-"""No file with a contradiction passes, and what passes reads bit for bit as MLX reads it."""
+"""A file with a contradiction is refused; others read bit for bit as MLX reads them."""
 
 import json
 import random
@@ -200,7 +200,7 @@ def test_a_huge_header_is_refused_before_it_is_read(tmp_path: Path) -> None:
 
 
 def test_the_overflow_file_that_crashes_mlx_is_refused(tmp_path: Path) -> None:
-    """A shape whose product is 2**64, so 0 in 64 bits: MLX loads it, and a first index is a segfault."""
+    """The product of this shape is 2**64, so 0 in 64 bits: MLX loads it, and indexing segfaults."""
     shape = [2**30, 2**30, 16]
     header = json.dumps(
         {"model.embed_tokens.weight": {"dtype": "BF16", "shape": shape, "data_offsets": [0, 0]}}
@@ -240,7 +240,7 @@ def test_metadata_that_mlx_writes_as_null_is_none(tmp_path: Path) -> None:
 
 
 def test_damage_anywhere_is_refused_or_harmless(tmp_path: Path) -> None:
-    """600 files with a damaged header: whatever passes, the reference reader and MLX read alike."""
+    """Of 600 damaged headers, those that pass are read alike by the reference reader and MLX."""
     header = {"__metadata__": {"format": "pt"}, **two((0, 6), (6, 10))}
     sound = write(tmp_path / "sound.safetensors", header, bytes(10)).read_bytes()
     end, chance, path, passed = len(sound) - 10, random.Random(0), tmp_path / "a.safetensors", 0

@@ -1,4 +1,4 @@
-"""A saved cache is the one that was written, or is refused; and a save that fails leaves what was there."""
+"""A saved cache is read back or refused; a save that fails leaves the old file."""
 
 import errno
 import fcntl
@@ -85,7 +85,7 @@ def test_what_was_saved_comes_back(tmp_path: Path, bits: int | None, length: int
 
 
 def test_a_cache_that_is_ahead_of_its_ids_is_saved_as_far_as_they_go(tmp_path: Path) -> None:
-    """As in the middle of a reply, whose next pass is queued."""
+    """In the middle of a reply the next pass is queued, so the cache is longer than the ids."""
     save_cache(tmp_path / "talk", make_cache(), [7, 8], fingerprint="f", dtype=mx.float32)
     cache, ids, _ = load(tmp_path / "talk")
     assert (cache.length, ids) == (2, [7, 8])
@@ -99,7 +99,7 @@ def test_of_another_kind(file: Path) -> None:
 
 
 def test_every_damaged_byte_is_found(file: Path) -> None:
-    """One bit after the other; past the header the reason is the hash."""
+    """Flip one bit after the other; after the header the hash finds it."""
     data = file.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     step = 37
@@ -201,7 +201,7 @@ def test_a_save_killed_at_any_call_leaves_the_old_file_or_the_new(tmp_path: Path
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
-    # Before the rename it is the old file, or none, after it the new: then only the folder is still to be flushed.
+    # Before the rename it is the old file, or none. After it only the folder is flushed.
     assert found == {"old": ["old"] * 11 + ["new"] * 2, "None": [None] * 10 + ["new"] * 2}
 
 
@@ -252,7 +252,7 @@ def test_a_partial_file_deleted_before_it_is_locked_is_made_again(
     assert os.listdir(file.parent) == ["talk"]
 
 
-def test_a_newer_file_of_an_abandoned_ones_name_is_kept(
+def test_a_new_partial_file_with_the_name_of_an_abandoned_one_is_kept(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between opening and locking, the process with that id begins to save again."""
@@ -334,7 +334,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 def test_on_macos_the_drive_itself_is_flushed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refusal: int | None, calls: list[str]
 ) -> None:
-    """Where fcntl has F_FULLFSYNC; a file system without it has fsync."""
+    """Fcntl has F_FULLFSYNC there; a file system without it has fsync."""
     seen: list[str] = []
 
     def full(descriptor: int, command: int) -> None:

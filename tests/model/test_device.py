@@ -1,4 +1,4 @@
-"""What a device allows, by what it tells; and what of MLX's own limits is touched."""
+"""The memory that a device allows, and the limits of MLX that are set."""
 
 import os
 
@@ -11,7 +11,7 @@ from magistral_mlx.model import device
 
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """MLX's limits as they are set, on no device."""
+    """Record the limits that are set, on no device."""
     found: dict[str, int] = {}
     for name in ("memory", "cache", "wired"):
         monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""What a cache holds while it grows, is written and is read: itself, and one layer more."""
+"""Memory of a cache while it grows, is written and is read: itself, and one layer more."""
 
 import gc
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def append(cache: KVCache, count: int) -> None:
 
 
 def peak_above(act: Callable[[], object]) -> int:
-    """MLX's peak above what it held before."""
+    """Return MLX's peak above what it held before."""
     gc.collect()
     mx.clear_cache()
     before = mx.get_active_memory()

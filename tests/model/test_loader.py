@@ -1,4 +1,4 @@
-"""Weights in, a Transformer out: joined projections change nothing, bad numbers are refused."""
+"""The loader: fused projections change nothing, and bad numbers are refused."""
 
 import gc
 import logging
@@ -86,8 +86,9 @@ def test_a_float_checkpoint_loads_as_it_is(tmp_path: Path) -> None:
 def test_progress_counts_every_byte_once(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "m", CONFIG, make_weights(CONFIG))
     steps = list(load_model(open_checkpoint(folder)))
-    assert [done for done, _ in steps] == sorted({done for done, _ in steps})
-    assert steps[-1] == (steps[0][1], sum(w.nbytes for w in make_weights(CONFIG).values()))
+    assert [step.done for step in steps] == sorted({step.done for step in steps})
+    total = sum(w.nbytes for w in make_weights(CONFIG).values())
+    assert (steps[-1].done, steps[0].total) == (total, total)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_at_most_one_layer_is_in_memory_twice(tmp_path: Path) -> None:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """``gpu("applegpu_g13s")``: MLX says that it runs on this one, while it computes where it did."""
+    """Make MLX report a GPU such as "applegpu_g13s", while it computes where it did."""
 
     def pretend(architecture: str) -> None:
         monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.DeviceType.gpu))
@@ -222,7 +223,7 @@ def test_a_tied_models_last_norm_is_checked_too(tmp_path: Path) -> None:
 
 
 def test_loading_takes_no_more_than_what_is_loaded(tmp_path: Path) -> None:
-    """What gate and up take before they are joined is made up for by down and lm_head, which come later."""
+    """Gate and up are in memory twice while down and lm_head are still to come."""
     config = make_config(num_layers=2, hidden_size=256, intermediate_size=1024, vocab_size=1200)
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "m", config, make_weights(config)))
     gc.collect()

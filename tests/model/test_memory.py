@@ -1,4 +1,4 @@
-"""The plan against arrays that exist, and against numbers worked out by hand."""
+"""The plan, against arrays that exist and numbers worked out by hand."""
 
 import gc
 from dataclasses import replace
@@ -101,7 +101,7 @@ DEMO = {
 def test_the_forecast_is_the_measured_peak_within_5_percent_and_8_of_the_embedded_model_s(
     shape: dict[str, int], within: float, context: int, chunk: int, bits: int | None
 ) -> None:
-    """How far MLX runs ahead, and so what it holds, differs from run to run; it weighs most beside few weights."""
+    """MLX runs ahead more or less from run to run, which matters most beside few weights."""
     config = make_config(num_layers=4, **shape)
     model = Transformer(config)
     mx.eval(model.parameters())
@@ -124,7 +124,7 @@ def test_the_forecast_is_the_measured_peak_within_5_percent_and_8_of_the_embedde
 
 
 def test_a_pass_never_grows_past_what_is_planned() -> None:
-    """Room for the reply is kept beside the prompt; a reply whose length was asked for may be shorter."""
+    """A prompt leaves room for the reply; a reply of a given length may be shorter."""
     found = plan(1000)
     assert found.reply_tokens(744, None) == 256
     with pytest.raises(
@@ -178,8 +178,8 @@ def test_a_refusal_names_what_would_fit() -> None:
     for bits in (8, 4):
         article = {8: "an", 4: "a"}[bits]
         assert (
-            f"--max-kv-size {plan(None, 17.2, kv_bits=bits).context}) with {article} {bits}-bit cache"
-            in message
+            f"--max-kv-size {plan(None, 17.2, kv_bits=bits).context}) with {article} {bits}-bit "
+            "cache" in message
         )
     with pytest.raises(
         MemoryLimitError,
@@ -227,7 +227,7 @@ def test_other_options_out_of_range() -> None:
 
 
 def test_a_score_matrix_makes_the_chunk_smaller() -> None:
-    """On a CPU the attention kernel makes its scores: 32 heads x chunk x 40,960 x 4 bytes, 1.3 GB for 256."""
+    """On a CPU the kernel makes its scores: 32 heads x 256 x 40,960 x 4 bytes are 1.3 GB."""
     assert plan(gb=32).prefill_chunk == 2048
     assert plan(gb=32, on_gpu=False).prefill_chunk == 256
     assert plan(40_960, gb=21.2, on_gpu=False).prefill_chunk == 128

@@ -75,7 +75,7 @@ def test_a_cached_pass_equals_a_pass_at_once(
 def test_a_single_query_on_packed_keys_equals_the_dequantized_view(
     model: Transformer, tiny_config: ModelConfig, bits: int
 ) -> None:
-    """One query multiplies the packed arrays, two attend to a dequantized view: the same numbers."""
+    """One query multiplies packed arrays, two attend to a dequantized view: the same numbers."""
     one, two = (
         KVCache(tiny_config, limit=11, kv_format=KVFormat.of(bits, tiny_config.head_dim))
         for _ in range(2)
@@ -104,7 +104,8 @@ def test_trim_then_append_equals_fresh(
 
 def test_capacity_doubles_in_multiples_of_256_up_to_the_limit(tiny_config: ModelConfig) -> None:
     cache = KVCache(tiny_config, limit=1000)
-    assert [cache.capacity_for(n, c) for n, c in [(1, 0), (257, 256), (513, 512), (900, 512), (3, 256)]] == [
+    growth = [(1, 0), (257, 256), (513, 512), (900, 512), (3, 256)]
+    assert [cache.capacity_for(n, c) for n, c in growth] == [
         256, 512, 1000, 1000, 256,
     ]  # fmt: skip
     with pytest.raises(ContextError, match="1001"):

@@ -1,4 +1,4 @@
-"""What conversations become: mistral-common's ids, from whatever system they come, and never a forged control id."""
+"""Conversations of any system become mistral-common's ids, and never a forged control id."""
 
 import copy
 import hashlib
@@ -46,7 +46,7 @@ def opened(folder: Path, version: str) -> Tokenizer:
 def both(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Tokenizer, Oracle]:
-    """Our tokenizer and mistral-common's, of one version."""
+    """Return our tokenizer and mistral-common's, of one version."""
     folder = tmp_path_factory.mktemp("tekken")
     return opened(folder, request.param), Oracle(folder, request.param)
 
@@ -71,7 +71,7 @@ def in_parts(text: str) -> list[Any]:
 
 
 def foreign(message: dict[str, Any], rng: random.Random) -> Any:
-    """The same message as another system writes it."""
+    """Write the same message as another system does."""
     message = copy.deepcopy(message)
     role, content = message["role"], message["content"]
     trace = message.get("reasoning") or message.get("reasoning_content") or ""
@@ -391,7 +391,7 @@ OTHERS = [" ", "\n", "x", '"', "\\", "\x00", "é", "🙂", "{{", "%}", "1"]
 
 
 def fuzzed(rng: random.Random) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
-    """A conversation full of spelled control tokens, and its tools."""
+    """Make a conversation full of spelled control tokens, and its tools."""
 
     def text() -> str:
         return rng.choice(NAMES) + "".join(rng.choices(NAMES + OTHERS, k=rng.randrange(5)))
@@ -437,7 +437,7 @@ def fuzzed(rng: random.Random) -> tuple[list[dict[str, Any]], list[dict[str, Any
 
 
 def structure(messages: list[dict[str, Any]], tools: Any, version: str) -> list[int]:
-    """The control ids of a conversation, in their order: what its structure asks for, and its text cannot change."""
+    """Return the control ids of a conversation in their order, which its text cannot change."""
     users = [i for i, message in enumerate(messages) if message["role"] == "user"]
     states_tools = users[0 if version == "v13" else -1] if tools else None
     controls = [BOS, SYSTEM, *([THINK, END_THINK] if version == "v13" else []), END_SYSTEM]

@@ -1,4 +1,4 @@
-"""Every language that the model card names: streamed by the real vocabulary, no character is ever split or lost."""
+"""Every language of the model card: the real vocabulary splits or loses no character."""
 
 import codecs
 import unicodedata
@@ -23,21 +23,32 @@ TEXTS = {
     "English": "All human beings are born free and equal in dignity and rights.",
     "Farsi": "تمام افراد بشر آزاد به دنیا می‌آیند و از لحاظ حیثیت و حقوق با هم برابرند.",
     "French": "Tous les êtres humains naissent libres et égaux en dignité et en droits.",
-    "German": "Alle Menschen sind frei und gleich an Würde und Rechten geboren; im Geist der Brüderlichkeit.",
+    "German": (
+        "Alle Menschen sind frei und gleich an Würde und "
+        "Rechten geboren; im Geist der Brüderlichkeit."
+    ),
     "Greek": "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην αξιοπρέπεια και τα δικαιώματα.",
-    "Hindi": "सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता और समानता प्राप्त है।",
+    "Hindi": ("सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता और समानता प्राप्त है।"),
     "Indonesian": "Semua orang dilahirkan merdeka dan mempunyai martabat dan hak-hak yang sama.",
     "Italian": "Tutti gli esseri umani nascono liberi ed eguali in dignità e diritti.",
-    "Japanese": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。",
+    "Japanese": (
+        "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。"
+    ),
     "Korean": "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다.",
     "Malay": "Semua manusia dilahirkan bebas dan samarata dari segi kemuliaan dan hak-hak.",
     "Nepali": "सबै व्यक्तिहरू जन्मजात स्वतन्त्र हुन् ती सबैको समान अधिकार र महत्व छ।",
     "Polish": "Wszyscy ludzie rodzą się wolni i równi pod względem swej godności i swych praw.",
-    "Portuguese": "Todos os seres humanos nascem livres e iguais em dignidade e em direitos; razão e consciência.",
+    "Portuguese": (
+        "Todos os seres humanos nascem livres e iguais em "
+        "dignidade e em direitos; razão e consciência."
+    ),
     "Romanian": "Toate ființele umane se nasc libere și egale în demnitate și în drepturi.",
     "Russian": "Все люди рождаются свободными и равными в своём достоинстве и правах.",
     "Serbian": "Сва људска бића рађају се слободна и једнака у достојанству и правима.",
-    "Spanish": "Todos los seres humanos nacen libres e iguales en dignidad y derechos; ¿razón y conciencia? ¡Sí!",
+    "Spanish": (
+        "Todos los seres humanos nacen libres e iguales en "
+        "dignidad y derechos; ¿razón y conciencia? ¡Sí!"
+    ),
     "Swedish": "Alla människor är födda fria och lika i värde och rättigheter.",
     "Turkish": "Bütün insanlar hür, haysiyet ve haklar bakımından eşit doğarlar.",
     "Ukrainian": "Всі люди народжуються вільними і рівними у своїй гідності та правах; ґанок, їжа.",
@@ -55,7 +66,7 @@ def real(
 
 
 def forms(text: str) -> list[str]:
-    """As it is typed, with its marks written apart (NFD), and spaced as a stream may begin."""
+    """Return a text as typed, with its marks apart (NFD), and with white space around it."""
     return [text, unicodedata.normalize("NFD", text), f"\n\n {text} 👩‍👩‍👧\n"]
 
 
@@ -65,7 +76,7 @@ def ids_of_pieces(theirs: Tekkenizer) -> dict[bytes, int]:
 
 
 def ways(theirs: Tekkenizer, text: str) -> list[list[int]]:
-    """Ids of a text: as the vocabulary cuts it, a byte each, and cut anew at every third byte."""
+    """Return ids of a text: by the vocabulary, a byte each, and cut at every third byte."""
     data = text.encode()
     cut = [data[i : i + 3] for i in range(0, len(data), 3)]
     pieces = ids_of_pieces(theirs)
@@ -89,7 +100,7 @@ def test_each_id_shows_the_characters_it_completes(
                 piece = stream.push(identity)
                 data += theirs.id_to_byte_piece(identity)
                 shown += piece
-                # All whole characters so far and nothing else; what is left is the beginning of one.
+                # All whole characters so far and nothing else; the rest begins one.
                 assert "\ufffd" not in piece
                 assert data.startswith(shown.encode())
                 rest = data[len(shown.encode()) :]
@@ -121,7 +132,7 @@ def test_trace_and_answer_of_a_reply_are_streamed_whole(
 
 
 def test_the_vocabulary_does_split_characters(real: tuple[Tokenizer, Tekkenizer]) -> None:
-    """So that the laws above are about something: texts as they are typed have ids that end inside a character."""
+    """Texts as typed have ids that end inside a character, so the laws above test something."""
     _, theirs = real
 
     def is_whole(data: bytes) -> bool:

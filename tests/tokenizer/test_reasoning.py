@@ -1,4 +1,4 @@
-"""The splitter against the grammar of a reply; stop strings against their definition; nothing raw for a terminal."""
+"""The splitter against a grammar, stop strings against a definition, text for terminals."""
 
 import random
 import re
@@ -44,7 +44,7 @@ def split(pieces: list[str], *, thinking: bool = True) -> tuple[str, str]:
 
 
 def expected(text: str, *, thinking: bool = True) -> tuple[str, str]:
-    """The grammar of a reply as a regular expression over the whole of it."""
+    """Split a whole reply by its grammar, as a regular expression."""
     if thinking and (
         trace := re.fullmatch(r"\s*<think>\n?(.*?)(?:\n?</think>(\n*)(.*))?", text, re.DOTALL)
     ):
@@ -136,7 +136,7 @@ MARKS = {"[": "open", "]": "close"}  # how the transcripts below write the contr
 
 
 def split_marks(*transcript: str, thinking: bool = True) -> tuple[str, str]:
-    """A reply whose tags are control ids, its text in the pieces given."""
+    """Split a reply whose tags are control ids and whose text comes in these pieces."""
     splitter = Splitter(thinking=thinking)
     segments = []
     for piece in (part for whole in transcript for part in re.split(r"([\[\]])", whole)):
@@ -150,7 +150,7 @@ def split_marks(*transcript: str, thinking: bool = True) -> tuple[str, str]:
 
 
 def expected_of_marks(transcript: str, *, thinking: bool = True) -> tuple[str, str]:
-    """The grammar of such a reply as a regular expression over the whole of it."""
+    """Split such a reply by its grammar, as a regular expression."""
 
     def text(part: str | None) -> str:
         return re.sub(r"[\[\]]", "", part or "")
@@ -175,7 +175,7 @@ def test_control_ids_split_a_reply_at_every_position() -> None:
 
 
 def test_both_kinds_of_tag_give_the_same_parts() -> None:
-    """As each release writes it: the newlines round the tags are 2506's."""
+    """Only 2506 writes newlines around the tags."""
     rng = random.Random(3)
     for _ in range(200):
         reasoning, answer = (

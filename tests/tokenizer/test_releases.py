@@ -1,4 +1,4 @@
-"""2506, 2507 and 2509 told apart by evidence, and one that reasons in control ids."""
+"""Releases 2506, 2507 and 2509: told apart by evidence, and a trace in control ids."""
 
 import json
 import shutil
@@ -236,10 +236,10 @@ ANSWER = "42 <x>"
 
 @pytest.fixture(scope="module")
 def magistral(tmp_path_factory: pytest.TempPathFactory) -> mm.Magistral:
-    """A checkpoint of 2507's kind whose reply is known: each id's logits are largest for the id that follows it.
+    """Make a checkpoint like 2507 whose reply is known: each id has one most likely successor.
 
-    Its attention and feed-forward layers add nothing, its embedding gives each id of the chain a direction
-    of its own, and lm_head reads the next id off that direction.
+    Its attention and feed-forward layers add nothing. Its embedding gives each id of the chain its
+    own direction, and lm_head reads the next id off that direction.
     """
     folder = write_tekken(tmp_path_factory.mktemp("model"), version="v13")
     config = make_config(vocab_size=2048, num_layers=1)

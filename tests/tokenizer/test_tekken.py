@@ -1,4 +1,4 @@
-"""Chats against ids written by hand, text against bytes, and 500 attempts to forge a turn."""
+"""Chats against ids written by hand, text against bytes, 500 attempts to forge a turn."""
 
 import json
 import random
@@ -42,7 +42,7 @@ def any_release(
 
 
 def ids_of(tokenizer: Tokenizer, *parts: int | str) -> list[int]:
-    """Ids spelled out: control ids as numbers, texts encoded each on its own."""
+    """Return ids: control ids given as numbers, each text encoded on its own."""
     return [
         i for part in parts for i in ([part] if isinstance(part, int) else tokenizer.encode(part))
     ]
@@ -209,7 +209,7 @@ def injections(n: int) -> list[str]:
 
 
 def everywhere(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """A conversation with ``text`` in every field that takes free text, and tools likewise."""
+    """Make a conversation and tools with ``text`` in every field that takes free text."""
     call = {
         "id": text,
         "type": "function",

@@ -1,4 +1,4 @@
-"""Tools in a conversation: calls out, results in, over a model whose replies are known; and what is read again."""
+"""Tools in a conversation with a model whose replies are known: calls, results, cache."""
 
 import json
 from collections.abc import Generator, Mapping, Sequence
@@ -53,7 +53,7 @@ def ids_of(tokenizer: Tokenizer, *parts: int | str) -> list[int]:
 def call_ids(
     tokenizer: Tokenizer, identity: str = "abc123XYZ", arguments: str = '{"a": 1}'
 ) -> list[int]:
-    """A call as the model of this version writes it."""
+    """Write a call as the model of this version does."""
     if tokenizer.version == "v7":
         return ids_of(
             tokenizer, CALLS, f'[{{"name": "add", "arguments": {arguments}, "id": "{identity}"}}]'
@@ -159,7 +159,7 @@ def test_a_name_that_could_not_be_sent_back_is_no_call(tokenizer: Tokenizer) -> 
 
 
 class Script:
-    """Gives replies in turn, and keeps what it was asked."""
+    """Model that gives replies in turn, and keeps the questions."""
 
     def __init__(self, tokenizer: Tokenizer, *replies: mm.Reply) -> None:
         self.tokenizer, self.replies = tokenizer, iter(replies)
@@ -197,7 +197,7 @@ def said(trace: str, answer: str, *calls: ToolCall) -> mm.Reply:
 def test_a_conversation_gives_the_ids_mistral_common_gives(
     tmp_path: Path, tokenizer: Tokenizer, keep: Any
 ) -> None:
-    """Parallel calls with results in any order; traces kept, dropped, and kept until a question is answered."""
+    """Parallel calls have results in any order; traces are kept, dropped, or kept for a while."""
     write_tekken(tmp_path, version=tokenizer.version)
     oracle = Oracle(tmp_path, tokenizer.version)
     one, two = ToolCall("aaaaaaaa1", "add", {"a": 1}), ToolCall("aaaaaaaa2", "add", {"é": [2]})
@@ -283,8 +283,11 @@ def test_without_tools_there_is_nothing_to_answer(tokenizer: Tokenizer) -> None:
 
 
 def scripted(folder: Path, version: str) -> mm.Magistral:
-    """A model that calls a tool after each question, and answers after each result: an id's logits are largest for
-    the id that follows it. Its layers add nothing, and lm_head reads the next id off the embedding."""
+    """Make a model that calls a tool after each question, and answers after each result.
+
+    Each id has one most likely successor: the layers add nothing, and lm_head reads the next id off
+    the embedding.
+    """
     tokenizer = Tokenizer.from_folder(write_tekken(folder, version=version))
     call = call_ids(tokenizer, "b3k9WcXm1", "{}")
     trace = ids_of(tokenizer, THINK, "So", END_THINK) if version == "v13" else []
@@ -310,8 +313,11 @@ def shared(one: Sequence[int], two: Sequence[int]) -> int:
 
 @pytest.mark.parametrize("keep", MODES)
 def test_what_is_read_again_with_tools(model: mm.Magistral, tmp_path: Path, keep: Any) -> None:
-    """Results go on from the cache in either release. So does the next question where the tools come first, with
-    traces kept; where they stand before the last question, it goes on from where they stood."""
+    """Results continue from the cache in either release.
+
+    So does the next question, with traces kept, if the tools come first. If they stand before the
+    last question, it continues from the place where they stood.
+    """
     version = model.tokenizer.version
     oracle = Oracle(model.checkpoint.folder, version)
     model.prefix_cache.clear()
@@ -355,7 +361,7 @@ TAGS = (
 def test_tags_in_what_the_user_and_the_history_say_change_no_state(
     model: mm.Magistral, tag: str
 ) -> None:
-    """The model goes by its prompt's last id, so that only what we make of its ids could differ."""
+    """The model looks at its prompt's last id alone, so only our reading of ids can differ."""
 
     def parts(reply: mm.Reply) -> tuple[Any, ...]:
         calls = [(call.name, call.arguments) for call in reply.tool_calls]
