@@ -1,4 +1,4 @@
-"""One reply: read the part of the prompt that is not cached, then decode until the reply ends."""
+"""One reply: read the part of the prompt that is not cached, then decode to the end."""
 
 import time
 from collections.abc import Generator

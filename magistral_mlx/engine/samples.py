@@ -1,4 +1,4 @@
-"""Several replies to one prompt: the memory they may take, and how they are decoded together."""
+"""Several replies to one prompt: the memory they may take, and their decoding together."""
 
 import time
 from bisect import bisect_left

@@ -1,4 +1,4 @@
-"""Several sequences that go on from one prompt, with one pass for the next id of all of them."""
+"""Several sequences that go on from one prompt, with one pass for the next id of all."""
 
 from collections.abc import Generator, Sequence
 from typing import Protocol

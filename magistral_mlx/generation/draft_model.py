@@ -1,4 +1,4 @@
-"""A draft model: a smaller model of the same vocabulary that guesses what the large one draws."""
+"""A draft model: a smaller model of the same vocabulary that guesses the next ids."""
 
 from collections.abc import Generator, Sequence
 

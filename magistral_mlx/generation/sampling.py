@@ -120,9 +120,9 @@ def nucleus(
 
 
 def top_logprobs(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
-    """Return the k most probable ids of logits [B, V], int32, and their log-probabilities, lazily.
+    """Return the k most probable ids of logits [B, V] and their log-probabilities, lazily.
 
-    Both are [B, k], without temperature.
+    Both are [B, k], the ids int32, without temperature.
     """
     x = logits.astype(mx.float32)
     best = mx.max(x, axis=-1, keepdims=True)
@@ -172,7 +172,7 @@ def _sorted(x: mx.array) -> tuple[mx.array, mx.array]:
 
 
 def _leaders(x: mx.array, blocks: int, count: int) -> tuple[mx.array, mx.array]:
-    """Return the keys of the best ids in order, from the blocks of 32 ids with the highest maxima.
+    """Return the keys of the best ids in order, from the blocks with the highest maxima.
 
     Returns:
         Keys [B, count], and a boundary [B, 1]. The keys under the boundary are those of the best

@@ -1,4 +1,4 @@
-"""The thinking budget: where a reasoning trace has to end, and where it may end a little early."""
+"""The thinking budget: where a trace has to end, and where it may end a little early."""
 
 import mlx.core as mx
 

@@ -1,4 +1,4 @@
-"""Several sequences over one prompt: each gets the ids it gets alone; the prompt is held once."""
+"""Several sequences over one prompt: each gets its own ids; the prompt is held once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

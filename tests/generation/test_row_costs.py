@@ -1,4 +1,4 @@
-"""Costs of rows: measured in a few passes, kept in a file, and measured again if it is broken."""
+"""Costs of rows: measured in a few passes, kept in a file, measured again if it breaks."""
 
 import json
 from dataclasses import asdict
