@@ -1,4 +1,4 @@
-"""Paths, the cache folder, and files that get their name when they are whole and on the drive."""
+"""Paths, the cache folder, and files that get their name when they are whole."""
 
 import errno
 import fcntl

@@ -1,4 +1,4 @@
-"""Small files of a checkpoint, such as config.json and the index: read whole, and no further."""
+"""Small files of a checkpoint, such as config.json and the index, read whole."""
 
 import json
 import os

@@ -119,7 +119,7 @@ class Checkpoint:
 def open_checkpoint(
     folder: Path, *, compares_manifest: bool = True, shards: Sequence[Shard] | None = None
 ) -> Checkpoint:
-    """Check a folder in HF layout, bf16 to float32 or packed by MLX, and read none of its weights.
+    """Check a folder in HF layout, bf16 to float32 or packed by MLX; read no weights.
 
     Without an index, every ``model*.safetensors`` belongs to the checkpoint. The vision part of a
     multimodal one is left out with a warning.

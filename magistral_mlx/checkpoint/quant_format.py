@@ -1,4 +1,4 @@
-"""How weights are packed: a format, and the formats that a config.json gives its modules."""
+"""Formats of packed weights: one format, and those that config.json gives its modules."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: read and checked strictly, or written before the tensors."""
+"""The header of a safetensors file: read and checked, or written before the tensors."""
 
 import hashlib
 import json

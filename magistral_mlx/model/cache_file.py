@@ -1,4 +1,4 @@
-"""A KV cache on disk: one safetensors file with its ids, its checkpoint and a hash of all of it."""
+"""A KV cache on disk: one safetensors file with its ids and a hash of all of it."""
 
 import errno
 import hashlib

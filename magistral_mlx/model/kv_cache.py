@@ -1,4 +1,4 @@
-"""Keys and values of the positions so far: one buffer a layer, grown ahead, written in place."""
+"""Keys and values of the positions so far, one buffer a layer, written in place."""
 
 import weakref
 from collections.abc import Iterable, Sequence

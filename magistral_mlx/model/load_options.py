@@ -17,7 +17,7 @@ MAX_DRAFT_TOKENS = 7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """How a model is loaded. The plan checks what depends on the model, such as its context.
+    """Options of loading a model. The plan checks those that depend on the model.
 
     Raises:
         OptionError: a value is out of range.

@@ -33,7 +33,7 @@ def mac_budget_bytes(memory_gb: int) -> int:
 
 
 def contexts(config: ModelConfig, weights_bytes: int) -> dict[int, int | None]:
-    """Forecast the context that fits beside the weights, by a Mac's gigabytes; None if none does.
+    """Forecast the context that fits beside the weights, by a Mac's gigabytes; None if none.
 
     A context is the tokens of prompt and reply together.
     """

@@ -27,7 +27,7 @@ CHUNKS = (2048, 1024, 512, 256, 128, 64)
 CPU_CHUNKS = (256, 128, 64)
 # Positions that a prompt leaves for a reply whose length was not asked for.
 REPLY_ROOM = 256
-STEP = 256  # a context that is not asked for is a multiple of this
+CONTEXT_STEP = 256  # a context that is not asked for is a multiple of this
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ def make_plan(
     def largest(bits: int | None) -> MemoryPlan | None:
         """Find the largest context that fits, by bisection: all bytes grow with it."""
         most = min(config.max_positions, DEFAULT_CONTEXT)
-        lengths = [most, *range((most - 1) // STEP * STEP, 0, -STEP)]
+        lengths = [most, *range((most - 1) // CONTEXT_STEP * CONTEXT_STEP, 0, -CONTEXT_STEP)]
         low, high = 0, len(lengths)
         while low < high:
             middle = (low + high) // 2
@@ -174,7 +174,7 @@ def make_plan(
     )
     if found is not None:
         return found
-    wanted = plan(context or min(STEP, config.max_positions), chunks[-1], kv_bits)
+    wanted = plan(context or min(CONTEXT_STEP, config.max_positions), chunks[-1], kv_bits)
     ways = [] if context is None else [(kv_bits, largest(kv_bits))]
     if config.head_dim % 32 == 0:
         ways += [(bits, largest(bits)) for bits in (8, 4) if kv_bits is None or bits < kv_bits]

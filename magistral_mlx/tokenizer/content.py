@@ -16,7 +16,7 @@ class Part(NamedTuple):
 
 
 def checked(text: str, what: str) -> str:
-    """Return ``text`` if it is valid Unicode; raise OptionError, which calls it ``what``, if not.
+    """Return ``text``, or raise OptionError about ``what`` if it is not valid Unicode.
 
     A file or argument that was decoded wrongly may leave half of a surrogate pair.
     """

@@ -1,4 +1,4 @@
-"""A conversation, checked and put into Magistral's form: one system prompt, traces written out."""
+"""A conversation, checked and put into Magistral's form: one system prompt, then turns."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -18,7 +18,7 @@ def last_line(text: str, line: str) -> str:
 
 
 def closing(text: str, line: str = "") -> str:
-    """Return what ends a trace after ``text``: a last line, if any, and a closing tag on its own.
+    """Return what ends a trace after ``text``: a last line, if any, and a closing tag.
 
     If the text has begun a tag, that is the rest of the tag.
     """

@@ -1,4 +1,4 @@
-"""Tool calls: their ids, nine letters and digits in Magistral's form, and their JSON arguments."""
+"""Tool calls: ids of nine letters and digits, and JSON arguments."""
 
 import hashlib
 import json
