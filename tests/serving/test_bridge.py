@@ -1,4 +1,4 @@
-"""The bridge as a host meets it: plain values in, dictionaries out, one model at work, and nothing left behind."""
+"""The bridge takes plain values, returns dictionaries, and leaves nothing behind."""
 
 import inspect
 import subprocess
@@ -26,7 +26,7 @@ LONG = {
     "top_p": 1.0,
     "seed": 3,
     "on_loop": "ignore",
-}  # random ids go on to the context's end
+}  # random ids continue to the end of the context
 ADD = {
     "type": "function",
     "function": {"name": "add", "parameters": {"type": "object", "properties": {}}},
@@ -41,7 +41,7 @@ def handle() -> Iterator[int]:
 
 
 def failure(result: dict[str, Any]) -> str:
-    """The code of an error, which must say everything."""
+    """Check that an error is complete, and return its code."""
     assert result["ok"] is False
     assert set(result) == {"ok", "error"}
     error = result["error"]
@@ -69,7 +69,7 @@ def test_a_stream_is_the_library_s_reply(handle: int) -> None:
     assert [e["kind"] in LAST for e in events].index(True) == len(events) - 1
 
 
-def test_ask_is_its_events_put_together(handle: int) -> None:
+def test_ask_returns_the_events_of_start_together(handle: int) -> None:
     whole = bridge.ask(handle, [{"role": "user", "content": QUESTION}], seed=5)
     events = list(pulled(bridge.start(handle, QUESTION, seed=5)["stream"]))
     assert whole["ok"]
@@ -78,7 +78,7 @@ def test_ask_is_its_events_put_together(handle: int) -> None:
     assert whole["finish_reason"] == events[-1]["finish_reason"]
 
 
-def test_start_and_ask_take_every_choice_of_a_reply(handle: int) -> None:
+def test_start_and_ask_take_every_sampling_option(handle: int) -> None:
     choices = [option.name for option in options_of(mm.SamplingParams)]
     assert "logprobs" not in choices  # which no event has
     defaults = dict.fromkeys(choices)
@@ -194,7 +194,7 @@ def test_no_more_than_sixteen_wait(handle: int) -> None:
 
 
 def test_a_host_that_does_not_pull_does_not_stop_the_model(handle: int) -> None:
-    bridge.ask(handle, QUESTION, seed=5)  # so that there is no prompt to read
+    bridge.ask(handle, QUESTION, seed=5)  # the prompt is cached now
     left = bridge.start(handle, QUESTION, seed=5)["stream"]
     assert last_of(bridge.start(handle, QUESTION, seed=5)["stream"])["kind"] == "done"
     events = list(pulled(left))
@@ -220,7 +220,7 @@ def test_two_models_reply_in_turn_and_each_is_planned_beside_the_other(handle: i
     )
 
 
-def test_what_is_closed_ends_its_streams_and_gives_its_memory_back() -> None:
+def test_a_closed_model_ends_its_streams_and_frees_its_memory() -> None:
     before = mx.get_active_memory()
     others = threads()
     handle = opened()
@@ -240,7 +240,9 @@ def test_what_is_closed_ends_its_streams_and_gives_its_memory_back() -> None:
     assert threads() == others
 
 
-def test_to_close_does_not_wait_for_what_has_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_does_not_wait_for_replies_that_have_not_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     begun: list[Request] = []
     reply = ModelJobs.reply
 
@@ -258,7 +260,7 @@ def test_to_close_does_not_wait_for_what_has_not_begun(monkeypatch: pytest.Monke
     assert len(begun) == 1
 
 
-def test_a_thread_that_asks_is_let_go_when_the_model_is_closed() -> None:
+def test_close_ends_an_ask_in_another_thread() -> None:
     handle = opened()
     replies: list[dict[str, Any]] = []
     asking = threading.Thread(target=lambda: replies.append(bridge.ask(handle, QUESTION, **LONG)))
@@ -270,7 +272,7 @@ def test_a_thread_that_asks_is_let_go_when_the_model_is_closed() -> None:
     assert replies[0]["ok"] or failure(replies[0]) == "closed"
 
 
-def test_a_conversation_is_saved_and_gone_on_with(handle: int, tmp_path: Path) -> None:
+def test_a_saved_conversation_can_be_continued(handle: int, tmp_path: Path) -> None:
     path = str(tmp_path / "talk.cache")
     reply = bridge.ask(handle, QUESTION, seed=5)
     saved = bridge.save(handle, path)
@@ -339,11 +341,11 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "arguments"), WRONG, ids=lambda value: str(value)[:60])
-def test_what_is_wrong_is_refused(handle: int, name: str, arguments: dict[str, Any]) -> None:
+def test_wrong_arguments_are_refused(handle: int, name: str, arguments: dict[str, Any]) -> None:
     function = getattr(bridge, name)
     own = {"handle": handle} if name in ("start", "ask", "save", "resume") else {}
     result = function(**own, **arguments)
-    if result["ok"]:  # what takes a look at the model is said in its stream
+    if result["ok"]:  # checks that need the model report in its stream
         last = last_of(result["stream"])
         if name == "load":
             bridge.close(result["handle"])
@@ -365,7 +367,7 @@ def test_a_path_that_is_no_folder_is_refused(path: str) -> None:
 @pytest.mark.parametrize(
     "error", [MemoryError, RecursionError, KeyboardInterrupt, SystemExit, GeneratorExit, OSError]
 )
-def test_whatever_is_raised_becomes_a_dictionary(
+def test_every_exception_becomes_a_dictionary(
     handle: int, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def raising(*_: Any, **__: Any) -> Any:
@@ -423,14 +425,14 @@ def test_values_are_copied_so_that_a_host_may_change_its_own(handle: int) -> Non
     assert text_of(list(pulled(stream)), "answer") == bridge.ask(handle, QUESTION, seed=5)["answer"]
 
 
-def test_plan_is_what_loading_plans(handle: int) -> None:
+def test_plan_equals_the_plan_of_a_load(handle: int) -> None:
     plan = bridge.plan("demo", max_kv_size=1024, prefill_step_size=16)
     assert plan.pop("ok")
     assert plan == bridge.stats(handle)["plan"]
     assert failure(bridge.plan("demo", memory_gb=1e-3)) == "memory"
 
 
-def test_version_names_what_runs() -> None:
+def test_version_names_the_versions() -> None:
     version = bridge.version()
     assert version == {
         "ok": True,
@@ -443,10 +445,12 @@ def test_version_names_what_runs() -> None:
 ENDINGS = """
 import os, signal, sys
 import mlx.core as mx
-forbidden = {"subprocess.Popen", "os.fork", "os.exec", "os.posix_spawn", "os.system", "socket.connect"}
+forbidden = {"subprocess.Popen", "os.fork", "os.exec", "os.posix_spawn", "os.system"}
+forbidden.add("socket.connect")
 seen = []
 sys.addaudithook(lambda event, _: seen.append(event) if event in forbidden else None)
-handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)]
+numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)
+handlers = [signal.getsignal(number) for number in numbers]
 from magistral_mlx import bridge
 if os.environ.get("MAGISTRAL_TEST_DEVICE") == "cpu":
     mx.set_default_device(mx.cpu)
@@ -455,7 +459,7 @@ while (event := bridge.next_event(loading["stream"])["event"]) is None or event[
     pass
 bridge.ask(loading["handle"], "1 + 1", temperature=0)
 assert seen == [], seen
-assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)]
+assert handlers == [signal.getsignal(number) for number in numbers]
 bridge.start(loading["handle"], "1 + 1", temperature=9, top_p=1, on_loop="ignore")
 bridge.load("demo")
 sys.stdout.write("open")

@@ -1,4 +1,4 @@
-"""The bridge used for long and used wrongly: everything is answered, every stream ends, and nothing stays behind."""
+"""The bridge under long and wrong use: every call returns, every stream ends, nothing leaks."""
 
 import gc
 import json
@@ -72,7 +72,7 @@ def native_threads() -> int:
 
 
 def settled() -> tuple[int, set[str], int]:
-    """MLX's memory and the threads, once a model was loaded, used and closed."""
+    """Return MLX's memory and the threads after a model was loaded, used and closed."""
     handle = opened()
     assert bridge.ask(handle, QUESTIONS[0], temperature=0)["ok"]
     assert bridge.close(handle)["ok"]
@@ -81,7 +81,7 @@ def settled() -> tuple[int, set[str], int]:
 
 
 class Fuzz:
-    """Random calls, right and wrong, by several threads on the same models and streams."""
+    """Make random calls, right and wrong, by several threads on the same models and streams."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -181,7 +181,7 @@ def check_fuzz(calls: int, folder: Path) -> None:
 
 
 def check_soak(count: int) -> None:
-    """Streams of which one in ten is cancelled at some point, by another thread."""
+    """Run streams, and cancel one in ten at some point from another thread."""
     memory, others, native = settled()
     handle = opened()
     expected = {

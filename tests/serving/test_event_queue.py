@@ -41,7 +41,7 @@ def test_text_is_kept_in_order_and_kinds_change_as_they_did(seed: int) -> None:
     assert "".join(t for _, t in got) == "".join(t for _, t in put)
 
 
-def test_what_waits_does_not_grow_with_the_reply() -> None:
+def test_the_queue_does_not_grow_with_the_reply() -> None:
     queue = EventQueue()
     for i in range(10_000):
         queue.put({"kind": "progress", "done": i})

@@ -1,4 +1,4 @@
-"""The schema in the package is that of the events, and says what is no event."""
+"""The schema file matches the event types, and refuses other values."""
 
 import json
 
@@ -16,7 +16,7 @@ from tests.support.hosting import VALIDATOR
 REPLY = Reply("r", "a", (), "stop", None, Usage(1, 2, 3, 4, 5, 6.5, 7, 8, 9, 10))
 
 
-def test_the_file_is_what_the_types_say() -> None:
+def test_the_file_matches_the_types() -> None:
     assert json.loads(SCHEMA.read_text()) == event_schema(), (
         "python -m magistral_mlx.serving.events > the file"
     )
@@ -38,7 +38,7 @@ def test_the_file_is_what_the_types_say() -> None:
     ],
     ids=lambda event: event["kind"],
 )
-def test_what_the_bridge_makes_is_an_event(event: events.Event) -> None:
+def test_every_event_is_valid(event: events.Event) -> None:
     VALIDATOR.validate(event)
     json.dumps(event, ensure_ascii=False).encode()
 
@@ -70,5 +70,5 @@ def test_usage_is_the_reply_s() -> None:
         {**events.never_started(), "finish_reason": "bored"},
     ],
 )
-def test_what_is_no_event_is_refused(wrong: dict[str, object]) -> None:
+def test_other_values_are_invalid(wrong: dict[str, object]) -> None:
     assert not VALIDATOR.is_valid(wrong)

@@ -1,4 +1,4 @@
-"""A host in C embeds the interpreter and drives the bridge: no exception crosses, nothing hangs, it ends by itself."""
+"""A host in C drives the bridge: no exception crosses, nothing hangs, and the process ends."""
 
 import os
 import shutil
@@ -43,7 +43,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(host: Path, folder: Path, streams: int, ending: str) -> dict[str, float]:
-    """Let the host drive the bridge; what it reports."""
+    """Let the host drive the bridge and return its report."""
     paths = ":".join(dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]))
     environment = os.environ | {
         "PYTHONHOME": sys.base_prefix if sys.base_prefix == sys.base_exec_prefix else ""

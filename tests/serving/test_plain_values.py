@@ -1,4 +1,4 @@
-"""What may cross: plain values of exact types, copied; anything else is refused, and no foreign code runs."""
+"""Plain values of exact types are copied; others are refused, and no foreign code runs."""
 
 import math
 from collections import OrderedDict

@@ -27,7 +27,7 @@ NUMBERS = {"integer": "Int", "number": "Double", "string": "String", "boolean": 
 
 
 def block(source: str, opening: str) -> str:
-    """What stands between the braces after ``opening``."""
+    """Return the text between the braces after ``opening``."""
     start = source.index("{", source.index(opening)) + 1
     depth, end = 1, start
     while depth:
@@ -37,13 +37,13 @@ def block(source: str, opening: str) -> str:
 
 
 def keys_of(body: str) -> dict[str, str]:
-    """A CodingKeys or string enum: what Swift calls a case -> what is written."""
+    """Return the cases of a CodingKeys or string enum, and their raw values."""
     found = re.findall(r"^\s*case (\w+)(?: = \"(\w+)\")?$", body, re.MULTILINE)
     return {case: raw or case for case, raw in found}
 
 
 def fields_of(struct: str, source: str = EVENTS) -> dict[str, str]:
-    """A Codable struct: the key of each property -> its type."""
+    """Return the keys of a Codable struct's properties, and their types."""
     body = block(source, f"struct {struct}:")
     keys = keys_of(block(body, "enum CodingKeys")) if "enum CodingKeys" in body else {}
     properties = re.findall(r"^\s*public (?:let|var) (\w+): (\S+)$", body, re.MULTILINE)
@@ -52,7 +52,7 @@ def fields_of(struct: str, source: str = EVENTS) -> dict[str, str]:
 
 
 def check(schema: dict[str, Any], kind: str) -> None:
-    """A property's schema and its Swift type say the same."""
+    """Check that a property's schema and its Swift type agree."""
     if "anyOf" in schema:
         inner, null = schema["anyOf"]
         assert null == {"type": "null"}
@@ -103,7 +103,7 @@ def test_the_enum_has_every_kind_and_reads_and_writes_it() -> None:
 @pytest.mark.parametrize(
     ("struct", "options"), [("Options", LoadOptions), ("Sampling", SamplingParams)]
 )
-def test_what_swift_gives_is_what_the_bridge_takes(struct: str, options: type) -> None:
+def test_swift_options_are_options_of_the_bridge(struct: str, options: type) -> None:
     taken = {option.name: str(option.type) for option in options_of(options)}
     swift = {"Int": "int|16", "Double": "float", "String": "str", "[String]": "tuple"}
     for name, kind in fields_of(struct, BRIDGE).items():

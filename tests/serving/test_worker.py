@@ -34,7 +34,7 @@ def test_queues_take_turns_and_jobs_of_one_queue_follow_each_other(worker: MlxWo
     log: Log = []
     first, second = JobQueue(), JobQueue()
     jobs = [job(log, "a", 3), job(log, "b", 2), job(log, "c", 4)]
-    with worker.lock:  # all of them are there before the first step
+    with worker.lock:  # all jobs are added before the first step
         worker.add(first, jobs[0])
         worker.add(first, jobs[1])
         worker.add(second, jobs[2])
@@ -65,7 +65,7 @@ def test_whatever_a_job_raises_is_its_last_event(
     assert next_one.events.get(None) == ({"kind": "done"}, True)
 
 
-def test_a_job_that_forgets_its_last_event_has_one(worker: MlxWorker) -> None:
+def test_a_job_without_a_last_event_gets_one(worker: MlxWorker) -> None:
     forgetful = Job(iter(()), EventQueue())  # type: ignore[arg-type]
     worker.add(JobQueue(), forgetful)
     event, is_last = forgetful.events.get(None)

@@ -31,7 +31,7 @@ def pipe_in(monkeypatch: pytest.MonkeyPatch, text: str | bytes) -> None:
 
 @pytest.fixture
 def type_in(monkeypatch: pytest.MonkeyPatch) -> TypeIn:
-    """``type_in(lines)``: these are typed, and then Ctrl-D; how they are edited is tested in test_entry.py."""
+    """Return ``type_in(*lines)``, which types lines and Ctrl-D; see test_prompt.py for editing."""
 
     def type_lines(*lines: str) -> None:
         monkeypatch.setattr(chat, "is_interactive", lambda: True)
@@ -73,7 +73,8 @@ def test_a_full_context_is_said(
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 6
     said = re.findall(
-        r"the context of 420 is full: of the conversation's (\d) turns the oldest (\d) are left out",
+        r"the context of 420 is full: of the conversation's (\d) turns "
+        r"the oldest (\d) are left out",
         err,
     )
     assert said
@@ -91,7 +92,7 @@ def test_a_line_that_is_not_utf_8(
 
 
 def prompts(err: str) -> list[str]:
-    """The lengths of the prompts, from the lines of figures."""
+    """Return the lengths of the prompts, from the lines of figures."""
     return [line.split()[1] for line in err.splitlines() if line.startswith("prompt ")]
 
 
@@ -128,7 +129,7 @@ def test_every_command_is_in_the_help_and_understood_or_refused(
 @pytest.mark.parametrize(
     "line", ["/budget -1", "/budget x", "/think maybe", "/fold 1", "/markdown no", "/save /none/x"]
 )
-def test_what_a_command_cannot_do(
+def test_wrong_commands_are_refused(
     type_in: TypeIn, capsys: pytest.CaptureFixture[str], line: str
 ) -> None:
     type_in(line)
@@ -156,8 +157,8 @@ def test_budget_and_thinking(type_in: TypeIn, capsys: pytest.CaptureFixture[str]
     assert "traces have 10 tokens at most" in err
     assert "the model answers at once" in err
     assert (
-        "the model thinks before it answers\n\ntraces have 10 tokens at most\n\nthe model sets the length"
-        in err
+        "the model thinks before it answers\n\n"
+        "traces have 10 tokens at most\n\nthe model sets the length" in err
     )
     short, none, free = (int(reasoning) for reasoning in re.findall(r"\((\d+) reasoning\)", err))
     assert none == 0 < short < free
@@ -165,7 +166,7 @@ def test_budget_and_thinking(type_in: TypeIn, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_question_asked_again(type_in: TypeIn, capsys: pytest.CaptureFixture[str]) -> None:
-    """In place of the turn there was; of a given seed the next one."""
+    """The new turn replaces the old one, and a given seed is increased by one."""
     type_in("What is 48 + 76?", "/retry", "/stats")
     assert chat.main(["--model", str(DEMO), "--seed", "5", "--temp", "2"]) == 0
     out, err = capsys.readouterr()
@@ -208,7 +209,7 @@ def test_saved_in_the_middle(
 def interrupt_at(
     monkeypatch: pytest.MonkeyPatch, kind: str, count: int, act: Callable[[], None]
 ) -> None:
-    """Do ``act`` once, when so many segments of this kind were shown."""
+    """Call ``act`` once, after the given number of segments of a kind."""
     shown, seen = Display.show, itertools.count(1)
 
     def show(self: Display, segment: Segment) -> None:
@@ -255,7 +256,7 @@ def test_a_terminal_that_closes_leaves_the_conversation_saved(
     assert f"conversation  {turns} turns" in capsys.readouterr().err
 
 
-def test_ctrl_c_in_the_trace_forgets_the_question_which_can_be_asked_again(
+def test_ctrl_c_in_the_trace_drops_the_question_and_retry_asks_it(
     type_in: TypeIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     interrupt_at(monkeypatch, "reasoning", 3, press_ctrl_c)
@@ -275,7 +276,7 @@ def test_ctrl_c_in_the_trace_forgets_the_question_which_can_be_asked_again(
     assert re.findall(r"conversation  (\d)", err) == ["0", "1", "1"]
 
 
-def test_ctrl_c_in_the_answer_keeps_what_there_is_of_it(
+def test_ctrl_c_in_the_answer_keeps_the_partial_answer(
     type_in: TypeIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     interrupt_at(monkeypatch, "answer", 2, press_ctrl_c)
@@ -301,7 +302,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_model(
 
 
 def test_a_real_terminal_and_a_real_ctrl_c(tmp_path: Path) -> None:
-    """In a process of its own: a reply that random ids keep going is stopped, and the program goes on."""
+    """In its own process, an endless reply of random ids is stopped, and the program continues."""
     pytest.importorskip("prompt_toolkit", reason="a new dependency, not yet installed here")
     command = [
         sys.executable,

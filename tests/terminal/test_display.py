@@ -1,4 +1,4 @@
-"""What a reply looks like on a terminal, and that nothing the model says can command it."""
+"""A reply on a terminal: its look, and that no text of the model controls the terminal."""
 
 import io
 import re
@@ -40,13 +40,13 @@ class Terminal(io.StringIO):
         return True
 
     def lines(self) -> list[str]:
-        """What is seen in the end: a line holds what came after its last erasure; colours left out."""
+        """Return the lines as seen at the end: after their last erasure, without colours."""
         plain = re.sub(r"\x1b\[\d*m", "", self.getvalue())
         return [line.rpartition("\r\x1b[K")[2] for line in plain.split("\n")]
 
 
 def make_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """One terminal that shows both streams. Not a fixture: pytest sets the streams again before the test."""
+    """Make one terminal for both streams; no fixture, because pytest resets the streams."""
     monkeypatch.delenv("NO_COLOR", raising=False)
     both = Terminal()
     monkeypatch.setattr(sys, "stdout", both)
@@ -193,7 +193,7 @@ def test_a_trace_without_an_answer_is_folded_too(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_folded_trace_commands_no_terminal_either(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Screen refuses what it is told."""
+    """The screen refuses control sequences."""
     evil = "a\x1b]0;b\x07\x1b[2J\u202ec\t\rd日本語" * 9
     screen = show_on_screen(monkeypatch, [Text("reasoning", evil), Text("answer", evil)])
     assert "\\x1b]0;b" in screen.text
@@ -218,7 +218,7 @@ def test_a_pipe_gets_the_model_s_text(
     assert capsys.readouterr() == ("**a**\n", "**r**\n\n")
 
 
-def test_what_is_told_is_wrapped_between_words_at_a_terminal_alone(
+def test_messages_are_wrapped_between_words_only_at_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "16")

@@ -1,4 +1,4 @@
-"""The command line on a scripted model: what goes where, what is refused, how it ends."""
+"""The command line on a scripted model: its outputs, its refusals and its exit codes."""
 
 import io
 import json
@@ -45,7 +45,7 @@ SEGMENTS = [
 
 @dataclass
 class Scripted:
-    """A model that says what it was told to, and remembers how it was asked."""
+    """A model with scripted segments that records how it was asked."""
 
     segments: list[Segment] = field(default_factory=lambda: list(SEGMENTS))
     reply: Reply = REPLY
@@ -166,10 +166,14 @@ def test_samples(model: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_flags_reach_the_library(model: Scripted) -> None:
-    flags = "--temperature 0.1 --top-p 0.5 -m 9 --seed 3 --stop a --stop b --think-budget 5 --max-kv-size 512 --kv-bits 8"
-    more = "--prefill-step-size 64 --memory-gb 1.5 --wired --revision r --system-prompt S --system-prompt-only"
-    guessing = "--draft-model d --num-draft-tokens 3 --reasoning-format text --think-budget-message Enough."
-    assert run(*flags.split(), *more.split(), *guessing.split(), "--prompt-cache-file", "f") == 0
+    flags = (
+        "--temperature 0.1 --top-p 0.5 -m 9 --seed 3 --stop a --stop b --think-budget 5 "
+        "--max-kv-size 512 --kv-bits 8 --prefill-step-size 64 --memory-gb 1.5 --wired "
+        "--revision r --system-prompt S --system-prompt-only --draft-model d "
+        "--num-draft-tokens 3 --reasoning-format text --think-budget-message Enough. "
+        "--prompt-cache-file f"
+    )
+    assert run(*flags.split()) == 0
     planned = {
         "max_kv_size": 512,
         "kv_bits": 8,
@@ -242,7 +246,7 @@ def test_a_prompt_from_a_pipe(
         (["--no-such-flag"], "--no-such-flag"),
     ],
 )
-def test_what_a_user_must_change_is_exit_2(
+def test_user_errors_are_exit_2(
     model: Scripted, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert run(*arguments) == 2
@@ -292,7 +296,9 @@ def test_errors_of_the_library_are_one_line(
     assert capsys.readouterr().err == "error: no network; name a folder\n"
 
 
-def test_ctrl_c_shows_what_there_is(model: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_shows_the_partial_reply(
+    model: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
     model.interrupt_after = 4
     assert run() == 130
     assert capsys.readouterr().out == "It is \n"

@@ -1,4 +1,4 @@
-"""The command ``magistral``: its commands, its exit codes, its completion; each in a process or in this one."""
+"""The command ``magistral``: its commands, its exit codes and its completion."""
 
 import os
 import shlex
@@ -40,7 +40,7 @@ def test_every_command_has_help_with_examples(
 @pytest.mark.parametrize(
     "arguments", [[], ["nothing"], ["--nothing"], ["plan", "--nothing"], ["plan", "extra"]]
 )
-def test_what_is_no_command_is_exit_2(
+def test_an_unknown_command_is_exit_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
@@ -90,7 +90,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     process.stderr.close()
 
 
-def test_what_was_printed_before_a_failing_file_is_not_lost() -> None:
+def test_output_before_an_error_is_not_lost() -> None:
     probe = (
         "import sys, click; from magistral_mlx.terminal import command_line\n"
         "def work(): print('so far'); open('/no/such/file')\n"

@@ -1,4 +1,4 @@
-"""An answer's Markdown on a terminal: the same in whatever pieces it comes, all of it, and nothing that commands."""
+"""Markdown on a terminal: the same in any pieces, complete, and without control sequences."""
 
 import random
 import re
@@ -10,7 +10,8 @@ from tests.support.screen import Screen
 
 ANSWER = """# Title
 
-Some *text* with **bold**, `code` and x_1 + y_2, in a paragraph that is longer than a narrow terminal is wide.
+Some *text* with **bold**, `code` and x_1 + y_2, in a paragraph that is longer than a \
+narrow terminal is wide.
 A line of its own
 # Another
 
@@ -69,7 +70,7 @@ EVIL = [
 
 
 def shown(pieces: list[str], *, columns: int, every: bool = True, lines: int = 12) -> Screen:
-    """``every``: drawn again with each piece; else only in the end."""
+    """Lay out a text in pieces; with ``every`` draw after each, else only at the end."""
     screen = Screen(columns, lines)
     ticks = iter(range(10**9))
     writer = MarkdownWriter(screen, clock=(lambda: next(ticks) * 1e3) if every else lambda: -1.0)  # type: ignore[arg-type]
@@ -96,14 +97,14 @@ def in_pieces(text: str, size: int) -> list[str]:
 def test_the_pieces_an_answer_comes_in_change_nothing(
     monkeypatch: pytest.MonkeyPatch, columns: int, size: int
 ) -> None:
-    """The screen is lower than the answer: what has scrolled away is right, too."""
+    """The screen is lower than the answer, and the lines that scrolled away are right too."""
     monkeypatch.setenv("COLUMNS", str(columns))
     whole = shown([ANSWER], columns=columns, every=False)
     assert shown(in_pieces(ANSWER, size), columns=columns).rows == whole.rows
     assert whole.rows[-1] == ""
 
 
-def test_an_answer_cut_off_anywhere_is_what_it_was_worth() -> None:
+def test_an_answer_cut_off_anywhere_is_shown_in_full() -> None:
     for end in range(0, len(ANSWER), 11):
         cut = ANSWER[:end]
         assert (
@@ -166,14 +167,14 @@ def test_emphasis_of_parts_of_words_where_words_are_not_set_apart() -> None:
     assert shown(["这是**重点**内容"], columns=60).rows[0] == "这是重点内容"
 
 
-def test_a_link_shows_where_it_leads_and_is_none_for_the_terminal() -> None:
+def test_a_link_shows_its_target_and_is_no_terminal_link() -> None:
     screen = shown(["[safe.example](https://evil.example/x) <https://other.example>"], columns=60)
     assert "safe.example (https://evil.example/x)" in screen.rows[0]
     assert "\x1b]8" not in screen.text
 
 
 def test_nothing_a_terminal_would_obey() -> None:
-    """Screen refuses what else it is told."""
+    """The screen refuses other control sequences."""
     rng = random.Random(0)
     parts = [
         *EVIL,

@@ -1,4 +1,4 @@
-"""The plan's command line."""
+"""The command line ``plan``."""
 
 import json
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def test_a_draft_model_is_planned_for(
     )
 
 
-def test_what_does_not_fit_is_exit_2(
+def test_a_plan_that_does_not_fit_is_exit_2(
     checkpoint_folder: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = checkpoint_folder(make_config())

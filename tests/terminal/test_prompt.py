@@ -1,4 +1,4 @@
-"""What somebody types, or a pipe brings: messages of one line or several, a history, Ctrl-C."""
+"""Messages typed or piped: one line or several, a history, Ctrl-C."""
 
 import io
 import os
@@ -27,7 +27,7 @@ PASTE, PASTED = "\x1b[200~", "\x1b[201~"
 
 
 def messages(history: Path, *keys: str) -> list[str]:
-    """What comes of keys typed at a terminal, and then Ctrl-D."""
+    """Type keys and Ctrl-D at a terminal and return the messages."""
     pytest.importorskip("prompt_toolkit", reason="a new dependency, not yet installed here")
     from prompt_toolkit.application import create_app_session
     from prompt_toolkit.input import create_pipe_input
@@ -65,11 +65,11 @@ def messages(history: Path, *keys: str) -> list[str]:
         ([], []),
     ],
 )
-def test_what_is_typed(tmp_path: Path, keys: list[str], expected: list[str]) -> None:
+def test_typed_messages(tmp_path: Path, keys: list[str], expected: list[str]) -> None:
     assert messages(tmp_path / "history", *keys) == expected
 
 
-def test_what_was_typed_is_remembered_for_nobody_else(
+def test_the_history_is_readable_by_its_owner_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     history = tmp_path / "new" / "history"
@@ -88,7 +88,7 @@ def piped_in(monkeypatch: pytest.MonkeyPatch, text: str) -> list[str]:
     return list(read_pipe())
 
 
-def test_what_is_piped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_piped_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "one\n\n two \r\nthree\\\nfour\\\n\nrow \\\\\nfive\\"
     assert piped_in(monkeypatch, text) == ["one", "two", "three\nfour", "row \\\\", "five"]
     assert piped_in(monkeypatch, "") == []
@@ -103,7 +103,7 @@ def test_a_line_goes_on_after_a_backslash_of_its_own(line: str, expected: bool) 
 
 @contextmanager
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A pseudo-terminal as stdin; its descriptor."""
+    """Make a pseudo-terminal stdin and return its descriptor."""
     above, below = pty.openpty()
     try:
         with os.fdopen(below, closefd=False) as stdin:
@@ -128,7 +128,7 @@ def test_ctrl_c_is_told_once_and_then_raises(monkeypatch: pytest.MonkeyPatch) ->
     assert (told, signal.getsignal(signal.SIGINT)) == ([1], before)
 
 
-def test_somebody_types_where_the_prompt_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_that_shows_the_prompt_is_interactive(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
