@@ -6,13 +6,13 @@ import Darwin
 import Glibc
 #endif
 
-/// Where Python and the package are, in an app's bundle for instance.
+/// The places of Python and of the package, for instance in an app's bundle.
 public struct PythonLocation: Sendable {
     /// libpython: `Python.framework/Versions/3.13/Python`, `libpython3.13.dylib`.
     public let library: String
-    /// The folder that has `lib/python3.13`; nil where libpython finds it by itself.
+    /// The folder that has `lib/python3.13`; nil if libpython finds it by itself.
     public let home: String?
-    /// The folder that has `magistral_mlx` and what it needs.
+    /// The folder that has `magistral_mlx` and its dependencies.
     public let sitePackages: String
 
     public init(library: String, home: String?, sitePackages: String) {
@@ -22,15 +22,15 @@ public struct PythonLocation: Sendable {
     }
 }
 
-/// Something between Swift and the bridge that does not work: a library or a module that is missing.
+/// A failure between Swift and the bridge, such as a missing library or module.
 public struct PythonError: Error, CustomStringConvertible {
     public let description: String
 }
 
-/// The interpreter, as far as the bridge needs it: functions called with JSON, which return JSON.
+/// The Python interpreter: calls functions of the bridge with JSON and returns JSON.
 ///
-/// Everything is checked, so that nothing traps; the references that are taken never leave this file. Use it on the
-/// thread that made it, as MagistralBridge's executor sees to.
+/// Every result is checked, so that nothing traps. No reference leaves this file. Use it on the thread
+/// that made it, as MagistralBridge's executor does.
 final class Interpreter {
     private typealias Object = UnsafeMutableRawPointer
 
@@ -61,7 +61,7 @@ final class Interpreter {
         dumps = try Self.attribute("dumps", json, python)
     }
 
-    /// Call a function of the bridge with the entries of a JSON object; the JSON it returns.
+    /// Call a function of the bridge with the entries of a JSON object and return its JSON.
     func call(_ function: String, _ arguments: Data) throws -> Data {
         let function = try Self.attribute(function, bridge, python)
         defer { python.release(function) }
@@ -80,7 +80,7 @@ final class Interpreter {
         return Data(bytes: bytes, count: count)
     }
 
-    /// `function(argument)`; takes the reference to the argument.
+    /// Call `function(argument)`; takes over the reference to the argument.
     private func apply(_ function: Object, to argument: Object?) throws -> Object {
         let arguments = try checked(python.tuple(1))
         defer { python.release(arguments) }
@@ -103,7 +103,7 @@ final class Interpreter {
         return attribute
     }
 
-    /// Python's pending exception, cleared.
+    /// Return Python's pending exception and clear it.
     private static func error(_ python: Functions) -> PythonError {
         var type: Object?
         var value: Object?
@@ -118,7 +118,7 @@ final class Interpreter {
         return PythonError(description: String(decoding: UnsafeRawBufferPointer(start: bytes, count: count), as: UTF8.self))
     }
 
-    /// The functions of Python's C interface that are used, found in the library by name.
+    /// The functions of Python's C interface that this file uses, found by name.
     private struct Functions {
         let initialize: @convention(c) () -> Void
         let run: @convention(c) (UnsafePointer<CChar>) -> CInt

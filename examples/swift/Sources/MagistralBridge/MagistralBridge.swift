@@ -1,9 +1,9 @@
 import Foundation
 
-/// Magistral in an app: `MagistralBridge.shared`, an actor that runs on one thread of its own, which owns Python.
+/// Magistral in an app: `MagistralBridge.shared`, an actor that runs Python on a thread of its own.
 ///
-/// No call blocks the caller's thread, no exception of Python's reaches Swift, and Python cannot be called without its
-/// lock: only this actor has the interpreter. A task that is cancelled cancels its stream.
+/// No call blocks the caller's thread, and no Python exception reaches Swift. Only this actor has the
+/// interpreter, so Python is never called without its lock. A cancelled task cancels its stream.
 public actor MagistralBridge {
     public static let shared = MagistralBridge()
 
@@ -11,7 +11,7 @@ public actor MagistralBridge {
         PythonThread.shared.asUnownedSerialExecutor()
     }
 
-    /// A loaded model; close it to have its memory back.
+    /// A loaded model; close it to free its memory.
     public struct Model: Sendable, Hashable {
         let handle: Int
     }
@@ -70,7 +70,7 @@ public actor MagistralBridge {
         }
     }
 
-    /// What a model needs here, in bytes, and the context that fits.
+    /// The bytes that a model needs here, and the context that fits.
     public struct Plan: Decodable, Sendable {
         public let weightsBytes: Int
         public let totalBytes: Int
@@ -85,23 +85,23 @@ public actor MagistralBridge {
         }
     }
 
-    /// How long one pull holds this actor, when nothing comes.
+    /// The longest time that one pull holds this actor.
     private static let pullSeconds = 0.05
     private var interpreter: Interpreter?
 
     private init() {}
 
-    /// Initialize Python; once in a process, and before anything else. Takes the time of the first import.
+    /// Initialize Python, once in a process and before anything else. Takes as long as the first import.
     public func open(_ location: PythonLocation) throws {
         if interpreter == nil { interpreter = try Interpreter(location) }
     }
 
-    /// What would fit, without loading.
+    /// Plan for a model without loading it.
     public func plan(path: String, options: Options = Options()) throws -> Plan {
         return try call("plan", Loading(path: path, options: options))
     }
 
-    /// Load a folder, or "demo". A task that is cancelled meanwhile cancels the load.
+    /// Load a folder, or "demo". Cancelling the task cancels the load.
     public func load(
         path: String, options: Options = Options(), progress: @Sendable (Progress) -> Void = { _ in }
     ) async throws -> Model {
@@ -122,7 +122,7 @@ public actor MagistralBridge {
         }
     }
 
-    /// The events of a reply, to `done`. What goes wrong is thrown, as `Failed`. To leave the loop cancels the reply.
+    /// Return the events of a reply, to `done`. Throws `Failed`. Leaving the loop cancels the reply.
     public nonisolated func stream(
         _ model: Model, _ messages: [Message], sampling: Sampling = Sampling()
     ) -> AsyncThrowingStream<MagistralEvent, Error> {
@@ -139,12 +139,12 @@ public actor MagistralBridge {
         }
     }
 
-    /// Write the conversation of the last reply and the model's cache of it.
+    /// Write the conversation of the last reply and its cache to a file.
     public func save(_ model: Model, to path: String) throws {
         let _: Nothing = try call("save", Handle(handle: model.handle, path: path))
     }
 
-    /// Read what `save` wrote; go on with its messages.
+    /// Read what `save` wrote, and return the messages to continue.
     public func resume(_ model: Model, from path: String) throws -> [Message] {
         struct Resumed: Decodable {
             let messages: [Message]
@@ -153,8 +153,8 @@ public actor MagistralBridge {
         return resumed.messages
     }
 
-    /// Cancel what the model does, and give its memory back. Do this before the app ends: a process that exits while
-    /// MLX computes is aborted.
+    /// Cancel the model's replies and free its memory. Do this before the app ends: a process that exits
+    /// while MLX computes is aborted.
     public func close(_ model: Model) throws {
         let _: Nothing = try call("close", Handle(handle: model.handle, path: nil))
     }
@@ -183,7 +183,7 @@ public actor MagistralBridge {
         try await pull(begun.stream, take)
     }
 
-    /// Pull a stream to its last event; other calls of this actor have their turn between two pulls.
+    /// Pull a stream to its last event; other calls of this actor run between two pulls.
     private func pull(_ stream: Int, _ take: (MagistralEvent) -> Void) async throws {
         struct Pull: Encodable {
             let stream: Int
@@ -213,7 +213,7 @@ public actor MagistralBridge {
         }
     }
 
-    /// A function of the bridge: keyword arguments there, its dictionary back, its error thrown.
+    /// Call a function of the bridge with keyword arguments; return its dictionary or throw its error.
     private func call<Result: Decodable>(_ function: String, _ arguments: some Encodable) throws -> Result {
         guard let interpreter else { throw PythonError(description: "call MagistralBridge.shared.open first") }
         let data = try interpreter.call(function, JSONEncoder().encode(arguments))

@@ -1,5 +1,5 @@
-// What a model tells while it loads or replies: magistral_mlx/bridge_events.schema.json in Swift.
-// A test of the Python package holds every name and type here to that schema.
+// The events of a load or a reply: magistral_mlx/serving/bridge_events.schema.json in Swift.
+// A test of the Python package compares every name and type here with that schema.
 
 /// One event of a stream.
 public enum MagistralEvent: Codable, Sendable, Equatable {
@@ -64,7 +64,7 @@ public enum MagistralEvent: Codable, Sendable, Equatable {
         }
     }
 
-    /// Whether the stream ends with this event.
+    /// True for the last event of a stream.
     public var isLast: Bool {
         switch self {
         case .ready, .done, .error: true
@@ -148,7 +148,7 @@ public enum ClosedBy: String, Codable, Sendable {
     case loop
 }
 
-/// What a reply cost.
+/// The cost of a reply.
 public struct Usage: Codable, Sendable, Equatable {
     public let promptTokens: Int
     public let completionTokens: Int
@@ -175,7 +175,7 @@ public struct Usage: Codable, Sendable, Equatable {
     }
 }
 
-/// What went wrong, and what to do.
+/// A failure, and what to do about it.
 public struct Failed: Codable, Sendable, Equatable, Error {
     public let code: String
     public let message: String

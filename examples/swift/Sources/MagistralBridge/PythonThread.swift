@@ -1,8 +1,8 @@
 import Foundation
 
-/// The one thread that touches Python: it initializes the interpreter and keeps the GIL to the end of the process.
+/// The one thread that runs Python: it initializes the interpreter and keeps the GIL to the end.
 ///
-/// A dispatch queue would not do: its threads change, and Python's state belongs to the thread that initialized it.
+/// A dispatch queue changes its threads, but Python's state belongs to the thread that initialized it.
 final class PythonThread: SerialExecutor, @unchecked Sendable {
     static let shared = PythonThread()
 

@@ -1,4 +1,4 @@
-// magistral-checks LIBPYTHON HOME SITE-PACKAGES: what an app does to a model, and what must come of it.
+// magistral-checks LIBPYTHON HOME SITE-PACKAGES: checks of what an app does with a model.
 import Foundation
 import MagistralBridge
 
@@ -7,7 +7,7 @@ let bridge = MagistralBridge.shared
 let question = MagistralBridge.Message(role: "user", content: "What is 48 + 76?")
 var greedy = MagistralBridge.Sampling()
 greedy.temperature = 0
-var endless = MagistralBridge.Sampling()  // random ids go on to the end of the context
+var endless = MagistralBridge.Sampling()  // random ids continue to the end of the context
 endless.temperature = 9
 endless.topP = 1
 let (calm, wild) = (greedy, endless)
@@ -17,7 +17,7 @@ let (calm, wild) = (greedy, endless)
     if !isTrue { exit(1) }
 }
 
-/// The code of what is thrown.
+/// Return the code of the error that is thrown.
 @Sendable func code(_ work: () async throws -> Void) async -> String {
     do {
         try await work()
