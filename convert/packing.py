@@ -1,4 +1,4 @@
-"""One weight -> its packed form, and back: MLX's own rounding, with what it lets pass refused."""
+"""Pack and unpack weights by MLX's own rounding, and refuse weights that it would spoil."""
 
 from collections.abc import Mapping
 
@@ -9,34 +9,40 @@ from magistral_mlx.checkpoint.quant_format import AFFINE_GROUP_SIZES, QuantForma
 from magistral_mlx.errors import ConversionError
 
 PARTS = ("weight", "scales", "biases")
+# The exponent bits of each type, all set.
 EXPONENTS = {
     mx.bfloat16: 0x7F80,
     mx.float16: 0x7C00,
     mx.float32: 0x7F80_0000,
-}  # their bits, all of them set
+}
 
 
 def quantize(
     weight: mx.array, quant: QuantFormat, *, name: str = "the weight"
 ) -> dict[str, mx.array]:
-    """Round a weight to its groups' scales; equal to ``mx.quantize`` bit for bit.
+    """Round a weight by its groups' scales, bit for bit as ``mx.quantize``.
 
-    Every row is rounded by itself: blocks of rows, quantized one by one, give the same as the whole.
+    Rows are independent: blocks of rows, quantized one by one, give the same as the whole.
 
     Args:
         weight: ``[rows, columns]`` in bfloat16, float16 or float32.
+        quant: the format.
         name: of the tensor, for messages.
+
     Returns:
-        ``weight`` (packed in uint32), ``scales`` and, for affine formats, ``biases``: shapes as
-        ``quant.packed_shapes``. Scales and biases of affine formats have the type of ``weight``, others are uint8.
+        ``weight`` (packed in uint32), ``scales`` and, for affine formats, ``biases``, in the shapes
+        of ``quant.packed_shapes``. Scales and biases of affine formats have the type of
+        ``weight``, other scales are uint8.
+
     Raises:
-        ConversionError: the groups do not divide the columns; the weight holds NaN or infinity, or is so
-            large that its scales would.
+        ConversionError: the groups do not divide the columns, the weight holds NaN or infinity, or
+            it is so large that its scales would.
     """
     check_divisible(name, weight.shape, quant)
     check_finite(name, weight)
     packed = mx.quantize(weight, quant.group_size, quant.bits, quant.mode)
-    parts = dict(zip(PARTS, packed, strict=False))  # only affine formats have biases
+    # Only affine formats have biases.
+    parts = dict(zip(PARTS, packed, strict=False))
     if quant.mode == "affine":
         check_finite(
             name, *packed[1:], what="is so large that the scales of its groups hold NaN or infinity"
@@ -47,7 +53,10 @@ def quantize(
 def dequantize(
     parts: Mapping[str, mx.array], quant: QuantFormat, dtype: mx.Dtype | None = None
 ) -> mx.array:
-    """The weight that ``parts`` stand for; ``dtype`` None: that of the scales, bfloat16 where these are uint8."""
+    """Unpack a weight.
+
+    By default its type is that of the scales, or bfloat16 if these are uint8.
+    """
     return mx.dequantize(
         parts["weight"],
         parts["scales"],
@@ -60,7 +69,11 @@ def dequantize(
 
 
 def check_divisible(name: str, shape: tuple[int, ...], quant: QuantFormat) -> None:
-    """Raises ConversionError where the groups do not divide the columns of a matrix."""
+    """Check that the groups divide the columns of a matrix.
+
+    Raises:
+        ConversionError: they do not.
+    """
     if shape[-1] % quant.group_size == 0:
         return
     fitting = (
@@ -75,23 +88,30 @@ def check_divisible(name: str, shape: tuple[int, ...], quant: QuantFormat) -> No
         else f'leave it in floats by a recipe with the rule {{"match": "*{module}", "bits": 16}}'
     )
     raise ConversionError(
-        f"tensor {name!r} has {shape[-1]} columns, which groups of {quant.group_size} do not divide; {way_out}"
+        f"tensor {name!r} has {shape[-1]} columns, "
+        f"which groups of {quant.group_size} do not divide; {way_out}"
     )
 
 
 def check_finite(name: str, *arrays: mx.array, what: str = "holds NaN or infinity") -> None:
-    """Raises ConversionError where a value is NaN or infinite: no runtime could use it."""
+    """Check that no value is NaN or infinite: no runtime could use it.
+
+    Raises:
+        ConversionError: one is.
+    """
     if not all(map(is_finite, arrays)):
         raise ConversionError(f"tensor {name!r} {what}; the source is damaged: download it again")
 
 
 def is_finite(array: mx.array) -> bool:
-    """Whether no value is NaN or infinite; by the bits, in NumPy: mx.isfinite takes longer than quantizing."""
+    """Tell whether no value is NaN or infinite.
+
+    By the bits, in NumPy: mx.isfinite takes longer than quantizing.
+    """
     exponent = EXPONENTS[array.dtype]
     bits = np.array(array.view(mx.uint32 if array.dtype == mx.float32 else mx.uint16), copy=False)
-    signed = bits.view(
-        f"i{bits.itemsize}"
-    )  # largest where a positive value is, as ``bits`` where a negative one is
+    # The largest signed value is positive, the largest unsigned one negative, if there is one.
+    signed = bits.view(f"i{bits.itemsize}")
     return (
         int(signed.max()) < exponent and int(bits.max()) < exponent + np.iinfo(signed.dtype).max + 1
     )

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal's stderr."""
+"""Show a progress bar on a terminal's stderr."""
 
 import sys
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""Jobs on threads: reading, quantizing and writing let go of the interpreter, so that they overlap."""
+"""Run jobs on threads: reading, quantizing and writing release the interpreter's lock."""
 
 import os
 from collections.abc import Callable, Generator, Iterable
@@ -7,18 +7,21 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-WORKERS = min(16, 4 * (os.cpu_count() or 1))  # of which most wait for the disk
+# Most of them wait for the disk.
+WORKERS = min(16, 4 * (os.cpu_count() or 1))
 
 
 def unordered(
     jobs: Iterable[Callable[[], T]], workers: int = WORKERS, ahead: int | None = None
 ) -> Generator[T, None, None]:
-    """Run jobs, begun in order and at most ``workers`` at once; yields what they return, as it comes.
+    """Run jobs on threads, and yield their results as they come.
 
-    After an error, or when closed, no job begins any more, and those begun are waited for.
+    After an error, or when the generator is closed, no job begins, and running jobs end.
 
     Args:
-        ahead: jobs that are taken at most before they are done; so many that ``jobs`` may work while they run.
+        jobs: begin in this order. The iterator may do work of its own while they run.
+        workers: the most jobs that run at once.
+        ahead: the most jobs that are taken from ``jobs`` before they are done.
     """
     ahead = workers if ahead is None else ahead
     pool = ThreadPoolExecutor(workers, thread_name_prefix="convert")

@@ -1,7 +1,7 @@
-"""The files beside the weights: config, tokenizer, chat template and card, as MLX, Swift and transformers read them.
+"""Build the files beside the weights as MLX, Swift and transformers read them.
 
-Everything written is a function of the checkpoint alone: no time, host, path or version, and the same
-from Hugging Face shards as from Mistral's consolidated file.
+Config, tokenizer, chat template and card follow from the checkpoint alone: they hold no time, host,
+path or version, and are the same from Hugging Face shards as from Mistral's consolidated file.
 """
 
 import importlib.metadata
@@ -21,20 +21,22 @@ from magistral_mlx.tokenizer.tekken import Tokenizer
 from magistral_mlx.tokenizer.tekken_file import TEKKEN_FILE
 
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
-MAX_NEW_TOKENS = 40_960  # the model card's, like the sampling below
-TRANSFORMERS = 5  # the major version whose TokenizersBackend tokenizer_config.json names
+# The model card's, like the sampling below.
+MAX_NEW_TOKENS = 40_960
+# The major version whose TokenizersBackend tokenizer_config.json names.
+TRANSFORMERS = 5
 
-# Text that every kind of piece of the tokenizer's pattern occurs in: tokenizer.json must agree with tekken.json on it.
+# A text with every kind of piece in the tokenizer's pattern, to compare both tokenizers on.
 PROBE = (
     "Don't panic: 3.14 × 10²  = x;\n\n\tfoo_bar(); <think>\n日本語 Größe 👩‍👩‍👧 ЯНДЕКС\r\n   end  "
 )
 
 
 def require_export_extra() -> None:
-    """Check, before any work, that what makes tokenizer.json is installed.
+    """Check that the libraries that make tokenizer.json are installed.
 
     Raises:
-        ConversionError: it is not; the message has the command.
+        ConversionError: one is not; the message has the command.
     """
     try:
         found = importlib.metadata.version("transformers")
@@ -47,17 +49,20 @@ def require_export_extra() -> None:
         what = f"{error.name} is not installed"
     raise ConversionError(
         f"tokenizer.json, which Swift and LM Studio need, cannot be made: {what}. "
-        "Run: pip install 'magistral-mlx[export]', or leave tokenizer.json out with --no-tokenizer-json"
+        "Run: pip install 'magistral-mlx[export]', or leave tokenizer.json out with "
+        "--no-tokenizer-json"
     )
 
 
 def make_config(
     config: ModelConfig, quantization: Mapping[str, Any] | None, torch_dtype: str = "bfloat16"
 ) -> dict[str, Any]:
-    """config.json, in a fixed order and with every value stated that a reader might otherwise guess.
+    """Build config.json in a fixed order, with every value that a reader might otherwise guess.
 
     Args:
-        quantization: ``group_size``, ``bits``, ``mode`` and the modules that differ; None for float weights.
+        config: of the model.
+        quantization: ``group_size``, ``bits``, ``mode`` and the modules that differ; None for float
+            weights.
         torch_dtype: of the tensors that are not packed.
     """
     raw: dict[str, Any] = {
@@ -97,14 +102,16 @@ def exports(
     tokenizer_json: bool,
     base_model: str | None = None,
 ) -> dict[str, bytes]:
-    """Every file but the weights and their index: its content by its name, in the order of the names.
+    """Build every file but the weights and their index: content by name, in the order of names.
 
     Args:
-        source: the checkpoint that is converted: tekken.json and SYSTEM_PROMPT.txt are taken from it.
-        config_out: what ``make_config`` gives.
-        tokenizer: the source's, where it was read already.
-        tokenizer_json: whether to make tokenizer.json and tokenizer_config.json (needs the export extra).
-        base_model: hub id of what was converted, for the card.
+        source: the checkpoint to convert, whose tekken.json and SYSTEM_PROMPT.txt are copied.
+        config_out: from ``make_config``.
+        tokenizer: the source's, if it was read already.
+        tokenizer_json: whether to make tokenizer.json and tokenizer_config.json, which needs the
+            export extra.
+        base_model: hub id of the source, for the card.
+
     Raises:
         CheckpointError, ConversionError, TokenizerError: as ``require_export_extra`` and
             ``Tokenizer.of_model``.
@@ -119,7 +126,8 @@ def exports(
     }
     if wrong := {key for key, value in ids.items() if config_out[key] != value}:
         raise ConversionError(
-            f"{source / TEKKEN_FILE}: {', '.join(sorted(wrong))} is not Magistral's; download it again"
+            f"{source / TEKKEN_FILE}: {', '.join(sorted(wrong))} is not Magistral's; "
+            "download it again"
         )
     sampling = {
         "do_sample": True,
@@ -153,10 +161,10 @@ def exports(
 
 
 def chat_template(tokenizer: Tokenizer) -> str:
-    """The Jinja template that does what ``tokenizer.encode_chat`` does.
+    """Make the Jinja template that encodes chats as ``tokenizer.encode_chat`` does.
 
-    A line of the file that begins with ``{#v7 v11#}``, ``{#text#}`` or the like is only for these versions of
-    tekken.json, or for this format of traces.
+    A line of the file that begins with ``{#v7 v11#}``, ``{#text#}`` or the like is only for these
+    versions of tekken.json, or for this format of traces.
     """
     before, after = prompt_around(tokenizer.system_prompt)
     texts = {"DEFAULT_PROMPT": tokenizer.system_prompt, "BEFORE": before, "AFTER": after}
@@ -173,7 +181,7 @@ def chat_template(tokenizer: Tokenizer) -> str:
 
 
 def json_text(value: dict[str, Any]) -> str:
-    """JSON as every file here is written: keys in the order given, two spaces, a final newline."""
+    """Format JSON as in every file here: keys in the given order, two spaces, a final newline."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -193,15 +201,18 @@ def _tokenizer_config(max_positions: int) -> dict[str, Any]:
 
 
 def _tokenizer_json(tekken: Path, *, vocab_size: int, probe_ids: list[int]) -> str:
-    """tokenizer.json of a tekken.json, checked: ``probe_ids`` are what the latter makes of ``PROBE``."""
+    """Make tokenizer.json from a tekken.json, and check that it encodes PROBE as ``probe_ids``."""
     log = logging.getLogger("transformers")
     log.addFilter(_is_news)
     try:
-        from transformers.integrations.mistral import MistralConverter  # type: ignore[attr-defined]  # a lazy module
+        # A lazy module, of which type checkers know nothing.
+        from transformers.integrations.mistral import (
+            MistralConverter,  # type: ignore[attr-defined]
+        )
     finally:
         log.removeFilter(_is_news)
 
-    # The converter holds every merge as a Python tuple: it is gone before the text is made.
+    # The converter holds every merge as a Python tuple. Drop it before the text is made.
     backend = MistralConverter(str(tekken)).converted()
     if backend.get_vocab_size() != vocab_size or backend.encode(PROBE).ids != probe_ids:
         raise ConversionError(
@@ -213,7 +224,7 @@ def _tokenizer_json(tekken: Path, *, vocab_size: int, probe_ids: list[int]) -> s
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """transformers warns at import that there is no PyTorch; a tokenizer needs none."""
+    """Hide the warning of transformers that there is no PyTorch: a tokenizer needs none."""
     return "PyTorch was not found" not in record.getMessage()
 
 

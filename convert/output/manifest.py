@@ -1,6 +1,6 @@
 """magistral_mlx.json: what a checkpoint was made from and how, and the hash of every file of it.
 
-No time, no host and no path of the output: the same source and options give the same bytes.
+It holds no time, host or path: the same source and options give the same bytes.
 """
 
 import hashlib
@@ -15,26 +15,27 @@ from magistral_mlx.checkpoint.manifest import MANIFEST, Manifest
 from magistral_mlx.errors import CheckpointError
 
 HASHES = ("sha256", "sample_sha256")
-FORMAT = 3  # raised when the same source and options give other files
+# Raised when the same source and options give other files.
+FORMAT = 3
 
 
 def make_manifest(*, source: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides every byte of a conversion's output."""
+    """Record everything that decides the bytes of a conversion's output."""
     versions = {"magistral_mlx": version("magistral-mlx"), "mlx": version("mlx")}
     return {"format": FORMAT, "source": source, "options": options, "versions": versions}
 
 
 def entry_of(content: bytes) -> dict[str, Any]:
-    """What is recorded of a file."""
+    """Record the size and SHA-256 of a file."""
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def difference(
     target: Path, *, source: Mapping[str, Any], options: Mapping[str, Any]
 ) -> str | None:
-    """What makes ``target`` something else than the complete result of this source and these options, or None.
+    """Say why ``target`` is not the complete result of this source and these options, or None.
 
-    Weights are known by their size and header, everything smaller by its hash.
+    Weights are compared by size and header, smaller files by hash.
     """
     try:
         manifest = Manifest.find(target)
@@ -60,12 +61,12 @@ def difference(
 
 
 def first_difference(found: Any, wanted: Any, path: str = "") -> str | None:
-    """The path of the first value that differs, with both values where they are short.
+    """Name the first value that differs, with both values if they are short; None if none does.
 
-    A hash that only one of the two knows is no difference: not every way to a source states the same ones.
+    A hash that only one side knows is no difference: not every way to a source gives the same ones.
     """
     if isinstance(found, dict) and isinstance(wanted, dict):
-        # What says most to a person comes first: single values before tables, and hashes last of them.
+        # For a person, single values say more than tables, and hashes least.
         nested = {
             key
             for each in (found, wanted)

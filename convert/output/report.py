@@ -1,4 +1,4 @@
-"""What a conversion says of itself: how much less is lost than by rounding, tensor by tensor and in all."""
+"""Report how much less a conversion loses than rounding, by tensor and in all."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,19 +6,21 @@ from typing import Any
 
 DIGITS = 4
 MEASURES = {
-    "importance": "squared error of a linear's outputs over the outputs squared, as if its inputs were independent",
-    "gptq": "squared error of a linear's outputs over the outputs squared, on 256 tokens of the calibration",
+    "importance": "squared error of a linear's outputs over the outputs squared, "
+    "as if its inputs were independent",
+    "gptq": "squared error of a linear's outputs over the outputs squared, "
+    "on 256 tokens of the calibration",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """The report in short.
+    """The report in short, over all tensors.
 
     Attributes:
-        error_ratio: of the sums of all relative errors: what is lost over what rounding would lose.
+        error_ratio: the sum of all relative errors over that of rounding.
         outliers: the largest E[x_j^2] over the mean of its linear.
-        outliers_at: that linear.
+        outliers_at: the path of that linear.
     """
 
     error_ratio: float
@@ -29,11 +31,11 @@ class Gain:
 def make_report(
     method: str, errors: Mapping[str, Sequence[float]], without_inputs: Collection[str]
 ) -> dict[str, Any]:
-    """In JSON's types.
+    """Build the report as JSON-compatible data.
 
     Args:
         errors: by module path, ``methods.error.OutputError`` and the outlier ratio of the inputs.
-        without_inputs: modules whose columns weigh something else.
+        without_inputs: modules that no inputs were measured of, such as an embedding.
     """
     tensors = {}
     for module, (rounded, found, signal, outliers) in errors.items():
@@ -51,7 +53,7 @@ def make_report(
 
 
 def gain_of(record: Mapping[str, Any]) -> Gain | None:
-    """The short form of what ``make_report`` put into a provenance file; None where nothing was searched."""
+    """Shorten the report of a manifest; return None if every weight was rounded."""
     report = record.get("report")
     if report is None:
         return None

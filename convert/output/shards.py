@@ -1,4 +1,4 @@
-"""The files of weights that a plan names, while they are written."""
+"""Write the files of weights that a plan names."""
 
 import logging
 import threading
@@ -23,14 +23,12 @@ class ShardSet:
         self._plan, self._staging = plan, staging
         self._shards = {name: shard for shard in plan.shards for name in shard.sources}
         self._writers: dict[str, ShardWriter] = {}
-        self._errors: dict[
-            str, dict[int, OutputError]
-        ] = {}  # by tensor of the source and first row
+        self._errors: dict[str, dict[int, OutputError]] = {}  # by source tensor and first row
         self._outliers: dict[str, float] = {}
         self._opening = threading.Lock()
 
     def rechecks(self) -> Iterator[Callable[[], PlannedShard | None]]:
-        """Jobs that give each finished file which is still what an earlier process wrote."""
+        """Make a job for each finished file; it returns the shard if the file is unchanged."""
         return (
             partial(self._recheck, shard)
             for shard in self._plan.shards
@@ -46,7 +44,7 @@ class ShardSet:
         return None
 
     def is_finished(self, name: str) -> bool:
-        """Whether the file of a tensor of the source is whole."""
+        """Tell whether the file of a source tensor is whole."""
         return self._shards[name].file in self._staging.finished
 
     def add(
@@ -62,10 +60,11 @@ class ShardSet:
         Rows of a finished file are left out.
 
         Args:
-            name: of the tensor of the source.
-            row: the first one.
-            error: of the outputs that these rows give, where it was measured.
-            outliers: the outlier ratio of the tensor's inputs, then.
+            name: of the source tensor.
+            row: the first of the rows.
+            tensors: the rows of each tensor that is written.
+            error: of the outputs of these rows, if it was measured.
+            outliers: the outlier ratio of the tensor's inputs, if there is an error.
         """
         if self.is_finished(name):
             return
@@ -84,7 +83,7 @@ class ShardSet:
                 self._staging.record(shard.file, writer.finish() | self._report(shard))
 
     def close(self) -> None:
-        """Let go of the files, whole or not."""
+        """Close the files, whole or not."""
         for writer in self._writers.values():
             writer.close()
 

@@ -1,7 +1,7 @@
-"""``OUT.partial``, where a conversion grows beside its target until it is whole and takes the target's name.
+"""Write a conversion into ``OUT.partial``, which takes the target's name once it is whole.
 
-A journal in it says what the conversion is and which files are finished, so that the same command goes on
-where an earlier one ended, however it ended. One process at a time holds it.
+Its journal holds the plan and the finished files, so that the same command resumes the conversion,
+however the earlier one ended. One process at a time holds the folder.
 """
 
 import errno
@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from magistral_mlx.convert.output.journal import JOURNAL, journal_line, read_journal
 from magistral_mlx.convert.output.manifest import first_difference
 from magistral_mlx.errors import ConversionError
 from magistral_mlx.files import (
@@ -30,23 +31,24 @@ from magistral_mlx.files import (
 
 log = logging.getLogger(__name__)
 
-JOURNAL = "conversion.jsonl"
 FETCHED = "source"
 CALIBRATION = "calibration"
 TRACES = "traces"
-NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)  # some network drives
+# The errors of drives without locks, such as some network drives.
+NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
 
 
 class Staging:
-    """The partial folder of a target, as a context manager. What is finished stays when the block fails.
+    """The partial folder of a target, as a context manager; finished files stay if the block fails.
 
     Attributes:
         folder: where the files are written.
-        fetched: a folder in it for what is fetched of the source, which stays as well.
-        calibration: another for what a calibration has found, which stays for the same plan.
-        traces: another, likewise, for what a model writes to be calibrated on.
+        fetched: a folder in it for fetched files of the source, which stays as well.
+        calibration: a folder for the stages of a calibration, which stays for the same plan.
+        traces: a folder for the replies to calibrate on, which stays likewise.
         awaits_publication: everything is there already, and only ``publish`` is missing.
-        finished: what the journal holds of each finished file: ``size`` and ``sha256``, and ``errors`` of its tensors.
+        finished: the journal's entry of each finished file: ``size``, ``sha256``, and ``errors`` of
+            its tensors.
     """
 
     def __init__(
@@ -57,11 +59,13 @@ class Staging:
         is_complete: Callable[[Path], bool],
         force: bool = False,
     ) -> None:
-        """
+        """Describe the folder; entering the block makes and locks it.
+
         Args:
-            plan: what is made of what, in JSON's types.
-            is_complete: whether a folder is the complete result of this plan.
-            force: give up a partial folder of another plan.
+            target: the folder to publish.
+            plan: the source and the options, as JSON-compatible data.
+            is_complete: tells whether a folder is the complete result of this plan.
+            force: discard a partial folder of another plan.
         """
         self.target, self.folder = target, partial_of(target)
         self.fetched, self.calibration = self.folder / FETCHED, self.folder / CALIBRATION
@@ -74,7 +78,11 @@ class Staging:
         self._made: list[Path] = []
 
     def __enter__(self) -> "Staging":
-        """Raises ConversionError where another process, another plan or something foreign is there."""
+        """Make and lock the folder, and load its journal.
+
+        Raises:
+            ConversionError: another process, another plan or something foreign is there.
+        """
         self._made = [folder for folder in self.target.parents if not folder.exists()]
         self._descriptor = self._lock()
         try:
@@ -101,7 +109,7 @@ class Staging:
         self._leave()
 
     def _leave(self) -> None:
-        """Unlock, and delete what was made and is empty."""
+        """Unlock the folder, and delete every folder that was made and is empty."""
         for folder in (self.folder, *self._made):
             with suppress(OSError):
                 folder.rmdir()
@@ -110,23 +118,23 @@ class Staging:
     def record(self, file: str, entry: dict[str, Any]) -> None:
         """Note that a file is finished. Safe from any thread."""
         with self._writing:
-            append_to_file(self._journal, _line({"file": file, **entry}))
+            append_to_file(self._journal, journal_line({"file": file, **entry}))
             self.finished[file] = entry
 
     def forget(self, file: str) -> None:
-        """Take back that a file is finished: it is written again."""
+        """Remove a file from the finished ones: it is written again."""
         with self._writing:
             del self.finished[file]
             self._rewrite()
 
     def publish(self, *, replace: bool) -> None:
-        """Give the folder the target's name; with ``replace``, what has that name is deleted after.
+        """Give the folder the target's name; with ``replace``, delete the old target afterwards.
 
         Raises:
             FileExistsError: the target appeared meanwhile, and is not to be replaced.
         """
         exists, aside = os.path.lexists(self.target), aside_of(self.target)
-        if exists and not replace:  # a rename would replace an empty folder
+        if exists and not replace:
             raise FileExistsError(errno.EEXIST, "appeared meanwhile", str(self.target))
         discard(self.fetched)
         discard(self.calibration)
@@ -145,7 +153,7 @@ class Staging:
         discard_replaced(self.target)
 
     def _lock(self) -> int:
-        """A descriptor of the folder, which is made if need be, locked against other processes until it is closed."""
+        """Make the folder if needed; return a descriptor that locks it until it is closed."""
         while True:
             try:
                 self.target.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +179,8 @@ class Staging:
             except BlockingIOError:
                 os.close(descriptor)
                 raise ConversionError(
-                    f"another process is converting to {self.target}; wait until it is done, or name another folder"
+                    f"another process is converting to {self.target}; wait until it is done, "
+                    "or name another folder"
                 ) from None
             except OSError as error:
                 if error.errno not in NO_LOCKS:
@@ -187,8 +196,8 @@ class Staging:
             os.close(descriptor)
 
     def _load(self) -> None:
-        """Take over what an earlier process finished of the same plan, and delete the rest."""
-        lines = _read_journal(self._journal)
+        """Keep the finished files of an earlier process with the same plan, and delete the rest."""
+        lines = read_journal(self._journal)
         if not lines:
             if self._is_complete(self.folder):
                 self.awaits_publication = True
@@ -201,8 +210,9 @@ class Staging:
         elif (other := first_difference(lines[0], self._plan)) is not None:
             if not self._force:
                 raise ConversionError(
-                    f"{self.folder} holds an unfinished conversion with another {other}; finish "
-                    f"it with the command that began it, or give it up with --force or by deleting the folder"
+                    f"{self.folder} holds an unfinished conversion with another {other}; finish it "
+                    "with the command that began it, or give it up with --force or by deleting the "
+                    "folder"
                 )
             lines = []
         names = set(os.listdir(self.folder))
@@ -227,21 +237,21 @@ class Staging:
 
     def _rewrite(self) -> None:
         files = ({"file": file, **entry} for file, entry in self.finished.items())
-        write_file(self._journal, b"".join(map(_line, (self._plan, *files))))
+        write_file(self._journal, b"".join(map(journal_line, (self._plan, *files))))
 
 
 def partial_of(target: Path) -> Path:
-    """The folder in which a target grows."""
+    """Return the folder in which a target grows."""
     return target.with_name(f"{target.name}.partial")
 
 
 def aside_of(target: Path) -> Path:
-    """Where what a target replaces is between two renames."""
+    """Return the name that a replaced target has between two renames."""
     return target.with_name(f".{target.name}.replaced")
 
 
 def discard_replaced(target: Path) -> None:
-    """Delete what a target replaced, though interrupted on the way."""
+    """Delete the target that was replaced, even if interrupted once."""
     aside = aside_of(target)
     try:
         discard(aside)
@@ -256,8 +266,8 @@ def discard_replaced(target: Path) -> None:
 
 
 def begun_commit(target: Path, repo_id: str) -> str | None:
-    """The commit of a hub id that an unfinished conversion to ``target`` began with."""
-    lines = _read_journal(partial_of(target) / JOURNAL)
+    """Return the commit of a hub id that an unfinished conversion to ``target`` began with."""
+    lines = read_journal(partial_of(target) / JOURNAL)
     hub = lines[0]["plan"]["source"].get("hub") if lines else None
     if hub is None or hub["id"] != repo_id:
         return None
@@ -270,34 +280,5 @@ def begun_commit(target: Path, repo_id: str) -> str | None:
     return str(hub["commit"])
 
 
-def _read_journal(path: Path) -> list[dict[str, Any]]:
-    """A journal's lines up to the first that was not written whole."""
-    if not is_own_file(path):
-        return []
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:  # another process has just published the target
-        return []
-    records: list[dict[str, Any]] = []
-    for line in content.splitlines(keepends=True):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break
-        keys = {"file", "size", "sha256"} if records else {"plan"}
-        if (
-            not line.endswith(b"\n")
-            or not isinstance(record, dict)
-            or set(record) - {"errors"} != keys
-        ):
-            break
-        records.append(record)
-    return records
-
-
 def _is_own_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
-
-
-def _line(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(record, ensure_ascii=False, sort_keys=True).encode() + b"\n"

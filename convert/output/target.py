@@ -1,4 +1,4 @@
-"""What is checked of a target before any work."""
+"""Check a target before any work."""
 
 import fnmatch
 import os
@@ -6,19 +6,20 @@ from contextlib import suppress
 from pathlib import Path
 
 from magistral_mlx.checkpoint.manifest import MANIFEST
-from magistral_mlx.convert.output.staging import JOURNAL, aside_of, partial_of
+from magistral_mlx.convert.output.journal import JOURNAL
+from magistral_mlx.convert.output.staging import aside_of, partial_of
 from magistral_mlx.errors import ConversionError, in_units
 from magistral_mlx.files import free_bytes
 
 
 def check_place(target: Path) -> None:
-    """Check whether a folder can be made there.
+    """Check that a folder can be made there.
 
     Raises:
         ConversionError: it cannot, or it would lie in another conversion.
     """
     if not target.name:
-        raise ConversionError(f"{target} is the root of all; name another folder")
+        raise ConversionError(f"{target} is the root folder; name another folder")
     try:
         str(target).encode()
     except UnicodeEncodeError:
@@ -45,10 +46,10 @@ def check_place(target: Path) -> None:
 
 
 def check_replaceable(target: Path, *, force: bool) -> None:
-    """Check, before any work, whether something is in the way.
+    """Check that nothing is in the way but a finished conversion, or with ``force`` a checkpoint.
 
     Raises:
-        ConversionError: something that is no finished conversion; with ``force``, something that is no checkpoint.
+        ConversionError: something else is.
     """
     if not os.path.lexists(target) or (target / MANIFEST).is_file():
         return
@@ -70,7 +71,11 @@ def check_replaceable(target: Path, *, force: bool) -> None:
 
 
 def check_apart(source: Path, target: Path) -> None:
-    """Raises ConversionError where one folder is the other or lies in it."""
+    """Check that no folder is the other or lies in it.
+
+    Raises:
+        ConversionError: one is or does.
+    """
     here, there = source.resolve(), target.resolve()
     if here == there or here in there.parents or there in here.parents:
         raise ConversionError(
@@ -79,11 +84,15 @@ def check_apart(source: Path, target: Path) -> None:
 
 
 def check_space(target: Path, needed_bytes: int) -> None:
-    """Raises ConversionError where the disk has less free than ``needed_bytes``."""
+    """Check that the disk has ``needed_bytes`` free.
+
+    Raises:
+        ConversionError: it has less.
+    """
     if needed_bytes > (free := free_bytes(target)):
         raise ConversionError(
-            f"{target} needs {in_units(needed_bytes)} more, and {in_units(free)} are free; free some "
-            "space, or name a folder on a larger disk"
+            f"{target} needs {in_units(needed_bytes)} more, and {in_units(free)} are free; "
+            "free some space, or name a folder on a larger disk"
         )
 
 

@@ -1,4 +1,4 @@
-"""A safetensors file whose header is known before its tensors, which stream to their places in any order."""
+"""Write a safetensors file whose tensors arrive in any order, once its header is known."""
 
 import os
 import threading
@@ -12,11 +12,12 @@ from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.checkpoint.safetensors_header import MLX_TYPES, Entry, header_bytes
 from magistral_mlx.files import PARTIAL, create_file, flush, rename, sha256_of, write_at
 
-FLUSH_BYTES = 128 * 2**20  # one thread waits for these while others go on; at the end nobody could
+# One thread flushes so much while the others go on; at the end all would wait.
+FLUSH_BYTES = 128 * 2**20
 
 
 class ShardWriter:
-    """Writes one safetensors file, from several threads at once; it has its name only when it is whole."""
+    """Writes one safetensors file from several threads; it gets its name once it is whole."""
 
     def __init__(self, path: Path, entries: Mapping[str, Entry]) -> None:
         self.path, self.entries = path, entries
@@ -29,9 +30,10 @@ class ShardWriter:
         write_at(self._descriptor, memoryview(self._head), 0)
 
     def write(self, name: str, rows: mx.array, first_row: int = 0) -> bool:
-        """Write rows of a tensor to their place; whether these were the last of the file that were missing.
+        """Write rows of a tensor to their place, each row once, in any order.
 
-        Every row must be written once, in any order.
+        Returns:
+            True if these were the last rows of the file.
         """
         assert self._descriptor is not None, f"{self.path} is closed"
         entry = self.entries[name]
@@ -54,18 +56,19 @@ class ShardWriter:
         return is_last
 
     def finish(self) -> dict[str, Any]:
-        """Flush, check, hash and name the file: its ``size`` and ``sha256``."""
+        """Flush, check, hash and name the file; return its ``size`` and ``sha256``."""
         assert self._descriptor is not None, f"{self.path} is closed"
         assert not self._unwritten, f"{self.path}: tensors were left out"
         flush(self._descriptor)
         self.close()
-        Shard.open(self.temporary)  # our own strict reader and the safetensors library's
+        # Both our strict reader and the safetensors library check it.
+        Shard.open(self.temporary)
         entry = {"size": self.temporary.stat().st_size, "sha256": sha256_of(self.temporary)}
         rename(self.temporary, self.path)
         return entry
 
     def close(self) -> None:
-        """Let go of the file, whole or not."""
+        """Close the file, whole or not."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)

@@ -1,1 +1,1 @@
-"""Tie the rooms together: from a source to a finished folder."""
+"""Convert a source into a finished folder."""

@@ -1,4 +1,4 @@
-"""Convert a checkpoint: choose the bits, write the weights and documents, publish all or nothing."""
+"""Convert a checkpoint: choose the bits, write everything, publish all or nothing."""
 
 import errno
 from collections.abc import Generator
@@ -12,18 +12,20 @@ from typing import Any
 import mlx.core as mx
 
 from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.checkpoint.manifest import MANIFEST, REASONING_FORMAT, Manifest
-from magistral_mlx.checkpoint.safetensors_header import INDEX
-from magistral_mlx.convert.calibration.forward import EMBEDDING, MeanSquares
+from magistral_mlx.checkpoint.manifest import Manifest
+from magistral_mlx.convert.calibration.forward import MeanSquares
 from magistral_mlx.convert.calibration.resumable_pass import ResumablePass
 from magistral_mlx.convert.calibration.traces import FILE as TRACES
 from magistral_mlx.convert.calibration.traces import ROUNDED
 from magistral_mlx.convert.methods.auto import choose_bits
-from magistral_mlx.convert.output.export import exports, json_text, make_config
-from magistral_mlx.convert.output.manifest import entry_of, make_manifest
-from magistral_mlx.convert.output.report import Gain, gain_of, make_report
+from magistral_mlx.convert.output.report import Gain, gain_of
 from magistral_mlx.convert.output.shards import ShardSet
 from magistral_mlx.convert.output.staging import Staging, discard_replaced
+from magistral_mlx.convert.pipeline.documents import (
+    build_documents,
+    plan_record,
+    write_documents,
+)
 from magistral_mlx.convert.pipeline.layerwise import LayerwiseConversion
 from magistral_mlx.convert.pipeline.prepare import Checked, check_conversion
 from magistral_mlx.convert.pipeline.rowwise import RowwiseConversion
@@ -32,11 +34,10 @@ from magistral_mlx.convert.recipe.named import AUTO
 from magistral_mlx.convert.recipe.options import ConvertOptions
 from magistral_mlx.convert.threads import unordered
 from magistral_mlx.errors import CheckpointError, ConversionError, in_units
-from magistral_mlx.files import discard, free_bytes, sha256_of, write_file
+from magistral_mlx.files import discard, free_bytes, sha256_of
 from magistral_mlx.options import takes_two_and_keywords_of
 from magistral_mlx.streams import Progress, Stream, streamed
 
-HASHES = ("size", "sha256")
 # Folders of stages: of the pass by which the recipe auto chooses, and of the other.
 SURVEY, PASS = "survey", "pass"
 
@@ -81,19 +82,6 @@ class Planned:
         statistics = MeanSquares(source)
         forward_pass = ResumablePass(stages, source, self.ids, statistics)
         return RowwiseConversion(source, self.plan, output, stream, statistics, forward_pass)
-
-    def build_documents(self) -> dict[str, bytes]:
-        """Build every file beside the weights and the manifest."""
-        checked, plan = self.checked, self.plan
-        source = checked.origin.source
-        config = make_config(source.config, plan.quantization, plan.float_type)
-        return {INDEX: json_text(plan.index()).encode()} | exports(
-            source.folder,
-            config,
-            checked.tokenizer,
-            tokenizer_json=checked.options.tokenizer_json,
-            base_model=checked.origin.hub_id,
-        )
 
 
 @takes_two_and_keywords_of(ConvertOptions)
@@ -140,7 +128,7 @@ def run_conversion(checked: Checked) -> Generator[Progress, None, Summary]:
     if checked.is_complete:
         discard_replaced(target)
         return _summarize(checked, target, already=True)
-    record = _manifest(checked, checked.origin.identity)
+    record = plan_record(checked, checked.origin.identity)
     try:
         with Staging(
             target, record, is_complete=checked.is_made_at, force=checked.options.force
@@ -163,13 +151,13 @@ def _fill(checked: Checked, staging: Staging) -> Generator[Progress, None, None]
     ids = yield from _write_calibration(checked, staging)
     planned = yield from _choose_bits(checked, ids, staging)
     with ThreadPoolExecutor(1, thread_name_prefix="documents") as beside:
-        building = beside.submit(planned.build_documents)
+        building = beside.submit(build_documents, checked, planned.plan)
         yield from planned.start(staging).run()
         documents = building.result()
     calibration = checked.calibration
     if calibration is not None and calibration.traces is not None:
         documents[TRACES] = (staging.traces / TRACES).read_bytes()
-    _write_documents(planned, staging, documents, identity)
+    write_documents(checked, planned.plan, staging, documents, identity)
 
 
 def _hash_source(checked: Checked) -> Generator[Progress, None, dict[str, Any]]:
@@ -240,43 +228,6 @@ def _choose_bits(
     source, folder = checked.origin.source, staging.calibration / SURVEY
     plan, statistics = yield from choose_bits(source, checked.plan, checked.options, ids, folder)
     return Planned(checked, plan, ids, statistics)
-
-
-def _manifest(checked: Checked, identity: dict[str, Any]) -> dict[str, Any]:
-    return make_manifest(source=identity, options=checked.recorded_options)
-
-
-def _write_documents(
-    planned: Planned, staging: Staging, documents: dict[str, bytes], identity: dict[str, Any]
-) -> None:
-    """Write the files beside the weights; the manifest last, since it holds their hashes."""
-    for name, content in documents.items():
-        write_file(staging.folder / name, content)
-    files = {name: entry_of(content) for name, content in documents.items()}
-    for shard in planned.plan.shards:
-        written = staging.finished[shard.file]
-        hashes = {key: written[key] for key in HASHES}
-        files[shard.file] = hashes | {"header_sha256": shard.header_sha256}
-    tokenizer = planned.checked.tokenizer
-    manifest = (
-        _manifest(planned.checked, identity)
-        | ({} if tokenizer is None else {REASONING_FORMAT: tokenizer.reasoning_format})
-        | _report(planned, staging)
-        | {"files": dict(sorted(files.items()))}
-    )
-    write_file(staging.folder / MANIFEST, json_text(manifest).encode())
-
-
-def _report(planned: Planned, staging: Staging) -> dict[str, Any]:
-    if planned.ids is None:
-        return {}
-    errors: dict[str, list[float]] = {}
-    for shard in planned.plan.shards:
-        errors |= staging.finished[shard.file].get("errors", {})
-    checked = planned.checked
-    without_inputs = () if checked.origin.source.config.tie_word_embeddings else (EMBEDDING,)
-    ordered = {module: errors[module] for module in planned.plan.formats if module in errors}
-    return {"report": make_report(checked.options.method, ordered, without_inputs)}
 
 
 def _summarize(checked: Checked, folder: Path, *, already: bool) -> Summary:

@@ -1,4 +1,4 @@
-"""The weights of a conversion by GPTQ: layer after layer, each quantized on what those before it give."""
+"""Write the weights by GPTQ: each layer is quantized on what the quantized layers before give."""
 
 import logging
 from collections import Counter
@@ -28,13 +28,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class LayerwiseConversion:
-    """As ``weights.WeightsWork``; a stage of the pass is kept once all that comes before it is in finished files."""
+    """Quantizes and writes every tensor of a plan, layer after layer.
+
+    A stage of the pass is kept once everything before it is in finished files.
+    """
 
     source: Source
     plan: Plan
     output: ShardSet
-    stages: Path  # folder of ``ResumablePass``
-    ids: mx.array  # [B, T] that the inputs come from
+    stages: Path  # folder of the pass
+    ids: mx.array  # [B, T], for the pass
     stream: HubStream | None = None
 
     def run(self) -> Generator[Progress, None, None]:
@@ -102,7 +105,7 @@ class LayerwiseConversion:
         self.output.add(f"{module}.weight", row, tensors, error, outliers)
 
     def _write_unpacked(self, name: str) -> None:
-        """A norm, or a matrix that stays in floats: the pass reads it, and emits nothing."""
+        """Write a norm, or a matrix that stays in floats: the pass emits neither."""
         if self.plan.formats.get(name.removesuffix(".weight")) is not None:
             return
         for row, rows in self.source.blocks(name):

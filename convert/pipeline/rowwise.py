@@ -1,4 +1,4 @@
-"""The weights of a conversion: blocks of rows, each read, quantized and written by one of several threads."""
+"""Write the weights in blocks of rows, each read, quantized and written by one of several threads."""
 
 import os
 from collections import Counter
@@ -24,9 +24,12 @@ from magistral_mlx.convert.threads import WORKERS, unordered
 from magistral_mlx.errors import in_units
 from magistral_mlx.streams import Progress
 
-BLOCK_BYTES = 4 * 2**20  # of the source: larger ones cost page faults, smaller ones calls
-AHEAD = 512  # blocks that wait for their search while the pass goes on
-LAYERS_AHEAD = 2  # that it is then at most, of the 24B model: a layer has 278 blocks
+# Bytes of the source in a block: larger ones cost page faults, smaller ones calls.
+BLOCK_BYTES = 4 * 2**20
+# Blocks that wait for their search while the pass goes on.
+AHEAD = 512
+# Layers that the pass is then ahead at most: one of the 24B model has 278 blocks.
+LAYERS_AHEAD = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,28 +39,34 @@ class _Block:
     name: str
     rows: slice
     nbytes: int  # in the source
-    files: frozenset[str]  # of the source that they are in
+    files: frozenset[str]  # the source's files that hold them
 
 
 @dataclass(slots=True)
 class RowwiseConversion:
-    """What there is to do for the weights of a plan, but for GPTQ's.
+    """Quantizes and writes every tensor of a plan by rounding or by the weighted search.
 
-    Quantizing is MLX's on the CPU, whatever the default device is: every core has a block of its own, memory
-    stays small, and the same source and statistics give the same bytes on every machine. The pass that collects
-    statistics takes a layer through the default device while the blocks of the one before are searched.
+    MLX quantizes on the CPU, whatever the default device is: every core has its own block, memory
+    stays small, and the same source and statistics give the same bytes on every machine. The pass
+    that collects statistics computes a layer on the default device while the blocks of the layer
+    before are searched.
+
+    Attributes:
+        stream: fetches the source's files, one after the other.
+        statistics: for the search; None if every weight is rounded.
+        forward_pass: collects the statistics; None if they are complete.
     """
 
     source: Source
     plan: Plan
     output: ShardSet
-    stream: HubStream | None = None  # that the source's files come from, one after the other
-    statistics: MeanSquares | None = None  # None: every weight is rounded
-    staged: ResumablePass | None = None  # that fills them; None: they are complete
+    stream: HubStream | None = None
+    statistics: MeanSquares | None = None
+    forward_pass: ResumablePass | None = None
     _supply: Prefetcher | None = None
 
     def run(self) -> Generator[Progress, None, None]:
-        """Write every file that is not finished yet."""
+        """Write every file that is not finished."""
         total = sum(map(self.source.nbytes_of, self.source.config.shapes))
         done = yield from rechecked(self.output, self.source, total)
         try:
@@ -78,14 +87,16 @@ class RowwiseConversion:
             self.output.close()
 
     def _steps(self) -> Iterator[tuple[int, bool, list[str]]]:
-        """(step of the pass, whether the pass has yet to take it, tensors to write after it), up to the last one
-        that leaves something to write."""
+        """Yield the steps of the pass, up to the last one that leaves something to write.
+
+        Each is (number, whether the pass has yet to take it, tensors to write after it).
+        """
         steps = [
             [n for n in names if not self.output.is_finished(n)]
             for names in in_order(self.source.config)
         ]
         last = max((step for step, names in enumerate(steps) if names), default=-1)
-        first = len(steps) if self.staged is None else self.staged.steps_done
+        first = len(steps) if self.forward_pass is None else self.forward_pass.steps_done
         for step, names in enumerate(steps[: last + 1]):
             yield step, step >= first, names
 
@@ -114,11 +125,11 @@ class RowwiseConversion:
     def _jobs(self) -> Iterator[Callable[[], _Block | None]]:
         for step, is_passed, names in self._steps():
             if is_passed:
-                assert self.staged is not None
+                assert self.forward_pass is not None
                 files = files_of_step(self.source, step)
                 yield from self._waits(files)
-                self.staged.advance()
-                self.staged.keep()
+                self.forward_pass.advance()
+                self.forward_pass.keep()
                 self._done(files)
             for block in (block for name in names for block in self._blocks(name)):
                 yield from self._waits(block.files)
@@ -136,7 +147,7 @@ class RowwiseConversion:
                 self._supply.done(file)
 
     def _convert(self, block: _Block) -> _Block:
-        """Convert a block, and finish its file where it was the last one missing."""
+        """Convert a block, and finish its file if it was the last one missing."""
         module, row = block.name.removesuffix(".weight"), block.rows.start
         quant, dtype = self.plan.formats.get(module), FLOAT_TYPES[self.plan.float_type][1]
         with mx.stream(mx.cpu):
@@ -154,7 +165,7 @@ class RowwiseConversion:
 
 
 def rechecked(output: ShardSet, source: Source, total: int) -> Generator[Progress, None, int]:
-    """Check again what an earlier process finished; bytes of the source that need no work."""
+    """Check the files that an earlier process finished; return the source bytes that need no work."""
     done = 0
     with closing(unordered(output.rechecks())) as checked:
         for shard in filter(None, checked):
@@ -164,12 +175,12 @@ def rechecked(output: ShardSet, source: Source, total: int) -> Generator[Progres
 
 
 def files_of(source: Source, names: list[str]) -> frozenset[str]:
-    """The files that tensors are read from."""
+    """Return the files that tensors are read from."""
     return frozenset(place.path.name for name in names for place, _ in source.places(name))
 
 
 def files_of_step(source: Source, step: int) -> frozenset[str]:
-    """The files that a step of a pass through the model reads."""
+    """Return the files that a step of a pass through the model reads."""
     return files_of(source, read_in_order(source.config)[step])
 
 

@@ -1,4 +1,4 @@
-"""Laws of a finished checkpoint that its files alone show: hashes, what config.json states, that no number is NaN."""
+"""Check the files of a finished checkpoint: their hashes, config.json, and that no number is NaN."""
 
 import os
 from collections.abc import Generator, Iterable, Iterator
@@ -31,11 +31,11 @@ SCALES = {"mxfp4": "E8M0", "mxfp8": "E8M0", "nvfp4": "E4M3"}
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One law, and whether it holds.
+    """One check and its outcome.
 
     Attributes:
-        passed: None where nothing was there to hold it against; ``detail`` says what.
-        detail: what was checked, or the first faults.
+        passed: None if there was nothing to compare with; ``detail`` says so.
+        detail: the facts that were checked, or the first faults.
     """
 
     name: str
@@ -47,7 +47,7 @@ Steps = Generator[tuple[int, str], None, Check]  # yields bytes read, and of wha
 
 
 def verdict(name: str, faults: Iterable[str], holds: str) -> Check:
-    """A check that names its first faults, or says what ``holds`` where there are none."""
+    """Make a check that names its first faults, or says ``holds`` if there are none."""
     found = list(faults)
     more = [f"and {len(found) - 3} more"] if len(found) > 3 else []
     return Check(name, not found, "; ".join(found[:3] + more) or holds)
@@ -72,9 +72,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_files(folder: Path, manifest: Manifest) -> Steps:
-    """Every file has the size and hash recorded, and none lies beside them.
+    """Check that every file has the recorded size and hash, and that no other file is there.
 
-    A name that begins with a dot is other software's (Finder, git, the hub's client); no runtime reads it.
+    A name that begins with a dot belongs to other software, such as Finder, git or the hub's
+    client. No runtime reads it.
     """
     faults: list[str] = []
     with closing(
@@ -95,7 +96,7 @@ def check_files(folder: Path, manifest: Manifest) -> Steps:
 
 
 def check_config(checkpoint: Checkpoint) -> Check:
-    """What readers other than this software need is stated."""
+    """Check that config.json, index and metadata hold everything that other runtimes read."""
     raw = checkpoint.raw_config
     faults = [f"config.json does not state {key}" for key in STATED if raw.get(key) is None]
     if raw.get("quantization") != raw.get("quantization_config"):
@@ -113,7 +114,7 @@ def check_config(checkpoint: Checkpoint) -> Check:
 
 
 def check_finite(checkpoint: Checkpoint) -> Steps:
-    """No float is NaN or infinite: norms, scales and biases, and 8-bit floats."""
+    """Check that no float is NaN or infinite: norms, scales, biases and 8-bit floats."""
     kinds = float_tensors(checkpoint)
     wrong: set[str] = set()
     with closing(unordered(_jobs(checkpoint, kinds))) as read:
@@ -129,7 +130,7 @@ def check_finite(checkpoint: Checkpoint) -> Steps:
 
 
 def float_tensors(checkpoint: Checkpoint) -> dict[str, str]:
-    """The tensors whose values may be NaN, and the type of these values."""
+    """Return the tensors whose values may be NaN, and the type of these values."""
     kinds = {}
     for name, entry in (
         (name, entry) for shard in checkpoint.shards for name, entry in shard.header.items()
@@ -146,7 +147,7 @@ def float_tensors(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def nbytes_of(checkpoint: Checkpoint, names: Iterable[str]) -> int:
-    """Bytes of some tensors together."""
+    """Return the bytes of some tensors together."""
     entries = {name: entry for shard in checkpoint.shards for name, entry in shard.header.items()}
     return sum(entries[name].nbytes for name in names)
 

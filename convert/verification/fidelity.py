@@ -1,4 +1,4 @@
-"""How far a checkpoint's tensors are from those of its source, and how far rounding alone can bring them."""
+"""Measure how far a checkpoint's tensors are from the source's, and bound it by the method."""
 
 import math
 from collections.abc import Generator, Iterator
@@ -26,19 +26,20 @@ ROUNDOFF = {
 SMALLEST = {"BF16": 2**-133, "F16": 2**-24, "F32": 2**-149}  # the least positive value
 FLOAT32_NOISE = 2**-21  # of the arithmetic here and in MLX
 LEAST_STEP = 1e-7  # MLX's, of affine formats
-GPTQ_SPANS = 4  # of a group: how far its weights are moved, to make up for errors, is bounded by the inputs alone
+# Spans of a group by which GPTQ may move a weight. Only the inputs bound it really.
+GPTQ_SPANS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class TensorError:
-    """What became of one tensor of the source.
+    """The error of one tensor of the source.
 
     Attributes:
         name: the source's.
         stored_as: its format in the checkpoint.
         relative: ||W - W'|| / ||W||, in Frobenius norms.
         largest: max |w - w'|.
-        of_bound: the largest |w - w'| as part of what its method explains at that place; over 1 it does not.
+        of_bound: the largest |w - w'| over the bound of its method at that place.
     """
 
     name: str
@@ -49,13 +50,13 @@ class TensorError:
 
     @property
     def is_explained(self) -> bool:
-        """Whether its method can have made this of the source's tensor."""
+        """Tell whether the method can have made this from the source's tensor."""
         return self.of_bound <= 1 and math.isfinite(self.relative)
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """The same of a block of rows."""
+    """The error of a block of rows."""
 
     name: str
     nbytes: int  # in the source
@@ -68,12 +69,14 @@ class _Part:
 def measuring(
     checkpoint: Checkpoint, source: Source, method: str = "round"
 ) -> Generator[tuple[int, str], None, list[TensorError]]:
-    """Compare every tensor with its source, which must be of the same shapes; worst relative error first.
+    """Compare every tensor with its source, and return the errors, worst relative error first.
 
-    Yields the bytes of the source, and the tensor, just done.
+    Yields the bytes of the source, and the tensor, just compared.
 
     Args:
-        method: one of ``recipes.METHODS``, by which affine formats were made.
+        checkpoint: the result of a conversion.
+        source: of the same shapes.
+        method: one of METHODS, for affine formats.
     """
     parts: dict[str, list[_Part]] = {name: [] for name in source.config.shapes}
     with closing(unordered(_jobs(checkpoint, source, method))) as measured:
@@ -88,18 +91,22 @@ def measuring(
 
 
 def rounding_bound(groups: mx.array, quant: QuantFormat | None, dtype: str) -> mx.array:
-    """The most by which rounding moves a value: ``[n, group]`` float32 -> ``[n, 1]``.
+    """Return the most by which rounding moves a value, ``[n, 1]``.
 
-    Affine: a step is (max - min) / (2^bits - 1). The nearest code is half a step away; but MLX stretches the
-    step so that the value of largest magnitude is a code, which may leave the other end one step short. Then
-    scale and bias are rounded to ``dtype``, the scale times up to all codes.
-    mxfp4, mxfp8: the scale is a power of two, by MLX on Metal the nearest to max |w| over the largest code, so
-    that up to 1 - 1/sqrt(2) of max |w| is cut off; no gap between codes has a half that wide.
-    nvfp4: the scale is an 8-bit float, off by 1/16 or, near zero, 2^-10, and 448 at most; codes go to 6, after 4.
+    Affine: a step is (max - min) / (2^bits - 1). The nearest code is half a step away. But MLX
+    stretches the step so that the value of largest magnitude is a code, which may leave the other
+    end one step short. Then scale and bias are rounded to ``dtype``; the scale's error counts up to
+    all codes.
+    mxfp4, mxfp8: the scale is a power of two, by MLX on Metal the nearest to max |w| over the
+    largest code. So up to 1 - 1/sqrt(2) of max |w| is cut off, more than half of any gap between
+    codes.
+    nvfp4: the scale is an 8-bit float, off by 1/16 or, near zero, 2^-10, and 448 at most. Codes go
+    to 6, after 4.
 
     Args:
-        quant: None for values that are not packed; then a group is one value.
-        dtype: of scales, biases and of what is not packed, as safetensors spells it.
+        groups: values ``[n, group]`` float32.
+        quant: None for values that are not packed; a group is one value then.
+        dtype: of scales, biases and unpacked values, as safetensors spells it.
     """
     magnitude = mx.abs(groups).max(axis=-1, keepdims=True)
     roundoff, smallest = ROUNDOFF[dtype], SMALLEST[dtype]
@@ -157,8 +164,10 @@ def _measure(checkpoint: Checkpoint, source: Source, name: str, rows: slice, met
 def _nearest_bound(
     groups: mx.array, grid: tuple[mx.array, mx.array], quant: QuantFormat
 ) -> mx.array:
-    """How far the nearest codes of a stored grid are from values ``[n, group]``: a search ends with these codes, and
-    where two are as near, float32 chooses."""
+    """Return how far the nearest codes of a stored grid are from values ``[n, group]``.
+
+    A search ends with these codes. Where two are as near, float32 chooses.
+    """
     scales, biases = grid
     steps = mx.where(scales == 0, 0, (groups - biases) / mx.where(scales == 0, 1, scales))
     nearest = mx.clip(mx.round(steps), 0, 2**quant.bits - 1)
@@ -167,7 +176,7 @@ def _nearest_bound(
 
 
 def _grid(checkpoint: Checkpoint, name: str, rows: slice) -> tuple[mx.array, mx.array]:
-    """Scales and biases of rows, each ``[n, 1]`` in float32."""
+    """Read the scales and biases of rows, each ``[n, 1]`` in float32."""
     module = name.removesuffix(".weight")
     scales, biases = (
         checkpoint.read(f"{module}.{kind}", rows).astype(mx.float32) for kind in PARTS[1:]
@@ -178,7 +187,7 @@ def _grid(checkpoint: Checkpoint, name: str, rows: slice) -> tuple[mx.array, mx.
 def _restored(
     checkpoint: Checkpoint, name: str, rows: slice, quant: QuantFormat | None
 ) -> mx.array:
-    """Rows of a tensor as a runtime sees them, in float32."""
+    """Read rows of a tensor as a runtime sees them, in float32."""
     if quant is None:
         return checkpoint.read(name, rows).astype(mx.float32)
     module = name.removesuffix(".weight")
@@ -190,12 +199,12 @@ def _restored(
 
 
 def _format(checkpoint: Checkpoint, name: str) -> QuantFormat | None:
-    """None for what is not packed: norms are no matrices, and have no format."""
+    """Return the format of a tensor; None if it is not packed, as norms never are."""
     return checkpoint.formats.get(name.removesuffix(".weight"))
 
 
 def _float_type(checkpoint: Checkpoint, name: str) -> str:
-    """The type a tensor was rounded to: that of its scales, or of the last norm where these are no floats."""
+    """Return the type of a tensor's scales, or of the last norm if these are no floats."""
     quant = _format(checkpoint, name)
     if quant is not None:
         name = (

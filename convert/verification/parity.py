@@ -1,4 +1,4 @@
-"""tekken.json against tokenizer.json, and Mistral's chat encoding against chat_template.jinja, on many texts."""
+"""Compare tokenizer.json with tekken.json, and the chat template with Mistral's encoding."""
 
 import importlib.util
 import random
@@ -103,10 +103,10 @@ CHATS: tuple[tuple[tuple[str, str], ...], ...] = (
 
 
 def require_parsers() -> None:
-    """Check, before any work, that what reads tokenizer.json and the template is installed.
+    """Check that the libraries that read tokenizer.json and the template are installed.
 
     Raises:
-        ConversionError: it is not; the message has the command.
+        ConversionError: one is not; the message has the command.
     """
     if missing := [
         name for name in ("tokenizers", "jinja2") if importlib.util.find_spec(name) is None
@@ -118,7 +118,11 @@ def require_parsers() -> None:
 
 
 def read_tokenizer_json(folder: Path) -> Any:
-    """The ``tokenizers.Tokenizer`` of a folder. Raises CheckpointError where there is none that can be read."""
+    """Read the ``tokenizers.Tokenizer`` of a folder.
+
+    Raises:
+        CheckpointError: there is none that can be read.
+    """
     from tokenizers import Tokenizer as Backend
 
     path = folder / TOKENIZER_JSON
@@ -131,8 +135,15 @@ def read_tokenizer_json(folder: Path) -> Any:
 
 
 def tokenizer_fault(tokenizer: Tokenizer, backend: Any) -> str | None:
-    """Where ``tokenizer`` (tekken.json) and ``backend`` (tokenizer.json) part first: on every entry of the
-    vocabulary that is text, and on ``NUM_TEXTS`` strings from a fixed seed. None: nowhere."""
+    """Name the first difference between tekken.json and tokenizer.json, or None.
+
+    They are compared on every entry of the vocabulary that is text, and on ``NUM_TEXTS`` strings
+    from a fixed seed.
+
+    Args:
+        tokenizer: of tekken.json.
+        backend: of tokenizer.json.
+    """
     if backend.get_vocab_size() != tokenizer.vocab_size:
         return f"{TOKENIZER_JSON} has {backend.get_vocab_size()} ids, tekken.json {tokenizer.vocab_size}"
     controls = [token.content for token in backend.get_added_tokens_decoder().values()]
@@ -153,7 +164,7 @@ def tokenizer_fault(tokenizer: Tokenizer, backend: Any) -> str | None:
 
 
 def template_fault(folder: Path, tokenizer: Tokenizer, backend: Any) -> str | None:
-    """The first of ``CHATS`` that chat_template.jinja and tokenizer.json make other ids of than mistral-common.
+    """Name the first of CHATS that the template encodes unlike mistral-common, or None.
 
     Raises:
         CheckpointError: the template or tokenizer_config.json cannot be read.
@@ -164,9 +175,8 @@ def template_fault(folder: Path, tokenizer: Tokenizer, backend: Any) -> str | No
     path, config_path = folder / TEMPLATE, folder / "tokenizer_config.json"
     config = parse_json(read_document(config_path), config_path)
     names = {name: config.get(name) for name in ("bos_token", "eos_token")}
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True
-    )  # as transformers has it
+    # The settings of transformers.
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = _raise
     try:
         template = environment.from_string(read_document(path).decode())
@@ -188,12 +198,13 @@ def template_fault(folder: Path, tokenizer: Tokenizer, backend: Any) -> str | No
         AttributeError,
         RecursionError,
     ) as error:
-        return f"the template fails ({type(error).__name__}: {quoted(str(error))})"  # it is a program: anything may be
+        # A template is a program: it may fail in any way.
+        return f"the template fails ({type(error).__name__}: {quoted(str(error))})"
     return None
 
 
 def fuzzed() -> Iterator[str]:
-    """Endless strings of what the tokenizer's pattern treats in different ways; the same every time."""
+    """Yield strings of pieces that the tokenizer's pattern treats differently, always the same."""
     rng = random.Random(0)
     while True:
         letters = (chr(rng.choice(range(0x20, 0xD800))) for _ in range(8))

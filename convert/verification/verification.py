@@ -1,4 +1,4 @@
-"""A converted checkpoint, checked: its files, its numbers, its two tokenizers and, where given, its source."""
+"""Check a converted checkpoint: its files, numbers and two tokenizers, and its source if given."""
 
 import os
 from collections.abc import Callable, Generator
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was found; ``tensors``, worst first, only where a source was given."""
+    """The findings. ``tensors``, worst first, are compared only with a source."""
 
     target: Path
     checks: tuple[Check, ...]
@@ -60,11 +60,12 @@ def verify_checkpoint(target: str | Path, source: str | Path | None = None) -> R
 
     Args:
         target: its folder.
-        source: what it was made from, a folder or a hub id: then every tensor is compared with it.
+        source: the folder or hub id that it was made from; every tensor is compared with it.
+
     Raises:
-        CheckpointError, HubError: ``target`` is no folder, or ``source`` cannot be used or fetched. What is
-            wrong inside ``target`` is in the report.
-        ConversionError: what reads tokenizer.json is not installed.
+        CheckpointError, HubError: ``target`` is no folder, or ``source`` cannot be used or fetched.
+            The report names every fault inside ``target``.
+        ConversionError: the library that reads tokenizer.json is not installed.
     """
     return stream_verification(target, source).result()
 
@@ -129,7 +130,7 @@ def stream_verification(
 
 
 def _tried(read: Callable[[], T]) -> tuple[T | None, str]:
-    """What ``read`` gives, or why it gives nothing."""
+    """Call ``read``; return its result, or None and the reason."""
     try:
         return read(), ""
     except CheckpointError as error:
@@ -137,7 +138,7 @@ def _tried(read: Callable[[], T]) -> tuple[T | None, str]:
 
 
 def _open_source(source: str | Path, manifest: Manifest | None) -> Source:
-    """The source, in the commit and layout that are recorded where it has these."""
+    """Open the source, in the recorded commit and layout if it has them."""
     recorded = {} if manifest is None else manifest.source
     layout: Layout | None = "consolidated" if recorded.get("layout") == "consolidated" else None
     hub = recorded.get("hub")
@@ -153,7 +154,7 @@ def _open_source(source: str | Path, manifest: Manifest | None) -> Source:
 
 
 def _check_texts(folder: Path, manifest: Manifest | None, vocab_size: int | None) -> list[Check]:
-    """Both tokenizers, and both ways from a chat to ids."""
+    """Compare both tokenizers, and both ways from a chat to ids."""
     if (
         manifest is not None
         and manifest.options.get("tokenizer_json") is False
@@ -179,7 +180,7 @@ def _check_texts(folder: Path, manifest: Manifest | None, vocab_size: int | None
 
 
 def _check_source(checkpoint: Checkpoint, source: Source, manifest: Manifest | None) -> Check:
-    """The source is what is recorded, and of the same model."""
+    """Check that the source is the recorded one, and of the same model."""
     faults = []
     if manifest is not None:
         recorded = {

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 
 from magistral_mlx import demo, files
-from magistral_mlx.convert.output import staging, target
-from magistral_mlx.convert.output.staging import JOURNAL, Staging, begun_commit, partial_of
+from magistral_mlx.convert.output import journal, target
+from magistral_mlx.convert.output.journal import JOURNAL
+from magistral_mlx.convert.output.staging import Staging, begun_commit, partial_of
 
 
 def first_do(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[], object]) -> None:
     """Let another process act just before the first call of a function such as ``os.lstat``."""
     module, _, attribute = name.rpartition(".")
-    owner: Any = {"os": os, "fcntl": fcntl, "staging": staging}[module]
+    owner: Any = {"os": os, "fcntl": fcntl, "journal": journal}[module]
     call, pending = getattr(owner, attribute), [act]
 
     def after_act(*args: Any, **keywords: Any) -> Any:
@@ -85,15 +86,15 @@ def test_a_target_that_is_moved_away_is_not_in_the_way(
 def test_a_journal_that_is_published_meanwhile_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal = partial_of(tmp_path / "out") / JOURNAL
-    journal.parent.mkdir()
-    journal.write_text("{}\n")
+    path = partial_of(tmp_path / "out") / JOURNAL
+    path.parent.mkdir()
+    path.write_text("{}\n")
 
     def is_own_file(path: Path) -> bool:
         path.unlink()
         return True
 
-    monkeypatch.setattr(staging, "is_own_file", is_own_file)
+    monkeypatch.setattr(journal, "is_own_file", is_own_file)
     assert begun_commit(tmp_path / "out", "org/name") is None
 
 

@@ -16,7 +16,8 @@ import pytest
 
 import magistral_mlx.convert.pipeline.conversion
 from magistral_mlx.convert import stream_conversion
-from magistral_mlx.convert.output.staging import JOURNAL, Staging
+from magistral_mlx.convert.output.journal import JOURNAL
+from magistral_mlx.convert.output.staging import Staging
 from magistral_mlx.errors import ConversionError
 from magistral_mlx.streams import Stream
 from tests.support.faults.killing import in_small_pieces

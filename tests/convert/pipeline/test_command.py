@@ -157,7 +157,7 @@ def test_an_interruption_says_what_is_kept(
     assert "interrupted; nothing was finished yet" in capfd.readouterr().err
     monkeypatch.undo()
     monkeypatch.setattr(
-        "magistral_mlx.convert.pipeline.conversion._write_documents", stop
+        "magistral_mlx.convert.pipeline.conversion.write_documents", stop
     )  # all weights are there
     assert run(pristine / "hf", tmp_path / "out") == 130
     assert (

@@ -11,7 +11,7 @@ import pytest
 
 from magistral_mlx.checkpoint import hub_transfer
 from magistral_mlx.convert import ConvertOptions, check_conversion, stream_conversion
-from magistral_mlx.convert.output.staging import JOURNAL
+from magistral_mlx.convert.output.journal import JOURNAL
 from magistral_mlx.convert.recipe.layout import in_order
 from magistral_mlx.convert.source.hub_stream import HEAD_BYTES
 from magistral_mlx.errors import ConversionError, HubError, MagistralError, OptionError, in_units
