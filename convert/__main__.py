@@ -1,4 +1,4 @@
-"""The command line: ``python -m magistral_mlx.convert --hf-path SRC --mlx-path OUT``."""
+"""Run ``python -m magistral_mlx.convert --hf-path SRC --mlx-path OUT``."""
 
 import json
 import sys
@@ -41,32 +41,33 @@ MLX_LM_FLAGS = {
 EPILOG = """\b
 Examples:
   magistral convert --hf-path mistralai/Magistral-Small-2506 --mlx-path magistral-4bit
-  magistral convert --hf-path ~/Magistral-Small-2506 --mlx-path magistral-4bit-head6 --recipe 4bit-head6
+  magistral convert --hf-path ~/Magistral-Small-2506 --mlx-path magistral-head6 --recipe 4bit-head6
   magistral convert --hf-path ~/Magistral-Small-2506 --mlx-path magistral-8bit --q-bits 8 --dry-run
   magistral convert --hf-path mistralai/Magistral-Small-2506 --mlx-path magistral-4bit --stream
 
 \b
 Methods (the same format, size and speed):
-  importance  scales and biases that lose least of what a forward pass over a small input weighs
-  gptq        the same, and each column's error is made up for by those to come: nearer still, and much slower
+  importance  scales and biases with the least error, weighted by a forward pass over a small input
+  gptq        the same, and later columns make up for each column's error: closer, and much slower
   round       as mx.quantize, bit for bit; no forward pass
 
 \b
 Calibration (a small input of our own where it is left out):
-  FILE        a UTF-8 text of 256 tokens or more; 4 windows of 512 are read from all over it, 16 for gptq
-  self        the source, rounded to 4 bit, first writes replies to questions of ours in the card's languages
-  MODEL       the folder of a checkpoint of the same vocabulary, which writes them; they are kept in calibration.jsonl
+  FILE        a UTF-8 text of 256 tokens or more; 4 windows of 512 from all over it, 16 for gptq
+  self        the source, rounded to 4 bit, first answers our questions in the card's languages
+  MODEL       the folder of a checkpoint of the same vocabulary, which answers them
+The answers are kept in calibration.jsonl.
 
 \b
 Recipes:
 {recipes}
   auto        --target-bits in all, each where the error falls most by it, as a forward pass shows
-  FILE        your own, in JSON; the last rule that matches a matrix holds, and 16 bits pack nothing:
+  FILE        your own, in JSON; the last rule that matches a matrix holds, 16 bits pack nothing:
               {{"default": {{"bits": 4}}, "rules": [{{"match": "*.v_proj", "bits": 6}}]}}
               "group_size" and "mode" can stand beside "bits" in both
 
-OUT appears complete or not at all; until then OUT.partial holds what is done, and the same command goes on
-with it. Run again when OUT is complete, and nothing is done.
+OUT appears complete or not at all. Until then OUT.partial holds the finished part, and the same
+command resumes it. If OUT is complete, the command does nothing.
 Exit codes: 0 done, 2 something to change, 130 interrupted.""".format(
     recipes="\n".join(f"  {name:<11} {what}" for name, (_, what) in RECIPES.items())
 )
@@ -123,14 +124,15 @@ def in_words(summary: Summary) -> str:
     if summary.already_complete:
         return f"{summary.target}: already complete (magistral verify looks at its weights)"
     made = (
-        f"{summary.target}: {in_units(summary.bytes_out)} of weights, {summary.bits_per_weight:.2f} bits each, "
+        f"{summary.target}: {in_units(summary.bytes_out)} of weights, "
+        f"{summary.bits_per_weight:.2f} bits each, "
         f"from {in_units(summary.bytes_in)}"
     )
     if summary.gain is None:
         return made
     return (
-        f"{made}\n  error predicted: {summary.gain.error_ratio:.2f} of rounding's; inputs stand out most at "
-        f"{summary.gain.outliers_at}, {summary.gain.outliers:.0f} times their mean"
+        f"{made}\n  error predicted: {summary.gain.error_ratio:.2f} of rounding's; "
+        f"inputs stand out most at {summary.gain.outliers_at}, {summary.gain.outliers:.0f} times their mean"
     )
 
 
@@ -141,7 +143,7 @@ def in_json(summary: Summary, seconds: float) -> str:
 
 
 def forecast(checked: Checked) -> dict[str, Any]:
-    """What a conversion would write."""
+    """Describe the result of a conversion as JSON-compatible data."""
     plan = checked.plan
     most = checked.most_tensor_bytes
     return {
@@ -161,7 +163,8 @@ def forecast_in_words(checked: Checked) -> str:
     plan, config = checked.plan, checked.origin.source.config
     state = " (already complete)" if checked.is_complete else ""
     lines = [
-        f"{checked.target}: {in_units(plan.tensor_bytes)} of weights, {plan.bits_per_weight:.2f} bits each, "
+        f"{checked.target}: {in_units(plan.tensor_bytes)} of weights, "
+        f"{plan.bits_per_weight:.2f} bits each, "
         f"from {in_units(checked.origin.source.nbytes)}{state}",
         *by_kind(plan.formats, config.num_layers),
         f"  {'norms':<14}{plan.float_type}",
@@ -181,7 +184,7 @@ def contexts_in_words(config: ModelConfig, weights_bytes: int) -> str:
 
 
 def by_kind(formats: Mapping[str, QuantFormat | None], layers: int) -> list[str]:
-    """A line for each kind of matrix, with how many layers have it how."""
+    """Write a line for each kind of matrix: its formats, and how many layers have each."""
     kinds: dict[str, Counter[str]] = {}
     for path, quant in formats.items():
         kinds.setdefault(path.rpartition(".")[2], Counter())[_named(quant)] += 1

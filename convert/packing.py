@@ -133,7 +133,7 @@ def cast(name: str, rows: mx.array, dtype: mx.Dtype) -> mx.array:
 
 
 def round_rows(name: str, rows: mx.array, quant: QuantFormat | None) -> Mapping[str, mx.array]:
-    """Round rows of a source tensor: the same rows of each tensor that is written for it, by name."""
+    """Round rows of a source tensor; return the rows of every tensor that it becomes, by name."""
     if quant is None:
         check_finite(name, rows)
         return {name: rows}

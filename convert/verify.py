@@ -1,4 +1,4 @@
-"""The command line: ``python -m magistral_mlx.convert.verify OUT [--hf-path SRC]``."""
+"""Run ``python -m magistral_mlx.convert.verify OUT [--hf-path SRC]``."""
 
 import json
 import math
@@ -24,17 +24,17 @@ Examples:
 
 \b
 Checks:
-  files      every file has the size and sha256 that magistral_mlx.json records, and no other is there
+  files      every file has the size and sha256 in magistral_mlx.json, and no other file is there
   tensors    names, shapes and types are those that config.json implies
-  config     what mlx-lm and mlx-swift read is stated
+  config     config.json has everything that mlx-lm and mlx-swift read
   finite     no norm, scale or bias is NaN or infinite
   tokenizer  tokenizer.json encodes as tekken.json does
   template   chat_template.jinja encodes plain chats as mistral-common does
-  source     with --hf-path: SRC is what OUT was made from
-  rounding   with --hf-path: no weight is further from SRC's than rounding, or the method used, explains
+  source     with --hf-path: OUT was made from SRC
+  rounding   with --hf-path: no weight is further from SRC's than the method explains
 
-The table's errors: of the whole tensor, relative to it; the largest of a weight; and the largest as a
-share of what the method explains at that place: above 1 the check fails.
+The table's errors: of the whole tensor, relative to it; the largest of a weight; and the largest as
+a share of the method's bound at that place: above 1 the check fails.
 
 Exit codes: 0 all hold, 2 one does not, or something else to change, 130 interrupted."""
 
@@ -44,7 +44,7 @@ Exit codes: 0 all hold, 2 one does not, or something else to change, 130 interru
 @click.option(
     "--hf-path",
     metavar="SRC",
-    help="What OUT was made from: a folder, or a hub id, which is fetched.",
+    help="The source of OUT: a folder, or a hub id, which is fetched.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(*, target: str, hf_path: str | None, as_json: bool) -> int:
@@ -64,10 +64,12 @@ def in_words(report: Report) -> str:
         width = max(len(tensor.name) for tensor in worst)
         lines += [
             "",
-            f"{'worst tensors':<{width}}  {'stored as':<22}relative error   largest   of the explained",
+            f"{'worst tensors':<{width}}  {'stored as':<22}relative error   largest   "
+            "of the explained",
         ]
         lines += [
-            f"{t.name:<{width}}  {t.stored_as:<22}{t.relative:>14.5f}{t.largest:>10.3g}{t.of_bound:>21.2f}"
+            f"{t.name:<{width}}  {t.stored_as:<22}{t.relative:>14.5f}{t.largest:>10.3g}"
+            f"{t.of_bound:>21.2f}"
             for t in worst
         ]
     return "\n".join(lines)
@@ -85,7 +87,7 @@ def in_json(report: Report, seconds: float) -> str:
 
 
 def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN and no infinity: null stands for them."""
+    """Replace NaN and infinity, which JSON does not have, by None."""
     return {
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
     }

@@ -12,7 +12,8 @@ LANGUAGES = (
 )
 TRACES = {
     "text": "as the text `<think>...</think>` (Magistral Small 2506)",
-    "control": "between the control tokens `[THINK]` and `[/THINK]` (Magistral Small 2507 and 2509)",
+    "control": "between the control tokens `[THINK]` and `[/THINK]` "
+    "(Magistral Small 2507 and 2509)",
 }
 WITHOUT_TOKENIZER_JSON = """
 It needs tokenizer.json, which this conversion left out: convert again without \

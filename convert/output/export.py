@@ -205,9 +205,8 @@ def _tokenizer_json(tekken: Path, *, vocab_size: int, probe_ids: list[int]) -> s
     log = logging.getLogger("transformers")
     log.addFilter(_is_news)
     try:
-        # A lazy module, of which type checkers know nothing.
-        from transformers.integrations.mistral import (
-            MistralConverter,  # type: ignore[attr-defined]
+        from transformers.integrations.mistral import (  # type: ignore[attr-defined]
+            MistralConverter,
         )
     finally:
         log.removeFilter(_is_news)

@@ -34,6 +34,7 @@ def make_report(
     """Build the report as JSON-compatible data.
 
     Args:
+        method: the way to quantize.
         errors: by module path, ``methods.error.OutputError`` and the outlier ratio of the inputs.
         without_inputs: modules that no inputs were measured of, such as an embedding.
     """

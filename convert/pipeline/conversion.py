@@ -88,8 +88,7 @@ class Planned:
 def convert_checkpoint(source: str | Path, target: str | Path, options: ConvertOptions) -> Summary:
     """Convert a published checkpoint into a quantized one that every MLX runtime loads.
 
-    The keywords are the fields of ``ConvertOptions``. ``help(ConvertOptions)`` shows their types,
-    ``magistral convert --help`` describes them.
+    The keywords are the fields of ``ConvertOptions``.
 
     Args:
         source: a folder with HF shards or Mistral's consolidated file, or a hub id. A checkpoint
@@ -97,6 +96,8 @@ def convert_checkpoint(source: str | Path, target: str | Path, options: ConvertO
         target: a folder that does not exist yet. It appears complete or not at all, and grows
             beside it as ``TARGET.partial`` until then. If it is the complete result of these
             arguments already, nothing is done.
+        options: of the conversion.
+
     Raises:
         OptionError: an argument, or a combination, does not exist.
         CheckpointError, TokenizerError, HubError: the source cannot be used or fetched.

@@ -1,4 +1,4 @@
-"""Write the weights in blocks of rows, each read, quantized and written by one of several threads."""
+"""Write the weights in blocks of rows, each read, quantized and written by one thread."""
 
 import os
 from collections import Counter
@@ -165,7 +165,7 @@ class RowwiseConversion:
 
 
 def rechecked(output: ShardSet, source: Source, total: int) -> Generator[Progress, None, int]:
-    """Check the files that an earlier process finished; return the source bytes that need no work."""
+    """Check the files that an earlier process finished; return the source bytes in them."""
     done = 0
     with closing(unordered(output.rechecks())) as checked:
         for shard in filter(None, checked):

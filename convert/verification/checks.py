@@ -1,4 +1,4 @@
-"""Check the files of a finished checkpoint: their hashes, config.json, and that no number is NaN."""
+"""Check the files of a checkpoint: hashes, config.json, and that no number is NaN."""
 
 import os
 from collections.abc import Generator, Iterable, Iterator
@@ -91,7 +91,10 @@ def check_files(folder: Path, manifest: Manifest) -> Steps:
     faults = sorted(faults) + [
         f"{name} is not recorded in {MANIFEST}: move it away" for name in strays
     ]
-    holds = f"{len(manifest.files)} files, {in_units(manifest.nbytes)}, have the sha256 that {MANIFEST} records"
+    holds = (
+        f"{len(manifest.files)} files, {in_units(manifest.nbytes)}, "
+        f"have the sha256 that {MANIFEST} records"
+    )
     return verdict("files", faults, holds)
 
 

@@ -15,15 +15,16 @@ from magistral_mlx.convert.packing import PARTS, dequantize
 from magistral_mlx.convert.source.source import Source
 from magistral_mlx.convert.threads import unordered
 
-BLOCK_BYTES = (
-    2**20
-)  # of the source: what a thread holds of it in float32 stays in the cache, larger ones take twice as long
+# Bytes of the source in a block: in float32 it stays in a cache, larger ones take twice as long.
+BLOCK_BYTES = 2**20
+# The most that a value moves, as a part of it.
 ROUNDOFF = {
     "BF16": 2**-8,
     "F16": 2**-11,
     "F32": 2**-24,
-}  # the most that a value moves, as part of it
-SMALLEST = {"BF16": 2**-133, "F16": 2**-24, "F32": 2**-149}  # the least positive value
+}
+# The smallest positive value.
+SMALLEST = {"BF16": 2**-133, "F16": 2**-24, "F32": 2**-149}
 FLOAT32_NOISE = 2**-21  # of the arithmetic here and in MLX
 LEAST_STEP = 1e-7  # MLX's, of affine formats
 # Spans of a group by which GPTQ may move a weight. Only the inputs bound it really.

@@ -145,7 +145,8 @@ def tokenizer_fault(tokenizer: Tokenizer, backend: Any) -> str | None:
         backend: of tokenizer.json.
     """
     if backend.get_vocab_size() != tokenizer.vocab_size:
-        return f"{TOKENIZER_JSON} has {backend.get_vocab_size()} ids, tekken.json {tokenizer.vocab_size}"
+        found = backend.get_vocab_size()
+        return f"{TOKENIZER_JSON} has {found} ids, tekken.json {tokenizer.vocab_size}"
     controls = [token.content for token in backend.get_added_tokens_decoder().values()]
     entries = (tokenizer.decode([identity]) for identity in range(tokenizer.vocab_size))
     texts = [
@@ -157,7 +158,10 @@ def tokenizer_fault(tokenizer: Tokenizer, backend: Any) -> str | None:
     for text, ids, decoded in zip(texts, theirs, backend.decode_batch(theirs), strict=True):
         expected = tokenizer.encode(text)
         if ids != expected:
-            return f"{quoted(text)} is {quoted(ids)} by {TOKENIZER_JSON}, {quoted(expected)} by tekken.json"
+            return (
+                f"{quoted(text)} is {quoted(ids)} by {TOKENIZER_JSON}, "
+                f"{quoted(expected)} by tekken.json"
+            )
         if decoded != text:
             return f"{TOKENIZER_JSON} decodes the ids of {quoted(text)} to {quoted(decoded)}"
     return None

@@ -169,7 +169,10 @@ def _check_texts(folder: Path, manifest: Manifest | None, vocab_size: int | None
             faults.append(f"{TEKKEN_FILE} has {tokenizer.vocab_size} ids, the model {vocab_size}")
     except (TokenizerError, CheckpointError) as error:
         return [Check(name, False, str(error)) for name in ("tokenizer", "template")]
-    holds = f"{TOKENIZER_JSON} encodes its vocabulary and {NUM_TEXTS} random texts as {TEKKEN_FILE} does"
+    holds = (
+        f"{TOKENIZER_JSON} encodes its vocabulary and {NUM_TEXTS} random texts "
+        f"as {TEKKEN_FILE} does"
+    )
     checks = [verdict("tokenizer", faults, holds)]
     try:
         fault = template_fault(folder, tokenizer, backend)
@@ -189,7 +192,8 @@ def _check_source(checkpoint: Checkpoint, source: Source, manifest: Manifest | N
         if (key := first_difference(recorded, source.identity())) is not None:
             faults.append(f"it was made from another source: {key}")
     faults += [
-        f"{field.name} is {getattr(checkpoint.config, field.name)}, the source's {getattr(source.config, field.name)}"
+        f"{field.name} is {getattr(checkpoint.config, field.name)}, "
+        f"the source's {getattr(source.config, field.name)}"
         for field in fields(ModelConfig)
         if field.name != "quantization"
         and getattr(checkpoint.config, field.name) != getattr(source.config, field.name)
@@ -203,7 +207,8 @@ def _check_source(checkpoint: Checkpoint, source: Source, manifest: Manifest | N
 def _check_rounding(tensors: list[TensorError], method: str) -> Check:
     cause = {"round": "rounding", "importance": "the search", "gptq": "GPTQ"}[method]
     faults = [
-        f"tensor {tensor.name!r} is off by {tensor.largest:.3g}, {tensor.of_bound:.3g} times what {cause} explains "
+        f"tensor {tensor.name!r} is off by {tensor.largest:.3g}, "
+        f"{tensor.of_bound:.3g} times what {cause} explains "
         f"(relative error {tensor.relative:.3g})"
         for tensor in tensors
         if not tensor.is_explained

@@ -1,4 +1,4 @@
-"""The exported template and tokenizer.json against our own encoding; config.json against its readers."""
+"""Compare the exported template, tokenizer.json and config.json with what their readers need."""
 
 import importlib.metadata
 import json
@@ -24,7 +24,10 @@ from tests.support.conversations import TEXTS, conversations
 from tests.support.tekken import write_tekken
 
 QUANTIZATION = {"group_size": 64, "bits": 4, "mode": "affine"}
-OWN_PROMPT = "Denke nach: {{ x }} {% if %} \\boxed{} 'a' \"b\" @AFTER@ é日.\r\n\t<think>\n</think>\n\nProblem:\n\n"
+OWN_PROMPT = (
+    "Denke nach: {{ x }} {% if %} \\boxed{} 'a' \"b\" @AFTER@ é日.\r\n"
+    "\t<think>\n</think>\n\nProblem:\n\n"
+)
 
 
 def config_out(vocab_size: int = 2048) -> dict[str, Any]:
@@ -139,7 +142,7 @@ def test_newer_releases_write_no_ids_of_calls(exported: tuple[Tokenizer, Any]) -
 
 
 def random_texts(n: int, controls: list[str]) -> list[str]:
-    """Strings of what the tokenizer's pattern treats in different ways, none of which spells a control token."""
+    """Yield strings of many kinds of pieces that spell no control token."""
     rng = random.Random(0)
     pieces = [
         *" \n\t\r",
@@ -250,7 +253,7 @@ def test_config_json_states_what_its_readers_would_guess(tmp_path: Path) -> None
 
 
 def test_the_files_are_a_function_of_the_checkpoint_alone(tmp_path: Path) -> None:
-    """Another folder, another file of the source's that says the same, another order: the same bytes."""
+    """Vary the folder, the order of keys and the file that holds a fact; expect the same bytes."""
     one, two = export(tmp_path / "one", OWN_PROMPT), tmp_path / "two"
     source = write_tekken(two / "source")
     (source / "SYSTEM_PROMPT.txt").write_bytes(OWN_PROMPT.encode())

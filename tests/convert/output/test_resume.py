@@ -1,4 +1,4 @@
-"""However a conversion ends, its target is whole or as it was, and the same command goes on with it."""
+"""End conversions in every way: the target is whole or unchanged, the same command resumes."""
 
 import errno
 import json
@@ -43,7 +43,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def old_and_new(tmp_path_factory: pytest.TempPathFactory, source: Path) -> tuple[Path, Path]:
-    """What lies at the target before a forced conversion, and what it makes."""
+    """Make the old target of a forced conversion, and its new one."""
     folder = tmp_path_factory.mktemp("results")
     convert_quickly(source, folder / "old", q_bits=8)
     convert_quickly(source, folder / "new")
@@ -139,7 +139,7 @@ def test_a_conversion_let_go_at_once_leaves_nothing(
 
 
 def stopped(source: Path, target: Path, files: int) -> Path:
-    """A conversion let go when so many files were finished; its partial folder."""
+    """Stop a conversion after some finished files; return its partial folder."""
     partial = target.with_name(target.name + ".partial")
     for _ in (steps := stream_conversion(source, target, **QUICK)):
         if len((partial / JOURNAL).read_text().splitlines()) > files:

@@ -1,4 +1,4 @@
-"""The target of a conversion: it appears complete or not at all, and what lies there is never lost."""
+"""Check that a target appears complete or not at all, and that nothing there is ever lost."""
 
 import os
 import shutil

@@ -177,6 +177,9 @@ def test_help_has_examples(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_importing_the_package_imports_no_stage() -> None:
     """So that ``python -m`` of a stage gives no warning that it is imported already."""
-    code = "import magistral_mlx.convert, sys; sys.exit(any(name.startswith('magistral_mlx.convert.') for name in sys.modules))"
+    code = (
+        "import magistral_mlx.convert, sys; "
+        "sys.exit(any(name.startswith('magistral_mlx.convert.') for name in sys.modules))"
+    )
     root = Path(__file__).parents[3]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

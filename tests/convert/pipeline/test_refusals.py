@@ -1,4 +1,4 @@
-"""What the converter must refuse: exit 2, one clear message, nothing written. And its command line."""
+"""Check that the converter refuses: exit 2, one clear message, nothing written."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sources(pristine: Path, tmp_path: Path) -> Path:
-    """A folder with a source in each layout, to damage."""
+    """Make a folder with a source in each layout, to damage."""
     shutil.copytree(pristine, tmp_path / "sources")
     return tmp_path / "sources"
 

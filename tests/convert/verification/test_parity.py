@@ -68,7 +68,7 @@ def test_greedy_ids_equal_mlx_lm_for_256_tokens(kind: str) -> None:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo with the tokenizer files that mlx-lm's convert wants."""
+    """Make the demo with the tokenizer files that mlx-lm's convert needs."""
     folder = tmp_path_factory.mktemp("source") / "demo"
     convert_checkpoint(DEMO, folder.parent / "exported")
     shutil.copytree(

@@ -1,4 +1,4 @@
-"""``python -m magistral_mlx.convert.verify``: what is whole passes, and each damage fails and is named."""
+"""Check that verify passes a whole checkpoint, and names each kind of damage."""
 
 import hashlib
 import importlib.util
@@ -40,8 +40,10 @@ PROJECTION = "model.layers.{}.self_attn.k_proj.{}"
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``hf`` and ``native``, the same source in both layouts; ``out``, converted whole; ``quick``, without
-    tokenizer.json."""
+    """Make ``hf`` and ``native``, one source in both layouts, and two conversions of it.
+
+    ``out`` is whole, ``quick`` has no tokenizer.json.
+    """
     folder = tmp_path_factory.mktemp("pristine")
     write_hf(folder / "hf")
     write_consolidated(folder / "native")
@@ -67,7 +69,7 @@ def quick(pristine: Path, tmp_path: Path) -> Path:
 
 
 def failed(report: Report) -> dict[str, str]:
-    """What each check that failed says."""
+    """Return the detail of each failed check."""
     assert report.passed == all(check.passed is not False for check in report.checks)
     return {check.name: check.detail for check in report.checks if check.passed is False}
 
@@ -288,7 +290,7 @@ def test_a_link_to_nothing_is_no_record(quick: Path) -> None:
 
 
 def poked(array: mx.array, value: int, index: int = 3) -> mx.array:
-    """The same array with other bits at one place."""
+    """Copy an array with other bits at one place."""
     bits = np.array(array.view(mx.uint16 if array.itemsize == 2 else mx.uint8)).copy()
     bits.reshape(-1)[index] = value
     return mx.array(bits).view(array.dtype)
@@ -588,7 +590,7 @@ KINDS += ["constant"]
 
 @pytest.mark.parametrize("quant", FORMATS, ids=lambda q: f"{q.mode}-{q.bits}-{q.group_size}")
 def test_rounding_never_goes_further_than_its_bound(quant: QuantFormat) -> None:
-    """Of a float32 source rounded to the checkpoint's type first; and the bound is near what does occur."""
+    """Round a float32 source to the checkpoint's type first; the bound is close to real errors."""
     for dtype, mlx_type in TYPES.items():
         worst = 0.0
         for kind in KINDS:
