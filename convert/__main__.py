@@ -132,7 +132,8 @@ def in_words(summary: Summary) -> str:
         return made
     return (
         f"{made}\n  error predicted: {summary.gain.error_ratio:.2f} of rounding's; "
-        f"inputs stand out most at {summary.gain.outliers_at}, {summary.gain.outliers:.0f} times their mean"
+        f"inputs stand out most at {summary.gain.outliers_at}, "
+        f"{summary.gain.outliers:.0f} times their mean"
     )
 
 

@@ -110,7 +110,9 @@ def test_after_a_failure_at_any_boundary_the_same_command_goes_on(
         assert all("is full" in str(end) and "goes on" in str(end) for end in raised)
 
 
-@pytest.mark.parametrize("stage", ["exports", "make_manifest", "open_checkpoint"])
+@pytest.mark.parametrize(
+    "stage", ["build_documents", "plan_record", "write_documents", "open_checkpoint"]
+)
 def test_ctrl_c_in_any_phase_loses_nothing(
     tmp_path: Path, source: Path, old_and_new: tuple[Path, Path], stage: str
 ) -> None:
