@@ -1,1 +1,1 @@
-"""What the project claims, measured: ``python -m benchmarks``. The packages never import this."""
+"""Measurements of the project's claims; ``python -m benchmarks`` runs them."""

@@ -101,7 +101,7 @@ class RowwiseConversion:
             yield step, step >= first, names
 
     def _uses(self) -> Counter[str]:
-        """How often each file of the source is read from, in the order of first use."""
+        """Count the reads of each file of the source, in the order of first use."""
         uses: Counter[str] = Counter()
         for step, is_passed, names in self._steps():
             uses.update(files_of_step(self.source, step) if is_passed else ())

@@ -45,7 +45,7 @@ UsageFigures = Annotated[dict[str, int | float], Usage]
 
 
 class Progress(TypedDict):
-    """How far the model is loaded (bytes), or the prompt read (tokens)."""
+    """Progress of the load (bytes), or of reading the prompt (tokens)."""
 
     kind: Literal["progress"]
     phase: Literal["load", "prompt"]

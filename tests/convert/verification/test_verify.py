@@ -81,7 +81,7 @@ def flip(path: Path, at: int, bit: int = 0) -> None:
 
 
 def payload(folder: Path, name: str, index: int = 0) -> int:
-    """Where a byte of a tensor lies in the file of weights."""
+    """Return the position of a tensor's byte in the file of weights."""
     shard = Shard.open(folder / WEIGHTS)
     return shard.data_start + shard.header[name].begin + index
 
@@ -253,7 +253,7 @@ def test_without_tokenizer_json_only_what_left_it_out_on_purpose_passes(out: Pat
 
 
 def test_without_a_record_the_other_checks_still_run(pristine: Path, out: Path) -> None:
-    """As of what mlx-lm made."""
+    """Models of mlx-lm have no manifest either."""
     (out / MANIFEST).unlink()
     report = verify_checkpoint(out, pristine / "hf")
     assert set(failed(report)) == {"files"}
