@@ -119,16 +119,7 @@ def exports(
     if tokenizer_json:
         require_export_extra()
     tokenizer = tokenizer or Tokenizer.of_model(source, config_out["vocab_size"])
-    ids = {
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
-        "pad_token_id": tokenizer.pad_id,
-    }
-    if wrong := {key for key, value in ids.items() if config_out[key] != value}:
-        raise ConversionError(
-            f"{source / TEKKEN_FILE}: {', '.join(sorted(wrong))} is not Magistral's; "
-            "download it again"
-        )
+    ids = _special_ids(tokenizer, config_out, source)
     sampling = {
         "do_sample": True,
         "max_new_tokens": MAX_NEW_TOKENS,
@@ -158,6 +149,21 @@ def exports(
         )
     files = {name: text.encode() for name, text in texts.items()}
     return dict(sorted((files | {TEKKEN_FILE: (source / TEKKEN_FILE).read_bytes()}).items()))
+
+
+def _special_ids(tokenizer: Tokenizer, config_out: dict[str, Any], source: Path) -> dict[str, int]:
+    """Return the special ids of a tokenizer, which must be those of config.json."""
+    ids = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+    }
+    if wrong := {key for key, value in ids.items() if config_out[key] != value}:
+        raise ConversionError(
+            f"{source / TEKKEN_FILE}: {', '.join(sorted(wrong))} is not Magistral's; "
+            "download it again"
+        )
+    return ids
 
 
 def chat_template(tokenizer: Tokenizer) -> str:

@@ -57,10 +57,9 @@ def write_documents(
         written = staging.finished[shard.file]
         hashes = {key: written[key] for key in HASHES}
         files[shard.file] = hashes | {"header_sha256": shard.header_sha256}
-    tokenizer = checked.tokenizer
     manifest = (
         plan_record(checked, identity)
-        | ({} if tokenizer is None else {REASONING_FORMAT: tokenizer.reasoning_format})
+        | {REASONING_FORMAT: checked.tokenizer.reasoning_format}
         | _report(checked, plan, staging)
         | {"files": dict(sorted(files.items()))}
     )

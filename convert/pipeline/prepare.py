@@ -54,7 +54,7 @@ class Checked:
     target: Path
     options: ConvertOptions
     plan: Plan  # of the recipe auto: the least bits everywhere
-    tokenizer: Tokenizer | None = None  # None where there is nothing to do
+    tokenizer: Tokenizer
     calibration: Calibration | None = None  # None: every weight is rounded
     is_complete: bool = False  # the target is there already
 
@@ -127,14 +127,13 @@ def check_conversion(source: str | Path, target: str | Path, options: ConvertOpt
     if options.target_bits is not None:
         check_target(plan, options.target_bits, opened, options)
     warn_of_rounding_twice(opened, plan.formats)
-    tokenizer = calibration = None
-    if options.method != "round":
-        tokenizer = _read_tokenizer(opened, options)
-        calibration = make_calibration(options, tokenizer, opened.config)
+    tokenizer = Tokenizer.of_model(
+        opened.folder, opened.config.vocab_size, options.reasoning_format
+    )
+    calibration = make_calibration(options, tokenizer, opened.config)
     other = _other_target(target, origin, options, calibration)
     if other is None:
         return Checked(origin, target, options, plan, tokenizer, calibration, is_complete=True)
-    tokenizer = tokenizer or _read_tokenizer(opened, options)
     checked = Checked(origin, target, options, plan, tokenizer, calibration)
     _check_disk(checked)
     return checked
@@ -173,10 +172,6 @@ def _open_stream(
 
 def _with_hub(identity: dict[str, Any], hub_id: str | None, commit: str) -> dict[str, Any]:
     return identity if hub_id is None else identity | {"hub": {"id": hub_id, "commit": commit}}
-
-
-def _read_tokenizer(source: Source, options: ConvertOptions) -> Tokenizer:
-    return Tokenizer.of_model(source.folder, source.config.vocab_size, options.reasoning_format)
 
 
 def _recorded(options: ConvertOptions, calibration: Calibration | None) -> dict[str, Any]:
