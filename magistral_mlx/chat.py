@@ -12,8 +12,7 @@ from magistral_mlx.errors import MagistralError, OptionError
 from magistral_mlx.files import cache_dir
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.model.load_options import LoadOptions
-from magistral_mlx.terminal import command_line
-from magistral_mlx.terminal import options as console
+from magistral_mlx.terminal import command_line, shared_flags
 from magistral_mlx.terminal.display import tell
 from magistral_mlx.terminal.flags import click_options
 from magistral_mlx.terminal.prompt import is_interactive, read_pipe, read_terminal
@@ -34,8 +33,8 @@ with exit code 2, after it is saved.
 Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug."""
 
 
-@click.command("chat", cls=console.Command, epilog=EPILOG)
-@console.model_option
+@click.command("chat", cls=shared_flags.Command, epilog=EPILOG)
+@shared_flags.model_option
 @click_options(LoadOptions, "options")
 @click.option(
     "--system-prompt", metavar="S", help="A system prompt, added to the checkpoint's own."
@@ -45,9 +44,9 @@ Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug."""
     type=click.Choice(get_args(KeepReasoning)),
     help="Which traces the model sees again: all, the last, or none (the default).",
 )
-@console.sampling_options
-@console.hide_reasoning_option
-@console.cache_file_option(
+@shared_flags.sampling_options
+@shared_flags.hide_reasoning_option
+@shared_flags.cache_file_option(
     "Resume the conversation in F if it exists, and save it there at the end."
 )
 def command(
@@ -67,7 +66,7 @@ def command(
         raise OptionError(
             f"{file} has a conversation with its own system prompt; leave --system-prompt out"
         )
-    magistral = console.load_with_progress(model, options)
+    magistral = shared_flags.load_with_progress(model, options)
     if file is not None and is_resumed:
         chat = magistral.resume(file)
         chat.keep_reasoning = keep_reasoning or chat.keep_reasoning

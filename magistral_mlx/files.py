@@ -180,6 +180,11 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error says that the disk, or the user's quota on it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def free_bytes(path: Path) -> int:
     """Return the bytes that are free on the disk of ``path``, which need not exist yet."""
     for folder in path.parents:

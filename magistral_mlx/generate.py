@@ -13,8 +13,7 @@ from magistral_mlx.errors import OptionError
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply, Samples
 from magistral_mlx.model.load_options import LoadOptions
-from magistral_mlx.terminal import command_line
-from magistral_mlx.terminal import options as console
+from magistral_mlx.terminal import command_line, shared_flags
 from magistral_mlx.terminal.display import Display, report, show_status, write
 from magistral_mlx.terminal.flags import click_options
 
@@ -44,8 +43,8 @@ and the figures go to stderr.
 Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug."""
 
 
-@click.command("generate", cls=console.Command, epilog=EPILOG)
-@console.model_option
+@click.command("generate", cls=shared_flags.Command, epilog=EPILOG)
+@shared_flags.model_option
 @click_options(LoadOptions, "options")
 @click.option(
     "--prompt", "-p", required=True, metavar="P", help="The question; - reads it from stdin."
@@ -58,15 +57,17 @@ Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug."""
     is_flag=True,
     help="Use --system-prompt alone; the model may then stop reasoning.",
 )
-@console.sampling_options
-@console.hide_reasoning_option
+@shared_flags.sampling_options
+@shared_flags.hide_reasoning_option
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
     metavar="N",
     help="Give N replies, and the answer that most of them share.",
 )
-@console.cache_file_option("Reuse the KV cache in F if it exists, and write it there afterwards.")
+@shared_flags.cache_file_option(
+    "Reuse the KV cache in F if it exists, and write it there afterwards."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
     *,
@@ -91,7 +92,7 @@ def command(
                 "--system-prompt-only needs a --system-prompt to use instead of the default"
             )
         print("warning: without its own system prompt the model may not reason", file=sys.stderr)
-    magistral = console.load_with_progress(model, options)
+    magistral = shared_flags.load_with_progress(model, options)
     if samples is not None:
         replies = magistral.stream_samples(
             messages,

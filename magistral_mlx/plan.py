@@ -12,8 +12,7 @@ from magistral_mlx.demo import resolve_model
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.model.mac_table import mac_table
 from magistral_mlx.model.memory import MemoryPlan, plan_for
-from magistral_mlx.terminal import command_line
-from magistral_mlx.terminal import options as console
+from magistral_mlx.terminal import command_line, shared_flags
 from magistral_mlx.terminal.flags import click_options
 
 # The options of LoadOptions that change a plan, or say which model it is for.
@@ -31,7 +30,7 @@ Without --model it prints the contexts of Magistral Small that fit each Mac, pre
 Exit codes: 0 it fits, 2 it does not fit, or something else to change."""
 
 
-@click.command("plan", cls=console.Command, epilog=EPILOG)
+@click.command("plan", cls=shared_flags.Command, epilog=EPILOG)
 @click.option(
     "--model", metavar="M", help="A folder, a hub id such as org/name (which is fetched), or demo."
 )

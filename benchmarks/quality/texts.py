@@ -70,12 +70,12 @@ def conversations(tokenizer: Tokenizer, texts: Sequence[tuple[str, str, str]]) -
 def kinds(tokenizer: Tokenizer, reply: list[int]) -> list[int]:
     """Return for each id of a reply 0 until the trace has closed, and 1 after it."""
     text, splitter, found = tokenizer.detokenizer(), tokenizer.splitter(thinking=True), []
-    for identity in reply:
+    for token_id in reply:
         found.append(int(splitter.state == "answer"))
-        splitter.push(text.push(identity))
-        if identity == tokenizer.open_id:
+        splitter.push(text.push(token_id))
+        if token_id == tokenizer.open_id:
             splitter.open()
-        elif identity == tokenizer.close_id:
+        elif token_id == tokenizer.close_id:
             splitter.close()
     return found
 

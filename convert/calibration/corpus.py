@@ -45,10 +45,10 @@ def built_in(tokenizer: Tokenizer, *, windows: int, seed: int = 0) -> mx.array:
         ]
     # A conversation ends in a question. Its bos is dropped: each window gets its own.
     texts = tokenizer.encode_chat(messages[:-1])[1:]
-    control = [tokenizer.is_control(identity) for identity in range(tokenizer.vocab_size)]
+    control = [tokenizer.is_control(token_id) for token_id in range(tokenizer.vocab_size)]
     random = np.random.default_rng(seed).choice(np.flatnonzero(~np.array(control)), WINDOW - 1)
     return windows_of(
-        tokenizer, [int(identity) for identity in random] + texts, windows, spread=False
+        tokenizer, [int(token_id) for token_id in random] + texts, windows, spread=False
     )
 
 

@@ -109,7 +109,7 @@ class Traces:
         for number, reply in enumerate(replies):
             prompt = self._prompt(number)
             controls = [
-                i for i, identity in enumerate(prompt) if self.tokenizer.is_control(identity)
+                i for i, token_id in enumerate(prompt) if self.tokenizer.is_control(token_id)
             ]
             conversation += prompt[controls[-2] if number else 1 :] + reply
         if len(conversation) < self.windows * (WINDOW - 1):

@@ -1,6 +1,5 @@
 """Convert a checkpoint: choose the bits, write everything, publish all or nothing."""
 
-import errno
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -34,7 +33,7 @@ from magistral_mlx.convert.recipe.named import AUTO
 from magistral_mlx.convert.recipe.options import ConvertOptions
 from magistral_mlx.convert.threads import unordered
 from magistral_mlx.errors import CheckpointError, ConversionError, in_units
-from magistral_mlx.files import discard, free_bytes, sha256_of
+from magistral_mlx.files import discard, free_bytes, is_disk_full, sha256_of
 from magistral_mlx.options import takes_two_and_keywords_of
 from magistral_mlx.streams import Progress, Stream, streamed
 
@@ -247,7 +246,7 @@ def _summarize(checked: Checked, folder: Path, *, already: bool) -> Summary:
 
 def _explain(checked: Checked, error: OSError) -> ConversionError:
     target, again = checked.target, "the same command then goes on where this ended"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return ConversionError(
             f"the disk of {target} is full: {in_units(checked.needed_bytes())} are needed in all, "
             f"{in_units(free_bytes(target))} are free now; free some space, {again}"

@@ -1,6 +1,5 @@
 """The hub's own cache: fetch the files of a checkpoint, of one commit, and no others."""
 
-import errno
 import logging
 import os
 import re
@@ -18,11 +17,11 @@ from magistral_mlx.checkpoint.hub_api import (
     list_files,
 )
 from magistral_mlx.errors import HubError, in_units
-from magistral_mlx.files import free_bytes
+from magistral_mlx.files import free_bytes, is_disk_full
 
 log = logging.getLogger(__name__)
 
-# Lies in the cache while files arrive, so that after an interruption all of them are checked.
+# Marker file of a download in progress. The next run then checks the hash of every file.
 UNCHECKED = "magistral-unchecked"
 CHUNK_BYTES = 2**20
 
@@ -46,7 +45,10 @@ def fetch(repo_id: str, *, revision: str | None = None, layout: Layout | None = 
     from huggingface_hub import snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
-    if is_commit(revision) and (folder := _pinned(repo_id, str(revision), layout)) is not None:
+    if (
+        is_commit(revision)
+        and (folder := _cached_commit(repo_id, str(revision), layout)) is not None
+    ):
         return folder
     try:
         listing = list_files(repo_id, revision, layout)
@@ -138,7 +140,7 @@ def _note(repo_id: str, revision: str | None, commit: str) -> None:
             fresh.replace(ref)
 
 
-def _pinned(repo_id: str, commit: str, layout: Layout | None) -> Path | None:
+def _cached_commit(repo_id: str, commit: str, layout: Layout | None) -> Path | None:
     """Return the folder of a commit that the cache holds whole and checked, without a request."""
     cache = _cache_of(repo_id)
     files_of_commit = cache / "trees" / f"{commit}.json"
@@ -163,7 +165,7 @@ def _offline(repo_id: str, revision: str | None, layout: Layout | None, why: Unr
             continue
         if folder is not None:
             if (folder.parent.parent / UNCHECKED).exists():
-                _check(folder, _as_named(folder))
+                _check(folder, _files_named_by_checksum(folder))
             log.warning("the hub cannot be reached; using the cached copy %s", folder)
             return folder
     raise HubError(f"{why}; no complete copy is cached")
@@ -190,20 +192,21 @@ def _complete(repo_id: str, revision: str | None, layout: Layout) -> Path | None
     return folder if any(folder.glob(WEIGHTS[layout][0])) else None
 
 
-def _as_named(folder: Path) -> Iterator[HubFile]:
-    """Yield the cached files whose name in the cache is their checksum."""
+def _files_named_by_checksum(folder: Path) -> Iterator[HubFile]:
+    """Yield the cached files that the cache names by their checksum."""
     for link in folder.iterdir():
         blob = link.resolve()
         if re.fullmatch("[0-9a-f]{64}", blob.name):
             yield HubFile(link.name, blob.stat().st_size, blob.name, "")
-        elif is_commit(blob.name):  # a git hash, which has 40 digits too
+        # A small file is named by its git hash, which has 40 digits like a commit.
+        elif is_commit(blob.name):
             yield HubFile(link.name, blob.stat().st_size, None, blob.name)
 
 
 def _explain(repo_id: str, commit: str, error: Exception) -> HubError:
     from huggingface_hub import constants
 
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if is_disk_full(error):
         return HubError(
             f"{repo_id} does not fit: the disk of {constants.HF_HUB_CACHE} is full; free some "
             "space and run the command again; or name a folder that holds the checkpoint"

@@ -1,4 +1,4 @@
-"""Bytes of a file on the Hugging Face hub, in as many requests as they take."""
+"""Download a byte range of a hub file, with retries."""
 
 import logging
 import time
@@ -11,7 +11,7 @@ from magistral_mlx.errors import HubError
 
 log = logging.getLogger(__name__)
 
-PASSING = (408, 429, 500, 502, 503, 504)  # statuses that another try may not meet again
+RETRYABLE_STATUSES = (408, 429, 500, 502, 503, 504)
 FAILURES_IN_A_ROW = 5
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 
@@ -44,7 +44,7 @@ def read(
                         raise Cancelled
                     yield piece
                     begin, failures = begin + len(piece), 0
-        except _BrokenOff as error:
+        except _TransferInterrupted as error:
             failures += 1
             if failures > FAILURES_IN_A_ROW:
                 raise HubError(
@@ -55,8 +55,8 @@ def read(
             _pause(max(error.pause_seconds, FIRST_PAUSE_SECONDS * 2 ** (failures - 1)), cancelled)
 
 
-class _BrokenOff(Exception):
-    """Transfer that ended early for a reason that may pass.
+class _TransferInterrupted(Exception):
+    """Transfer that ended early; another try may succeed.
 
     The hub may ask for a pause of ``pause_seconds``.
     """
@@ -67,7 +67,7 @@ class _BrokenOff(Exception):
 def _request(
     repo_id: str, commit: str, file: HubFile, begin: int, end: int
 ) -> Generator[bytes, None, None]:
-    """Read as ``read``, in one request; raise _BrokenOff if fewer bytes come."""
+    """Do one request of ``read``; raise _TransferInterrupted if fewer bytes come."""
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
@@ -92,29 +92,30 @@ def _request(
         with get_session().stream("GET", url, **options) as response:
             hf_raise_for_status(response)
             # Status 200: the whole file, from its first byte.
-            superfluous = begin if response.status_code == 200 else 0
+            bytes_to_skip = begin if response.status_code == 200 else 0
             for received in response.iter_bytes():
-                piece = received[superfluous : superfluous + remaining]
-                superfluous -= min(superfluous, len(received))
+                piece = received[bytes_to_skip : bytes_to_skip + remaining]
+                bytes_to_skip -= min(bytes_to_skip, len(received))
                 if piece:
                     remaining -= len(piece)
                     yield piece
                 if not remaining:
                     return
     except HfHubHTTPError as error:
-        if error.response.status_code not in PASSING:
+        if error.response.status_code not in RETRYABLE_STATUSES:
             raise explain(repo_id, commit, error, name=file.name) from None
-        broken = _BrokenOff(reason(error))
+        broken = _TransferInterrupted(reason(error))
         asked = error.response.headers.get("Retry-After", "")
         broken.pause_seconds = (
             min(float(asked), LONGEST_PAUSE_SECONDS) if asked.isdecimal() else 0.0
         )
         raise broken from None
     except HTTPError as error:
-        raise _BrokenOff(reason(error)) from None
-    except OSError as error:  # offline mode
+        raise _TransferInterrupted(reason(error)) from None
+    # huggingface_hub raises OSError in offline mode.
+    except OSError as error:
         raise unreachable(repo_id, error) from None
-    raise _BrokenOff(f"{remaining} bytes did not come")
+    raise _TransferInterrupted(f"{remaining} bytes did not come")
 
 
 def _pause(seconds: float, cancelled: Callable[[], bool]) -> None:

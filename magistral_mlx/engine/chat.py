@@ -22,8 +22,8 @@ from magistral_mlx.tokenizer.tool_calls import as_message
 log = logging.getLogger(__name__)
 
 KeepReasoning = Literal["all", "last", "none"]
-SPELLED: Mapping[bool, KeepReasoning] = {True: "all", False: "none"}
-# A reply has this part of the context to itself. Once turns are dropped, as much again is freed.
+KEEP_FOR_BOOL: Mapping[bool, KeepReasoning] = {True: "all", False: "none"}
+# 1/SHARE of the context is kept free for a reply. Dropping turns frees another 1/SHARE.
 SHARE = 4
 Message = dict[str, Any]
 
@@ -59,16 +59,15 @@ class Model(Protocol):
 
 
 class Chat:
-    """A conversation: each question sees the turns before it, with their traces kept or dropped.
+    """A conversation; each question is sent with the earlier turns, with or without their traces.
 
-    The prefix cache is reused up to where the ids differ. A turn whose stream is closed early, or
-    that brought no text, is not kept. One that was cut off before its answer keeps its trace, which
-    is all there is of it.
+    The prefix cache is reused up to the first id that differs. A turn is not kept if its stream is
+    closed early or its reply is empty. If a reply is cut off before its answer, its trace is kept.
 
-    When the context is full, the model no longer sees the oldest turns. Whole turns are dropped,
-    never the system prompt nor the last question, so that the reply has ``max_tokens`` or a quarter
-    of the context. Another quarter is freed with them, because the model has to read the rest anew.
-    A log message and ``usage.dropped_turns`` say how many turns were dropped.
+    When the context is full, the oldest turns are dropped as a whole, but never the system prompt
+    or the last question. The reply then has room for ``max_tokens``, or for a quarter of the
+    context. Another quarter is freed as well, because dropping turns needs a new prefill. A log
+    message and ``usage.dropped_turns`` say how many turns were dropped.
 
     Attributes:
         keep_reasoning: "all" or True keeps every trace, "last" the newest, "none" or False none.
@@ -87,7 +86,7 @@ class Chat:
         tools: Tools | None = None,
     ) -> None:
         if isinstance(keep_reasoning, bool):
-            keep_reasoning = SPELLED[keep_reasoning]
+            keep_reasoning = KEEP_FOR_BOOL[keep_reasoning]
         if keep_reasoning not in get_args(KeepReasoning):
             raise OptionError(
                 f"keep_reasoning is {keep_reasoning!r}; "
@@ -230,12 +229,13 @@ class Chat:
     def _turns_to_drop(
         self, history: list[Message], asked: list[Message], sampling: SamplingParams | None
     ) -> int:
-        """Return how many of the oldest turns to drop, so that the reply has room."""
+        """Return how many of the oldest turns to drop, to make room for the reply."""
         context = self.magistral.plan.context
         wanted = None if sampling is None else sampling.max_tokens
         least = max(REPLY_ROOM, context // SHARE) if wanted is None else wanted
         is_answer_to_calls = any(message["role"] == "tool" for message in asked)
-        droppable = len(_turns(history)) - is_answer_to_calls  # the last question stays
+        # The last question must stay.
+        droppable = len(_turns(history)) - is_answer_to_calls
         counts = range(self.dropped_turns, droppable + 1)
 
         def free(count: int) -> int:

@@ -91,10 +91,10 @@ class _Active:
         """
         places: list[int] = []
         ended: list[tuple[int, Ending]] = []
-        for place, (i, identity) in enumerate(zip(self.indices, ids, strict=True)):
+        for place, (i, token_id) in enumerate(zip(self.indices, ids, strict=True)):
             is_forced = bool(self.forced[i])
-            token = Token(identity, logits[place : place + 1], is_forced)
-            is_stop = identity in self.stop and not is_forced
+            token = Token(token_id, logits[place : place + 1], is_forced)
+            is_stop = token_id in self.stop and not is_forced
             if is_stop or not self.rows[i].take(token):
                 ended.append((i, "stop"))
             elif count + 1 == self.max_tokens:

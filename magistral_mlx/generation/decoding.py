@@ -108,28 +108,28 @@ def decode(
         # One array is fed and read: to evaluate another would wait for the pass that is queued.
         draw = current.draw
         following = decoder.queue_plain_pass(draw, current)
-        identity = _read(draw)
-        if identity == SPILLED:
+        token_id = _read(draw)
+        if token_id == SPILLED:
             decoder.draw_exactly(current, following)
             continue
-        if identity in stop:
+        if token_id in stop:
             return "stop"
-        is_guessed = decoder.accept(identity, current)
+        is_guessed = decoder.accept(token_id, current)
         if following is not None:
             drafter.note_plain_pass(decoder.room)
         elif not is_guessed and decoder.count > 1 and decoder.room >= 0:
-            following = decoder.queue_guesses(identity)
-        yield Token(identity, current.logits)
+            following = decoder.queue_guesses(token_id)
+        yield Token(token_id, current.logits)
         if decoder.count == max_tokens:
             break
         if is_guessed:
             current.row += 1
         else:
-            current = following or decoder.queue_guesses(identity)
+            current = following or decoder.queue_guesses(token_id)
         if forced := steer(current.logits, current.draw)[: max_tokens - decoder.count]:
             current = decoder.force(forced, current)
-            for identity in forced:
-                yield Token(identity, current.logits, is_forced=True)
+            for token_id in forced:
+                yield Token(token_id, current.logits, is_forced=True)
     return "length"
 
 
@@ -188,10 +188,10 @@ class _Decoder:
             return None
         return self._queue(draw[None], self.count + 1)
 
-    def queue_guesses(self, identity: int) -> _Pass:
+    def queue_guesses(self, token_id: int) -> _Pass:
         """Queue the pass over an id and the drafter's guesses behind it."""
         guesses = self.drafter.propose(self.room)
-        return self._queue(mx.array([[identity, *guesses]]), self.count, guesses)
+        return self._queue(mx.array([[token_id, *guesses]]), self.count, guesses)
 
     def draw_exactly(self, current: _Pass, following: _Pass | None) -> None:
         """Draw the next id from all ids, and take back the pass that was queued over it.
@@ -203,21 +203,21 @@ class _Decoder:
         row, draws = current.row, current.draws
         current.draws = mx.concatenate([draws[:row], exact, draws[row + 1 :]])
 
-    def accept(self, identity: int, current: _Pass) -> bool:
+    def accept(self, token_id: int, current: _Pass) -> bool:
         """Count an id; return True if the pass had guessed it, else drop the guesses left."""
         self.count += 1
-        is_guessed = current.unchecked > 0 and current.guesses[current.row] == identity
+        is_guessed = current.unchecked > 0 and current.guesses[current.row] == token_id
         if not is_guessed:
             self.step.cache.trim(current.unchecked)
-        self.drafter.push(identity)
+        self.drafter.push(token_id)
         return is_guessed
 
     def force(self, ids: Sequence[int], current: _Pass) -> _Pass:
         """Queue one pass over ids that replace the next id."""
         self.step.cache.trim(current.unchecked)
         self.count += len(ids)
-        for identity in ids:
-            self.drafter.push(identity)
+        for token_id in ids:
+            self.drafter.push(token_id)
         return self._queue(mx.array([list(ids)]), self.count)
 
     def _queue(self, ids: mx.array, number: int, guesses: Sequence[int] = ()) -> _Pass:

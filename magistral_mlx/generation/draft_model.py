@@ -63,19 +63,19 @@ class DraftModel:
             mx.eval(self._step.cache.arrays)
             self._fed = unread
 
-    def push(self, identity: int) -> None:
+    def push(self, token_id: int) -> None:
         """Take the id that the large model drew."""
         if self._unchecked:
-            is_right = self._unchecked.pop(0) == identity
+            is_right = self._unchecked.pop(0) == token_id
             self._right, self._tried = self._right + is_right, self._tried + 1
             if not is_right:
                 self._unchecked = []
         self._right += FADING * (PRIOR_RATE * PRIOR_WEIGHT - self._right)
         self._tried += FADING * (PRIOR_WEIGHT - self._tried)
         position = len(self._ids)
-        if self._fed[position : position + 1] not in ([], [identity]):
+        if self._fed[position : position + 1] not in ([], [token_id]):
             self._keep(position)
-        self._ids.append(identity)
+        self._ids.append(token_id)
 
     def chances(self, limit: int) -> list[float]:
         """Return how often guesses were right of late; none beyond the end of the context."""
@@ -96,7 +96,7 @@ class DraftModel:
             logits = self._step(mx.maximum(draws[-1], 0)[None])
             draws.append(self._sampler.draw_run(logits, number))
         drawn = np.array(mx.concatenate(draws)).tolist()
-        usable = next((i for i, identity in enumerate(drawn) if identity < 0), count)
+        usable = next((i for i, token_id in enumerate(drawn) if token_id < 0), count)
         self._fed = [*self._ids, *drawn[: count - 1]]
         self._keep(len(self._ids) + min(usable, count - 1))
         self._unchecked = drawn[:usable]

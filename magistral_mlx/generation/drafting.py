@@ -41,7 +41,7 @@ class GuessSource(Protocol):
 
     cost: float
 
-    def push(self, identity: int) -> None:
+    def push(self, token_id: int) -> None:
         """Take the id that really follows."""
 
     def chances(self, limit: int) -> Sequence[float]:
@@ -69,21 +69,21 @@ class PromptLookup:
         self._next: dict[int, tuple[int, int]] = {}
         self._rates = {(c, s): _prior(c, s) for c in CONTEXTS for s in range(STREAK + 1)}
         self._guesses: list[int] = []
-        for identity in prompt:
-            self.push(identity)
+        for token_id in prompt:
+            self.push(token_id)
 
-    def push(self, identity: int) -> None:
+    def push(self, token_id: int) -> None:
         """Remember what an id follows, and rate the contexts that guessed it or another."""
         for context, key in _keys(self.ids):
             if (known := self._next.get(key)) is None:
-                self._next[key] = identity, 0
+                self._next[key] = token_id, 0
                 continue
             guess, streak = known
-            is_right = guess == identity
+            is_right = guess == token_id
             right, tried = self._rates[context, streak]
             self._rates[context, streak] = right + is_right, tried + 1
-            self._next[key] = identity, min(STREAK, streak + 1) if is_right else 0
-        self.ids.append(identity)
+            self._next[key] = token_id, min(STREAK, streak + 1) if is_right else 0
+        self.ids.append(token_id)
 
     def chances(self, limit: int) -> list[float]:
         """Return the rate of the context that makes each of the next guesses."""
@@ -96,12 +96,12 @@ class PromptLookup:
             if not known:
                 break
             rated = [
-                (self._rate(context, streak), identity) for context, (identity, streak) in known
+                (self._rate(context, streak), token_id) for context, (token_id, streak) in known
             ]
-            chance, identity = max(rated, key=lambda pair: pair[0])
+            chance, token_id = max(rated, key=lambda pair: pair[0])
             chances.append(chance)
-            self._guesses.append(identity)
-            recent.append(identity)
+            self._guesses.append(token_id)
+            recent.append(token_id)
         return chances
 
     def guess(self, count: int) -> list[int]:
@@ -136,7 +136,7 @@ class NoDrafter:
         """True to wait for the id that is being drawn, so that guesses can follow it."""
         return False
 
-    def push(self, identity: int) -> None:
+    def push(self, token_id: int) -> None:
         """Take an id that was drawn or forced."""
 
     def note_plain_pass(self, room: int) -> None:
@@ -190,9 +190,9 @@ class Drafter(NoDrafter):
         """True while guesses have been worth their cost."""
         return self._gain >= 0 and self.spent + self._cost(1) <= self._affordable
 
-    def push(self, identity: int) -> None:
+    def push(self, token_id: int) -> None:
         """Take an id that was drawn or forced."""
-        self.source.push(identity)
+        self.source.push(token_id)
         self.tokens += 1
 
     def note_plain_pass(self, room: int) -> None:

@@ -225,11 +225,11 @@ class ReplyBuilder:
     def _joined(self, kind: str) -> str:
         return "".join(text.text for text in self._texts if text.kind == kind)
 
-    def _watch(self, identity: int) -> None:
+    def _watch(self, token_id: int) -> None:
         """Look for a loop; one in the answer ends the reply, one in the trace if so asked."""
         if self.sampling.on_loop == "ignore" or self.is_stopped:
             return
-        self._is_looping = self._loops.push(self.tokenizer.decode([identity]))
+        self._is_looping = self._loops.push(self.tokenizer.decode([token_id]))
         self.is_stopped = self._is_looping and (
             self._splitter.state != "reasoning" or self.sampling.on_loop == "stop"
         )

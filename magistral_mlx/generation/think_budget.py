@@ -81,9 +81,9 @@ class ThinkBudget:
         """
         if self._tokenizer.close_id is None:
             return False
-        identity = draw.item()
+        token_id = draw.item()
         return (
-            isinstance(identity, int)
-            and identity >= 0
-            and self._tokenizer.decode([identity]).startswith("\n")
+            isinstance(token_id, int)
+            and token_id >= 0
+            and self._tokenizer.decode([token_id]).startswith("\n")
         )

@@ -1,6 +1,5 @@
 """A KV cache on disk: one safetensors file with its ids and a hash of all of it."""
 
-import errno
 import hashlib
 import math
 import os
@@ -16,7 +15,7 @@ from magistral_mlx.checkpoint.documents import AGAIN
 from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.checkpoint.safetensors_header import TYPE_NAMES, header_bytes, place
 from magistral_mlx.errors import CheckpointError, OptionError, in_units, quoted
-from magistral_mlx.files import check_writable, replacing, write_all
+from magistral_mlx.files import check_writable, is_disk_full, replacing, write_all
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.kv_format import FLOAT_BITS, KVFormat
 
@@ -26,7 +25,8 @@ HASH, HASH_BYTES = "sha256", 32
 # Pieces of a tensor are hashed in parallel: one core alone is slower than a Mac's drive.
 PIECE_BYTES = 32 * 2**20
 HASHERS = 4
-UNQUANTIZED_BITS = "0"  # kv_bits in a file whose cache is not quantized
+# Value of kv_bits in the file of a cache that is not quantized.
+UNQUANTIZED_BITS = "0"
 
 
 def save_cache(
@@ -73,11 +73,10 @@ def save_cache(
                 del data, pieces
             write_all(descriptor, memoryview(_digest(b"".join(digests))))
     except (OSError, RuntimeError) as error:
-        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         size = sum(a.nbytes for a in arrays.values())
         why = (
             f"the disk is full, it takes {in_units(size)}; free some space, or"
-            if is_full
+            if is_disk_full(error)
             else f"{error};"
         )
         raise OptionError(
@@ -194,7 +193,7 @@ def _read(shard: Shard, cache: KVCache, names: list[str], length: int) -> tuple[
         found = _digest(b"".join(piece.result() for pieces in hashed for piece in pieces))
     if found != bytes(np.array(shard.read(HASH))):
         raise ValueError("what it holds is not what was written")
-    return [int(identity) for identity in ids], chat.tobytes().decode()
+    return [int(token_id) for token_id in ids], chat.tobytes().decode()
 
 
 def _names(cache: KVCache) -> list[str]:

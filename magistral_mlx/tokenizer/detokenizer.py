@@ -8,7 +8,7 @@ from typing import Protocol
 class Vocabulary(Protocol):
     """Interface of a tokenizer that gives each id its bytes."""
 
-    def is_control(self, identity: int) -> bool: ...
+    def is_control(self, token_id: int) -> bool: ...
 
     def to_bytes(self, ids: Iterable[int]) -> bytes: ...
 
@@ -25,11 +25,11 @@ class Detokenizer:
         """True while the bytes of a character are incomplete."""
         return bool(self._decoder.getstate()[0])
 
-    def push(self, identity: int) -> str:
+    def push(self, token_id: int) -> str:
         """Return the characters that this id completes."""
-        if self._vocabulary.is_control(identity):
+        if self._vocabulary.is_control(token_id):
             return self.flush()
-        return self._decoder.decode(self._vocabulary.to_bytes([identity]))
+        return self._decoder.decode(self._vocabulary.to_bytes([token_id]))
 
     def flush(self) -> str:
         """Return the rest at the end: nothing, or U+FFFD for a character that is incomplete."""

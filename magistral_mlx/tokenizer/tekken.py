@@ -200,7 +200,7 @@ class Tokenizer:
 
     def pieces(self, text: str) -> list[bytes]:
         """Return the bytes of each id of a text; they may end inside a character."""
-        return [self._tekken.id_to_byte_piece(identity) for identity in self.encode(text)]
+        return [self._tekken.id_to_byte_piece(token_id) for token_id in self.encode(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids.
@@ -228,17 +228,17 @@ class Tokenizer:
             return self.encode(closing(text, line))
         return [*self.encode(last_line(text, line)), self.close_id]
 
-    def is_control(self, identity: int) -> bool:
+    def is_control(self, token_id: int) -> bool:
         """Return whether an id is a control id, which has no text.
 
         Raises:
             TokenizerError: it is no id of this vocabulary.
         """
-        if not 0 <= identity < self.vocab_size:
+        if not 0 <= token_id < self.vocab_size:
             raise TokenizerError(
-                f"{identity} is no id of this vocabulary, which has {self.vocab_size}"
+                f"{token_id} is no id of this vocabulary, which has {self.vocab_size}"
             )
-        return identity < self._tekken.num_special_tokens
+        return token_id < self._tekken.num_special_tokens
 
     def tool_calls(self, ids: Sequence[int]) -> tuple[list[ToolCall], str]:
         """Return the tool calls in the ids of a reply after its trace, and the text of the rest.
@@ -251,7 +251,7 @@ class Tokenizer:
         calls: dict[str, ToolCall] = {}
         rest, start = [], 0
         for end in [
-            *(i for i, identity in enumerate(ids) if identity == self.tool_calls_id),
+            *(i for i, token_id in enumerate(ids) if token_id == self.tool_calls_id),
             len(ids),
         ]:
             block = [i for i in ids[start:end] if i not in self.stop_ids]
@@ -262,7 +262,7 @@ class Tokenizer:
         return list(calls.values()), "".join(rest)
 
     def _calls(self, block: list[int], taken: Mapping[str, ToolCall]) -> list[ToolCall]:
-        controls = [identity for identity in block if self.is_control(identity)]
+        controls = [token_id for token_id in block if self.is_control(token_id)]
         texts = [
             self.decode(list(run))
             for is_control, run in groupby(block, self.is_control)
@@ -282,4 +282,4 @@ class Tokenizer:
 
     def to_bytes(self, ids: Iterable[int]) -> bytes:
         """Return the bytes of ids that are not control ids."""
-        return b"".join(self._tekken.id_to_byte_piece(identity) for identity in ids)
+        return b"".join(self._tekken.id_to_byte_piece(token_id) for token_id in ids)

@@ -10,26 +10,27 @@ from magistral_mlx.errors import OptionError, quoted
 from magistral_mlx.tokenizer.content import checked, fields
 from magistral_mlx.tokenizer.segments import ToolCall
 
-ID = re.compile("[a-zA-Z0-9]{9}")  # all that mistral-common takes
+# mistral-common refuses any other form.
+ID = re.compile("[a-zA-Z0-9]{9}")
 NAME = re.compile("[a-zA-Z0-9_-]{1,64}")
 
 
-def call_id(identity: str, attempt: int = 0) -> str:
+def native_id(call_id: str, attempt: int = 0) -> str:
     """Return an id in Magistral's form; an id of another form becomes its hash.
 
     Each ``attempt`` gives another hash.
     """
-    if ID.fullmatch(identity) and not attempt:
-        return identity
-    return hashlib.sha256((identity + f" {attempt}" * (attempt > 0)).encode()).hexdigest()[:9]
+    if ID.fullmatch(call_id) and not attempt:
+        return call_id
+    return hashlib.sha256((call_id + f" {attempt}" * (attempt > 0)).encode()).hexdigest()[:9]
 
 
 def parse_call(
-    name: str, identity: str | None, arguments: str, *, taken: Mapping[str, Any]
+    name: str, call_id: str | None, arguments: str, *, taken: Mapping[str, Any]
 ) -> ToolCall | None:
-    """Return a call that the model wrote, under an id that is not ``taken``, or None.
+    """Return a call that the model wrote, under an id that is not ``taken``; None if malformed.
 
-    It is None if the call cannot be made. Without an ``identity`` the id is made of the call.
+    Without a ``call_id`` the id is a hash of the call.
     """
     name = name.strip()
     try:
@@ -38,8 +39,8 @@ def parse_call(
         return None
     if not NAME.fullmatch(name):
         return None
-    call_id = free_id(f"{name} {arguments}" if identity is None else identity, taken)
-    return ToolCall(call_id, name, found)
+    free = free_id(f"{name} {arguments}" if call_id is None else call_id, taken)
+    return ToolCall(free, name, found)
 
 
 def parse_call_list(text: str, *, taken: Mapping[str, Any]) -> list[ToolCall]:
@@ -50,10 +51,10 @@ def parse_call_list(text: str, *, taken: Mapping[str, Any]) -> list[ToolCall]:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return []
     calls: dict[str, ToolCall] = {}
-    for name, identity, arguments in written:
-        if not isinstance(name, str) or not isinstance(identity, str | None):
+    for name, call_id, arguments in written:
+        if not isinstance(name, str) or not isinstance(call_id, str | None):
             return []
-        call = parse_call(name, identity, arguments, taken={**taken, **calls})
+        call = parse_call(name, call_id, arguments, taken={**taken, **calls})
         if call is None:
             return []
         calls[call.id] = call
@@ -66,10 +67,10 @@ def as_message(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": function}
 
 
-def free_id(identity: str, taken: Mapping[str, Any]) -> str:
-    """Return the first id of ``call_id`` that is not ``taken``."""
+def free_id(call_id: str, taken: Mapping[str, Any]) -> str:
+    """Return the first id of ``native_id`` that is not ``taken``."""
     attempt = 0
-    while (found := call_id(identity, attempt)) in taken:
+    while (found := native_id(call_id, attempt)) in taken:
         attempt += 1
     return found
 
@@ -102,7 +103,8 @@ class CallIds:
     """Calls of a conversation's newest assistant message, by the ids that the conversation has."""
 
     def __init__(self) -> None:
-        self._ids: dict[str, str] = {}  # the conversation's id -> Magistral's
+        # Magistral's id by the caller's.
+        self._ids: dict[str, str] = {}
         self._unanswered: list[str] = []
 
     def read(self, raw_calls: Any, where: str) -> list[dict[str, Any]]:
@@ -117,40 +119,43 @@ class CallIds:
             _read_call(raw, f"{where}: tool call {i}")
             for i, raw in enumerate(raw_calls or (), start=1)
         ]
-        self._unanswered = [identity for identity, _ in calls]
+        self._unanswered = [call_id for call_id, _ in calls]
         if twice := {
-            identity for identity in self._unanswered if self._unanswered.count(identity) > 1
+            call_id for call_id in self._unanswered if self._unanswered.count(call_id) > 1
         }:
             raise OptionError(
                 f"{where}: two tool calls have the id {min(twice)!r}; each needs its own"
             )
-        native = {identity: identity for identity in self._unanswered if ID.fullmatch(identity)}
+        native = {call_id: call_id for call_id in self._unanswered if ID.fullmatch(call_id)}
         made: dict[str, str] = {}
-        for identity in self._unanswered:
-            made[identity] = native.get(identity) or free_id(
-                identity, native | {v: k for k, v in made.items()}
+        for call_id in self._unanswered:
+            made[call_id] = native.get(call_id) or free_id(
+                call_id, native | {v: k for k, v in made.items()}
             )
         self._ids = made
-        return [{"id": made[identity], "function": function} for identity, function in calls]
+        return [{"id": made[call_id], "function": function} for call_id, function in calls]
 
-    def answer(self, identity: str, where: str) -> str:
-        """Return Magistral's id of the call that a result answers; ``identity`` is either id.
+    def answer(self, call_id: str, where: str) -> str:
+        """Return Magistral's id of the call that a result answers.
+
+        Args:
+            call_id: the id of the caller, or Magistral's.
+            where: the place of the message, for errors.
 
         Raises:
             OptionError: there is no such call, or it has a result.
         """
-        theirs = {ours: theirs for theirs, ours in self._ids.items()} | {
-            theirs: theirs for theirs in self._ids
-        }
-        if identity not in theirs:
+        caller_id_of = {native: caller for caller, native in self._ids.items()}
+        caller_id_of |= {caller: caller for caller in self._ids}
+        if call_id not in caller_id_of:
             known = f"its ids are {', '.join(map(repr, self._ids))}" if self._ids else "it has none"
             raise OptionError(
-                f"{where}: {identity!r} is no call of the assistant's message before it; {known}"
+                f"{where}: {call_id!r} is no call of the assistant's message before it; {known}"
             )
-        if theirs[identity] not in self._unanswered:
-            raise OptionError(f"{where}: the call {identity!r} has a result already; keep one")
-        self._unanswered.remove(theirs[identity])
-        return self._ids[theirs[identity]]
+        if caller_id_of[call_id] not in self._unanswered:
+            raise OptionError(f"{where}: the call {call_id!r} has a result already; keep one")
+        self._unanswered.remove(caller_id_of[call_id])
+        return self._ids[caller_id_of[call_id]]
 
     def require_answered(self, where: str) -> None:
         """Raise OptionError if a call has no result yet."""
@@ -166,10 +171,10 @@ def _read_call(raw: Any, what: str) -> tuple[str, dict[str, Any]]:
     raw = as_message(raw) if isinstance(raw, ToolCall) else raw
     call = fields(raw, what, "{'id': ..., 'function': {'name': ..., 'arguments': ...}}")
     function = fields(call.get("function"), f"{what}: function", "{'name': ..., 'arguments': ...}")
-    identity, name, arguments = call.get("id"), function.get("name"), function.get("arguments")
-    if not isinstance(identity, str) or not identity or identity == "null":
+    call_id, name, arguments = call.get("id"), function.get("name"), function.get("arguments")
+    if not isinstance(call_id, str) or not call_id or call_id == "null":
         raise OptionError(
-            f"{what}: id is {quoted(identity)}, expected the text that its result will name"
+            f"{what}: id is {quoted(call_id)}, expected the text that its result will name"
         )
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise OptionError(f"{what}: name is {quoted(name)}; use up to 64 letters, digits, - and _")
@@ -184,4 +189,4 @@ def _read_call(raw: Any, what: str) -> tuple[str, dict[str, Any]]:
         raise OptionError(
             f"{what}: arguments are no JSON object ({type(error).__name__}: {error})"
         ) from None
-    return checked(identity, f"{what}: id"), {"name": name, "arguments": written}
+    return checked(call_id, f"{what}: id"), {"name": name, "arguments": written}

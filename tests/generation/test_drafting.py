@@ -29,8 +29,8 @@ def test_what_followed_is_guessed_again() -> None:
     source = PromptLookup([*text, 3, *text[:5]])
     assert len(source.chances(7)) == 7
     assert source.guess(7) == text[5:12]
-    for identity in text[5:9]:
-        source.push(identity)
+    for token_id in text[5:9]:
+        source.push(token_id)
     assert source.chances(3)[0] > 0.5
     assert source.guess(3) == text[9:12]
 
@@ -60,7 +60,7 @@ class Oracle:
     def __init__(self, chances: Sequence[float]) -> None:
         self.sure = list(chances)
 
-    def push(self, identity: int) -> None:
+    def push(self, token_id: int) -> None:
         pass
 
     def chances(self, limit: int) -> list[float]:

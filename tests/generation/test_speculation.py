@@ -41,7 +41,7 @@ class Told:
     def __init__(self, ids: Sequence[int], wrong_every: int) -> None:
         self.ids, self.wrong_every, self.done = ids, wrong_every, 0
 
-    def push(self, identity: int) -> None:
+    def push(self, token_id: int) -> None:
         self.done += 1
 
     def chances(self, limit: int) -> list[float]:
@@ -50,7 +50,7 @@ class Told:
     def guess(self, count: int) -> list[int]:
         ahead = enumerate(self.ids[self.done : self.done + count], self.done)
         return [
-            (identity + 1) % 331 if i % self.wrong_every == 0 else identity for i, identity in ahead
+            (token_id + 1) % 331 if i % self.wrong_every == 0 else token_id for i, token_id in ahead
         ]
 
 

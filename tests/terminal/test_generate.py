@@ -18,7 +18,7 @@ from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply, Usage
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.streams import Progress, streamed
-from magistral_mlx.terminal import options as console
+from magistral_mlx.terminal import shared_flags
 from magistral_mlx.tokenizer.segments import Segment, Text
 
 USAGE = Usage(
@@ -89,7 +89,7 @@ class Scripted:
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Scripted:
     scripted = Scripted()
-    monkeypatch.setattr(console, "loading", scripted.loading)
+    monkeypatch.setattr(shared_flags, "loading", scripted.loading)
     return scripted
 
 
@@ -264,11 +264,11 @@ def test_every_flag_of_mlx_lm_is_ours_or_refused_with_a_reason() -> None:
     theirs = set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', source))
     ours = {name for param in generate.command.params for name in param.opts}
     assert "--min-p" in theirs
-    assert theirs <= ours | set(console.MLX_LM_FLAGS)
-    assert not ours & set(console.MLX_LM_FLAGS)
+    assert theirs <= ours | set(shared_flags.MLX_LM_FLAGS)
+    assert not ours & set(shared_flags.MLX_LM_FLAGS)
 
 
-@pytest.mark.parametrize("flag", console.MLX_LM_FLAGS)
+@pytest.mark.parametrize("flag", shared_flags.MLX_LM_FLAGS)
 def test_flags_of_mlx_lm_are_refused_with_ours(
     model: Scripted, capsys: pytest.CaptureFixture[str], flag: str
 ) -> None:
@@ -291,7 +291,7 @@ def test_errors_of_the_library_are_one_line(
     def loading(model: str, options: LoadOptions) -> Iterator[None]:
         raise HubError("no network; name a folder")
 
-    monkeypatch.setattr(console, "loading", loading)
+    monkeypatch.setattr(shared_flags, "loading", loading)
     assert run() == 2
     assert capsys.readouterr().err == "error: no network; name a folder\n"
 
@@ -343,13 +343,13 @@ def test_ctrl_c_while_loading(
         yield Progress(1, 2)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(console, "loading", loading)
+    monkeypatch.setattr(shared_flags, "loading", loading)
     assert run() == 130
     assert capsys.readouterr().out == ""
 
 
 def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "loading", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(shared_flags, "loading", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # Python then exits with 1 and a traceback
         run()
 

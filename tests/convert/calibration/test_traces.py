@@ -80,7 +80,7 @@ def test_windows_hold_the_system_prompt_once_and_every_question_with_its_reply(
     flat = np.array(ids)[:, 1:].reshape(-1).tolist()
     assert flat[: len(expected)] == expected
     asked = flat[len(expected) :]
-    start, end = [identity for identity in expected if tokenizer.is_control(identity)][2:4]
+    start, end = [token_id for token_id in expected if tokenizer.is_control(token_id)][2:4]
     assert asked[0] == start
     assert tokenizer.decode(asked[1 : asked.index(end)]) == questions()[1]
     assert asked[asked.index(end) + 1 :][:2] == replies[1]
