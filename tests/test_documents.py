@@ -140,9 +140,7 @@ def test_the_readme_is_short() -> None:
 @pytest.mark.slow
 def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    number = {"type": "integer"}
-    schema = {"type": "object", "properties": {"a": number, "b": number}, "required": ["a", "b"]}
-    names = {"schema": schema, "add": lambda a, b: a + b}
+    names: dict[str, object] = {}
     for block in blocks(README, "python"):
         exec(block.replace("magistral-4bit", "demo"), names)
     assert (tmp_path / "talk.cache").exists()
