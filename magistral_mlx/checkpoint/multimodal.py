@@ -44,7 +44,8 @@ def language_config(raw: Mapping[str, Any], source: Path) -> dict[str, Any]:
     text = raw.get("text_config")
     if not isinstance(text, dict):
         raise _refusal(source, f"model_type is {MODEL_TYPE!r}, but text_config is {quoted(text)}")
-    found: dict[str, Any] = {"model_type": "mistral", **text}  # transformers' default
+    # transformers' default for a text model.
+    found: dict[str, Any] = {"model_type": "mistral", **text}
     for key in (*EITHER_LEVEL, *TEXT_ONLY):
         outer, inner = raw.get(key), text.get(key)
         if outer is None:

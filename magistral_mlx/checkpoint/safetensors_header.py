@@ -143,7 +143,8 @@ def parse_header(path: Path, file: BinaryIO, file_bytes: int) -> Header:
     if not text.startswith(b"{"):
         raise damaged(path, "its header does not start with '{'")
     raw = parse_json(text, path)
-    metadata = raw.pop("__metadata__", None) or {}  # MLX writes null if it was given none
+    # MLX writes null if it was given none.
+    metadata = raw.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(
         isinstance(value, str) for value in metadata.values()
     ):
@@ -178,7 +179,8 @@ def _entry(path: Path, name: str, raw: Any) -> Entry:
             path, f"{tensor} has data_offsets {quoted(offsets)}, expected two whole numbers"
         )
     entry = Entry(dtype, tuple(shape), *offsets)
-    needed = math.prod(shape) * itemsize(dtype)  # Python's integers do not overflow
+    # Python's integers do not overflow.
+    needed = math.prod(shape) * itemsize(dtype)
     if entry.begin < 0 or entry.nbytes != needed:
         raise damaged(
             path,

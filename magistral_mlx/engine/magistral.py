@@ -120,7 +120,8 @@ class Magistral:
             OptionError: the system prompt or a tool is malformed.
         """
         messages = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-        if messages or tools is not None:  # checked now, and not with the first question
+        # Check them now, not with the first question.
+        if messages or tools is not None:
             self.free_context([*messages, {"role": "user", "content": "?"}], tools=tools)
         return Chat(self, keep_reasoning, messages, tools)
 
@@ -223,7 +224,7 @@ class Magistral:
         self._open_cache_file(file)
 
         def save(result: Result) -> Result:
-            if self.prefix_cache.owner is run:
+            if self.prefix_cache.holder is run:
                 self.prefix_cache.save(file)
             return result
 

@@ -19,7 +19,7 @@ class PrefixCache:
     Attributes:
         cache: keys and values of ``ids``.
         ids: the prompt and the reply so far.
-        owner: the reply that may use the cache.
+        holder: the reply that may use the cache.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class PrefixCache:
         """Drop the cache. A reply that still uses it must end."""
         self.cache = KVCache(self.config, limit=self.limit, kv_format=self.kv_format)
         self.ids: list[int] = []
-        self.owner: object = None
+        self.holder: object = None
 
-    def acquire(self, owner: object, prompt: Sequence[int]) -> int:
-        """Trim the cache to the longest prefix of a prompt that it holds, for a new owner.
+    def acquire(self, holder: object, prompt: Sequence[int]) -> int:
+        """Trim the cache to the longest prefix of a prompt that it holds, for a new holder.
 
         Returns:
             The prefix's length. It excludes the prompt's last id, whose logits are needed.
@@ -67,19 +67,19 @@ class PrefixCache:
                 break
             common += 1
         self.cache.trim(self.cache.length - common)
-        self.owner, self.ids = owner, list(prompt)
+        self.holder, self.ids = holder, list(prompt)
         return common
 
-    def check_owner(self, owner: object) -> None:
+    def check_holder(self, holder: object) -> None:
         """Raise OptionError if a newer reply has the cache by now."""
-        if self.owner is not owner:
+        if self.holder is not holder:
             raise OptionError(
                 "a newer reply has begun on this model; "
                 "finish or close a stream before the next one"
             )
 
     @contextmanager
-    def held_by(self, owner: object) -> Iterator[None]:
+    def held_by(self, holder: object) -> Iterator[None]:
         """Make the cache and its ids agree at the end of the block, however it ends.
 
         Raises:
@@ -87,7 +87,8 @@ class PrefixCache:
         """
         try:
             yield
-        except RuntimeError as error:  # MLX's; what the arrays hold now is unknown
+        # After MLX's error the content of the arrays is unknown.
+        except RuntimeError as error:
             self.clear()
             if "memory" not in str(error).lower():
                 raise
@@ -97,11 +98,11 @@ class PrefixCache:
                 "--kv-bits 8"
             ) from None
         finally:
-            self.sync(owner)
+            self.sync(holder)
 
-    def sync(self, owner: object) -> None:
+    def sync(self, holder: object) -> None:
         """Make the cache and its ids agree; a look-ahead or an interruption leaves one apart."""
-        if self.owner is owner:
+        if self.holder is holder:
             self.cache.trim(max(0, self.cache.length - len(self.ids)))
             del self.ids[self.cache.length :]
 

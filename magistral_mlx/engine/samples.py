@@ -186,7 +186,7 @@ class SampleRun:
 
     def _check(self) -> None:
         """Raise CancelledError, or OptionError where a newer reply has the cache."""
-        self.runtime.prefix_cache.check_owner(self)
+        self.runtime.prefix_cache.check_holder(self)
         self.job.cancellation.check()
 
     def _finish(self, candidate: Candidate, reason: FinishReason) -> Reply:

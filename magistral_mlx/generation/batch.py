@@ -152,7 +152,8 @@ def decode_rows(
         tokens = active.impose(tokens)
         ahead = feed(tokens, count + 1) if 0 < count < max_tokens - 1 else None
         ids = np.array(tokens).tolist()
-        if SPILLED in ids:  # rare: a nucleus is wider than the sampler's candidates
+        # Rare: a nucleus has more ids than the sampler's candidates.
+        if SPILLED in ids:
             if ahead is not None:
                 step.cache.trim()
             ids, ahead = active.redraw(ids, logits, count), None

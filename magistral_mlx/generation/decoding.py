@@ -70,7 +70,8 @@ def prefill(step: Stepper, ids: Sequence[int], *, chunk: int) -> Generator[int, 
     for start in range(0, last, chunk):
         step.extend(prompt[:, start : start + chunk])
         mx.eval(step.cache.arrays)
-        mx.clear_cache()  # the chunk's workspace would otherwise stay beside the next one's
+        # Otherwise the workspaces of two chunks would be in memory at once.
+        mx.clear_cache()
         yield start + chunk
     return step(prompt[:, last:])
 

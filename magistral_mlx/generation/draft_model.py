@@ -49,7 +49,8 @@ class DraftModel:
     ) -> Generator[int, None, None]:
         """Read a prompt except its last id, as a stream of the ids done."""
         self._ids, self._prompt_tokens, self._sampler = list(prompt), len(prompt), sampler
-        self._unchecked: list[int] = []  # guesses that the large model has not drawn yet
+        # Guesses that the large model has not checked yet.
+        self._unchecked: list[int] = []
         self._right, self._tried = PRIOR_RATE * PRIOR_WEIGHT, PRIOR_WEIGHT
         unread = list(prompt[:-1]) if len(prompt) <= self._limit else []
         agreed = 0

@@ -133,7 +133,8 @@ class ReplyBuilder:
         self._loops = LoopDetector()
         self._is_looping = False
         self._texts: list[Text] = []
-        self._logprobs: list[dict[int, float]] = []  # of ids without a segment yet
+        # Log probabilities of ids without a segment yet.
+        self._logprobs: list[dict[int, float]] = []
         self._call_ids: list[int] = []  # from the first [TOOL_CALLS] on
         self._calls: list[ToolCall] = []
         self._tokens_before_answer = 0

@@ -92,7 +92,8 @@ def remembered(key: list[str], make: Callable[[], RowCosts]) -> RowCosts:
     with suppress(OSError, ValueError, KeyError, TypeError):
         return RowCosts.from_json(file.read_text("utf-8"))
     costs = make()
-    with suppress(OSError):  # without a cache folder they are measured again the next time
+    # Without a cache folder the costs are measured again the next time.
+    with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}")
         partial.write_text(json.dumps(asdict(costs)) + "\n", "utf-8")

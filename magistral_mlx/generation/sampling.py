@@ -17,9 +17,12 @@ INVALID = -1
 # Instead of an id: the nucleus is wider than the candidates; draw_exact sorts all ids.
 SPILLED = -2
 
-BLOCK = 32  # ids a block
-LEADERS = 256  # blocks whose ids are candidates
-CANDIDATES = 512  # ids sorted, the best of those blocks
+# Ids of a block.
+BLOCK = 32
+# The blocks with the largest maxima; their ids are candidates.
+LEADERS = 256
+# The best ids of those blocks, which are sorted.
+CANDIDATES = 512
 
 # Probability mass is counted in whole units of 2**-44 of the most probable id, in int64. Such sums
 # are exact and associative, so the candidates, a full sort, one row or many, a CPU and a GPU agree
@@ -160,8 +163,10 @@ def _inverse(weights: mx.array, fractions: mx.array) -> mx.array:
 
 def _keys(x: mx.array, ids: mx.array) -> mx.array:
     """Return distinct int64 that sort by larger x, then lower id. Their lower half is the id."""
-    bits = (x + 0.0).view(mx.int32)  # + 0.0 makes -0.0 the same as 0.0
-    ranks = mx.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # increases with x
+    # Adding 0.0 turns -0.0 into 0.0.
+    bits = (x + 0.0).view(mx.int32)
+    # Ranks increase with x.
+    ranks = mx.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     return ids - (ranks.astype(mx.int64) << 32)
 
 
@@ -187,7 +192,8 @@ def _leaders(x: mx.array, blocks: int, count: int) -> tuple[mx.array, mx.array]:
     """
     B, V = x.shape
     C = V // BLOCK
-    if 2 * blocks >= C:  # a vocabulary so small that blocks gain nothing
+    # Blocks gain nothing in a small vocabulary.
+    if 2 * blocks >= C:
         return _sorted(x)
     maxima = mx.max(x[:, : C * BLOCK].reshape(B, C, BLOCK), axis=-1)  # [B, C]
     order = mx.partition(
@@ -196,7 +202,8 @@ def _leaders(x: mx.array, blocks: int, count: int) -> tuple[mx.array, mx.array]:
     first_ids = order[:, :blocks, None] & LOW_32
     ids = (first_ids + mx.arange(BLOCK, dtype=mx.int64)).reshape(B, -1)  # [B, 32 blocks]
     rest = mx.broadcast_to(mx.arange(C * BLOCK, V, dtype=mx.int64), (B, V - C * BLOCK))
-    ids = mx.concatenate([ids, rest], axis=-1)  # ids that fill no block are always candidates
+    # Ids that fill no block are always candidates.
+    ids = mx.concatenate([ids, rest], axis=-1)
     keys = _keys(mx.take_along_axis(x, ids, axis=-1), ids)
     best = mx.sort(mx.partition(keys, count - 1, axis=-1)[:, :count], axis=-1)
     return best, order[:, blocks : blocks + 1]

@@ -60,7 +60,8 @@ def workspace_bytes(
     activations = int(chunk * (7 * D + 3 * F + 7.4 * (H + K) * d) * itemsize)
     unpacked = 0 if kv_bits is None else int(1.85 * 2 * K * context * d * itemsize)
     is_fused = on_gpu and d in FUSED_HEAD_DIMS
-    scores = 0 if is_fused else (4 * H + 1) * chunk * context  # and a mask of one byte
+    # Scores in fp32, and a mask of one byte.
+    scores = 0 if is_fused else (4 * H + 1) * chunk * context
     logits = 48 * config.vocab_size
     layer = kv_bytes(config, context, kv_bits=kv_bits, itemsize=itemsize) // config.num_layers
     return max(activations + unpacked + scores, logits, layer)

@@ -20,14 +20,16 @@ from magistral_mlx.model.footprint import (
 from magistral_mlx.model.kv_format import KVFormat
 from magistral_mlx.model.load_options import DEFAULTS, LoadOptions
 
-DEFAULT_CONTEXT = 40_960  # the model card advises no more
+# The model card advises no more.
+DEFAULT_CONTEXT = 40_960
 # Prompt ids a prefill pass; beyond 2048 nothing gets faster.
 CHUNKS = (2048, 1024, 512, 256, 128, 64)
 # On a CPU a row costs the same in any pass, and a longer pass has larger scores.
 CPU_CHUNKS = (256, 128, 64)
 # Positions that a prompt leaves for a reply whose length was not asked for.
 REPLY_ROOM = 256
-CONTEXT_STEP = 256  # a context that is not asked for is a multiple of this
+# A default context is a multiple of this.
+CONTEXT_STEP = 256
 
 
 @dataclass(frozen=True, slots=True)

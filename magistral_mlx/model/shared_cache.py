@@ -26,13 +26,15 @@ class SharedLayer:
 
     def __init__(self, prefix: FloatLayer, cache: "SharedCache") -> None:
         self.prefix = prefix
-        self.cache: SharedCache = weakref.proxy(cache)  # as in FloatLayer
+        # A weak reference, as in FloatLayer.
+        self.cache: SharedCache = weakref.proxy(cache)
         self.format = prefix.format
         self.steps = 0  # T
         self.capacity = 0
         self.arrays: list[mx.array] = []  # [2K, N, capacity, *]
         self.num_slots = cache.count
-        self.slots = list(range(cache.count))  # of the sequences that still run
+        # Indices of the sequences that still run.
+        self.slots = list(range(cache.count))
         self._index: mx.array | None = None  # [K, n], their places among the K * N matrices
 
     @property

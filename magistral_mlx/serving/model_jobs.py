@@ -178,7 +178,8 @@ class ModelJobs:
     def _free(self) -> None:
         self._magistral = self.plan = self._chat = None
         self.is_ready = False
-        gc.collect()  # a cache and its layers refer to each other
+        # A cache and its layers refer to each other.
+        gc.collect()
         mx.clear_cache()
         self._measure()
 

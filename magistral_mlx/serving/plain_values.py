@@ -44,7 +44,8 @@ def returns_errors(function: Call[Parameters]) -> Call[Parameters]:
         try:
             bound = _bound(signature, function.__name__, args, kwargs)
             return {"ok": True, **function(*bound.args, **bound.kwargs)}
-        except BaseException as error:  # any exception is a crash to a host, Ctrl-C and exit too
+        # Any exception would crash a host, even Ctrl-C and exit.
+        except BaseException as error:
             return refusal(error)
 
     return call

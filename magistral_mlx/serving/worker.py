@@ -118,4 +118,5 @@ def _hold_standard_files() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            # The file gets the lowest free number.
+            os.open(os.devnull, os.O_RDWR)

@@ -105,7 +105,8 @@ def run(
     except click.ClickException as error:
         error.show()
         return WRONG
-    except (MagistralError, OSError) as error:  # OSError: a full disk, an unreadable folder
+    # OSError: a full disk, an unreadable folder.
+    except (MagistralError, OSError) as error:
         try:
             sys.stdout.flush()
         except OSError:

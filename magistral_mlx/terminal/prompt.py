@@ -136,7 +136,7 @@ def _make_session(history: Path, commands: Sequence[str]) -> Any:
 
 
 def _is_kept(history: Path) -> bool:
-    """Create the file, for its owner alone; return True if it can be written."""
+    """Create the file, readable by its user only; return True if it can be written."""
     try:
         history.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(history, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))

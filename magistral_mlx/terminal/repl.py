@@ -99,7 +99,8 @@ class Session:
             raise OptionError("/retry: there is no question yet")
         seed = None
         if self.sampling.seed is not None and self.usages:
-            seed = self.usages[-1].seed + 1  # the same seed gives the same reply
+            # The same seed would give the same reply.
+            seed = self.usages[-1].seed + 1
         if self.sampling.temperature == 0:
             tell("at temperature 0 the same question has the same reply")
         self.ask(question, seed=seed)

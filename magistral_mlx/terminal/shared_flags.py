@@ -89,7 +89,8 @@ def sampling_options(function: Function) -> Function:
 
 def check_model(ctx: click.Context, _: click.Parameter, model: str | None) -> str | None:
     """Name the ways to get a model where none is given."""
-    if model is None and not ctx.resilient_parsing:  # resilient: a shell completes the line
+    # Parsing is resilient while a shell completes the line.
+    if model is None and not ctx.resilient_parsing:
         raise click.UsageError(NO_MODEL, ctx)
     return model
 

@@ -203,7 +203,8 @@ def _assistant(
 def _traces(message: Mapping[str, Any], parts: list[Part], where: str) -> list[str]:
     """Return the traces of an assistant's message, which may be given in one of three ways."""
     kinds = [part.kind for part in parts]
-    if kinds != sorted(kinds, reverse=True):  # thinking, then text
+    # Thinking must come before text.
+    if kinds != sorted(kinds, reverse=True):
         raise OptionError(
             f"{where}: content has thinking after text; the trace comes before the answer"
         )

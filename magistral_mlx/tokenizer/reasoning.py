@@ -79,7 +79,8 @@ class TagSplitter(Splitter):
     def __init__(self, *, thinking: bool = True) -> None:
         super().__init__(thinking=thinking)
         self._held = ""
-        self._is_at_edge = True  # no text of this part has come yet
+        # True until this part has text.
+        self._is_at_edge = True
 
     def push(self, text: str) -> list[Text]:
         self._held += text
