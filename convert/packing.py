@@ -1,4 +1,4 @@
-"""Pack and unpack weights by MLX's own rounding, and refuse weights that it would spoil."""
+"""Quantize and dequantize weights with MLX; refuse weights that are not finite."""
 
 from collections.abc import Mapping
 
@@ -9,12 +9,8 @@ from magistral_mlx.checkpoint.quant_format import AFFINE_GROUP_SIZES, QuantForma
 from magistral_mlx.errors import ConversionError
 
 PARTS = ("weight", "scales", "biases")
-# The exponent bits of each type, all set.
-EXPONENTS = {
-    mx.bfloat16: 0x7F80,
-    mx.float16: 0x7C00,
-    mx.float32: 0x7F80_0000,
-}
+# Bits of a float whose exponent is all ones: infinity, or above it NaN.
+EXPONENTS = {mx.bfloat16: 0x7F80, mx.float16: 0x7C00, mx.float32: 0x7F80_0000}
 
 
 def quantize(
@@ -35,8 +31,7 @@ def quantize(
         ``weight``, other scales are uint8.
 
     Raises:
-        ConversionError: the groups do not divide the columns, the weight holds NaN or infinity, or
-            it is so large that its scales would.
+        ConversionError: the groups do not divide the columns, or weight or scales are not finite.
     """
     check_divisible(name, weight.shape, quant)
     check_finite(name, weight)
@@ -53,10 +48,7 @@ def quantize(
 def dequantize(
     parts: Mapping[str, mx.array], quant: QuantFormat, dtype: mx.Dtype | None = None
 ) -> mx.array:
-    """Unpack a weight.
-
-    By default its type is that of the scales, or bfloat16 if these are uint8.
-    """
+    """Unpack a weight; its type is that of the scales by default, or bfloat16 if they are uint8."""
     return mx.dequantize(
         parts["weight"],
         parts["scales"],
@@ -69,11 +61,7 @@ def dequantize(
 
 
 def check_divisible(name: str, shape: tuple[int, ...], quant: QuantFormat) -> None:
-    """Check that the groups divide the columns of a matrix.
-
-    Raises:
-        ConversionError: they do not.
-    """
+    """Raise ConversionError unless the groups divide the columns of a matrix."""
     if shape[-1] % quant.group_size == 0:
         return
     fitting = (
@@ -94,20 +82,14 @@ def check_divisible(name: str, shape: tuple[int, ...], quant: QuantFormat) -> No
 
 
 def check_finite(name: str, *arrays: mx.array, what: str = "holds NaN or infinity") -> None:
-    """Check that no value is NaN or infinite: no runtime could use it.
-
-    Raises:
-        ConversionError: one is.
-    """
+    """Raise ConversionError if a value is NaN or infinite: no runtime could use it."""
     if not all(map(is_finite, arrays)):
         raise ConversionError(f"tensor {name!r} {what}; the source is damaged: download it again")
 
 
 def is_finite(array: mx.array) -> bool:
-    """Tell whether no value is NaN or infinite.
-
-    By the bits, in NumPy: mx.isfinite takes longer than quantizing.
-    """
+    """Tell whether no value is NaN or infinite."""
+    # By the bits, in NumPy: mx.isfinite takes longer than quantizing.
     exponent = EXPONENTS[array.dtype]
     bits = np.array(array.view(mx.uint32 if array.dtype == mx.float32 else mx.uint16), copy=False)
     # The largest signed value is positive, the largest unsigned one negative, if there is one.
@@ -118,22 +100,18 @@ def is_finite(array: mx.array) -> bool:
 
 
 def cast(name: str, rows: mx.array, dtype: mx.Dtype) -> mx.array:
-    """Cast rows of the source to the type of the output.
-
-    Raises:
-        ConversionError: a value does not fit that type.
-    """
+    """Cast source rows to the output's type; raise ConversionError if a value overflows."""
     found = rows.astype(dtype)
     if found.dtype != rows.dtype:
         check_finite(name, rows)
         check_finite(
-            name, found, what=f"holds values too large for {dtype}, which config.json states"
+            name, found, what=f"holds values too large for {dtype}, the type in config.json"
         )
     return found
 
 
 def round_rows(name: str, rows: mx.array, quant: QuantFormat | None) -> Mapping[str, mx.array]:
-    """Round rows of a source tensor; return the rows of every tensor that it becomes, by name."""
+    """Round rows of a source tensor; return the rows of every resulting tensor by name."""
     if quant is None:
         check_finite(name, rows)
         return {name: rows}

@@ -17,7 +17,7 @@ from magistral_mlx.streams import Progress, Stream
 
 T = TypeVar("T")
 
-# The time left is estimated from this long: GPTQ's steps are slow.
+# Window of the speed estimate in seconds; long because GPTQ steps are slow.
 SPEED_SECONDS = 900.0
 
 

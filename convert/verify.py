@@ -42,9 +42,7 @@ Exit codes: 0 all hold, 2 one does not, or something else to change, 130 interru
 @click.command("verify", cls=command_line.Command, epilog=EPILOG)
 @click.argument("target", metavar="OUT")
 @click.option(
-    "--hf-path",
-    metavar="SRC",
-    help="The source of OUT: a folder, or a hub id, which is fetched.",
+    "--hf-path", metavar="SRC", help="The source of OUT: a folder, or a hub id, which is fetched."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(*, target: str, hf_path: str | None, as_json: bool) -> int:

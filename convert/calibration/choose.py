@@ -11,7 +11,7 @@ import mlx.core as mx
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.convert.calibration.corpus import built_in, digest, read_calibration
-from magistral_mlx.convert.calibration.traces import Traces, check_vocabulary
+from magistral_mlx.convert.calibration.traces import SelfCalibration, check_vocabulary
 from magistral_mlx.convert.recipe.options import ConvertOptions
 from magistral_mlx.errors import OptionError
 from magistral_mlx.tokenizer.tekken import Tokenizer
@@ -27,12 +27,12 @@ class Calibration:
 
     Attributes:
         entry: describes the ids by content, without any path.
-        ids: ``[B, T]``; None if ``traces`` have to write them.
+        ids: ``[B, T]``; None if ``self_calibration`` has to generate them.
     """
 
     entry: Mapping[str, Any]
     ids: mx.array | None
-    traces: Traces | None = None
+    self_calibration: SelfCalibration | None = None
 
     @classmethod
     def of_ids(cls, origin: str, ids: mx.array) -> "Calibration":
@@ -47,14 +47,9 @@ def make_calibration(
 ) -> Calibration | None:
     """Make the calibration that the options ask for; None if every weight is rounded.
 
-    Args:
-        options: of the conversion.
-        tokenizer: the source's.
-        config: the source's.
-
     Raises:
         OptionError: the user's file cannot calibrate, or a streamed source would be read twice.
-        CheckpointError: the model that will write cannot be used, or has another vocabulary.
+        CheckpointError: the writing model cannot be used, or has another vocabulary.
         MemoryLimitError: that model does not fit this machine.
     """
     if options.method == "round":
@@ -73,6 +68,6 @@ def make_calibration(
     writer = None if options.calibration == SELF else open_checkpoint(path)
     if writer is not None:
         check_vocabulary(tokenizer, writer)
-    traces = Traces(tokenizer, windows, writer)
-    traces.plan(config)
-    return Calibration(traces.as_json(), None, traces)
+    self_calibration = SelfCalibration(tokenizer, windows, writer)
+    self_calibration.plan(config)
+    return Calibration(self_calibration.as_json(), None, self_calibration)

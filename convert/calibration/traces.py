@@ -1,4 +1,4 @@
-"""Calibration texts that a model writes itself: its replies to our questions, one line each."""
+"""Calibrate on the replies of a model to our own questions, one line of a file each."""
 
 import hashlib
 import json
@@ -32,18 +32,18 @@ from magistral_mlx.tokenizer.tekken import Tokenizer
 
 # The file's name in the target.
 FILE = "calibration.jsonl"
-# The model card's sampling; short replies, so that questions of all languages are reached.
+# The model card's sampling; short replies, so that all questions' languages are reached.
 SAMPLING = SamplingParams(think_budget=256, max_tokens=384)
-# The conversion that writes if no model is named.
+# The conversion whose model writes the replies if none is named.
 ROUNDED = ConvertOptions(q_bits=4, q_method="round", tokenizer_json=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Traces:
-    """A calibration to be written by a model: enough replies for ``windows`` of 512 ids.
+class SelfCalibration:
+    """Replies that a model writes to calibrate on: enough for ``windows`` of 512 ids.
 
-    Reply i answers question i, starting over after the last question, with seed i. So no reply
-    depends on those before it, and one process continues the work of another.
+    Reply i answers question i (modulo their number) with seed i. No reply depends on another, so
+    a later process can add the missing ones.
 
     Attributes:
         writer: the model that writes; None for the source, rounded to 4 bit.
@@ -54,7 +54,7 @@ class Traces:
     writer: Checkpoint | None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the causes of the replies for the manifest; FILE keeps the replies themselves."""
+        """Return the settings that determine the replies, for the manifest."""
         asked = json.dumps(questions(), ensure_ascii=False).encode()
         return {
             "origin": "self",
@@ -87,7 +87,7 @@ class Traces:
         )
 
     def read(self, path: Path) -> list[list[int]]:
-        """Read the ids of the replies in a file, up to the first line that is not whole."""
+        """Read the ids of the replies in a file, up to the first incomplete line."""
         found: list[list[int]] = []
         for line in path.read_bytes().splitlines(keepends=True) if is_own_file(path) else ():
             try:
@@ -100,7 +100,7 @@ class Traces:
         return found
 
     def ids(self, replies: Sequence[list[int]]) -> mx.array | None:
-        """Join questions and replies to one conversation, with the system prompt once.
+        """Join questions and replies into one conversation, with the system prompt once.
 
         Returns:
             ``[windows, WINDOW]`` int32; None while the conversation is too short.
@@ -116,8 +116,10 @@ class Traces:
             return None
         return windows_of(self.tokenizer, conversation, self.windows, spread=False)
 
-    def writing(self, checkpoint: Checkpoint, path: Path) -> Generator[str, None, mx.array]:
-        """Have a model write the replies that a file lacks; yield each one's name, return ``ids``.
+    def write_missing_replies(
+        self, checkpoint: Checkpoint, path: Path
+    ) -> Generator[str, None, mx.array]:
+        """Let a model write the replies that a file lacks; yield each one's name, return ``ids``.
 
         Raises:
             MemoryLimitError: the model does not fit.
@@ -147,7 +149,7 @@ class Traces:
     def _write(
         self, model: Transformer, config: ModelConfig, plan: MemoryPlan, number: int
     ) -> dict[str, Any]:
-        """Write one reply and return its line."""
+        """Generate a reply and return its line of the file."""
         prompt, most = self._prompt(number), SAMPLING.max_tokens
         assert most is not None
         step = Stepper(model, KVCache(config, limit=len(prompt) + most))
@@ -181,11 +183,7 @@ class Traces:
 
 
 def check_vocabulary(tokenizer: Tokenizer, writer: Checkpoint) -> None:
-    """Check that the model that will write has the source's ids.
-
-    Raises:
-        CheckpointError: its vocabulary differs.
-    """
+    """Raise CheckpointError unless the writing model has the source's vocabulary."""
     if not tokenizer.shares_ids(writer.folder):
         raise CheckpointError(
             f"{writer.folder} has another vocabulary than the source; name a conversion of the "

@@ -5,7 +5,7 @@ from typing import Any
 
 from magistral_mlx.checkpoint.manifest import ReasoningFormat
 
-# Those of the published cards of 2506, 2507 and 2509.
+# Languages that the published cards of 2506, 2507 and 2509 list.
 LANGUAGES = (
     *("en", "fr", "de", "es", "pt", "it", "ja", "ko", "ru", "zh", "ar", "fa"),
     *("id", "ms", "ne", "pl", "ro", "sr", "sv", "tr", "uk", "vi", "hi", "bn"),
@@ -30,14 +30,14 @@ def model_card(
     max_new_tokens: int,
     tokenizer_json: bool,
 ) -> str:
-    """Write README.md.
+    """Build the text of README.md.
 
     Args:
-        config_out: config.json.
+        config_out: content of config.json.
         base_model: hub id of the source, if known.
-        form: how the release writes its traces.
-        max_new_tokens: the model card's.
-        tokenizer_json: whether tokenizer.json lies beside it.
+        form: format of the release's reasoning traces.
+        max_new_tokens: recommended length of a reply.
+        tokenizer_json: True if the checkpoint has a tokenizer.json.
     """
     quantization = config_out.get("quantization")
     bits = "" if quantization is None else f"{quantization['bits']}-bit"

@@ -11,7 +11,7 @@ JOURNAL = "conversion.jsonl"
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Read a journal's lines up to the first that is not whole."""
+    """Read a journal's lines up to the first incomplete one."""
     if not is_own_file(path):
         return []
     try:
@@ -36,5 +36,4 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 
 
 def journal_line(record: Mapping[str, Any]) -> bytes:
-    """Write one line of a journal."""
     return json.dumps(record, ensure_ascii=False, sort_keys=True).encode() + b"\n"

@@ -1,4 +1,4 @@
-"""magistral_mlx.json: what a checkpoint was made from and how, and the hash of every file of it.
+"""Make and compare magistral_mlx.json: source, options and file hashes of a checkpoint.
 
 It holds no time, host or path: the same source and options give the same bytes.
 """
@@ -20,20 +20,20 @@ FORMAT = 3
 
 
 def make_manifest(*, source: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Record everything that decides the bytes of a conversion's output."""
+    """Return the manifest's entries that determine the bytes of the output."""
     versions = {"magistral_mlx": version("magistral-mlx"), "mlx": version("mlx")}
     return {"format": FORMAT, "source": source, "options": options, "versions": versions}
 
 
 def entry_of(content: bytes) -> dict[str, Any]:
-    """Record the size and SHA-256 of a file."""
+    """Return the size and SHA-256 of a file's content."""
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def difference(
     target: Path, *, source: Mapping[str, Any], options: Mapping[str, Any]
 ) -> str | None:
-    """Say why ``target`` is not the complete result of this source and these options, or None.
+    """Say why ``target`` is not the complete result of source and options; None if it is.
 
     Weights are compared by size and header, smaller files by hash.
     """
@@ -63,10 +63,10 @@ def difference(
 def first_difference(found: Any, wanted: Any, path: str = "") -> str | None:
     """Name the first value that differs, with both values if they are short; None if none does.
 
-    A hash that only one side knows is no difference: not every way to a source gives the same ones.
+    A hash that only one side has is no difference: it depends on where the source was read from.
     """
     if isinstance(found, dict) and isinstance(wanted, dict):
-        # For a person, single values say more than tables, and hashes least.
+        # Readers understand single values best, and hashes least.
         nested = {
             key
             for each in (found, wanted)

@@ -1,4 +1,4 @@
-"""Report how much less a conversion loses than rounding, by tensor and in all."""
+"""Report the predicted output errors of a conversion, relative to those of rounding."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ MEASURES = {
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """The report in short, over all tensors.
+    """The summary of a report.
 
     Attributes:
         error_ratio: the sum of all relative errors over that of rounding.
@@ -31,12 +31,12 @@ class Gain:
 def make_report(
     method: str, errors: Mapping[str, Sequence[float]], without_inputs: Collection[str]
 ) -> dict[str, Any]:
-    """Build the report as JSON-compatible data.
+    """Build the manifest's report.
 
     Args:
-        method: the way to quantize.
+        method: a key of MEASURES.
         errors: by module path, ``methods.error.OutputError`` and the outlier ratio of the inputs.
-        without_inputs: modules that no inputs were measured of, such as an embedding.
+        without_inputs: modules without measured inputs, such as an embedding.
     """
     tensors = {}
     for module, (rounded, found, signal, outliers) in errors.items():

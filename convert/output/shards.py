@@ -1,4 +1,4 @@
-"""Write the files of weights that a plan names."""
+"""Write the weight files of a plan."""
 
 import logging
 import threading
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class ShardSet:
-    """Takes rows of tensors from any thread, in any order, and records a file once it is whole."""
+    """Writes rows of tensors from any thread, in any order; records each file when complete."""
 
     def __init__(self, plan: Plan, staging: Staging) -> None:
         self._plan, self._staging = plan, staging
@@ -28,7 +28,7 @@ class ShardSet:
         self._opening = threading.Lock()
 
     def rechecks(self) -> Iterator[Callable[[], PlannedShard | None]]:
-        """Make a job for each finished file; it returns the shard if the file is unchanged."""
+        """Make a job for each finished file that returns its shard, or None if it changed."""
         return (
             partial(self._recheck, shard)
             for shard in self._plan.shards
@@ -44,7 +44,7 @@ class ShardSet:
         return None
 
     def is_finished(self, name: str) -> bool:
-        """Tell whether the file of a source tensor is whole."""
+        """Tell whether the output file of a source tensor is complete."""
         return self._shards[name].file in self._staging.finished
 
     def add(
@@ -55,16 +55,14 @@ class ShardSet:
         error: OutputError | None = None,
         outliers: float = 0.0,
     ) -> None:
-        """Write rows of every tensor that one tensor of the source becomes, once each.
-
-        Rows of a finished file are left out.
+        """Write rows of the tensors made from a source tensor, unless their file is finished.
 
         Args:
-            name: of the source tensor.
-            row: the first of the rows.
-            tensors: the rows of each tensor that is written.
-            error: of the outputs of these rows, if it was measured.
-            outliers: the outlier ratio of the tensor's inputs, if there is an error.
+            name: source tensor.
+            row: first row.
+            tensors: rows of each written tensor.
+            error: measured output error of these rows, if any.
+            outliers: outlier ratio of the tensor's inputs.
         """
         if self.is_finished(name):
             return
@@ -83,7 +81,7 @@ class ShardSet:
                 self._staging.record(shard.file, writer.finish() | self._report(shard))
 
     def close(self) -> None:
-        """Close the files, whole or not."""
+        """Close the files, complete or not."""
         for writer in self._writers.values():
             writer.close()
 

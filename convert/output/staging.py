@@ -1,7 +1,6 @@
-"""Write a conversion into ``OUT.partial``, which takes the target's name once it is whole.
+"""Write a conversion into ``OUT.partial``, which is renamed to the target when complete.
 
-Its journal holds the plan and the finished files, so that the same command resumes the conversion,
-however the earlier one ended. One process at a time holds the folder.
+Its journal lists the finished files, so that the same command resumes a conversion after any end.
 """
 
 import errno
@@ -39,14 +38,14 @@ NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
 
 
 class Staging:
-    """The partial folder of a target, as a context manager; finished files stay if the block fails.
+    """The locked partial folder of a target, as a context manager; finished files outlive errors.
 
     Attributes:
-        folder: where the files are written.
-        fetched: a folder in it for fetched files of the source, which stays as well.
-        calibration: a folder for the stages of a calibration, which stays for the same plan.
-        traces: a folder for the replies to calibrate on, which stays likewise.
-        awaits_publication: everything is there already, and only ``publish`` is missing.
+        folder: the output files.
+        fetched: files fetched from the hub.
+        calibration: saved pass states.
+        traces: replies of a model to calibrate on.
+        awaits_publication: every file is finished, and only ``publish`` is missing.
         finished: the journal's entry of each finished file: ``size``, ``sha256``, and ``errors`` of
             its tensors.
     """
@@ -54,7 +53,7 @@ class Staging:
     def __init__(
         self,
         target: Path,
-        plan: Mapping[str, Any],
+        record: Mapping[str, Any],
         *,
         is_complete: Callable[[Path], bool],
         force: bool = False,
@@ -63,16 +62,16 @@ class Staging:
 
         Args:
             target: the folder to publish.
-            plan: the source and the options, as JSON-compatible data.
-            is_complete: tells whether a folder is the complete result of this plan.
-            force: discard a partial folder of another plan.
+            record: the manifest's entries for source and options.
+            is_complete: tells whether a folder is the complete result of this record.
+            force: discard a partial folder of another record.
         """
         self.target, self.folder = target, partial_of(target)
         self.fetched, self.calibration = self.folder / FETCHED, self.folder / CALIBRATION
         self.traces = self.folder / TRACES
         self.awaits_publication, self._is_complete = False, is_complete
         self.finished: dict[str, dict[str, Any]] = {}
-        self._plan, self._force = {"plan": json.loads(json.dumps(plan))}, force
+        self._record, self._force = {"plan": json.loads(json.dumps(record))}, force
         self._journal = self.folder / JOURNAL
         self._writing = threading.Lock()
         self._made: list[Path] = []
@@ -81,7 +80,7 @@ class Staging:
         """Make and lock the folder, and load its journal.
 
         Raises:
-            ConversionError: another process, another plan or something foreign is there.
+            ConversionError: another process or conversion uses the folder, or it holds other files.
         """
         self._made = [folder for folder in self.target.parents if not folder.exists()]
         self._descriptor = self._lock()
@@ -109,29 +108,29 @@ class Staging:
         self._leave()
 
     def _leave(self) -> None:
-        """Unlock the folder, and delete every folder that was made and is empty."""
+        """Unlock the folder; delete it and the parents made for it where empty."""
         for folder in (self.folder, *self._made):
             with suppress(OSError):
                 folder.rmdir()
         os.close(self._descriptor)
 
     def record(self, file: str, entry: dict[str, Any]) -> None:
-        """Note that a file is finished. Safe from any thread."""
+        """Record that a file is finished. Safe from any thread."""
         with self._writing:
             append_to_file(self._journal, journal_line({"file": file, **entry}))
             self.finished[file] = entry
 
     def forget(self, file: str) -> None:
-        """Remove a file from the finished ones: it is written again."""
+        """Mark a file as unfinished, so that it is written again."""
         with self._writing:
             del self.finished[file]
             self._rewrite()
 
     def publish(self, *, replace: bool) -> None:
-        """Give the folder the target's name; with ``replace``, delete the old target afterwards.
+        """Rename the folder to the target; with ``replace``, delete the old target afterwards.
 
         Raises:
-            FileExistsError: the target appeared meanwhile, and is not to be replaced.
+            FileExistsError: the target exists, and ``replace`` is False.
         """
         exists, aside = os.path.lexists(self.target), aside_of(self.target)
         if exists and not replace:
@@ -153,7 +152,7 @@ class Staging:
         discard_replaced(self.target)
 
     def _lock(self) -> int:
-        """Make the folder if needed; return a descriptor that locks it until it is closed."""
+        """Make and lock the folder; return the descriptor that holds the lock."""
         while True:
             try:
                 self.target.parent.mkdir(parents=True, exist_ok=True)
@@ -196,7 +195,7 @@ class Staging:
             os.close(descriptor)
 
     def _load(self) -> None:
-        """Keep the finished files of an earlier process with the same plan, and delete the rest."""
+        """Load the files finished by an earlier process for the same record; delete the rest."""
         lines = read_journal(self._journal)
         if not lines:
             if self._is_complete(self.folder):
@@ -207,7 +206,7 @@ class Staging:
                     f"{self.folder} holds {min(strangers)} and no {JOURNAL} that says what it is; "
                     "move it away, or name another target"
                 )
-        elif (other := first_difference(lines[0], self._plan)) is not None:
+        elif (other := first_difference(lines[0], self._record)) is not None:
             if not self._force:
                 raise ConversionError(
                     f"{self.folder} holds an unfinished conversion with another {other}; finish it "
@@ -237,21 +236,21 @@ class Staging:
 
     def _rewrite(self) -> None:
         files = ({"file": file, **entry} for file, entry in self.finished.items())
-        write_file(self._journal, b"".join(map(journal_line, (self._plan, *files))))
+        write_file(self._journal, b"".join(map(journal_line, (self._record, *files))))
 
 
 def partial_of(target: Path) -> Path:
-    """Return the folder in which a target grows."""
+    """Return the folder that a target is built in."""
     return target.with_name(f"{target.name}.partial")
 
 
 def aside_of(target: Path) -> Path:
-    """Return the name that a replaced target has between two renames."""
+    """Return the temporary name of a target that is being replaced."""
     return target.with_name(f".{target.name}.replaced")
 
 
 def discard_replaced(target: Path) -> None:
-    """Delete the target that was replaced, even if interrupted once."""
+    """Delete the replaced folder, even if interrupted."""
     aside = aside_of(target)
     try:
         discard(aside)
@@ -260,19 +259,19 @@ def discard_replaced(target: Path) -> None:
             discard(aside)
         if os.path.lexists(aside):
             log.warning(
-                "%s is what was replaced, and could not be deleted; delete it by hand", aside
+                "%s, the replaced checkpoint, could not be deleted; delete it by hand", aside
             )
         raise
 
 
 def begun_commit(target: Path, repo_id: str) -> str | None:
-    """Return the commit of a hub id that an unfinished conversion to ``target`` began with."""
+    """Return the commit of a hub id that an unfinished conversion to ``target`` uses."""
     lines = read_journal(partial_of(target) / JOURNAL)
     hub = lines[0]["plan"]["source"].get("hub") if lines else None
     if hub is None or hub["id"] != repo_id:
         return None
     log.info(
-        "going on with commit %s of %s, which %s was begun with",
+        "resuming with commit %s of %s, recorded in %s",
         hub["commit"],
         repo_id,
         partial_of(target),

@@ -1,4 +1,4 @@
-"""Check a target before any work."""
+"""Check a conversion's target before any work."""
 
 import fnmatch
 import os
@@ -13,11 +13,7 @@ from magistral_mlx.files import free_bytes
 
 
 def check_place(target: Path) -> None:
-    """Check that a folder can be made there.
-
-    Raises:
-        ConversionError: it cannot, or it would lie in another conversion.
-    """
+    """Raise ConversionError if no folder can be made there, or it would be in a checkpoint."""
     if not target.name:
         raise ConversionError(f"{target} is the root folder; name another folder")
     try:
@@ -46,10 +42,10 @@ def check_place(target: Path) -> None:
 
 
 def check_replaceable(target: Path, *, force: bool) -> None:
-    """Check that nothing is in the way but a finished conversion, or with ``force`` a checkpoint.
+    """Check that only a conversion, or with ``force`` a checkpoint, would be replaced.
 
     Raises:
-        ConversionError: something else is.
+        ConversionError: something else is there.
     """
     if not os.path.lexists(target) or (target / MANIFEST).is_file():
         return
@@ -71,11 +67,7 @@ def check_replaceable(target: Path, *, force: bool) -> None:
 
 
 def check_apart(source: Path, target: Path) -> None:
-    """Check that no folder is the other or lies in it.
-
-    Raises:
-        ConversionError: one is or does.
-    """
+    """Raise ConversionError if one folder is or contains the other."""
     here, there = source.resolve(), target.resolve()
     if here == there or here in there.parents or there in here.parents:
         raise ConversionError(
@@ -84,11 +76,7 @@ def check_apart(source: Path, target: Path) -> None:
 
 
 def check_space(target: Path, needed_bytes: int) -> None:
-    """Check that the disk has ``needed_bytes`` free.
-
-    Raises:
-        ConversionError: it has less.
-    """
+    """Raise ConversionError unless the disk has ``needed_bytes`` free."""
     if needed_bytes > (free := free_bytes(target)):
         raise ConversionError(
             f"{target} needs {in_units(needed_bytes)} more, and {in_units(free)} are free; "
@@ -97,10 +85,7 @@ def check_space(target: Path, needed_bytes: int) -> None:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return the bytes of all files under ``folder``, which another process may be changing.
-
-    A file that disappears meanwhile does not count.
-    """
+    """Return the bytes of all files under a folder that another process may be changing."""
     total = 0
     for path, _, names in os.walk(folder):
         for name in names:

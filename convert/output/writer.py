@@ -12,12 +12,12 @@ from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.checkpoint.safetensors_header import MLX_TYPES, Entry, header_bytes
 from magistral_mlx.files import PARTIAL, create_file, flush, rename, sha256_of, write_at
 
-# One thread flushes so much while the others go on; at the end all would wait.
+# One thread flushes this much while others write; a single flush at the end would stall all.
 FLUSH_BYTES = 128 * 2**20
 
 
 class ShardWriter:
-    """Writes one safetensors file from several threads; it gets its name once it is whole."""
+    """Writes a safetensors file from several threads; renames it to ``path`` when complete."""
 
     def __init__(self, path: Path, entries: Mapping[str, Entry]) -> None:
         self.path, self.entries = path, entries
@@ -30,10 +30,10 @@ class ShardWriter:
         write_at(self._descriptor, memoryview(self._head), 0)
 
     def write(self, name: str, rows: mx.array, first_row: int = 0) -> bool:
-        """Write rows of a tensor to their place, each row once, in any order.
+        """Write rows of a tensor, each row once, in any order.
 
         Returns:
-            True if these were the last rows of the file.
+            True if the file is now complete.
         """
         assert self._descriptor is not None, f"{self.path} is closed"
         entry = self.entries[name]
@@ -41,7 +41,8 @@ class ShardWriter:
         assert rows.shape[1:] == entry.shape[1:], f"{name}: {rows.shape} is not of {entry.shape}"
         offset = first_row * (entry.nbytes // entry.shape[0])
         assert offset + rows.nbytes <= entry.nbytes, f"{name}: more rows than {entry.shape}"
-        data = memoryview(rows.view(mx.uint8))  # type: ignore[arg-type]  # it is a buffer, MLX's types do not say so
+        # An array is a buffer, which MLX's types do not declare.
+        data = memoryview(rows.view(mx.uint8))  # type: ignore[arg-type]
         write_at(self._descriptor, data.cast("B"), len(self._head) + entry.begin + offset)
         with self._counting:
             self._unwritten[name] -= rows.nbytes
@@ -61,14 +62,13 @@ class ShardWriter:
         assert not self._unwritten, f"{self.path}: tensors were left out"
         flush(self._descriptor)
         self.close()
-        # Both our strict reader and the safetensors library check it.
         Shard.open(self.temporary)
         entry = {"size": self.temporary.stat().st_size, "sha256": sha256_of(self.temporary)}
         rename(self.temporary, self.path)
         return entry
 
     def close(self) -> None:
-        """Close the file, whole or not."""
+        """Close the file, complete or not."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)

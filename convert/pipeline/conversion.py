@@ -20,11 +20,7 @@ from magistral_mlx.convert.methods.auto import choose_bits
 from magistral_mlx.convert.output.report import Gain, gain_of
 from magistral_mlx.convert.output.shards import ShardSet
 from magistral_mlx.convert.output.staging import Staging, discard_replaced
-from magistral_mlx.convert.pipeline.documents import (
-    build_documents,
-    plan_record,
-    write_documents,
-)
+from magistral_mlx.convert.pipeline.documents import build_documents, plan_record, write_documents
 from magistral_mlx.convert.pipeline.layerwise import LayerwiseConversion
 from magistral_mlx.convert.pipeline.prepare import Checked, check_conversion
 from magistral_mlx.convert.pipeline.rowwise import RowwiseConversion
@@ -37,33 +33,33 @@ from magistral_mlx.files import discard, free_bytes, is_disk_full, sha256_of
 from magistral_mlx.options import takes_two_and_keywords_of
 from magistral_mlx.streams import Progress, Stream, streamed
 
-# Folders of stages: of the pass by which the recipe auto chooses, and of the other.
+# Folders of saved pass states: the pass that chooses the bits (recipe auto), and the main pass.
 SURVEY, PASS = "survey", "pass"
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The result of a conversion, whether it was made now or found complete."""
+    """The result of a conversion, new or found complete."""
 
     target: Path
-    bytes_in: int  # of the source's tensors
-    bytes_out: int  # of the tensors written
+    bytes_in: int  # tensors of the source
+    bytes_out: int  # tensors of the result
     bits_per_weight: float
     already_complete: bool
-    gain: Gain | None = None  # predicted, over rounding; None where weights were rounded
+    gain: Gain | None = None  # None if every weight was rounded
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A conversion whose bytes are all decided."""
+    """A conversion whose output is fully determined."""
 
     checked: Checked
     plan: Plan
-    ids: mx.array | None  # [B, T], what the forward pass reads
-    statistics: MeanSquares | None  # where they are complete
+    ids: mx.array | None  # [B, T], for the forward pass
+    statistics: MeanSquares | None  # None until a pass has collected them
 
     def start(self, staging: Staging) -> RowwiseConversion | LayerwiseConversion:
-        """Make the work that writes the weights."""
+        """Make the conversion that writes the weights."""
         origin = self.checked.origin
         source, stream = origin.source, None
         if origin.stream is not None:
@@ -73,13 +69,13 @@ class Planned:
         output = ShardSet(self.plan, staging)
         if self.ids is None:
             return RowwiseConversion(source, self.plan, output, stream)
-        stages = staging.calibration / PASS
+        states = staging.calibration / PASS
         if self.checked.options.method == "gptq":
-            return LayerwiseConversion(source, self.plan, output, stages, self.ids, stream)
+            return LayerwiseConversion(source, self.plan, output, states, self.ids, stream)
         if self.statistics is not None:
             return RowwiseConversion(source, self.plan, output, stream, self.statistics)
         statistics = MeanSquares(source)
-        forward_pass = ResumablePass(stages, source, self.ids, statistics)
+        forward_pass = ResumablePass(states, source, self.ids, statistics)
         return RowwiseConversion(source, self.plan, output, stream, statistics, forward_pass)
 
 
@@ -95,7 +91,7 @@ def convert_checkpoint(source: str | Path, target: str | Path, options: ConvertO
         target: a folder that does not exist yet. It appears complete or not at all, and grows
             beside it as ``TARGET.partial`` until then. If it is the complete result of these
             arguments already, nothing is done.
-        options: of the conversion.
+        options: choices of the conversion.
 
     Raises:
         OptionError: an argument, or a combination, does not exist.
@@ -150,21 +146,21 @@ def _fill(checked: Checked, staging: Staging) -> Generator[Progress, None, None]
     identity = yield from _hash_source(checked)
     ids = yield from _write_calibration(checked, staging)
     planned = yield from _choose_bits(checked, ids, staging)
-    with ThreadPoolExecutor(1, thread_name_prefix="documents") as beside:
-        building = beside.submit(build_documents, checked, planned.plan)
+    with ThreadPoolExecutor(1, thread_name_prefix="documents") as executor:
+        documents_future = executor.submit(build_documents, checked, planned.plan)
         yield from planned.start(staging).run()
-        documents = building.result()
+        documents = documents_future.result()
     calibration = checked.calibration
-    if calibration is not None and calibration.traces is not None:
+    if calibration is not None and calibration.self_calibration is not None:
         documents[TRACES] = (staging.traces / TRACES).read_bytes()
     write_documents(checked, planned.plan, staging, documents, identity)
 
 
 def _hash_source(checked: Checked) -> Generator[Progress, None, dict[str, Any]]:
-    """Return the source's identity, after hashing its weight files if that was asked for.
+    """Return the source's identity, with hashes of its weight files if the options ask for them.
 
     Raises:
-        CheckpointError: a hash is not what the hub states.
+        CheckpointError: a hash differs from the hub's.
     """
     identity, source = checked.origin.identity, checked.origin.source
     # A stream hashes every file anyway.
@@ -176,7 +172,7 @@ def _hash_source(checked: Checked) -> Generator[Progress, None, dict[str, Any]]:
         for path, sha256 in hashed:
             if files[path.name].get("sha256", sha256) != sha256:
                 raise CheckpointError(
-                    f"{path} is damaged: its sha256 is not what the hub states; fetch it again"
+                    f"{path} is damaged: its sha256 differs from the hub's; fetch it again"
                 )
             files[path.name] = files[path.name] | {"sha256": sha256}
             yield Progress(0, source.nbytes, f"sha256 of {path.name}")
@@ -190,29 +186,29 @@ def _name_and_sha256(path: Path) -> tuple[Path, str]:
 def _write_calibration(
     checked: Checked, staging: Staging
 ) -> Generator[Progress, None, mx.array | None]:
-    """Return the ids to calibrate on, after a model has written them if they are its replies."""
+    """Return the calibration ids; if they are model replies, generate the missing ones first."""
     calibration, source = checked.calibration, checked.origin.source
-    if calibration is None or calibration.traces is None:
+    if calibration is None or calibration.self_calibration is None:
         return None if calibration is None else calibration.ids
-    traces, path = calibration.traces, staging.traces / TRACES
+    own, path = calibration.self_calibration, staging.traces / TRACES
     rounded = staging.traces / "rounded"
-    ids = traces.ids(traces.read(path))
+    ids = own.ids(own.read(path))
     if ids is None:
         staging.traces.mkdir(exist_ok=True)
-        writer = traces.writer
+        writer = own.writer
         if writer is None:
             yield from run_conversion(_rounded(checked, rounded))
             writer = open_checkpoint(rounded)
-        writing = Stream(traces.writing(writer, path))
-        for reply in writing:
+        replies = Stream(own.write_missing_replies(writer, path))
+        for reply in replies:
             yield Progress(0, source.nbytes, f"calibration: {reply}")
-        ids = writing.result()
+        ids = replies.result()
     discard(rounded)
     return ids
 
 
 def _rounded(checked: Checked, target: Path) -> Checked:
-    """Describe the conversion of the model that writes its own calibration."""
+    """Plan the 4-bit conversion of the source that writes its own calibration."""
     origin = replace(checked.origin, hub_id=None)
     plan = make_plan(origin.source.config, origin.source.float_type, ROUNDED)
     return Checked(origin, target, ROUNDED, plan, checked.tokenizer)
@@ -221,7 +217,7 @@ def _rounded(checked: Checked, target: Path) -> Checked:
 def _choose_bits(
     checked: Checked, ids: mx.array | None, staging: Staging
 ) -> Generator[Progress, None, Planned]:
-    """Plan the bits of each matrix: for the recipe auto after a forward pass."""
+    """Choose the bits of each matrix; the recipe auto takes a forward pass to choose them."""
     if checked.options.recipe != AUTO:
         return Planned(checked, checked.plan, ids, None)
     assert ids is not None
@@ -231,7 +227,7 @@ def _choose_bits(
 
 
 def _summarize(checked: Checked, folder: Path, *, already: bool) -> Summary:
-    """Summarize a complete result by its own files."""
+    """Summarize a complete result from its files."""
     manifest, nbytes = Manifest.find(folder), open_checkpoint(folder).nbytes
     assert manifest is not None
     return Summary(
@@ -245,7 +241,7 @@ def _summarize(checked: Checked, folder: Path, *, already: bool) -> Summary:
 
 
 def _explain(checked: Checked, error: OSError) -> ConversionError:
-    target, again = checked.target, "the same command then goes on where this ended"
+    target, again = checked.target, "then run the same command to resume"
     if is_disk_full(error):
         return ConversionError(
             f"the disk of {target} is full: {in_units(checked.needed_bytes())} are needed in all, "

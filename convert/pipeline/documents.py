@@ -1,4 +1,4 @@
-"""Write every file of a result beside its weights; the manifest comes last."""
+"""Write the files beside the weights; the manifest comes last."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ HASHES = ("size", "sha256")
 
 
 def build_documents(checked: Checked, plan: Plan) -> dict[str, bytes]:
-    """Build every file beside the weights and the manifest."""
+    """Build every file except the weights and the manifest."""
     source = checked.origin.source
     config = make_config(source.config, plan.quantization, plan.float_type)
     return {INDEX: json_text(plan.index()).encode()} | exports(
@@ -30,7 +30,7 @@ def build_documents(checked: Checked, plan: Plan) -> dict[str, bytes]:
 
 
 def plan_record(checked: Checked, identity: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of the manifest that decides every byte of the result."""
+    """Return the part of the manifest that determines every byte of the result."""
     return make_manifest(source=identity, options=checked.recorded_options)
 
 
@@ -41,15 +41,7 @@ def write_documents(
     documents: dict[str, bytes],
     identity: dict[str, Any],
 ) -> None:
-    """Write the files beside the weights, then the manifest, which holds the hashes of all files.
-
-    Args:
-        checked: the conversion.
-        plan: of the weights that are written.
-        staging: the folder that holds them.
-        documents: content by name.
-        identity: of the source.
-    """
+    """Write the files beside the weights, then the manifest, which holds all files' hashes."""
     for name, content in documents.items():
         write_file(staging.folder / name, content)
     files = {name: entry_of(content) for name, content in documents.items()}

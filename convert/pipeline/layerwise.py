@@ -1,4 +1,4 @@
-"""Write the weights by GPTQ: each layer is quantized on what the quantized layers before give."""
+"""Quantize by GPTQ, each layer on the outputs of the quantized layers before it."""
 
 import logging
 from collections import Counter
@@ -15,7 +15,7 @@ from magistral_mlx.convert.methods.error import OutputError
 from magistral_mlx.convert.methods.sequential import Parts, Sequential
 from magistral_mlx.convert.output.shards import ShardSet
 from magistral_mlx.convert.packing import cast, round_rows
-from magistral_mlx.convert.pipeline.rowwise import files_of_step, rechecked, with_fetched
+from magistral_mlx.convert.pipeline.rowwise import add_fetched, files_of_step, verify_finished
 from magistral_mlx.convert.recipe.layout import Plan, in_order
 from magistral_mlx.convert.source.hub_stream import HubStream
 from magistral_mlx.convert.source.prefetcher import Prefetcher
@@ -28,34 +28,34 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class LayerwiseConversion:
-    """Quantizes and writes every tensor of a plan, layer after layer.
+    """Quantizes layer by layer with GPTQ.
 
-    A stage of the pass is kept once everything before it is in finished files.
+    A pass state is saved once every file before it is finished.
     """
 
     source: Source
     plan: Plan
     output: ShardSet
-    stages: Path  # folder of the pass
+    states: Path  # folder of the saved pass states
     ids: mx.array  # [B, T], for the pass
     stream: HubStream | None = None
 
     def run(self) -> Generator[Progress, None, None]:
-        """Write every file that is not finished yet."""
+        """Write the unfinished files."""
         steps = in_order(self.source.config)
         total = sum(map(self.source.nbytes_of, self.source.config.shapes))
-        done = yield from rechecked(self.output, self.source, total)
-        staged = self._begin()
-        if any(map(self._unfinished, steps[: staged.steps_done])):
+        done = yield from verify_finished(self.output, self.source, total)
+        forward_pass = self._begin()
+        if any(map(self._unfinished, steps[: forward_pass.steps_done])):
             log.warning(
-                "a file changed that later layers were quantized on; they are quantized again"
+                "a file changed after later layers were quantized on it; they are quantized again"
             )
-            discard(self.stages)
-            staged = self._begin()
+            discard(self.states)
+            forward_pass = self._begin()
         last = max(
             (step for step, names in enumerate(steps) if self._unfinished(names)), default=-1
         )
-        ahead = range(staged.steps_done, last + 1)
+        ahead = range(forward_pass.steps_done, last + 1)
         uses = Counter(file for step in ahead for file in sorted(files_of_step(self.source, step)))
         supply = None if self.stream is None else Prefetcher(self.stream, uses)
         try:
@@ -64,19 +64,19 @@ class LayerwiseConversion:
                     for file in sorted(files_of_step(self.source, step)):
                         while not supply.has(file):
                             supply.wait(file)
-                            yield Progress(done, total, with_fetched(file, supply))
+                            yield Progress(done, total, add_fetched(file, supply))
                 names = self._unfinished(steps[step])
-                staged.advance()
+                forward_pass.advance()
                 for name in names:
                     self._write_unpacked(name)
                 if not any(self._unfinished(before) for before in steps[: step + 1]):
-                    staged.keep()
+                    forward_pass.keep()
                 if supply is not None:
                     for file in files_of_step(self.source, step):
                         supply.done(file)
                 done += sum(map(self.source.nbytes_of, names))
                 last_name = (names or steps[step] or [""])[-1]
-                yield Progress(done, total, with_fetched(last_name, supply))
+                yield Progress(done, total, add_fetched(last_name, supply))
         finally:
             if supply is not None:
                 supply.close()
@@ -86,11 +86,11 @@ class LayerwiseConversion:
         return [name for name in names if not self.output.is_finished(name)]
 
     def _begin(self) -> ResumablePass:
-        """Begin the pass, at the last stage that was kept."""
+        """Begin the pass at its last saved state."""
         squares: dict[str, mx.array] = {}
         emit = partial(self._emit, squares)
         visitor = Sequential(self.source, self.plan.formats, emit, squares)
-        return ResumablePass(self.stages, self.source, self.ids, visitor)
+        return ResumablePass(self.states, self.source, self.ids, visitor)
 
     def _emit(
         self,
@@ -105,7 +105,7 @@ class LayerwiseConversion:
         self.output.add(f"{module}.weight", row, tensors, error, outliers)
 
     def _write_unpacked(self, name: str) -> None:
-        """Write a norm, or a matrix that stays in floats: the pass emits neither."""
+        """Write a norm or an unquantized matrix: the pass emits neither."""
         if self.plan.formats.get(name.removesuffix(".weight")) is not None:
             return
         for row, rows in self.source.blocks(name):

@@ -53,19 +53,19 @@ class Checked:
     origin: Origin
     target: Path
     options: ConvertOptions
-    plan: Plan  # of the recipe auto: the least bits everywhere
+    plan: Plan  # with the recipe auto: the fewest bits everywhere
     tokenizer: Tokenizer
     calibration: Calibration | None = None  # None: every weight is rounded
     is_complete: bool = False  # the target is there already
 
     @property
     def recorded_options(self) -> dict[str, Any]:
-        """The options as the manifest keeps them."""
+        """The options as the manifest records them."""
         return _recorded(self.options, self.calibration)
 
     @property
     def most_tensor_bytes(self) -> int:
-        """Bytes of the tensors that will be written, at most."""
+        """The most bytes that the written tensors can have."""
         if self.options.target_bits is None:
             return self.plan.tensor_bytes
         return int(self.options.target_bits * self.plan.num_parameters / 8)
@@ -78,8 +78,8 @@ class Checked:
     def needed_bytes(self) -> int:
         """Estimate the disk space of the conversion, the target included.
 
-        Counts what is there for a while: streamed files, a model that writes the calibration and
-        two stages of a pass. tokenizer.json is up to four times as large as tekken.json.
+        Temporary files count: streamed files, a model that writes the calibration and two saved
+        states of a pass. tokenizer.json is up to four times as large as tekken.json.
         """
         source = self.origin.source
         documents = 5 * self.origin.identity["files"]["tekken.json"]["size"] + 2**20
@@ -87,10 +87,13 @@ class Checked:
         needed = self.plan.file_bytes + more + documents + self.fetched_bytes()
         if self.calibration is None:
             return needed
-        if self.calibration.traces is not None and self.calibration.traces.writer is None:
+        if (
+            self.calibration.self_calibration is not None
+            and self.calibration.self_calibration.writer is None
+        ):
             needed += make_plan(source.config, source.float_type, ROUNDED).file_bytes
-        stage = 4 * WINDOWS[self.options.method] * WINDOW * source.config.hidden_size
-        return needed + 2 * stage
+        state = 4 * WINDOWS[self.options.method] * WINDOW * source.config.hidden_size
+        return needed + 2 * state
 
     def fetched_bytes(self) -> int:
         """Return the most bytes of a streamed source that are on the disk at once."""
@@ -140,7 +143,7 @@ def check_conversion(source: str | Path, target: str | Path, options: ConvertOpt
 
 
 def _open_origin(source: str | Path, target: Path, options: ConvertOptions) -> Origin:
-    """Open a folder, a hub id's files in the cache, or a hub id as a stream."""
+    """Open a folder, or a hub id from the cache or as a stream."""
     hub_id = None if os.path.isdir(os.path.expanduser(source)) else str(source)
     revision = options.revision
     if hub_id is not None and revision is None and not options.force:
@@ -158,11 +161,11 @@ def _open_stream(
 ) -> Origin:
     if options.recipe == AUTO:
         raise OptionError(
-            "the recipe auto reads all weights before it can decide, and then again, which "
-            "--stream would fetch twice; leave one of the two out"
+            "the recipe auto reads all weights twice, so --stream would fetch "
+            "them twice; leave one of the two out"
         )
     if hub_id is None:
-        raise OptionError(f"{source} is a folder, all of which is there; --stream is for a hub id")
+        raise OptionError(f"{source} is a folder; --stream is for a hub id")
     documents = TemporaryDirectory(prefix="magistral-")
     hub = HubStream.open(hub_id, Path(documents.name), revision=revision, layout=options.layout)
     opened = open_source(hub.folder, hub.layout, hub.shards)
@@ -181,7 +184,7 @@ def _recorded(options: ConvertOptions, calibration: Calibration | None) -> dict[
 def _other_target(
     target: Path, origin: Origin, options: ConvertOptions, calibration: Calibration | None
 ) -> str | None:
-    """Say what makes the target another checkpoint: None if nothing, empty if none is there."""
+    """Name the difference of an existing target: None if complete, empty if there is none."""
     if not os.path.lexists(target):
         return ""
     recorded = _recorded(options, calibration)
@@ -194,11 +197,7 @@ def _other_target(
 
 
 def _check_disk(checked: Checked) -> None:
-    """Check that the disk has enough room, and warn where a stream needs much at once.
-
-    Raises:
-        ConversionError: it has too little.
-    """
+    """Check the disk's free space; warn if a stream needs much of the source at once."""
     source = checked.origin.source
     if 2 * (at_once := checked.fetched_bytes()) > source.nbytes:
         log.warning(

@@ -1,4 +1,4 @@
-"""Write the weights in blocks of rows, each read, quantized and written by one thread."""
+"""Quantize and write a plan's weights in blocks of rows: all methods except GPTQ."""
 
 import os
 from collections import Counter
@@ -24,11 +24,11 @@ from magistral_mlx.convert.threads import WORKERS, unordered
 from magistral_mlx.errors import in_units
 from magistral_mlx.streams import Progress
 
-# Bytes of the source in a block: larger ones cost page faults, smaller ones calls.
-BLOCK_BYTES = 4 * 2**20
-# Blocks that wait for their search while the pass goes on.
-AHEAD = 512
-# Layers that the pass is then ahead at most: one of the 24B model has 278 blocks.
+# Bytes read per job: larger blocks cause page faults, smaller ones add call overhead.
+QUANTIZE_BLOCK_BYTES = 4 * 2**20
+# Blocks queued for the search while the forward pass goes on.
+MAX_QUEUED_BLOCKS = 512
+# Layers that the pass is then ahead, at most: a layer of the 24B model has 278 blocks.
 LAYERS_AHEAD = 2
 
 
@@ -46,15 +46,14 @@ class _Block:
 class RowwiseConversion:
     """Quantizes and writes every tensor of a plan by rounding or by the weighted search.
 
-    MLX quantizes on the CPU, whatever the default device is: every core has its own block, memory
-    stays small, and the same source and statistics give the same bytes on every machine. The pass
-    that collects statistics computes a layer on the default device while the blocks of the layer
-    before are searched.
+    Weights are quantized with MLX on the CPU, whatever the default device: one block a core, and
+    the same bytes on every machine. The forward pass uses the default device, and computes a layer
+    while the blocks of the layer before are searched.
 
     Attributes:
-        stream: fetches the source's files, one after the other.
-        statistics: for the search; None if every weight is rounded.
-        forward_pass: collects the statistics; None if they are complete.
+        stream: download that supplies the source files; None if they are all there.
+        statistics: weights of the search; None if every weight is rounded.
+        forward_pass: pass that collects the statistics; None if complete.
     """
 
     source: Source
@@ -66,30 +65,32 @@ class RowwiseConversion:
     _supply: Prefetcher | None = None
 
     def run(self) -> Generator[Progress, None, None]:
-        """Write every file that is not finished."""
+        """Write the unfinished files."""
         total = sum(map(self.source.nbytes_of, self.source.config.shapes))
-        done = yield from rechecked(self.output, self.source, total)
+        done = yield from verify_finished(self.output, self.source, total)
         try:
             if self.stream is not None:
                 self._supply = Prefetcher(self.stream, self._uses())
             name = ""
             workers, ahead = (
-                (WORKERS, None) if self.statistics is None else (os.cpu_count() or 1, AHEAD)
+                (WORKERS, None)
+                if self.statistics is None
+                else (os.cpu_count() or 1, MAX_QUEUED_BLOCKS)
             )
             with closing(unordered(self._jobs(), workers, ahead)) as converted:
                 for block in converted:
                     if block is not None:
                         done, name = done + block.nbytes, block.name
-                    yield Progress(done, total, with_fetched(name, self._supply))
+                    yield Progress(done, total, add_fetched(name, self._supply))
         finally:
             if self._supply is not None:
                 self._supply.close()
             self.output.close()
 
     def _steps(self) -> Iterator[tuple[int, bool, list[str]]]:
-        """Yield the steps of the pass, up to the last one that leaves something to write.
+        """Yield the steps of the pass up to the last with tensors to write.
 
-        Each is (number, whether the pass has yet to take it, tensors to write after it).
+        Each is (number, True if the pass has not taken it yet, tensors to write after it).
         """
         steps = [
             [n for n in names if not self.output.is_finished(n)]
@@ -101,10 +102,10 @@ class RowwiseConversion:
             yield step, step >= first, names
 
     def _uses(self) -> Counter[str]:
-        """Count the reads of each file of the source, in the order of first use."""
+        """Count the reads of each source file, in the order of first use."""
         uses: Counter[str] = Counter()
-        for step, is_passed, names in self._steps():
-            uses.update(files_of_step(self.source, step) if is_passed else ())
+        for step, needs_pass, names in self._steps():
+            uses.update(files_of_step(self.source, step) if needs_pass else ())
             uses.update(
                 file for name in names for block in self._blocks(name) for file in block.files
             )
@@ -114,7 +115,7 @@ class RowwiseConversion:
         files = files_of(self.source, [name])
         count, step = (
             self.source.config.shapes[name][0],
-            self.source.row_step(name, BLOCK_BYTES),
+            self.source.row_step(name, QUANTIZE_BLOCK_BYTES),
         )
         for row in range(0, count, step):
             rows = slice(row, min(row + step, count))
@@ -123,31 +124,31 @@ class RowwiseConversion:
             )
 
     def _jobs(self) -> Iterator[Callable[[], _Block | None]]:
-        for step, is_passed, names in self._steps():
-            if is_passed:
+        for step, needs_pass, names in self._steps():
+            if needs_pass:
                 assert self.forward_pass is not None
                 files = files_of_step(self.source, step)
-                yield from self._waits(files)
+                yield from self._wait_jobs(files)
                 self.forward_pass.advance()
                 self.forward_pass.keep()
-                self._done(files)
+                self._release_files(files)
             for block in (block for name in names for block in self._blocks(name)):
-                yield from self._waits(block.files)
+                yield from self._wait_jobs(block.files)
                 yield partial(self._convert, block)
 
-    def _waits(self, files: frozenset[str]) -> Iterator[Callable[[], None]]:
+    def _wait_jobs(self, files: frozenset[str]) -> Iterator[Callable[[], None]]:
         if self._supply is not None:
             for file in sorted(files):
                 while not self._supply.has(file):
                     yield partial(self._supply.wait, file)
 
-    def _done(self, files: frozenset[str]) -> None:
+    def _release_files(self, files: frozenset[str]) -> None:
         if self._supply is not None:
             for file in files:
                 self._supply.done(file)
 
     def _convert(self, block: _Block) -> _Block:
-        """Convert a block, and finish its file if it was the last one missing."""
+        """Convert a block, and finish its output file if no other is missing."""
         module, row = block.name.removesuffix(".weight"), block.rows.start
         quant, dtype = self.plan.formats.get(module), FLOAT_TYPES[self.plan.float_type][1]
         with mx.stream(mx.cpu):
@@ -160,12 +161,12 @@ class RowwiseConversion:
                 error = OutputError.weighted(rows, *found, quant, importance)
                 tensors = {f"{module}.{part}": array for part, array in found.parts.items()}
                 self.output.add(block.name, row, tensors, error, outlier_ratio(importance))
-        self._done(block.files)
+        self._release_files(block.files)
         return block
 
 
-def rechecked(output: ShardSet, source: Source, total: int) -> Generator[Progress, None, int]:
-    """Check the files that an earlier process finished; return the source bytes in them."""
+def verify_finished(output: ShardSet, source: Source, total: int) -> Generator[Progress, None, int]:
+    """Verify files finished by an earlier run; return the source bytes they cover."""
     done = 0
     with closing(unordered(output.rechecks())) as checked:
         for shard in filter(None, checked):
@@ -175,17 +176,17 @@ def rechecked(output: ShardSet, source: Source, total: int) -> Generator[Progres
 
 
 def files_of(source: Source, names: list[str]) -> frozenset[str]:
-    """Return the files that tensors are read from."""
+    """Return the source files that hold some tensors."""
     return frozenset(place.path.name for name in names for place, _ in source.places(name))
 
 
 def files_of_step(source: Source, step: int) -> frozenset[str]:
-    """Return the files that a step of a pass through the model reads."""
+    """Return the source files that a step of the forward pass reads."""
     return files_of(source, read_in_order(source.config)[step])
 
 
-def with_fetched(name: str, supply: Prefetcher | None) -> str:
-    """Add to the name of a step how much was fetched from the hub so far."""
+def add_fetched(name: str, supply: Prefetcher | None) -> str:
+    """Put the bytes fetched from the hub so far before a step's name."""
     if supply is None or not supply.received:
         return name
     return f"{in_units(supply.received)} fetched  {name}"

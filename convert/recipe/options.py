@@ -10,11 +10,7 @@ from magistral_mlx.checkpoint.hub_api import Layout
 from magistral_mlx.checkpoint.manifest import ReasoningFormat
 from magistral_mlx.checkpoint.quant_format import AFFINE_BITS, FP_FORMATS, Mode, QuantFormat
 from magistral_mlx.convert.recipe.named import AUTO, RAISED_BITS, RECIPES, is_raised
-from magistral_mlx.convert.recipe.recipe_file import (
-    DEFAULT_GROUP_SIZE,
-    UNPACKED_BITS,
-    RecipeFile,
-)
+from magistral_mlx.convert.recipe.recipe_file import DEFAULT_GROUP_SIZE, UNPACKED_BITS, RecipeFile
 from magistral_mlx.errors import CheckpointError, OptionError
 from magistral_mlx.options import option
 

@@ -1,4 +1,4 @@
-"""Check the files of a checkpoint: hashes, config.json, and that no number is NaN."""
+"""Check a checkpoint's files: hashes, config.json, and that all values are finite."""
 
 import os
 from collections.abc import Generator, Iterable, Iterator
@@ -19,13 +19,12 @@ from magistral_mlx.convert.threads import unordered
 from magistral_mlx.errors import CheckpointError, in_units, quoted
 from magistral_mlx.files import sha256_of
 
-BLOCK_BYTES = 16 * 2**20
-STATED = (
-    "head_dim",
-    "rope_theta",
-    "tie_word_embeddings",
-)  # where these are missing, other software guesses wrongly
-NAN_BYTES = {"E8M0": (0xFF,), "E4M3": (0x7F, 0xFF)}  # 8-bit floats
+# Bytes read per job when values are checked: few calls, and little memory on every thread.
+SCAN_BLOCK_BYTES = 16 * 2**20
+# Keys for which other software assumes wrong defaults.
+REQUIRED_KEYS = ("head_dim", "rope_theta", "tie_word_embeddings")
+# NaNs of 8-bit floats.
+NAN_BYTES = {"E8M0": (0xFF,), "E4M3": (0x7F, 0xFF)}
 SCALES = {"mxfp4": "E8M0", "mxfp8": "E8M0", "nvfp4": "E4M3"}
 
 
@@ -34,8 +33,8 @@ class Check:
     """One check and its outcome.
 
     Attributes:
-        passed: None if there was nothing to compare with; ``detail`` says so.
-        detail: the facts that were checked, or the first faults.
+        passed: None if there was nothing to compare with.
+        detail: the checked facts, or the first faults.
     """
 
     name: str
@@ -43,7 +42,8 @@ class Check:
     detail: str
 
 
-Steps = Generator[tuple[int, str], None, Check]  # yields bytes read, and of what
+# Yields the bytes read and the name of their file or tensor.
+Steps = Generator[tuple[int, str], None, Check]
 
 
 def verdict(name: str, faults: Iterable[str], holds: str) -> Check:
@@ -57,12 +57,12 @@ def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a converted checkpoint.
 
     Raises:
-        CheckpointError: there is none, or it lacks what the checks compare with.
+        CheckpointError: it is missing or incomplete.
     """
     manifest = Manifest.find(folder)
     if manifest is None:
         raise CheckpointError(
-            f"{MANIFEST} is missing, and only it knows the hashes; convert with this software, "
+            f"{MANIFEST} is missing, which records the hashes; convert with this software, "
             "which writes it"
         )
     manifest.require_all()
@@ -72,10 +72,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_files(folder: Path, manifest: Manifest) -> Steps:
-    """Check that every file has the recorded size and hash, and that no other file is there.
+    """Check that every file has the recorded size and hash, and that there is no other file.
 
-    A name that begins with a dot belongs to other software, such as Finder, git or the hub's
-    client. No runtime reads it.
+    Names with a leading dot are ignored: Finder, git and the hub's client write them.
     """
     faults: list[str] = []
     with closing(
@@ -101,7 +100,7 @@ def check_files(folder: Path, manifest: Manifest) -> Steps:
 def check_config(checkpoint: Checkpoint) -> Check:
     """Check that config.json, index and metadata hold everything that other runtimes read."""
     raw = checkpoint.raw_config
-    faults = [f"config.json does not state {key}" for key in STATED if raw.get(key) is None]
+    faults = [f"config.json has no {key}" for key in REQUIRED_KEYS if raw.get(key) is None]
     if raw.get("quantization") != raw.get("quantization_config"):
         faults.append("config.json: quantization and quantization_config differ")
     if not (checkpoint.folder / INDEX).is_file():
@@ -112,7 +111,7 @@ def check_config(checkpoint: Checkpoint) -> Check:
         if shard.metadata != METADATA
     ]
     return verdict(
-        "config", faults, "config.json, index and metadata state what other MLX runtimes read"
+        "config", faults, "config.json, index and metadata hold all that other MLX runtimes read"
     )
 
 
@@ -133,7 +132,7 @@ def check_finite(checkpoint: Checkpoint) -> Steps:
 
 
 def float_tensors(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the tensors whose values may be NaN, and the type of these values."""
+    """Return the tensors whose values may be NaN, with the type of these values."""
     kinds = {}
     for name, entry in (
         (name, entry) for shard in checkpoint.shards for name, entry in shard.header.items()
@@ -150,7 +149,6 @@ def float_tensors(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def nbytes_of(checkpoint: Checkpoint, names: Iterable[str]) -> int:
-    """Return the bytes of some tensors together."""
     entries = {name: entry for shard in checkpoint.shards for name, entry in shard.header.items()}
     return sum(entries[name].nbytes for name in names)
 
@@ -161,9 +159,8 @@ def _file_fault(path: Path, entry: FileEntry) -> tuple[str, str | None]:
             return path.name, f"{path.name} is missing"
         if (found := path.stat().st_size) != entry.size:
             return path.name, f"{path.name} has {found} bytes, {entry.size} are recorded"
-        return path.name, None if sha256_of(
-            path
-        ) == entry.sha256 else f"{path.name} was changed, its sha256 is another"
+        is_same = sha256_of(path) == entry.sha256
+        return path.name, None if is_same else f"{path.name} was changed: its sha256 differs"
     except OSError as error:
         return path.name, f"{path.name} cannot be read ({error})"
 
@@ -175,7 +172,7 @@ def _jobs(
         for name in (name for name in shard.header if name in kinds):
             entry = shard.header[name]
             count = entry.shape[0]
-            step = max(1, BLOCK_BYTES * count // entry.nbytes)
+            step = max(1, SCAN_BLOCK_BYTES * count // entry.nbytes)
             for row in range(0, count, step):
                 yield partial(_finite, checkpoint, name, slice(row, row + step), kinds[name])
 

@@ -15,19 +15,17 @@ from magistral_mlx.convert.packing import PARTS, dequantize
 from magistral_mlx.convert.source.source import Source
 from magistral_mlx.convert.threads import unordered
 
-# Bytes of the source in a block: in float32 it stays in a cache, larger ones take twice as long.
-BLOCK_BYTES = 2**20
-# The most that a value moves, as a part of it.
-ROUNDOFF = {
-    "BF16": 2**-8,
-    "F16": 2**-11,
-    "F32": 2**-24,
-}
+# Source bytes per job: float32 copies stay in a core's cache; larger blocks take twice as long.
+COMPARE_BLOCK_BYTES = 2**20
+# Largest relative change of a value by rounding to the type.
+ROUNDOFF = {"BF16": 2**-8, "F16": 2**-11, "F32": 2**-24}
 # The smallest positive value.
 SMALLEST = {"BF16": 2**-133, "F16": 2**-24, "F32": 2**-149}
-FLOAT32_NOISE = 2**-21  # of the arithmetic here and in MLX
-LEAST_STEP = 1e-7  # MLX's, of affine formats
-# Spans of a group by which GPTQ may move a weight. Only the inputs bound it really.
+# Relative error of float32 arithmetic here and in MLX.
+FLOAT32_NOISE = 2**-21
+# Smallest scale that MLX gives an affine group.
+LEAST_STEP = 1e-7
+# Bound of GPTQ's changes, in spans (max - min) of a group: an empirical limit.
 GPTQ_SPANS = 4
 
 
@@ -36,11 +34,11 @@ class TensorError:
     """The error of one tensor of the source.
 
     Attributes:
-        name: the source's.
+        name: in the source.
         stored_as: its format in the checkpoint.
         relative: ||W - W'|| / ||W||, in Frobenius norms.
         largest: max |w - w'|.
-        of_bound: the largest |w - w'| over the bound of its method at that place.
+        of_bound: largest error divided by the method's bound; over 1 means unexplained.
     """
 
     name: str
@@ -51,7 +49,7 @@ class TensorError:
 
     @property
     def is_explained(self) -> bool:
-        """Tell whether the method can have made this from the source's tensor."""
+        """Tell whether the method alone can explain the error."""
         return self.of_bound <= 1 and math.isfinite(self.relative)
 
 
@@ -67,17 +65,12 @@ class _Part:
     of_bound: float
 
 
-def measuring(
+def measure_errors(
     checkpoint: Checkpoint, source: Source, method: str = "round"
 ) -> Generator[tuple[int, str], None, list[TensorError]]:
-    """Compare every tensor with its source, and return the errors, worst relative error first.
+    """Compare every tensor with its source; return the errors, the worst relative error first.
 
-    Yields the bytes of the source, and the tensor, just compared.
-
-    Args:
-        checkpoint: the result of a conversion.
-        source: of the same shapes.
-        method: one of METHODS, for affine formats.
+    Yields the source bytes just compared, and the tensor's name. ``method`` is one of METHODS.
     """
     parts: dict[str, list[_Part]] = {name: [] for name in source.config.shapes}
     with closing(unordered(_jobs(checkpoint, source, method))) as measured:
@@ -130,7 +123,7 @@ def rounding_bound(groups: mx.array, quant: QuantFormat | None, dtype: str) -> m
 
 def _jobs(checkpoint: Checkpoint, source: Source, method: str) -> Iterator[partial[_Part]]:
     for name, (count, *_) in source.config.shapes.items():
-        step = source.row_step(name, BLOCK_BYTES)
+        step = source.row_step(name, COMPARE_BLOCK_BYTES)
         for row in range(0, count, step):
             yield partial(
                 _measure, checkpoint, source, name, slice(row, min(row + step, count)), method
@@ -165,9 +158,9 @@ def _measure(checkpoint: Checkpoint, source: Source, name: str, rows: slice, met
 def _nearest_bound(
     groups: mx.array, grid: tuple[mx.array, mx.array], quant: QuantFormat
 ) -> mx.array:
-    """Return how far the nearest codes of a stored grid are from values ``[n, group]``.
+    """Return the distances of values ``[n, group]`` from a stored grid's nearest codes.
 
-    A search ends with these codes. Where two are as near, float32 chooses.
+    The search stores the nearest codes. Between two at equal distance, float32 noise decides.
     """
     scales, biases = grid
     steps = mx.where(scales == 0, 0, (groups - biases) / mx.where(scales == 0, 1, scales))
@@ -200,12 +193,12 @@ def _restored(
 
 
 def _format(checkpoint: Checkpoint, name: str) -> QuantFormat | None:
-    """Return the format of a tensor; None if it is not packed, as norms never are."""
+    """Return the format of a tensor; None if it is not packed."""
     return checkpoint.formats.get(name.removesuffix(".weight"))
 
 
 def _float_type(checkpoint: Checkpoint, name: str) -> str:
-    """Return the type of a tensor's scales, or of the last norm if these are no floats."""
+    """Return the float type of a tensor or its scales; the last norm's if scales are uint8."""
     quant = _format(checkpoint, name)
     if quant is not None:
         name = (

@@ -29,11 +29,11 @@ PIECES = (
         "हिन्दी",
         "ไทย",
         "日本語",
+    ),
+    *(
         "한국어",
         "Ü",
         "ß",
-    ),
-    *(
         "e\u0301",
         "ǅ",
         "ʰ",
@@ -43,33 +43,10 @@ PIECES = (
         "🙂",
         "👩‍👩‍👧",
         "\U0001f1eb\U0001f1f7",
-        "𝔘",
-        "\U0010ffff",
     ),
-    *(
-        "3.14",
-        "1234567",
-        "1,000",
-        "0x1F",
-        "1e-9",
-        "think",
-        "INST",
-        "</",
-        "<s",
-        "[/",
-        "SYSTEM_PROMPT]",
-    ),
-    *(
-        "def f(x):\n",
-        "\treturn ",
-        "foo_bar()",
-        "a->b;",
-        "// ",
-        '{"k": [1, null]}',
-        "\\boxed{",
-        "$x^2$",
-        "https://",
-    ),
+    *("𝔘", "\U0010ffff", "3.14", "1234567", "1,000", "0x1F", "1e-9", "think", "INST", "</", "<s"),
+    *("[/", "SYSTEM_PROMPT]", "def f(x):\n", "\treturn ", "foo_bar()", "a->b;", "// "),
+    *('{"k": [1, null]}', "\\boxed{", "$x^2$", "https://"),
 )
 CHATS: tuple[tuple[tuple[str, str], ...], ...] = (
     (("user", "What is 48 + 76?"),),
@@ -103,11 +80,7 @@ CHATS: tuple[tuple[tuple[str, str], ...], ...] = (
 
 
 def require_parsers() -> None:
-    """Check that the libraries that read tokenizer.json and the template are installed.
-
-    Raises:
-        ConversionError: one is not; the message has the command.
-    """
+    """Raise ConversionError unless the libraries that read the two files are installed."""
     if missing := [
         name for name in ("tokenizers", "jinja2") if importlib.util.find_spec(name) is None
     ]:
@@ -118,11 +91,7 @@ def require_parsers() -> None:
 
 
 def read_tokenizer_json(folder: Path) -> Any:
-    """Read the ``tokenizers.Tokenizer`` of a folder.
-
-    Raises:
-        CheckpointError: there is none that can be read.
-    """
+    """Read a ``tokenizers.Tokenizer``; raise CheckpointError if the file is missing or damaged."""
     from tokenizers import Tokenizer as Backend
 
     path = folder / TOKENIZER_JSON
@@ -135,14 +104,10 @@ def read_tokenizer_json(folder: Path) -> Any:
 
 
 def tokenizer_fault(tokenizer: Tokenizer, backend: Any) -> str | None:
-    """Name the first difference between tekken.json and tokenizer.json, or None.
+    """Return the first text on which the two tokenizers disagree, or None.
 
-    They are compared on every entry of the vocabulary that is text, and on ``NUM_TEXTS`` strings
-    from a fixed seed.
-
-    Args:
-        tokenizer: of tekken.json.
-        backend: of tokenizer.json.
+    The texts are the vocabulary's entries and ``NUM_TEXTS`` random ones from a fixed seed.
+    ``tokenizer`` reads tekken.json, ``backend`` tokenizer.json.
     """
     if backend.get_vocab_size() != tokenizer.vocab_size:
         found = backend.get_vocab_size()
@@ -168,7 +133,7 @@ def tokenizer_fault(tokenizer: Tokenizer, backend: Any) -> str | None:
 
 
 def template_fault(folder: Path, tokenizer: Tokenizer, backend: Any) -> str | None:
-    """Name the first of CHATS that the template encodes unlike mistral-common, or None.
+    """Return the first chat whose ids differ from mistral-common's, or None.
 
     Raises:
         CheckpointError: the template or tokenizer_config.json cannot be read.
@@ -187,11 +152,8 @@ def template_fault(folder: Path, tokenizer: Tokenizer, backend: Any) -> str | No
         for chat in CHATS:
             messages = [{"role": role, "content": content} for role, content in chat]
             rendered = template.render(messages=messages, add_generation_prompt=True, **names)
-            ids, expected = (
-                backend.encode(rendered, add_special_tokens=False).ids,
-                tokenizer.encode_chat(messages),
-            )
-            if ids != expected:
+            ids = backend.encode(rendered, add_special_tokens=False).ids
+            if ids != tokenizer.encode_chat(messages):
                 return f"{TEMPLATE} makes other ids of {quoted(messages)} than mistral-common"
     except (
         TemplateError,
@@ -202,13 +164,13 @@ def template_fault(folder: Path, tokenizer: Tokenizer, backend: Any) -> str | No
         AttributeError,
         RecursionError,
     ) as error:
-        # A template is a program: it may fail in any way.
+        # A template can raise any error.
         return f"the template fails ({type(error).__name__}: {quoted(str(error))})"
     return None
 
 
 def fuzzed() -> Iterator[str]:
-    """Yield strings of pieces that the tokenizer's pattern treats differently, always the same."""
+    """Yield random strings of pieces that the tokenizer's pattern treats differently, seed 0."""
     rng = random.Random(0)
     while True:
         letters = (chr(rng.choice(range(0x20, 0xD800))) for _ in range(8))

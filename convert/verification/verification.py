@@ -10,7 +10,6 @@ from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint, Layout, open_checkpoint, resolve
 from magistral_mlx.checkpoint.manifest import Manifest
 from magistral_mlx.convert.output.manifest import first_difference
-from magistral_mlx.convert.recipe.options import METHODS
 from magistral_mlx.convert.source.consolidated import CONSOLIDATED
 from magistral_mlx.convert.source.source import Source, open_source
 from magistral_mlx.convert.verification.checks import (
@@ -23,7 +22,7 @@ from magistral_mlx.convert.verification.checks import (
     read_manifest,
     verdict,
 )
-from magistral_mlx.convert.verification.fidelity import TensorError, measuring
+from magistral_mlx.convert.verification.fidelity import TensorError, measure_errors
 from magistral_mlx.convert.verification.parity import (
     CHATS,
     NUM_TEXTS,
@@ -44,7 +43,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The findings. ``tensors``, worst first, are compared only with a source."""
+    """The outcome of all checks; ``tensors``, worst first, is empty without a source."""
 
     target: Path
     checks: tuple[Check, ...]
@@ -60,7 +59,7 @@ def verify_checkpoint(target: str | Path, source: str | Path | None = None) -> R
 
     Args:
         target: its folder.
-        source: the folder or hub id that it was made from; every tensor is compared with it.
+        source: the folder or hub id that it was made from, to compare every tensor with.
 
     Raises:
         CheckpointError, HubError: ``target`` is no folder, or ``source`` cannot be used or fetched.
@@ -121,16 +120,15 @@ def stream_verification(
     if original is not None and checkpoint is not None:
         checks.append(_check_source(checkpoint, original, manifest))
         if checkpoint.config.shapes == original.config.shapes:
-            method = (
-                METHODS[-1] if manifest is None else str(manifest.options["q_method"])
-            )  # GPTQ's bound is the widest
-            tensors = yield from counted(measuring(checkpoint, original, method))
+            # GPTQ's bound is the widest.
+            method = "gptq" if manifest is None else str(manifest.options["q_method"])
+            tensors = yield from counted(measure_errors(checkpoint, original, method))
             checks.append(_check_rounding(tensors, method))
     return Report(folder, tuple(checks), tuple(tensors))
 
 
 def _tried(read: Callable[[], T]) -> tuple[T | None, str]:
-    """Call ``read``; return its result, or None and the reason."""
+    """Return the result of ``read`` and an empty text, or None and its error."""
     try:
         return read(), ""
     except CheckpointError as error:
@@ -138,7 +136,7 @@ def _tried(read: Callable[[], T]) -> tuple[T | None, str]:
 
 
 def _open_source(source: str | Path, manifest: Manifest | None) -> Source:
-    """Open the source, in the recorded commit and layout if it has them."""
+    """Open the source in the recorded commit and layout."""
     recorded = {} if manifest is None else manifest.source
     layout: Layout | None = "consolidated" if recorded.get("layout") == "consolidated" else None
     hub = recorded.get("hub")
@@ -154,7 +152,7 @@ def _open_source(source: str | Path, manifest: Manifest | None) -> Source:
 
 
 def _check_texts(folder: Path, manifest: Manifest | None, vocab_size: int | None) -> list[Check]:
-    """Compare both tokenizers, and both ways from a chat to ids."""
+    """Compare both tokenizers, and the template with mistral-common."""
     if (
         manifest is not None
         and manifest.options.get("tokenizer_json") is False
@@ -183,12 +181,11 @@ def _check_texts(folder: Path, manifest: Manifest | None, vocab_size: int | None
 
 
 def _check_source(checkpoint: Checkpoint, source: Source, manifest: Manifest | None) -> Check:
-    """Check that the source is the recorded one, and of the same model."""
+    """Check that the source is the recorded one and has the same config."""
     faults = []
     if manifest is not None:
-        recorded = {
-            key: value for key, value in manifest.source.items() if key != "hub"
-        }  # a folder has none
+        # A folder has no hub id.
+        recorded = {key: value for key, value in manifest.source.items() if key != "hub"}
         if (key := first_difference(recorded, source.identity())) is not None:
             faults.append(f"it was made from another source: {key}")
     faults += [

@@ -12,7 +12,7 @@ from magistral_mlx.convert import ConvertOptions, check_conversion, stream_conve
 from magistral_mlx.convert.calibration import choose as calibration
 from magistral_mlx.convert.calibration import traces
 from magistral_mlx.convert.calibration.corpus import WINDOW, questions
-from magistral_mlx.convert.calibration.traces import FILE, Traces
+from magistral_mlx.convert.calibration.traces import FILE, SelfCalibration
 from magistral_mlx.convert.output.staging import TRACES
 from magistral_mlx.convert.verify import main as verify
 from magistral_mlx.errors import CheckpointError, ConversionError, MemoryLimitError
@@ -61,7 +61,7 @@ def test_replies_to_our_questions_are_kept_with_the_checkpoint_and_change_it(
     options = json.loads(ours["magistral_mlx.json"])["options"]
     assert options["calibration"]["origin"] == "self"
     assert verify([str(tmp_path / "one"), "--hf-path", str(source)]) == 0
-    again = Traces(Tokenizer.from_folder(source), 2, None)
+    again = SelfCalibration(Tokenizer.from_folder(source), 2, None)
     assert again.ids(again.read(tmp_path / "one" / FILE)) is not None
     assert again.ids(again.read(tmp_path / "one" / FILE)[:-1]) is None
 
@@ -70,7 +70,7 @@ def test_windows_hold_the_system_prompt_once_and_every_question_with_its_reply(
     source: Path,
 ) -> None:
     tokenizer = Tokenizer.from_folder(source)
-    own = Traces(tokenizer, 2, None)
+    own = SelfCalibration(tokenizer, 2, None)
     replies = [[5 + number, 2] for number in range(60)]
     ids = own.ids(replies)
     assert ids is not None
@@ -94,15 +94,15 @@ def test_a_conversion_goes_on_after_the_last_whole_reply(
     cut: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream_conversion(source, tmp_path / "whole", **SELF).result()
-    write, drawn = Traces._write, []
+    write, drawn = SelfCalibration._write, []
 
-    def failing(self: Traces, *arguments: object) -> dict[str, object]:
+    def failing(self: SelfCalibration, *arguments: object) -> dict[str, object]:
         if len(drawn) == cut:
             raise KeyboardInterrupt
         drawn.append(arguments[-1])
         return write(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Traces, "_write", failing)
+    monkeypatch.setattr(SelfCalibration, "_write", failing)
     with pytest.raises(KeyboardInterrupt):
         stream_conversion(source, tmp_path / "out", **SELF).result()
     file = tmp_path / "out.partial" / TRACES / FILE
@@ -116,7 +116,7 @@ def test_a_conversion_goes_on_after_the_last_whole_reply(
         ).run().__next__()
     drawn.clear()
     monkeypatch.setattr(
-        Traces, "_write", lambda self, *rest: drawn.append(rest[-1]) or write(self, *rest)
+        SelfCalibration, "_write", lambda self, *rest: drawn.append(rest[-1]) or write(self, *rest)
     )
     stream_conversion(source, tmp_path / "out", **SELF).result()
     assert drawn == list(range(cut, len(lines(tmp_path / "out"))))

@@ -132,7 +132,7 @@ def test_a_conversion_let_go_at_once_leaves_nothing(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "magistral_mlx.convert.pipeline.rowwise.BLOCK_BYTES", 5_000
+        "magistral_mlx.convert.pipeline.rowwise.QUANTIZE_BLOCK_BYTES", 5_000
     )  # so that no file is whole by the blocks begun
     steps = stream_conversion(source, tmp_path / "a" / "out", q_method="round")
     assert next(steps).name in CONFIG.shapes

@@ -257,7 +257,7 @@ def test_a_file_in_the_hubs_cache_that_is_not_what_the_hub_states_is_found(
     blob = shard.rename(tmp_path / "blobs" / ("0" * 64))
     shard.symlink_to(blob)
     with pytest.raises(
-        CheckpointError, match=rf"{shard.name} is damaged: its sha256 is not what the hub states"
+        CheckpointError, match=rf"{shard.name} is damaged: its sha256 differs from the hub's"
     ):
         convert_quickly(cache, tmp_path / "out", hash_source=True)
     assert not (tmp_path / "out").exists()

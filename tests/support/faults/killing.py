@@ -29,7 +29,7 @@ CALLS = ("pwrite", "fsync", "rename", "unlink", "rmdir", "mkdir", "open")
 # Small enough for several files of the tiny source, with several blocks each.
 FILE_BYTES, BLOCK_BYTES = 150_000, 60_000
 # Blocks that may wait for their search while the forward pass continues.
-AHEAD = 3
+MAX_QUEUED_BLOCKS = 3
 # Ids of a calibration sequence.
 WINDOW = 48
 
@@ -41,8 +41,8 @@ def in_small_pieces(set_attribute: Callable[[object, str, object], None] = setat
         "make_plan",
         partial(make_plan, max_bytes=FILE_BYTES),
     )
-    set_attribute(magistral_mlx.convert.pipeline.rowwise, "BLOCK_BYTES", BLOCK_BYTES)
-    set_attribute(magistral_mlx.convert.pipeline.rowwise, "AHEAD", AHEAD)
+    set_attribute(magistral_mlx.convert.pipeline.rowwise, "QUANTIZE_BLOCK_BYTES", BLOCK_BYTES)
+    set_attribute(magistral_mlx.convert.pipeline.rowwise, "MAX_QUEUED_BLOCKS", MAX_QUEUED_BLOCKS)
     set_attribute(magistral_mlx.convert.calibration.corpus, "WINDOW", WINDOW)
 
 
