@@ -1,4 +1,4 @@
-"""The converter: any Magistral checkpoint in, one 4-bit checkpoint for every MLX runtime out."""
+"""Convert Magistral checkpoints into quantized ones for every MLX runtime."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a stage when it is asked for: so ``python -m`` of one finds it not imported yet."""
+    """Import lazily, so that ``python -m`` of a module does not find it imported already."""
     if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(HOMES[name], __name__), name)

@@ -32,7 +32,7 @@ MLX_LM_FLAGS = {
     "--quantize": "weights are always quantized here; choose how with --q-bits or --recipe",
     "-q": "weights are always quantized here; choose how with --q-bits or --recipe",
     "--quant-predicate": "use --recipe",
-    "--dtype": "what is not packed keeps the type that config.json states",
+    "--dtype": "unpacked tensors keep the type in config.json",
     "--upload-repo": "upload the finished folder with: hf upload ORG/NAME OUT",
     "--dequantize": "use --q-bits 16",
     "-d": "use --q-bits 16",
@@ -48,7 +48,7 @@ Examples:
 \b
 Methods (the same format, size and speed):
   importance  scales and biases with the least error, weighted by a forward pass over a small input
-  gptq        the same, and later columns make up for each column's error: closer, and much slower
+  gptq        the same, and later columns compensate for each error: closer, and much slower
   round       as mx.quantize, bit for bit; no forward pass
 
 \b
@@ -61,8 +61,8 @@ The answers are kept in calibration.jsonl.
 \b
 Recipes:
 {recipes}
-  auto        --target-bits in all, each where the error falls most by it, as a forward pass shows
-  FILE        your own, in JSON; the last rule that matches a matrix holds, 16 bits pack nothing:
+  auto        --target-bits on average, spent where they lower the predicted error most
+  FILE        your own, in JSON; the last rule that matches a matrix applies, 16 bits pack nothing:
               {{"default": {{"bits": 4}}, "rules": [{{"match": "*.v_proj", "bits": 6}}]}}
               "group_size" and "mode" can stand beside "bits" in both
 
@@ -117,7 +117,7 @@ def command(
 def _kept(partial: Path) -> str:
     if not partial.exists():
         return "nothing was finished yet, nothing is kept"
-    return f"what is finished is kept in {partial}, and the same command goes on with it"
+    return f"what is finished is kept in {partial}; run the same command to resume"
 
 
 def in_words(summary: Summary) -> str:
@@ -144,7 +144,7 @@ def in_json(summary: Summary, seconds: float) -> str:
 
 
 def forecast(checked: Checked) -> dict[str, Any]:
-    """Describe the result of a conversion as JSON-compatible data."""
+    """Describe the planned result as JSON-compatible data."""
     plan = checked.plan
     most = checked.most_tensor_bytes
     return {
@@ -171,12 +171,12 @@ def forecast_in_words(checked: Checked) -> str:
         f"  {'norms':<14}{plan.float_type}",
     ]
     if (most := checked.most_tensor_bytes) > plan.tensor_bytes:
-        lines.append(f"  then raised where the error falls most by it, to {in_units(most)} at most")
+        lines.append(f"  then raised where this lowers the error most, to {in_units(most)} at most")
     return "\n".join([*lines, f"  {contexts_in_words(config, most)}"])
 
 
 def contexts_in_words(config: ModelConfig, weights_bytes: int) -> str:
-    """Say on one line which context fits which Mac."""
+    """Write on one line the longest context that fits each Mac."""
     found = contexts(config, weights_bytes).items()
     return "fits, by a forecast: " + ", ".join(
         f"{memory_gb} GB Mac {'not' if context is None else f'{context:,} tokens'}"
@@ -185,7 +185,7 @@ def contexts_in_words(config: ModelConfig, weights_bytes: int) -> str:
 
 
 def by_kind(formats: Mapping[str, QuantFormat | None], layers: int) -> list[str]:
-    """Write a line for each kind of matrix: its formats, and how many layers have each."""
+    """Write a line for each kind of matrix: its formats and their number of layers."""
     kinds: dict[str, Counter[str]] = {}
     for path, quant in formats.items():
         kinds.setdefault(path.rpartition(".")[2], Counter())[_named(quant)] += 1

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Most of them wait for the disk.
+# More than the cores, because most threads wait for the disk.
 WORKERS = min(16, 4 * (os.cpu_count() or 1))
 
 
@@ -19,9 +19,9 @@ def unordered(
     After an error, or when the generator is closed, no job begins, and running jobs end.
 
     Args:
-        jobs: begin in this order. The iterator may do work of its own while they run.
+        jobs: started in this order. The iterator may compute while they run.
         workers: the most jobs that run at once.
-        ahead: the most jobs that are taken from ``jobs`` before they are done.
+        ahead: the most jobs that run or wait; ``workers`` by default.
     """
     ahead = workers if ahead is None else ahead
     pool = ThreadPoolExecutor(workers, thread_name_prefix="convert")

@@ -24,19 +24,19 @@ Examples:
 
 \b
 Checks:
-  files      every file has the size and sha256 in magistral_mlx.json, and no other file is there
+  files      every file has the size and sha256 in magistral_mlx.json, and there is no other file
   tensors    names, shapes and types are those that config.json implies
   config     config.json has everything that mlx-lm and mlx-swift read
   finite     no norm, scale or bias is NaN or infinite
   tokenizer  tokenizer.json encodes as tekken.json does
   template   chat_template.jinja encodes plain chats as mistral-common does
   source     with --hf-path: OUT was made from SRC
-  rounding   with --hf-path: no weight is further from SRC's than the method explains
+  rounding   with --hf-path: no weight differs from SRC's by more than the method explains
 
-The table's errors: of the whole tensor, relative to it; the largest of a weight; and the largest as
-a share of the method's bound at that place: above 1 the check fails.
+The table: relative error of the tensor, largest error of a weight, and the largest error divided by
+the method's bound; over 1 the check fails.
 
-Exit codes: 0 all hold, 2 one does not, or something else to change, 130 interrupted."""
+Exit codes: 0 all checks pass, 2 one fails, or something else to change, 130 interrupted."""
 
 
 @click.command("verify", cls=command_line.Command, epilog=EPILOG)
@@ -62,12 +62,11 @@ def in_words(report: Report) -> str:
         width = max(len(tensor.name) for tensor in worst)
         lines += [
             "",
-            f"{'worst tensors':<{width}}  {'stored as':<22}relative error   largest   "
-            "of the explained",
+            f"{'worst tensors':<{width}}  {'stored as':<22}relative error   largest  error/bound",
         ]
         lines += [
             f"{t.name:<{width}}  {t.stored_as:<22}{t.relative:>14.5f}{t.largest:>10.3g}"
-            f"{t.of_bound:>21.2f}"
+            f"{t.of_bound:>13.2f}"
             for t in worst
         ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Calibration ids: from our own texts and random ids, or from the user's file."""
+"""Make calibration ids from our own texts and random ids, or from the user's file."""
 
 import codecs
 import hashlib
@@ -17,9 +17,9 @@ TEXTS = Path(__file__).parent / "calibration.txt"
 BETWEEN_TEXTS, BETWEEN_PARTS = "===\n", "---\n"
 # Ids of a sequence; the first is bos.
 WINDOW = 512
-# Ids that a file must have: 256 random ones are nearly as good as any number.
+# Fewest ids of a file: 256 random ones are nearly as good as any number.
 MIN_IDS = 256
-# Bytes that are read of a file. Windows are spread over all of them.
+# Bytes read of a file; windows are spread over all of them.
 MAX_FILE_BYTES = 16 * 2**20
 
 
@@ -107,7 +107,6 @@ def digest(ids: mx.array) -> str:
 
 
 def questions() -> list[str]:
-    """Return the questions of our own texts."""
     return [question for question, _, _ in _texts()]
 
 

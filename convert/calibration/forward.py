@@ -1,4 +1,4 @@
-"""One forward pass over calibration ids that shows a visitor the input of every linear.
+"""Run a forward pass over calibration ids that shows a visitor every linear's input.
 
 It computes in float32, layer by layer, with the equations of ``magistral_mlx.model.transformer``.
 Weights are read from the source as they are needed: memory holds the residual stream, the inputs
@@ -27,7 +27,7 @@ EMBEDDING = "model.embed_tokens"
 
 
 class Visitor(Protocol):
-    """Sees the inputs of linears before their outputs are computed, and supplies the weights."""
+    """Receives the input of each linear before its output is computed; supplies the weights."""
 
     def see(self, modules: Sequence[str], x: mx.array) -> None:
         """Take the input ``[B, T, m]`` of modules such as ``model.layers.3.mlp.down_proj``."""
@@ -40,7 +40,7 @@ class Visitor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PassState:
-    """Progress of a pass. It resumes from this and the visitor's results.
+    """State of a pass between layers, to resume from.
 
     Attributes:
         layers: number of layers that are done.
@@ -83,11 +83,7 @@ def visit_linears(
 
     The last visit shows lm_head's input. A tied embedding is visited there, under its own name.
 
-    Args:
-        source: the weights' checkpoint.
-        ids: ``[B, T]``.
-        visitor: sees the inputs and supplies the weights.
-        state: the end of an earlier pass over the same ids.
+    ``state`` is the last one of an earlier pass over the same ids.
 
     Raises:
         NumericsError: an input is not finite. The message names its linear.
@@ -97,7 +93,7 @@ def visit_linears(
         state = PassState(0, _embedded(ids, visitor, config.hidden_size))
         yield state
     streams, first = [state.stream], state.layers
-    # Only the layer at work may hold its stream: at the true width 8,192 ids take 0.17 GB.
+    # Only the current layer may hold its stream: 8,192 ids of the 24B model take 0.17 GB.
     del state
     for layer in range(first, config.num_layers):
         streams.append(_layer(source, visitor, layer, streams.pop()))
@@ -120,7 +116,7 @@ def _embedded(ids: mx.array, visitor: Visitor, width: int) -> mx.array:
 def _layer(source: Source, visitor: Visitor, layer: int, x: mx.array) -> mx.array:
     """Take the residual stream ``[B, T, D]`` through one layer."""
     path = f"model.layers.{layer}"
-    # Inputs are passed on without a name here, so that the callee can free them.
+    # Inputs have no name here, so that the callee can free them.
     h = _attention(source, visitor, path, _normalized(source, f"{path}.input_layernorm", x))
     x = x + h
     h = _gated(visitor, path, _normalized(source, f"{path}.post_attention_layernorm", x))
@@ -172,10 +168,7 @@ def _linears(visitor: Visitor, modules: Sequence[str], x: mx.array) -> list[mx.a
 
 
 def _gated(visitor: Visitor, path: str, x: mx.array) -> mx.array:
-    """Return silu(gate) * up ``[B, T, F]`` of ``x`` ``[B, T, D]``.
-
-    Both are computed by the same rows, so that memory never holds either in full.
-    """
+    """Return silu(gate) * up ``[B, T, F]`` of ``x`` ``[B, T, D]``, by rows to save memory."""
     modules = [f"{path}.mlp.gate_proj", f"{path}.mlp.up_proj"]
     visitor.see(modules, x)
     outputs = []
@@ -190,7 +183,7 @@ def _gated(visitor: Visitor, path: str, x: mx.array) -> mx.array:
 def _side_by_side(
     one: Iterator[tuple[int, mx.array]], other: Iterator[tuple[int, mx.array]]
 ) -> Iterator[tuple[mx.array, mx.array]]:
-    """Yield the same rows of two weights of one shape, however each is cut into blocks."""
+    """Yield the same rows of two equally shaped weights with different blocks."""
     left = right = None
     while True:
         left = next(one, (0, None))[1] if left is None or not len(left) else left

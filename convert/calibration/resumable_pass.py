@@ -1,4 +1,4 @@
-"""A pass through the model whose results outlive the process, layer by layer."""
+"""Run a forward pass whose state is saved after each layer, so that it can be resumed."""
 
 import hashlib
 import re
@@ -15,13 +15,13 @@ from magistral_mlx.convert.source.source import Source
 from magistral_mlx.files import discard, is_own_file, sha256_of, write_file
 
 STREAM = "stream"
-# A file is whole only if its content has the hash in its name.
+# A file is complete only if its content has the hash in its name.
 NAME = "layers-{layers:05}-{sha256}.safetensors"
 NAMED = re.compile(r"layers-(\d{5})-([0-9a-f]{64})\.safetensors")
 
 
 class Collector(Visitor, Protocol):
-    """A visitor that keeps E[x_j^2] of the inputs it saw, by module path."""
+    """A visitor that keeps E[x_j^2] of its inputs, by module path."""
 
     squares: dict[str, mx.array]
 
@@ -41,11 +41,7 @@ class ResumablePass:
         self._steps: Generator[PassState] = visit_linears(source, ids, visitor, self._state)
 
     def advance(self) -> None:
-        """Take the next step.
-
-        Raises:
-            NumericsError: an input of a linear is not finite.
-        """
+        """Take the next step; raise NumericsError if an input of a linear is not finite."""
         # Hold no reference to the stream, so that the next layer can free it.
         self._state = None
         self._state = next(self._steps, None)
@@ -53,10 +49,7 @@ class ResumablePass:
         trim_heap()
 
     def keep(self) -> None:
-        """Save the state in place of the one before.
-
-        The embedding's step and the last one leave nothing worth saving.
-        """
+        """Save the state in place of the one before, except after the embedding and at the end."""
         if self._state is None or not self._state.layers:
             return
         content = to_bytes({**self._visitor.squares, STREAM: self._state.stream})
@@ -70,7 +63,7 @@ class ResumablePass:
 
 
 def _newest(folder: Path) -> tuple[PassState | None, dict[str, mx.array]]:
-    """Return the last state whose file is whole, and the statistics saved with it."""
+    """Return the last state with an undamaged file, and its statistics."""
     found = {
         path: match
         for path in folder.glob("*")

@@ -1,4 +1,4 @@
-"""Statistics of a linear's inputs for quantizing, and their file.
+"""Compute statistics of a linear's inputs for quantizing; save and read them.
 
 Letters: B sequences, T tokens in each, m columns (input channels) of the linear.
 """
@@ -18,7 +18,7 @@ from magistral_mlx.errors import NumericsError
 # Most columns that share one Hessian. A wider input gets a Hessian for every 4096 columns, a
 # multiple of every group size: eight float64 factors of 4096 take an eighth of one of 32768.
 MAX_HESSIAN_COLUMNS, RUN_COLUMNS = 6144, 4096
-# Of a weight as it is stored: a few such blocks are in memory beside the activations.
+# Stored bytes per read: a few such blocks are in memory beside the activations.
 PASS_BLOCK_BYTES = 16 * 2**20
 # The linears of a layer that read the output of each norm.
 READERS = {
@@ -45,7 +45,7 @@ def mean_squares(modules: Sequence[str], x: mx.array) -> mx.array:
             "again, or use --q-method round, which needs no forward pass"
         )
     found = total / (x.shape[0] * x.shape[1])
-    # Other threads read it, so it is computed on this one.
+    # Other threads read the result, so it is computed here.
     mx.eval(found)
     return found
 
@@ -68,10 +68,7 @@ def hessian(x: mx.array, run: slice) -> mx.array:
 
 
 def outlier_ratio(squares: mx.array) -> float:
-    """Return the largest over the mean of E[x_j^2]: 1 if no channel stands out.
-
-    The gain of weighting by these squares grows with it.
-    """
+    """Return the largest E[x_j^2] over the mean: 1 if no channel stands out."""
     return float(squares.max() / mx.maximum(squares.mean(), 1e-37))
 
 
@@ -95,7 +92,7 @@ def column_weights(source: Source) -> mx.array:
 
 
 def to_bytes(arrays: Mapping[str, mx.array]) -> bytes:
-    """Return a safetensors file; the same arrays give the same bytes."""
+    """Return the bytes of a safetensors file that depend on the arrays alone."""
     entries = lay_out(
         {name: (TYPE_NAMES[array.dtype], array.shape) for name, array in arrays.items()}
     )
@@ -104,10 +101,6 @@ def to_bytes(arrays: Mapping[str, mx.array]) -> bytes:
 
 
 def from_file(path: Path) -> dict[str, mx.array]:
-    """Read the arrays that ``to_bytes`` wrote.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
+    """Read arrays from ``to_bytes``; raise CheckpointError if the file is damaged."""
     shard = Shard.open(path)
     return {name: shard.read(name) for name in shard.header}

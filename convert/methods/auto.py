@@ -1,7 +1,7 @@
 """The recipe ``auto``: spend bits on the matrices where they lower the error most.
 
-The error of a matrix by its bits is predicted from some of its rows. Then bits are raised one
-step at a time, always where the step saves most error a byte (a greedy knapsack).
+Each matrix's error is predicted for each number of bits from some of its rows. Then bits are
+raised step by step where a step saves most error a byte (a greedy knapsack).
 """
 
 from collections.abc import Generator, Mapping
@@ -32,14 +32,9 @@ Table = Mapping[str, Mapping[int, float]]
 
 
 def check_target(plan: Plan, target_bits: float, source: Source, options: ConvertOptions) -> None:
-    """Check, before any work, that ``target_bits`` a weight can be spent.
-
-    Raises:
-        OptionError: they are fewer than ``plan`` takes, the fewest possible, or more than 8 bits
-            everywhere take.
-    """
+    """Raise OptionError if ``target_bits`` is below ``plan``'s bits or above 8 bits everywhere."""
     least = plan.bits_per_weight
-    # Written so that NaN is refused, too.
+    # This form refuses NaN as well.
     if not target_bits >= least:
         raise OptionError(
             f"target_bits {target_bits:g} is out of reach: {min(plan.bits.values())} bit "
@@ -102,7 +97,7 @@ def choose_bits(
 def allocate_bits(
     errors: Table, sizes: Mapping[str, Mapping[int, int]], budget: int
 ) -> dict[str, int]:
-    """Raise the bits of matrices from the fewest, by the step that saves most error a byte.
+    """Raise bits from the fewest, each time by the step that saves most error a byte.
 
     Args:
         errors: relative squared error of each matrix's outputs by its bits; all count alike.
@@ -125,7 +120,7 @@ def allocate_bits(
             for more in table
             if more > bits[module] and sizes[module][more] - sizes[module][bits[module]] <= budget
         ]
-        # Of equal steps the first in the model.
+        # Among equal steps, the first in the model wins.
         best = max(steps, default=None, key=lambda step: step[0])
         if best is None or best[0] <= 0:
             return bits
@@ -144,7 +139,7 @@ def group_size(plan: Plan) -> int:
 def _predicted(
     source: Source, module: str, importance: mx.array, plan: Plan
 ) -> tuple[str, dict[int, float]]:
-    """Predict a matrix's relative error by bits, from rows in its middle (whole heads)."""
+    """Predict a matrix's relative error by bits from whole heads of rows in its middle."""
     name, least = f"{module}.weight", plan.bits[module]
     count, head = source.config.shapes[name][0], source.config.head_dim
     step = -(-SAMPLE_ROWS // head) * head

@@ -1,4 +1,4 @@
-"""Output errors: the change of a linear's outputs by quantizing its weight.
+"""Measure how quantizing a linear's weight changes its outputs.
 
 Letters: n rows, m columns, t tokens. For rows w and their quantized values v:
 error = mean over tokens of |(v - w) x|^2, summed over rows.
@@ -20,9 +20,9 @@ class OutputError(NamedTuple):
     """Sums of squares over the outputs of a linear, per token of the calibration.
 
     Attributes:
-        rounded: error that ``mx.quantize`` would leave.
-        found: error of the codes that are written.
-        signal: of the outputs themselves.
+        rounded: error of the weight that ``mx.quantize`` gives.
+        found: error of the weight that is written.
+        signal: the outputs themselves.
     """
 
     rounded: float
@@ -63,13 +63,13 @@ class OutputError(NamedTuple):
 
     @classmethod
     def together(cls, parts: Iterable["OutputError"]) -> "OutputError":
-        """Add up the errors of all blocks of rows, exactly and so in any order."""
+        """Add up the errors of blocks of rows, exactly, so that their order does not matter."""
         found = list(parts)
         return cls(*(math.fsum(values) for values in zip(*found, strict=True)))
 
 
 def as_read(parts: Mapping[str, mx.array], quant: QuantFormat) -> mx.array:
-    """Return the values of packed rows in float32, computed in float32 where the format allows."""
+    """Dequantize rows to float32; affine formats are computed in float32."""
     if quant.mode == "affine":
         parts = {
             kind: part if kind == "weight" else part.astype(mx.float32)

@@ -1,4 +1,4 @@
-"""GPTQ: round columns one by one and let the columns to come make up for each error.
+"""GPTQ: round columns one by one; later columns compensate for each error.
 
 Letters: n rows, m columns, s group size. Weights W lie as ``[m, n]`` here, columns first.
 
@@ -7,7 +7,7 @@ Letters: n rows, m columns, s group size. Weights W lie as ``[m, n]`` here, colu
     e_j      error of column j in units of U_jj: (w_j - value of its code) / U_jj
     w_k      -= U_jk e_j for every later column k
 
-The grid of a group comes from ``search``, on the weights as they are at its turn.
+The grid of a group comes from ``search`` on its updated weights.
 Source: https://arxiv.org/abs/2210.17323 (Frantar et al.).
 """
 
@@ -30,7 +30,7 @@ from magistral_mlx.convert.methods.search import (
 )
 from magistral_mlx.convert.packing import check_divisible, check_finite
 
-# Part of the mean diagonal that is added to it: few inputs leave a Hessian without full rank.
+# Share of the mean diagonal added to it: few inputs leave a Hessian without full rank.
 DAMPING = 0.01
 # Columns whose errors reach the later columns in one product.
 SLAB = 512
@@ -40,7 +40,7 @@ LEAF = 128
 
 @dataclass(frozen=True, slots=True)
 class Curvature:
-    """The damped Hessian of some neighbouring columns, as GPTQ uses it.
+    """The damped Hessian of a run of columns.
 
     Attributes:
         importance: ``[m]`` float32, the diagonal of H.
@@ -52,10 +52,7 @@ class Curvature:
 
     @classmethod
     def of(cls, hessian: mx.array) -> "Curvature":
-        """Factor a Hessian ``[m, m]`` in float64, which takes little time beside the rounding.
-
-        A channel without input gets the mean of the others.
-        """
+        """Factor a Hessian ``[m, m]`` in float64; a zero diagonal becomes its mean."""
         h: NDArray[np.float64] = np.array(hessian, dtype=np.float64)
         diagonal = h.diagonal().copy()
         mean = float(diagonal.mean()) or 1.0
@@ -80,7 +77,7 @@ def quantize_gptq(
 
     Args:
         weight: ``[n, m]`` in bfloat16, float16 or float32.
-        curvatures: of neighbouring runs of columns, whole groups each, together all columns.
+        curvatures: one for each run of columns, in order; runs hold whole groups.
         quant: an affine format.
         name: of the tensor, for messages.
 
@@ -138,7 +135,7 @@ def _sweep(
 def _round_columns(
     w: mx.array, grid: Grid, upper: mx.array, bits: int
 ) -> tuple[mx.array, mx.array]:
-    """Round the columns of one group ``[s, n]`` in turn, each after the errors before it.
+    """Round the columns of a group ``[s, n]``, each updated by the errors before it.
 
     Returns:
         Codes and errors e, both ``[s, n]``.

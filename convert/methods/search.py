@@ -1,4 +1,4 @@
-"""Search the scale and bias of each quantization group, weighted by what the inputs see.
+"""Search the scale and bias of each quantization group, weighted by mean squared inputs.
 
 Letters: n rows, m columns, s group size, G = m / s groups. Weights of the search lie as
 ``[G, s, n]``, so that sums over a group are sums over axis 1. For one group of one row:
@@ -24,11 +24,11 @@ from magistral_mlx.convert.packing import quantize
 
 # Weights searched at once: their float32 copies stay in a core's cache.
 BLOCK_WEIGHTS = 2**17
-# Starts, as parts of max - min that the codes span: outliers are rarely worth their cost.
+# Shares of max - min that the codes span at the start: outliers are rarely worth their cost.
 SPANS = (1.0, 0.85, 0.7, 0.55)
 # Least-squares steps from each start, and from the best grid of them all.
 STEPS_PER_START, FINAL_STEPS = 2, 2
-# No line is fitted where the variance of the codes over their mean square is lower.
+# No line is fitted if the variance of the codes over their mean square is lower.
 DEGENERATE = 1e-6
 # From this number on, float32 has no halves, so adding it rounds to whole numbers.
 ROUNDER = 1.5 * 2**23
@@ -37,7 +37,7 @@ CODES_PER_PACK = 32
 
 
 class Grid(NamedTuple):
-    """The values that codes stand for: code q is ``scales * q + biases``.
+    """Scale and bias of each group: code q is ``scales * q + biases``.
 
     Both are ``[G, 1, n]`` float32 and hold only numbers that the stored type has.
     """
@@ -58,7 +58,7 @@ class _Fit(NamedTuple):
 
 
 class Searched(NamedTuple):
-    """Packed rows: as the search found them, and as rounding alone gives them."""
+    """Packed rows by the search and by rounding."""
 
     parts: dict[str, mx.array]
     rounded: dict[str, mx.array]
@@ -74,8 +74,7 @@ def quantize_weighted(
 
     Args:
         weight: ``[n, m]`` in bfloat16, float16 or float32.
-        importance: ``[m]``, mean squares of the inputs. All weights of a group count alike where
-            all its importances are 0.
+        importance: ``[m]``, mean squares of the inputs. A group of zeros counts as one of ones.
         quant: an affine format.
         name: of the tensor, for messages.
 
@@ -196,10 +195,7 @@ def pack_codes(codes: mx.array, bits: int) -> mx.array:
 
 
 def _rounded(values: mx.array) -> mx.array:
-    """Round float32 to whole numbers, ties to even, in half the time of ``mx.round``.
-
-    Exact below 2^22, far beyond any code.
-    """
+    """Round float32 below 2^22, ties to even, in half the time of ``mx.round``."""
     return (values + ROUNDER) - ROUNDER
 
 
@@ -231,7 +227,7 @@ def _least_squares(fit: _Fit) -> tuple[mx.array, mx.array]:
 
 
 def _better(a: _Fit, b: _Fit) -> _Fit:
-    """Choose the better fit of each group; ``a`` where ``b`` is no better or not a number."""
+    """Choose the better fit of each group; ``a`` if ``b`` is not better or not a number."""
     wins = b.error < a.error
     grid = Grid(*(mx.where(wins, y, x) for x, y in zip(a.grid, b.grid, strict=True)))
     return _Fit(grid, *(mx.where(wins, y, x) for x, y in zip(a[1:], b[1:], strict=True)))

@@ -1,4 +1,4 @@
-"""GPTQ in the order of the model, on inputs that the quantized linears before have produced."""
+"""Quantize by GPTQ in the order of the model, on outputs of the quantized linears before."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,9 +19,9 @@ from magistral_mlx.convert.packing import check_finite, quantize
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
 from magistral_mlx.convert.threads import unordered
 
-# Of a weight as it is stored. GPTQ takes all columns of a row at once, so blocks hold whole rows.
+# Stored bytes per job; whole rows, because GPTQ takes all columns of a row at once.
 GPTQ_BLOCK_BYTES = 32 * 2**20
-# Tokens that errors are measured on.
+# Tokens that output errors are measured on.
 SAMPLE_TOKENS = 256
 # The tensors stored for some rows: weight, scales, biases.
 Parts = Mapping[str, mx.array]
@@ -31,15 +31,15 @@ Emit = Callable[[str, int, Parts, OutputError | None], None]
 
 @dataclass(slots=True)
 class Sequential:
-    """A visitor of the forward pass that quantizes and multiplies with the quantized weights.
+    """A visitor that quantizes the weights, and supplies the quantized ones to the pass.
 
     A separate embedding is searched, weighted by ``column_weights``. A tied one is quantized last,
     on lm_head's inputs; the residual stream begins with its unquantized rows. Matrices without a
     format stay as they are, and formats that are not affine are rounded.
 
     Attributes:
-        formats: of each matrix, by module path; None if it is not packed.
-        emit: takes every packed block, from any thread.
+        formats: by module path; None if the matrix is not packed.
+        emit: called with every packed block, from any thread.
         squares: E[x_j^2], as in ``forward.MeanSquares``.
     """
 
@@ -70,7 +70,7 @@ class Sequential:
         trim_heap()
 
     def rows(self, module: str) -> Iterator[tuple[int, mx.array]]:
-        """Yield the quantized weight where there is one, else the source's rows."""
+        """Yield the quantized weight if there is one, else the source's rows."""
         quant = self.formats[module]
         if module == EMBEDDING and quant is not None and not self.source.config.tie_word_embeddings:
             weights = self.squares[module] = column_weights(self.source)
@@ -92,7 +92,7 @@ class Sequential:
         return FLOAT_TYPES[self.source.float_type][1]
 
     def _quantized(self, module: str, method: "Method", measure: "Measure") -> dict[int, Parts]:
-        """Quantize and emit all rows, on a CPU with a block on each core."""
+        """Quantize and emit all rows, one block a core on a CPU."""
         on_cpu = mx.default_device().type == mx.DeviceType.cpu
         name, quant = f"{module}.weight", self.formats[module]
         assert quant is not None

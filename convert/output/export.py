@@ -1,7 +1,6 @@
 """Build the files beside the weights as MLX, Swift and transformers read them.
 
-Config, tokenizer, chat template and card follow from the checkpoint alone: they hold no time, host,
-path or version, and are the same from Hugging Face shards as from Mistral's consolidated file.
+They depend on the checkpoint alone, not on its layout, the time, host, path or versions.
 """
 
 import importlib.metadata
@@ -21,23 +20,19 @@ from magistral_mlx.tokenizer.tekken import Tokenizer
 from magistral_mlx.tokenizer.tekken_file import TEKKEN_FILE
 
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
-# The model card's, like the sampling below.
+# From the model card, like the sampling below.
 MAX_NEW_TOKENS = 40_960
-# The major version whose TokenizersBackend tokenizer_config.json names.
+# Oldest major version with the TokenizersBackend that tokenizer_config.json names.
 TRANSFORMERS = 5
 
-# A text with every kind of piece in the tokenizer's pattern, to compare both tokenizers on.
+# A text with every kind of piece in the tokenizer's pattern, to compare two tokenizers.
 PROBE = (
     "Don't panic: 3.14 × 10²  = x;\n\n\tfoo_bar(); <think>\n日本語 Größe 👩‍👩‍👧 ЯНДЕКС\r\n   end  "
 )
 
 
 def require_export_extra() -> None:
-    """Check that the libraries that make tokenizer.json are installed.
-
-    Raises:
-        ConversionError: one is not; the message has the command.
-    """
+    """Raise ConversionError unless the libraries that make tokenizer.json are installed."""
     try:
         found = importlib.metadata.version("transformers")
         if int(found.partition(".")[0]) >= TRANSFORMERS and importlib.metadata.version(
@@ -57,13 +52,12 @@ def require_export_extra() -> None:
 def make_config(
     config: ModelConfig, quantization: Mapping[str, Any] | None, torch_dtype: str = "bfloat16"
 ) -> dict[str, Any]:
-    """Build config.json in a fixed order, with every value that a reader might otherwise guess.
+    """Build config.json in a fixed order, with every value that runtimes would otherwise guess.
 
     Args:
         config: of the model.
-        quantization: ``group_size``, ``bits``, ``mode`` and the modules that differ; None for float
-            weights.
-        torch_dtype: of the tensors that are not packed.
+        quantization: from ``quantization_block``; None for float weights.
+        torch_dtype: type of the tensors that are not packed.
     """
     raw: dict[str, Any] = {
         "architectures": ["MistralForCausalLM"],
@@ -102,14 +96,13 @@ def exports(
     tokenizer_json: bool,
     base_model: str | None = None,
 ) -> dict[str, bytes]:
-    """Build every file but the weights and their index: content by name, in the order of names.
+    """Build every file but the weights and their index; return content by sorted name.
 
     Args:
         source: the checkpoint to convert, whose tekken.json and SYSTEM_PROMPT.txt are copied.
         config_out: from ``make_config``.
         tokenizer: the source's, if it was read already.
-        tokenizer_json: whether to make tokenizer.json and tokenizer_config.json, which needs the
-            export extra.
+        tokenizer_json: make tokenizer.json and tokenizer_config.json, with the export extra.
         base_model: hub id of the source, for the card.
 
     Raises:
@@ -152,7 +145,7 @@ def exports(
 
 
 def _special_ids(tokenizer: Tokenizer, config_out: dict[str, Any], source: Path) -> dict[str, int]:
-    """Return the special ids of a tokenizer, which must be those of config.json."""
+    """Return a tokenizer's special ids; raise ConversionError if config.json has others."""
     ids = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
@@ -187,7 +180,7 @@ def chat_template(tokenizer: Tokenizer) -> str:
 
 
 def json_text(value: dict[str, Any]) -> str:
-    """Format JSON as in every file here: keys in the given order, two spaces, a final newline."""
+    """Format JSON with keys in the given order, two spaces and a final newline."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -207,15 +200,15 @@ def _tokenizer_config(max_positions: int) -> dict[str, Any]:
 
 
 def _tokenizer_json(tekken: Path, *, vocab_size: int, probe_ids: list[int]) -> str:
-    """Make tokenizer.json from a tekken.json, and check that it encodes PROBE as ``probe_ids``."""
+    """Make tokenizer.json from tekken.json; check that it encodes PROBE as ``probe_ids``."""
     log = logging.getLogger("transformers")
-    log.addFilter(_is_news)
+    log.addFilter(_is_useful)
     try:
         from transformers.integrations.mistral import (  # type: ignore[attr-defined]
             MistralConverter,
         )
     finally:
-        log.removeFilter(_is_news)
+        log.removeFilter(_is_useful)
 
     # The converter holds every merge as a Python tuple. Drop it before the text is made.
     backend = MistralConverter(str(tekken)).converted()
@@ -228,8 +221,8 @@ def _tokenizer_json(tekken: Path, *, vocab_size: int, probe_ids: list[int]) -> s
     return text + "\n"
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Hide the warning of transformers that there is no PyTorch: a tokenizer needs none."""
+def _is_useful(record: logging.LogRecord) -> bool:
+    """Filter out transformers' warning that PyTorch is missing: a tokenizer needs none."""
     return "PyTorch was not found" not in record.getMessage()
 
 

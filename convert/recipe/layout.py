@@ -1,4 +1,4 @@
-"""Lay out the files of a conversion, from the model's config and the options alone."""
+"""Lay out a conversion's files from the model's config and the options alone."""
 
 import hashlib
 import math
@@ -26,8 +26,8 @@ class PlannedShard:
     """One file of weights.
 
     Attributes:
-        sources: tensors of the source that it holds, in the order of ``in_order``.
-        entries: the written tensors by name, in the order of the file.
+        sources: its source tensors, in the order of ``in_order``.
+        entries: its written tensors by name, in the order of the file.
     """
 
     file: str
@@ -36,24 +36,22 @@ class PlannedShard:
 
     @property
     def nbytes(self) -> int:
-        """The size of the file in bytes."""
         data = sum(entry.nbytes for entry in self.entries.values())
         return len(header_bytes(self.entries)) + data
 
     @property
     def header_sha256(self) -> str:
-        """The header's hash, like ``Shard.header_sha256`` of the file."""
         return hashlib.sha256(header_bytes(self.entries)).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All files of weights, and the format of each matrix in them.
+    """All weight files, and the format of each matrix.
 
     Attributes:
-        formats: of each matrix, by module path; None if it is not packed.
+        formats: by module path; None if the matrix is not packed.
         quantization: the block of config.json.
-        float_type: of the tensors that are not packed.
+        float_type: type of the tensors that are not packed.
     """
 
     formats: Mapping[str, QuantFormat | None]
@@ -72,7 +70,7 @@ class Plan:
 
     @property
     def bits(self) -> dict[str, int]:
-        """The bits of each matrix, by module path, without scales."""
+        """Bits of each matrix by module path, without scales."""
         unpacked = FLOAT_TYPES[self.float_type][1].size * 8
         return {
             path: unpacked if quant is None else quant.bits for path, quant in self.formats.items()
@@ -98,14 +96,14 @@ def make_plan(
     max_bytes: int = MAX_DATA_BYTES,
     formats: Mapping[str, QuantFormat | None] | None = None,
 ) -> Plan:
-    """Decide every tensor's format and every file's boundaries.
+    """Plan every tensor's format and the files that hold them.
 
     Args:
         config: of the source.
-        float_type: of tensors that are not packed: ``bfloat16``, ``float16`` or ``float32``.
+        float_type: type of tensors that are not packed, a key of FLOAT_TYPES.
         options: of the conversion.
-        max_bytes: of the tensors in one file.
-        formats: of each matrix, if they are decided already.
+        max_bytes: limit of the tensors in one file.
+        formats: formats of the matrices, if they are known already.
 
     Raises:
         ConversionError: the groups do not divide a matrix.
@@ -145,14 +143,8 @@ def quantization_block(
     """Return ``quantization`` of config.json: the default, and a block for each other format.
 
     It has no other keys, because mlx-swift refuses them. Modules that are not packed have none:
-    mlx-lm and mlx-swift-lm tell packed modules by their scales.
-
-    Args:
-        formats: of each matrix, by module path.
-        default: None for the format that most modules have.
-
-    Returns:
-        None if nothing is packed.
+    mlx-lm and mlx-swift-lm tell packed modules by their scales. Without a ``default``, the most
+    frequent format takes its place. The result is None if nothing is packed.
     """
     packed = {path: quant for path, quant in formats.items() if quant is not None}
     if not packed:
@@ -175,10 +167,7 @@ def packed_sizes(source: Source, module: str, group_size: int) -> dict[int, int]
 
 
 def divide(units: Iterable[tuple[T, int]], limit: int = MAX_DATA_BYTES) -> list[list[T]]:
-    """Put units, each with its bytes, into as few files as keep their order and ``limit``.
-
-    A unit larger than the limit gets a file of its own.
-    """
+    """Group units (with their bytes) in order into files up to ``limit``, or of one larger unit."""
     files: list[list[T]] = []
     filled = 0
     for unit, nbytes in units:
@@ -193,8 +182,8 @@ def divide(units: Iterable[tuple[T, int]], limit: int = MAX_DATA_BYTES) -> list[
 def in_order(config: ModelConfig) -> list[list[str]]:
     """Return the tensors by the step of a forward pass after which they can be written.
 
-    Steps are the embedding, each layer, and the rest. A tied embedding is written last, once it
-    has served as lm_head.
+    Steps are the embedding, each layer, and the rest. A tied embedding is written last, after its
+    use as lm_head.
     """
     names = list(config.shapes)
     layers = [
@@ -208,7 +197,7 @@ def in_order(config: ModelConfig) -> list[list[str]]:
 def read_in_order(config: ModelConfig) -> list[list[str]]:
     """Return the tensors that each step of a forward pass reads.
 
-    A separate embedding reads the first layer, too, for the weights of its columns.
+    A separate embedding reads the first layer as well, for ``column_weights``.
     """
     steps = in_order(config)
     return [
@@ -220,7 +209,7 @@ def read_in_order(config: ModelConfig) -> list[list[str]]:
 def written_tensors(
     name: str, shape: Shape, formats: Mapping[str, QuantFormat | None], float_type: str
 ) -> dict[str, tuple[str, Shape]]:
-    """Return the tensors that are written for a tensor of the source: name -> (type, shape)."""
+    """Return the tensors written for a source tensor: name -> (type, shape)."""
     floating = FLOAT_TYPES[float_type][0]
     module = name.removesuffix(".weight")
     quant = formats.get(module)

@@ -1,8 +1,8 @@
-"""Recipes by name: which matrices get more bits than the others."""
+"""Named recipes: kinds of matrices that get more bits than the others."""
 
 from collections.abc import Mapping
 
-# Name -> the bits of the matrices that it does not raise, and its effect.
+# Name -> the bits of most matrices, and the help text.
 RECIPES: Mapping[str, tuple[int, str]] = {
     "4bit": (4, "every matrix in 4 bit"),
     "8bit": (8, "every matrix in 8 bit"),
@@ -13,7 +13,7 @@ RECIPES: Mapping[str, tuple[int, str]] = {
         "4 bit; lm_head, and v and down projections of some layers in 6: mlx-lm's choice",
     ),
 }
-# Bits by statistics, ``target_bits`` on average.
+# Bits by predicted errors, ``target_bits`` on average.
 AUTO = "auto"
 RAISED_BITS = 6
 

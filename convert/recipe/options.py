@@ -16,11 +16,11 @@ from magistral_mlx.options import option
 
 Method = Literal["round", "importance", "gptq"]
 METHODS: tuple[Method, ...] = get_args(Method)
-# Affine formats that the default method searches: wider ones are near enough when rounded.
+# Affine bits that the default method searches; more bits are close enough when rounded.
 SEARCHED_BITS = range(2, 6)
-# Bits of a stored scale, and of a stored bias.
+# Bits of a stored scale and of a stored bias.
 STORED_BITS = 16
-# Bits a weight for what is not packed; only the smallest models need more.
+# Bits a weight for unpacked tensors; only the smallest models need more.
 NORMS_BITS = 0.02
 DEFAULT_BITS = 4
 
@@ -141,7 +141,7 @@ class ConvertOptions:
 
     @property
     def default(self) -> QuantFormat | None:
-        """The format of matrices that no rule of the recipe names; None: they are not packed."""
+        """Format of the matrices that no rule matches; None: they are not packed."""
         if self.file is not None:
             return self.file.default
         if self.q_bits == UNPACKED_BITS:
@@ -156,7 +156,7 @@ class ConvertOptions:
         bits = bits if self.q_bits is None else self.q_bits
         group_size = group_size if self.q_group_size is None else self.q_group_size
         if self.target_bits is not None:
-            # The most bits that all matrices may have within the target, or the fewest there are.
+            # The most bits that all matrices can have within the target, or the fewest possible.
             overhead = 2 * STORED_BITS / group_size + NORMS_BITS
             affordable = (b for b in AFFINE_BITS if b + overhead <= self.target_bits)
             bits = max(affordable, default=min(AFFINE_BITS))
@@ -167,7 +167,7 @@ class ConvertOptions:
 
     @property
     def method(self) -> Method:
-        """The method chosen, or the default one for the formats."""
+        """Chosen method, or the default one for the formats."""
         if self.q_method is not None:
             return self.q_method
         if self.recipe == AUTO:
@@ -182,7 +182,7 @@ class ConvertOptions:
         return any(quant.mode == "affine" for quant in self._formats())
 
     def _formats(self) -> list[QuantFormat]:
-        """Return every format that the default or a rule of the recipe's file may give."""
+        """Return the formats of the default and of each rule."""
         rules = () if self.file is None else self.file.rules
         return [
             quant for quant in (self.default, *(rule.quant for rule in rules)) if quant is not None
@@ -209,11 +209,7 @@ class ConvertOptions:
 
 
 def make_formats(config: ModelConfig, options: ConvertOptions) -> dict[str, QuantFormat | None]:
-    """Return the format of each matrix by module path; None: it is not packed.
-
-    Raises:
-        OptionError: a rule of the recipe's file matches no matrix.
-    """
+    """Return each matrix's format by module path; raise OptionError if a rule matches none."""
     modules = [
         name.removesuffix(".weight") for name, shape in config.shapes.items() if len(shape) == 2
     ]

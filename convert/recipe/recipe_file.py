@@ -11,7 +11,7 @@ from typing import Any
 from magistral_mlx.checkpoint.quant_format import FP_FORMATS, QuantFormat
 from magistral_mlx.errors import CheckpointError, OptionError, quoted
 
-# Stands for a matrix that stays in the checkpoint's float type.
+# Bits of a matrix that keeps the checkpoint's float type.
 UNPACKED_BITS = 16
 DEFAULT_GROUP_SIZE = 64
 FORMAT_KEYS = ("bits", "group_size", "mode")
@@ -20,7 +20,7 @@ MAX_BYTES = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """The format of matrices whose module path matches a glob; None: they are not packed."""
+    """Format of the matrices whose module path matches a glob; None: they are not packed."""
 
     match: str
     quant: QuantFormat | None
@@ -28,7 +28,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class RecipeFile:
-    """The content of a recipe's file. The last rule that matches a matrix holds.
+    """The content of a recipe file; of the rules that match a matrix, the last one applies.
 
     Example::
 
@@ -46,11 +46,7 @@ class RecipeFile:
 
     @classmethod
     def read(cls, path: Path) -> "RecipeFile":
-        """Read and check a file.
-
-        Raises:
-            OptionError: the file is not a recipe.
-        """
+        """Read a file; raise OptionError if it is not a recipe."""
         raw = _document(path)
         if unknown := sorted(raw.keys() - {"default", "rules"}):
             raise _refusal(
@@ -70,11 +66,7 @@ class RecipeFile:
         return cls(path, default, tuple(rules))
 
     def formats(self, modules: Iterable[str]) -> dict[str, QuantFormat | None]:
-        """Return the format of each matrix.
-
-        Raises:
-            OptionError: a rule matches no matrix.
-        """
+        """Return each matrix's format; raise OptionError if a rule matches none."""
         found: dict[str, QuantFormat | None] = dict.fromkeys(modules, self.default)
         for i, rule in enumerate(self.rules, start=1):
             matched = [module for module in found if fnmatchcase(module, rule.match)]
@@ -94,7 +86,6 @@ class RecipeFile:
 
 
 def format_as_json(quant: QuantFormat | None) -> dict[str, Any]:
-    """Return a format as JSON-compatible data."""
     if quant is None:
         return {"bits": UNPACKED_BITS}
     return {"group_size": quant.group_size, "bits": quant.bits, "mode": quant.mode}

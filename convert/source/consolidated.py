@@ -35,7 +35,7 @@ NAMES = {
     "attention_bias": "use_biases",
     "tie_word_embeddings": "tied_embeddings",
 }
-# Keys of params.json that may be missing: the tensors tell, or there is no such feature.
+# Keys that params.json may lack: tensor shapes imply them, or the model lacks the feature.
 OPTIONAL = {"head_dim", "sliding_window", "use_biases", "tied_embeddings"}
 VISION_ENCODER = "vision_encoder"
 OTHER_MODELS = ("moe", "multimodal", "lora", "rope_scaling", "yarn")
@@ -66,9 +66,7 @@ ROTATED = ("self_attn.q_proj", "self_attn.k_proj")
 def open_consolidated(
     folder: Path, shard: Shard | None = None
 ) -> tuple[ModelConfig, dict[str, Any], tuple[Shard, ...], dict[str, Entry]]:
-    """Check both files, and config.json if it lies beside them.
-
-    The tensors of an image encoder are left out, with a warning.
+    """Check both files, and config.json if there is one; leave out an image encoder's tensors.
 
     Args:
         folder: of the checkpoint.
@@ -162,7 +160,7 @@ def _compare(params: ModelConfig, published: ModelConfig, folder: Path) -> None:
 
 
 def _check_tensors(shard: Shard, config: ModelConfig) -> None:
-    # Checked before a table of that many layers is made.
+    # Before a table of that many layers is made.
     if config.num_layers > len(shard.header):
         raise CheckpointError(
             f"{shard.path}: {len(shard.header)} tensors, but {PARAMS} has {config.num_layers} "
@@ -203,7 +201,7 @@ def native_name(name: str) -> str:
 
 
 def is_rotated(name: str) -> bool:
-    """Tell if RoPE rotates this tensor's outputs, so that the layouts differ in its rows."""
+    """Tell whether RoPE rotates a tensor's outputs: the layouts order its rows differently."""
     return name.removesuffix(".weight").endswith(ROTATED)
 
 

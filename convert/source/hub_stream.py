@@ -1,4 +1,4 @@
-"""A checkpoint on the hub whose weight files are fetched, converted and deleted one by one."""
+"""Fetch a hub checkpoint's weight files one by one, each deleted after its use."""
 
 import hashlib
 import logging
@@ -26,7 +26,7 @@ from magistral_mlx.files import (
 
 log = logging.getLogger(__name__)
 
-# Suffix of a file that has not arrived whole.
+# Suffix of an incomplete file.
 INCOMPLETE = ".incomplete"
 # Made from tekken.json.
 NOT_NEEDED = frozenset({"tokenizer.json"})
@@ -39,11 +39,11 @@ CHUNK_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True)
 class HubStream:
-    """One commit of a repository, in a folder of its own; the hub's cache is not used.
+    """One commit of a repository, fetched into its own folder without the hub's cache.
 
     Attributes:
-        files: the weight files, by name.
-        shards: their headers. The files exist only between ``fetch`` and ``release``.
+        files: the weight files by name; each exists only between ``fetch`` and ``release``.
+        shards: their headers.
     """
 
     repo_id: str
@@ -57,12 +57,11 @@ class HubStream:
     def open(
         cls, repo_id: str, folder: Path, *, revision: str | None, layout: Layout | None
     ) -> "HubStream":
-        """Fetch all documents and the header of each weight file, enough to plan the conversion.
+        """Fetch all documents and weight headers, enough to plan the conversion.
 
         Args:
             repo_id: ``org/name``.
-            folder: made if missing. Files of this commit that an earlier process left are used;
-                all others are deleted.
+            folder: made if missing. Documents of this commit in it are used, other files deleted.
             revision: branch, tag or commit. All files come from the one commit it names now.
             layout: of the weights; None prefers HF shards.
 
@@ -95,7 +94,7 @@ class HubStream:
         return cls(repo_id, listing.commit, listing.layout, folder, listing.weights, shards)
 
     def into(self, folder: Path) -> "HubStream":
-        """Return the same stream with another folder, which is made or cleared of other files."""
+        """Return the same stream with another folder, made or cleared of other files."""
         _make_own(folder, {*self.files, *(name + INCOMPLETE for name in self.files)})
         shards = tuple(replace(shard, path=folder / shard.path.name) for shard in self.shards)
         return replace(self, folder=folder, shards=shards)
@@ -105,12 +104,12 @@ class HubStream:
     ) -> Path:
         """Fetch a weight file, resuming a partial one, and check its hash and header.
 
-        Safe from several threads, each for another file. Whatever arrived stays after an error.
+        Safe from several threads for different files. Bytes that arrived stay after an error.
 
         Args:
             name: of the file.
-            report: called with the bytes that arrived since its last call. The first call counts
-                the bytes that were there; a negative number takes back damaged ones.
+            report: called with the bytes that arrived since its last call, those of an earlier
+                process included; negative if they were damaged.
             cancelled: called often; True ends the fetch.
 
         Raises:
@@ -122,7 +121,7 @@ class HubStream:
         file, path = self.files[name], self.folder / name
         partial = path.with_name(name + INCOMPLETE)
         if is_own_file(path):
-            # A finished file is checked like any other.
+            # A finished file of an earlier process is checked like a partial one.
             rename(path, partial)
         planned = next(shard for shard in self.shards if shard.path == path)
         while True:
@@ -149,15 +148,13 @@ class HubStream:
         return path
 
     def release(self, name: str) -> None:
-        """Delete a fetched weight file."""
         discard(self.folder / name)
 
     def peak_bytes(self, order: Sequence[Sequence[str]]) -> int:
         """Return the most bytes of weight files that are on the disk at once.
 
-        Args:
-            order: the tensors that each step needs, by their names in the files. A file is
-                released after its last use, and the next one is fetched meanwhile.
+        ``order`` holds the stored names of the tensors that each step reads. A file is released
+        after its last use, and the next one is fetched meanwhile.
         """
         home = {tensor: shard.path.name for shard in self.shards for tensor in shard.header}
         steps = [list(dict.fromkeys(home[tensor] for tensor in tensors)) for tensors in order]
@@ -179,7 +176,7 @@ class HubStream:
         report: Callable[[int], None],
         cancelled: Callable[[], bool],
     ) -> tuple[str, int]:
-        """Complete a partial file; return its hash and the number of bytes that were there."""
+        """Complete a partial file; return its hash and the number of bytes that it had."""
         descriptor, kept = _reopen(partial, file, planned)
         try:
             digest, position = file.digest(), kept
@@ -202,7 +199,7 @@ class HubStream:
 
 
 def _make_own(folder: Path, names: set[str]) -> None:
-    """Make a folder, or delete everything in it that has another name."""
+    """Make a folder, and delete everything in it except ``names``."""
     if folder.is_symlink():
         raise ConversionError(
             f"{folder} is a link, and fetched files would go to its target; delete it"
@@ -239,11 +236,7 @@ def _hash(file: HubFile, content: bytes) -> str:
 
 
 def _check_index(repo_id: str, listing: Listing, folder: Path) -> None:
-    """Check that the commit has every file that the index names.
-
-    Raises:
-        HubError: a file is missing.
-    """
+    """Raise HubError if the commit lacks a file that the index names."""
     if INDEX not in listing.documents:
         return
     weight_map = parse_json((folder / INDEX).read_bytes(), folder / INDEX).get("weight_map")
@@ -266,10 +259,7 @@ def _fetch_header(repo_id: str, commit: str, file: HubFile, folder: Path) -> Sha
 
 
 def _reopen(partial: Path, file: HubFile, planned: Shard) -> tuple[int, int]:
-    """Open a partial file; return its descriptor and the number of bytes to keep.
-
-    A partial file of other weights is started again.
-    """
+    """Open a partial file, emptied if of other weights; return descriptor and bytes to keep."""
     if is_own_file(partial):
         descriptor = os.open(partial, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         kept, head = os.fstat(descriptor).st_size, os.pread(descriptor, planned.data_start, 0)

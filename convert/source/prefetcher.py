@@ -1,4 +1,4 @@
-"""Fetch the files of a streamed source one ahead of their use, and delete them after it."""
+"""Fetch the files of a streamed source one ahead of their use; delete used ones."""
 
 import threading
 from collections.abc import Mapping
@@ -7,12 +7,12 @@ from pathlib import Path
 
 from magistral_mlx.convert.source.hub_stream import HubStream
 
-# Longest wait for a file, so that the caller can look after other work.
+# Longest wait for a file in one call, so that the caller can report progress.
 WAIT_SECONDS = 0.5
 
 
 class Prefetcher:
-    """Fetches files in the order of use on a thread of its own, and deletes used ones.
+    """Fetches files in the order of use on its own thread, and deletes used ones.
 
     Attributes:
         received: bytes that have arrived.
@@ -28,7 +28,7 @@ class Prefetcher:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="fetch")
 
     def has(self, file: str) -> bool:
-        """Tell if a file has arrived; start fetching it and the next one.
+        """Tell whether a file has arrived; start to fetch it and the next one.
 
         Raises:
             HubError, CheckpointError, OSError: ``HubStream.fetch`` raised it.
@@ -43,11 +43,11 @@ class Prefetcher:
         return self._fetched[file].done() and bool(self._fetched[file].result())
 
     def wait(self, file: str) -> None:
-        """Wait until a file has arrived, but not for long."""
+        """Wait for a file, for ``WAIT_SECONDS`` at most."""
         wait([self._fetched[file]], WAIT_SECONDS)
 
     def done(self, file: str) -> None:
-        """End one use of a file, and delete it after the last. Safe from any thread."""
+        """Count one use of a file, and delete it after the last. Safe from any thread."""
         with self._counting:
             self._left[file] -= 1
             is_over = not self._left[file]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import mlx.core as mx
 
@@ -24,7 +24,7 @@ from magistral_mlx.convert.source.consolidated import (
     native_name,
     open_consolidated,
 )
-from magistral_mlx.errors import CheckpointError, ConversionError, OptionError, quoted
+from magistral_mlx.errors import CheckpointError, ConversionError, quoted
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ FLOAT_TYPES: Mapping[str, tuple[str, mx.Dtype]] = {
     "float16": ("F16", mx.float16),
     "float32": ("F32", mx.float32),
 }
-# Largest block that is read unless a caller says less; a matrix of the 24B model has up to 335 MB.
+# Default bytes of a block; a linear of the 24B model has up to 335 MB.
 MAX_BLOCK_BYTES = 64 * 2**20
 DOCUMENTS = ("config.json", PARAMS, "tekken.json", "SYSTEM_PROMPT.txt")
 
@@ -44,8 +44,8 @@ class Source:
     """A checked checkpoint in one of the published layouts; its weights are read on demand.
 
     Attributes:
-        float_type: of the output's unpacked tensors, a key of FLOAT_TYPES.
-        formats: of the matrices that are packed already, by module path.
+        float_type: type of the output's unpacked tensors, a key of FLOAT_TYPES.
+        formats: formats of the matrices that are packed already, by module path.
     """
 
     folder: Path
@@ -57,7 +57,6 @@ class Source:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all tensors."""
         return sum(entry.nbytes for shard in self.shards for entry in shard.header.values())
 
     def nbytes_of(self, name: str) -> int:
@@ -106,13 +105,12 @@ class Source:
             yield row, self.read(name, slice(row, row + step))
 
     def places(self, name: str) -> list[tuple[Shard, str]]:
-        """Return the files that a tensor is read from, and the names of its parts there."""
+        """Return the file and stored name of each part of a tensor."""
         return (
             [self._place(name)] if self._format(name) is None else list(self._packed(name).values())
         )
 
     def _place(self, name: str) -> tuple[Shard, str]:
-        """Return the file of a tensor and its name there."""
         stored = native_name(name) if self.layout == "consolidated" else name
         return next(shard for shard in self.shards if stored in shard.header), stored
 
@@ -129,14 +127,11 @@ class Source:
         return self.layout == "consolidated" and is_rotated(name)
 
     def identity(self, files_of_hub: Mapping[str, HubFile] | None = None) -> dict[str, Any]:
-        """Return what tells this source from others: the size and hashes of every file.
+        """Return the layout and the size and hashes of every file, to identify the source.
 
-        Weight files have the hash of the header, the hub's hash if they lie in its cache, and a
-        hash of some bytes from the middle of each tensor, which alone tells fine-tunes apart.
-
-        Args:
-            files_of_hub: the hub's files, if they are not fetched yet. The hub's hash then takes
-                the place of the last two.
+        Weight files have the hash of the header, the hub's hash if they are in its cache, and a
+        hash of some bytes of each tensor, which tells fine-tunes apart. Of files that are not
+        fetched yet, ``files_of_hub`` supplies the hub's hash in place of the last two.
         """
         files: dict[str, dict[str, Any]] = {}
         for shard in self.shards:
@@ -161,18 +156,6 @@ class Source:
         return {"layout": self.layout, "files": dict(sorted(files.items()))}
 
 
-def checked_layout(layout: str | None) -> Layout | None:
-    """Return a known layout, or None.
-
-    Raises:
-        OptionError: the layout is unknown.
-    """
-    for known in (None, *get_args(Layout)):
-        if layout == known:
-            return cast(Layout | None, known)
-    raise OptionError(f"layout is {layout!r}; known are {', '.join(get_args(Layout))}")
-
-
 def open_source(
     folder: Path, layout: Layout | None = None, shards: Sequence[Shard] | None = None
 ) -> Source:
@@ -180,7 +163,7 @@ def open_source(
 
     Args:
         folder: of the checkpoint.
-        layout: None prefers HF shards where there are both.
+        layout: None prefers HF shards to a consolidated file.
         shards: the weight files of ``layout``, if their headers are known; the files may then be
             missing.
 
@@ -253,8 +236,8 @@ def _float_type(folder: Path, raw: Mapping[str, Any], entries: Mapping[str, Entr
     }
     if len(found) > 1:
         raise ConversionError(
-            f"{folder}: tensors are {' and '.join(sorted(found))}, and no torch_dtype says which "
-            "the model has; name it in config.json"
+            f"{folder}: tensors are {' and '.join(sorted(found))}; name the "
+            "model's type as torch_dtype in config.json"
         )
     return next(name for name, (dtype, _) in FLOAT_TYPES.items() if dtype in found)
 

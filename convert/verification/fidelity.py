@@ -25,7 +25,7 @@ SMALLEST = {"BF16": 2**-133, "F16": 2**-24, "F32": 2**-149}
 FLOAT32_NOISE = 2**-21
 # Smallest scale that MLX gives an affine group.
 LEAST_STEP = 1e-7
-# Bound of GPTQ's changes, in spans (max - min) of a group: an empirical limit.
+# Largest change by GPTQ, in spans (max - min) of a group; generous: only the inputs bound it.
 GPTQ_SPANS = 4
 
 

@@ -161,7 +161,7 @@ def test_an_interruption_says_what_is_kept(
     )  # all weights are there
     assert run(pristine / "hf", tmp_path / "out") == 130
     assert (
-        f"interrupted; what is finished is kept in {tmp_path / 'out.partial'}, and"
+        f"interrupted; what is finished is kept in {tmp_path / 'out.partial'}; run"
         in capfd.readouterr().err
     )
     monkeypatch.undo()

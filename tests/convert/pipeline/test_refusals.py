@@ -210,7 +210,7 @@ HF: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "two types, none stated": (
         all_of(config(torch_dtype=None), shards(tensor(NORM, lambda a: a.astype(mx.float32)))),
-        "tensors are BF16 and F32, and no torch_dtype says",
+        "tensors are BF16 and F32; name the",
     ),
     "groups do not divide": (
         all_of(remove_hf, write_odd),
