@@ -122,7 +122,7 @@ def _texts() -> list[tuple[str, str, str]]:
 
 
 def windows_of(tokenizer: Tokenizer, ids: Sequence[int], windows: int, *, spread: bool) -> mx.array:
-    """Cut ids into whole windows, each after a bos: the first ones, or evenly ``spread``."""
+    """Cut ids into windows of a bos and equally many ids: the first ones, or evenly spread ones."""
     length = min(WINDOW - 1, len(ids))
     there = len(ids) // length
     count = min(windows, there)

@@ -203,7 +203,7 @@ class Staging:
                 return
             if strangers := set(os.listdir(self.folder)) - {JOURNAL, JOURNAL + PARTIAL}:
                 raise ConversionError(
-                    f"{self.folder} holds {min(strangers)} and no {JOURNAL} that says what it is; "
+                    f"{self.folder} holds {min(strangers)} and no {JOURNAL}; "
                     "move it away, or name another target"
                 )
         elif (other := first_difference(lines[0], self._record)) is not None:

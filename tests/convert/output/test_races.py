@@ -133,7 +133,7 @@ def test_two_processes_may_delete_the_same(tmp_path: Path, monkeypatch: pytest.M
 def test_the_demo_is_converted_once_when_two_processes_use_it_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second one waits at the lock, and finds the folder that the first one has made."""
+    """Check that a second process finds the folder that the first one has made."""
     monkeypatch.setenv("MAGISTRAL_MLX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("magistral_mlx.convert.convert_checkpoint", None, raising=False)
     first_do(monkeypatch, "fcntl.flock", demo.demo_folder().mkdir)

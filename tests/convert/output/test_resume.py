@@ -252,7 +252,7 @@ KILLER = ROOT / "tests" / "support" / "faults" / "killing.py"
 
 
 def killed(source: Path, new: Path, folder: Path, *arguments: str) -> dict[str, int]:
-    """Run ``killing.py``; what it counted."""
+    """Run ``killing.py`` and return its counts."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(KILLER), str(source), str(new), str(folder), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -296,7 +296,7 @@ Attack = Callable[
 
 
 def partial_with(plant: Callable[[Path, Path], object]) -> Attack:
-    """Plant something in the partial folder of a conversion that was let go."""
+    """Plant something in the partial folder of an abandoned conversion."""
     return lambda folder, victim: plant(folder / "out.partial", victim)
 
 

@@ -176,7 +176,7 @@ def test_help_has_examples(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_importing_the_package_imports_no_stage() -> None:
-    """So that ``python -m`` of a stage gives no warning that it is imported already."""
+    """Check that ``python -m`` of a module does not warn that it is imported already."""
     code = (
         "import magistral_mlx.convert, sys; "
         "sys.exit(any(name.startswith('magistral_mlx.convert.') for name in sys.modules))"

@@ -54,7 +54,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """4,000 take a third of a second every time; test_export.py has the law itself."""
+    """Compare few texts, to save time; test_export.py compares all of them."""
     monkeypatch.setattr("magistral_mlx.convert.verification.parity.NUM_TEXTS", 200)
 
 
@@ -87,7 +87,7 @@ def payload(folder: Path, name: str, index: int = 0) -> int:
 
 
 def record_again(folder: Path) -> None:
-    """Write the hashes of the files as they are now: then only what they hold can show a damage."""
+    """Record the hashes of the present files, so that only their content shows damage."""
     raw = json.loads((folder / MANIFEST).read_text())
     raw["files"] = {
         path.name: {
@@ -251,7 +251,7 @@ def test_without_tokenizer_json_only_what_left_it_out_on_purpose_passes(out: Pat
 
 
 def test_without_a_record_the_other_checks_still_run(pristine: Path, out: Path) -> None:
-    """Models of mlx-lm have no manifest either."""
+    """Check a folder without a manifest, like models that mlx-lm converted."""
     (out / MANIFEST).unlink()
     report = verify_checkpoint(out, pristine / "hf")
     assert set(failed(report)) == {"files"}
