@@ -36,12 +36,7 @@ Exit codes: 0 it fits, 2 it does not fit, or something else to change."""
 )
 @click_options(LoadOptions, "options", only=PLANNED)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-def command(
-    *,
-    model: str | None,
-    options: LoadOptions,
-    as_json: bool,
-) -> int:
+def command(*, model: str | None, options: LoadOptions, as_json: bool) -> int:
     """Show the memory that a model needs and the context that fits, before it is loaded."""
     if model is None:
         if as_json or options != LoadOptions():

@@ -50,12 +50,7 @@ def compare_files(
 
         def load() -> None:
             load_cache(
-                ours,
-                config,
-                limit=tokens,
-                fingerprint="f",
-                kv_format=kv_format,
-                dtype=mx.bfloat16,
+                ours, config, limit=tokens, fingerprint="f", kv_format=kv_format, dtype=mx.bfloat16
             )
 
         def save_theirs() -> None:

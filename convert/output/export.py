@@ -204,9 +204,7 @@ def _tokenizer_json(tekken: Path, *, vocab_size: int, probe_ids: list[int]) -> s
     log = logging.getLogger("transformers")
     log.addFilter(_is_useful)
     try:
-        from transformers.integrations.mistral import (  # type: ignore[attr-defined]
-            MistralConverter,
-        )
+        from transformers.integrations.mistral import MistralConverter  # type: ignore[attr-defined]
     finally:
         log.removeFilter(_is_useful)
 

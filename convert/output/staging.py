@@ -271,10 +271,7 @@ def begun_commit(target: Path, repo_id: str) -> str | None:
     if hub is None or hub["id"] != repo_id:
         return None
     log.info(
-        "resuming with commit %s of %s, recorded in %s",
-        hub["commit"],
-        repo_id,
-        partial_of(target),
+        "resuming with commit %s of %s, recorded in %s", hub["commit"], repo_id, partial_of(target)
     )
     return str(hub["commit"])
 

@@ -70,11 +70,7 @@ def _request(
     """Do one request of ``read``; raise _TransferInterrupted if fewer bytes come."""
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        build_hf_headers,
-        get_session,
-        hf_raise_for_status,
-    )
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
     # The token is for the hub alone: the session drops it when the hub redirects to another host.
     headers = build_hf_headers() | {

@@ -210,10 +210,7 @@ class Magistral:
         )
 
     def _begin(
-        self,
-        request: Request,
-        run: ReplyRun | SampleRun,
-        work: Generator[Item, None, Result],
+        self, request: Request, run: ReplyRun | SampleRun, work: Generator[Item, None, Result]
     ) -> Stream[Item, Result]:
         """Open the request's cache file; return a stream of the work that saves it at the end."""
         self._newest = run.job.cancellation

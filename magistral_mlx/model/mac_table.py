@@ -53,10 +53,7 @@ def mac_table(config: ModelConfig = MAGISTRAL_SMALL) -> str:
     caches: tuple[KVBits | None, ...] = (None, 8)
     columns = [(bits, kv_bits) for bits in weights for kv_bits in caches]
     heads = [f"{bits} bit" + (", 8-bit cache" if kv_bits else "") for bits, kv_bits in columns]
-    lines = [
-        "| Mac | may use | " + " | ".join(heads) + " |",
-        "|---|---|" + "---|" * len(heads),
-    ]
+    lines = ["| Mac | may use | " + " | ".join(heads) + " |", "|---|---|" + "---|" * len(heads)]
     for memory_gb in MAC_GB:
         budget = mac_budget_bytes(memory_gb)
         cells = []

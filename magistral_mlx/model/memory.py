@@ -197,9 +197,7 @@ def _recipe_that_fits(config: ModelConfig, wanted: MemoryPlan) -> int | None:
 
 
 def _refusal(
-    wanted: MemoryPlan,
-    ways: Sequence[tuple[int | None, MemoryPlan | None]],
-    recipe: int | None,
+    wanted: MemoryPlan, ways: Sequence[tuple[int | None, MemoryPlan | None]], recipe: int | None
 ) -> str:
     """Return the message that names what does not fit, and what does."""
     draft = f", draft model {in_units(wanted.draft_bytes)}" if wanted.draft_bytes else ""

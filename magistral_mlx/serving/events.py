@@ -28,13 +28,7 @@ from magistral_mlx.tokenizer.segments import Segment, Text, ToolCall
 from magistral_mlx.tokenizer.tool_calls import json_text
 
 SCHEMA = Path(__file__).with_name("bridge_events.schema.json")
-JSON_TYPES = {
-    str: "string",
-    int: "integer",
-    float: "number",
-    bool: "boolean",
-    type(None): "null",
-}
+JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 # The fields of Usage without a default; those with one belong to a conversation, not to a reply.
 USAGE_TYPES: dict[str, type] = {
     field.name: get_type_hints(Usage)[field.name]

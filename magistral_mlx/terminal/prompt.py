@@ -141,9 +141,6 @@ def _is_kept(history: Path) -> bool:
         history.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(history, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
     except OSError as error:
-        print(
-            f"no history is kept: {history} cannot be written ({error})",
-            file=sys.stderr,
-        )
+        print(f"no history is kept: {history} cannot be written ({error})", file=sys.stderr)
         return False
     return True

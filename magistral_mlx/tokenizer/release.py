@@ -5,10 +5,7 @@ from pathlib import Path
 
 from magistral_mlx.checkpoint.manifest import Manifest, ReasoningFormat
 from magistral_mlx.errors import TokenizerError
-from magistral_mlx.tokenizer.messages import (
-    CONTROL_TAGS,
-    CONTROL_TRACE,
-)
+from magistral_mlx.tokenizer.messages import CONTROL_TAGS, CONTROL_TRACE
 from magistral_mlx.tokenizer.reasoning import OPEN
 
 SYSTEM_PROMPT_FILE = "SYSTEM_PROMPT.txt"

@@ -12,13 +12,7 @@ from magistral_mlx.errors import CheckpointError, OptionError, TokenizerError
 from magistral_mlx.tokenizer.content import checked, fields
 from magistral_mlx.tokenizer.detokenizer import Detokenizer
 from magistral_mlx.tokenizer.messages import CONTROL_TAGS, Messages, conversation
-from magistral_mlx.tokenizer.reasoning import (
-    EMPTY_TRACE,
-    Splitter,
-    TagSplitter,
-    closing,
-    last_line,
-)
+from magistral_mlx.tokenizer.reasoning import EMPTY_TRACE, Splitter, TagSplitter, closing, last_line
 from magistral_mlx.tokenizer.release import find_reasoning_format, read_system_prompt
 from magistral_mlx.tokenizer.segments import ToolCall
 from magistral_mlx.tokenizer.tekken_file import DAMAGE, TEKKEN_FILE, damaged_tekken, open_tekken

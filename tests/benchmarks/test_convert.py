@@ -158,11 +158,7 @@ def test_a_command_that_is_ended_takes_everything_away(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "what"),
-    [
-        (["--repeats", "0"], "0 repeats"),
-        (["--q-bits", "7"], "7 bits"),
-    ],
+    ("arguments", "what"), [(["--repeats", "0"], "0 repeats"), (["--q-bits", "7"], "7 bits")]
 )
 def test_conversions_that_make_no_sense_are_refused(
     arguments: list[str], what: str, capsys: pytest.CaptureFixture[str]

@@ -10,11 +10,7 @@ from magistral_mlx.checkpoint import folder as folder_module
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint, resolve
 from magistral_mlx.errors import CheckpointError, HubError, OptionError
-from tests.support.faults.edits import (
-    FIRST,
-    INDEX,
-    edit_json,
-)
+from tests.support.faults.edits import FIRST, INDEX, edit_json
 
 
 def edit_bytes(path: Path, edit: Callable[[bytes], bytes]) -> None:

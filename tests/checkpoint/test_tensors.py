@@ -152,10 +152,7 @@ def test_a_packed_tensor_that_is_not_as_configured_is_named(
 @pytest.mark.parametrize(
     ("block", "words"),
     [
-        (
-            None,
-            "'model.embed_tokens' has scales, but the quantization block does not say how",
-        ),
+        (None, "'model.embed_tokens' has scales, but the quantization block does not say how"),
         (
             {"bits": 4, "group_size": 32, DOWN: False},
             f"'{DOWN}' has scales, but the quantization block",

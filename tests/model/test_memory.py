@@ -140,11 +140,7 @@ def test_a_pass_never_grows_past_what_is_planned() -> None:
 
 
 def plan(
-    context: int | None = None,
-    gb: float = 22.9,
-    *,
-    on_gpu: bool = True,
-    **others: Any,
+    context: int | None = None, gb: float = 22.9, *, on_gpu: bool = True, **others: Any
 ) -> MemoryPlan:
     """Plan for the 24B model in 4 bit."""
     options = LoadOptions(max_kv_size=context, memory_gb=gb, **others)

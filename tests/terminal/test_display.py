@@ -165,12 +165,7 @@ def test_a_folded_trace_leaves_one_line_and_an_answer_is_laid_out(
     monkeypatch.setattr(TraceWindow, "push", undelayed(TraceWindow.push))
     monkeypatch.setattr(TraceWindow, "_seconds", lambda self: 3.21)
     pieces = [Text("reasoning", TRACE[i : i + size]) for i in range(0, len(TRACE), size)]
-    segments = [
-        Progress(1, 2),
-        *pieces,
-        Text("answer", "It is **1"),
-        Text("answer", "24**."),
-    ]
+    segments = [Progress(1, 2), *pieces, Text("answer", "It is **1"), Text("answer", "24**.")]
     screen = show_on_screen(monkeypatch, segments, is_interrupted=is_interrupted)
     folded = f"▸ thought for 3.2 s, {len(TRACE):,} characters; /trace shows them"
     assert screen.rows == [folded[:30], folded[30:], "It is 124.", ""]

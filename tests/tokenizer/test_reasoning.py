@@ -5,13 +5,7 @@ import re
 
 import pytest
 
-from magistral_mlx.tokenizer.reasoning import (
-    CLOSE,
-    Splitter,
-    StopStrings,
-    TagSplitter,
-    visible,
-)
+from magistral_mlx.tokenizer.reasoning import CLOSE, Splitter, StopStrings, TagSplitter, visible
 from magistral_mlx.tokenizer.segments import Text
 
 PIECES = [

@@ -22,11 +22,7 @@ from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.support.sources import content, convert_quickly, write_hf
 from tests.support.tekken import write_tekken
 
-SELF: dict[str, Any] = {
-    "q_method": "importance",
-    "calibration": "self",
-    "tokenizer_json": False,
-}
+SELF: dict[str, Any] = {"q_method": "importance", "calibration": "self", "tokenizer_json": False}
 
 
 @pytest.fixture(scope="module")

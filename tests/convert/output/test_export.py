@@ -11,11 +11,7 @@ from typing import Any
 import pytest
 
 from magistral_mlx.checkpoint.config import ModelConfig
-from magistral_mlx.convert.output.export import (
-    exports,
-    make_config,
-    require_export_extra,
-)
+from magistral_mlx.convert.output.export import exports, make_config, require_export_extra
 from magistral_mlx.errors import CheckpointError, ConversionError, TokenizerError
 from magistral_mlx.tokenizer.release import CARD_SYSTEM_PROMPT
 from magistral_mlx.tokenizer.tekken import Tokenizer
@@ -230,12 +226,7 @@ def test_config_json_states_what_its_readers_would_guess(tmp_path: Path) -> None
         raw["rope_theta"],
         raw["tie_word_embeddings"],
         raw["sliding_window"],
-    ) == (
-        32,
-        1e9,
-        False,
-        None,
-    )
+    ) == (32, 1e9, False, None)
     assert (raw["bos_token_id"], raw["eos_token_id"], raw["pad_token_id"]) == (1, 2, 11)
     # What we write we read back, and a float checkpoint states no quantization.
     plain = make_config(config, None, "float16")

@@ -97,10 +97,7 @@ def test_config_has_only_the_formats_that_differ_and_reads_back(recipe: str | No
             "q_method gptq is for affine formats, and none is written here",
         ),
         ({"q_method": "importance", "q_bits": 16}, "q_method importance is for affine formats"),
-        (
-            {"q_method": "round", "calibration": "x"},
-            "rounding weights needs no calibration",
-        ),
+        ({"q_method": "round", "calibration": "x"}, "rounding weights needs no calibration"),
         ({"q_bits": 8, "calibration": "x"}, "rounding weights needs no calibration"),
         (
             {"recipe": "bits.json"},
