@@ -126,7 +126,7 @@ def test_closed_anywhere_it_resumes_to_the_same_bytes(
         ({"target_bits": 4.6, "q_method": "round"}, "round takes none; leave q_method out"),
         ({"target_bits": 4.6, "q_bits": 4}, "leave q_bits 4 out"),
         ({"target_bits": 4.6, "q_mode": "mxfp4"}, "is for q_mode affine"),
-        ({"target_bits": 4.6, "stream": True}, "fetch twice"),
+        ({"target_bits": 4.6, "stream": True}, "fetch them twice"),
     ],
     ids=str,
 )
@@ -172,7 +172,7 @@ def test_the_forecast_names_the_contexts_of_each_mac(
     assert main([*flags, "--dry-run"]) == 0
     text = capfd.readouterr().out
     assert "24 GB Mac 4,096 tokens" in text
-    assert "raised where the error falls most" in text
+    assert "raised where this lowers the error most" in text
     assert main([*flags, "--dry-run", "--json"]) == 0
     forecast = json.loads(capfd.readouterr().out)
     assert forecast["contexts"]["24"] == 4096
