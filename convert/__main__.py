@@ -24,7 +24,7 @@ from magistral_mlx.convert.recipe.recipe_file import UNPACKED_BITS
 from magistral_mlx.errors import in_units
 from magistral_mlx.model.mac_table import contexts
 from magistral_mlx.terminal import command_line
-from magistral_mlx.terminal.flags import click_options
+from magistral_mlx.terminal.flags_from_options import click_options
 
 # Flags of mlx-lm's convert, and what to do instead.
 MLX_LM_FLAGS = {

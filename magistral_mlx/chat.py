@@ -14,7 +14,7 @@ from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.terminal import command_line, shared_flags
 from magistral_mlx.terminal.display import tell
-from magistral_mlx.terminal.flags import click_options
+from magistral_mlx.terminal.flags_from_options import click_options
 from magistral_mlx.terminal.prompt import is_interactive, read_pipe, read_terminal
 from magistral_mlx.terminal.repl import COMMANDS, Session
 

@@ -180,20 +180,6 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Return whether an error says that the disk, or the user's quota on it, is full."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def free_bytes(path: Path) -> int:
-    """Return the bytes that are free on the disk of ``path``, which need not exist yet."""
-    for folder in path.parents:
-        # Another process may delete a folder that it made at any moment.
-        with suppress(FileNotFoundError, NotADirectoryError):
-            return shutil.disk_usage(folder).free
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-
-
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Hold the lock file ``path`` for the block, after waiting for the process that holds it."""

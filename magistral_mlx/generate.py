@@ -15,7 +15,7 @@ from magistral_mlx.generation.reply import Reply, Samples
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.terminal import command_line, shared_flags
 from magistral_mlx.terminal.display import Display, report, show_status, write
-from magistral_mlx.terminal.flags import click_options
+from magistral_mlx.terminal.flags_from_options import click_options
 
 USAGE_KEYS = (
     "prompt_tokens",

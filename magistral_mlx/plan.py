@@ -13,7 +13,7 @@ from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.model.mac_table import mac_table
 from magistral_mlx.model.memory import MemoryPlan, plan_for
 from magistral_mlx.terminal import command_line, shared_flags
-from magistral_mlx.terminal.flags import click_options
+from magistral_mlx.terminal.flags_from_options import click_options
 
 # The options of LoadOptions that change a plan, or say which model it is for.
 PLANNED = ("revision", "max_kv_size", "kv_bits", "memory_gb", "draft_model")

@@ -23,9 +23,10 @@ MAY_IMPORT = {
     "streams": "errors",
     "options": "errors",
     "files": "errors",
-    "checkpoint": "errors files options streams",
+    "disk_space": "",
+    "checkpoint": "disk_space errors files options streams",
     "tokenizer": "checkpoint errors files options streams",
-    "model": "checkpoint errors files options streams",
+    "model": "checkpoint disk_space errors files options streams",
     "generation": "checkpoint errors files model options streams tokenizer",
     # The embedded model is converted when it is first loaded.
     "demo": "checkpoint convert errors files",
@@ -49,7 +50,8 @@ CONVERTER_MAY_IMPORT = {
 }
 CONVERTER_DOORS = {"__init__", "__main__", "verify"}
 RUNTIME_FOR_CONVERTER = (
-    "__init__ checkpoint errors files generation model options streams terminal tokenizer"
+    "__init__ checkpoint disk_space errors files generation model options streams terminal "
+    "tokenizer"
 )
 # The rooms and files that may import a package.
 THIRD_PARTY = {

@@ -8,8 +8,8 @@ from pathlib import Path
 from magistral_mlx.checkpoint.manifest import MANIFEST
 from magistral_mlx.convert.output.journal import JOURNAL
 from magistral_mlx.convert.output.staging import aside_of, partial_of
+from magistral_mlx.disk_space import free_bytes
 from magistral_mlx.errors import ConversionError, in_units
-from magistral_mlx.files import free_bytes
 
 
 def check_place(target: Path) -> None:

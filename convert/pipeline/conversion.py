@@ -28,8 +28,9 @@ from magistral_mlx.convert.recipe.layout import Plan, make_plan
 from magistral_mlx.convert.recipe.named import AUTO
 from magistral_mlx.convert.recipe.options import ConvertOptions
 from magistral_mlx.convert.threads import unordered
+from magistral_mlx.disk_space import free_bytes, is_disk_full
 from magistral_mlx.errors import CheckpointError, ConversionError, in_units
-from magistral_mlx.files import discard, free_bytes, is_disk_full, sha256_of
+from magistral_mlx.files import discard, sha256_of
 from magistral_mlx.options import takes_two_and_keywords_of
 from magistral_mlx.streams import Progress, Stream, streamed
 
@@ -138,7 +139,7 @@ def run_conversion(checked: Checked) -> Generator[Progress, None, Summary]:
             staging.publish(replace=checked.options.force)
             return summary
     except OSError as error:
-        raise _explain(checked, error) from error
+        raise _disk_error(checked, error) from error
 
 
 def _fill(checked: Checked, staging: Staging) -> Generator[Progress, None, None]:
@@ -240,7 +241,7 @@ def _summarize(checked: Checked, folder: Path, *, already: bool) -> Summary:
     )
 
 
-def _explain(checked: Checked, error: OSError) -> ConversionError:
+def _disk_error(checked: Checked, error: OSError) -> ConversionError:
     target, again = checked.target, "then run the same command to resume"
     if is_disk_full(error):
         return ConversionError(

@@ -16,8 +16,8 @@ from magistral_mlx.checkpoint.hub_api import (
     explain,
     list_files,
 )
+from magistral_mlx.disk_space import free_bytes, is_disk_full
 from magistral_mlx.errors import HubError, in_units
-from magistral_mlx.files import free_bytes, is_disk_full
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def fetch(repo_id: str, *, revision: str | None = None, layout: Layout | None = 
             )
         # hf_xet raises plain RuntimeErrors.
         except (HTTPError, OSError, RuntimeError) as error:
-            raise _explain(repo_id, listing.commit, error) from None
+            raise _fetch_error(repo_id, listing.commit, error) from None
         _check(folder, to_check)
     _note(repo_id, revision, listing.commit)
     return folder
@@ -203,7 +203,7 @@ def _files_named_by_checksum(folder: Path) -> Iterator[HubFile]:
             yield HubFile(link.name, blob.stat().st_size, None, blob.name)
 
 
-def _explain(repo_id: str, commit: str, error: Exception) -> HubError:
+def _fetch_error(repo_id: str, commit: str, error: Exception) -> HubError:
     from huggingface_hub import constants
 
     if is_disk_full(error):

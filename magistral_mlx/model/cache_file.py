@@ -14,8 +14,9 @@ from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.documents import AGAIN
 from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.checkpoint.safetensors_header import TYPE_NAMES, header_bytes, place
+from magistral_mlx.disk_space import is_disk_full
 from magistral_mlx.errors import CheckpointError, OptionError, in_units, quoted
-from magistral_mlx.files import check_writable, is_disk_full, replacing, write_all
+from magistral_mlx.files import check_writable, replacing, write_all
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.kv_format import FLOAT_BITS, KVFormat
 

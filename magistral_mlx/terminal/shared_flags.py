@@ -15,7 +15,7 @@ from magistral_mlx.model import cache_file
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.terminal import command_line
 from magistral_mlx.terminal.display import show_status
-from magistral_mlx.terminal.flags import Decorator, Function, click_options
+from magistral_mlx.terminal.flags_from_options import Decorator, Function, click_options
 
 NO_MODEL = """--model is missing. Three ways to get a model:
   --model lmstudio-community/Magistral-Small-2506-MLX-4bit

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from magistral_mlx import demo, files
+from magistral_mlx import demo, disk_space, files
 from magistral_mlx.convert.output import journal, target
 from magistral_mlx.convert.output.journal import JOURNAL
 from magistral_mlx.convert.output.staging import Staging, begun_commit, partial_of
@@ -69,7 +69,7 @@ def test_free_space_is_asked_of_the_nearest_folder_that_stays(
         return real(path)
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
-    assert files.free_bytes(made / "out") > 0
+    assert disk_space.free_bytes(made / "out") > 0
     assert not made.exists()
 
 
