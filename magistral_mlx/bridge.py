@@ -54,7 +54,7 @@ def plan(path: str, **options: Any) -> dict[str, Any]:
     Reads headers, no weights. The options are those of ``load``. A model that does not fit is an
     error with the code "memory", whose message names what would fit.
     """
-    wanted = read_options(LoadOptions, options)
+    wanted = _load_options(options)
     if wanted.draft_model is not None:
         draft = resolve_local(str(wanted.draft_model), converts_demo=False)
         wanted = replace(wanted, draft_model=draft)
@@ -70,7 +70,7 @@ def load(path: str, **options: Any) -> dict[str, Any]:
     models leave, unless ``memory_gb`` is given. Replies may be started at once; they wait until
     the model is ready. Close a handle even if its load failed.
     """
-    handle, stream = _handles.load(path, read_options(LoadOptions, options))
+    handle, stream = _handles.load(path, _load_options(options))
     return {"handle": handle, "stream": stream}
 
 
@@ -178,6 +178,13 @@ def close(handle: int) -> dict[str, Any]:
     still holds.
     """
     return _handles.close(handle)
+
+
+def _load_options(values: dict[str, Any]) -> LoadOptions:
+    options = read_options(LoadOptions, values)
+    if options.revision is not None:
+        raise OptionError("a host loads folders, which have no revision; leave the revision out")
+    return options
 
 
 def _as_dict(plan: MemoryPlan) -> dict[str, Any]:

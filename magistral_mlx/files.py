@@ -250,10 +250,15 @@ def _create_locked(partial: Path) -> int:
         descriptor = _create(partial, os.O_WRONLY)
         # Only a process that is about to delete the file holds this lock, and not for long. A file
         # system without locks raises an error; then no process deletes anything.
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if _has_name(descriptor, partial):
-            return descriptor
+        try:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _has_name(descriptor, partial):
+                return descriptor
+        except BaseException:
+            discard(partial)
+            os.close(descriptor)
+            raise
         os.close(descriptor)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar, get_type_hints
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast, get_type_hints
 
 from magistral_mlx.errors import OptionError
 
@@ -87,11 +87,12 @@ def takes_keywords_of(
         function: Callable[[First, Options], Result],
     ) -> Callable[Concatenate[First, P], Result]:
         @wraps(function)
-        def call(first: First, /, *args: P.args, **keywords: P.kwargs) -> Result:
-            return function(first, options(*args, **keywords))
+        def call(*args: Any, **keywords: Any) -> Result:
+            first, *rest = _positional(function, args, keywords, leading=1)
+            return function(first, options(*rest, **keywords))
 
         _show_keywords(call, function, options, leading=1)
-        return call
+        return cast(Callable[Concatenate[First, P], Result], call)
 
     return decorate
 
@@ -113,13 +114,26 @@ def takes_two_and_keywords_of(
         function: Callable[[First, Second, Options], Result],
     ) -> Callable[Concatenate[First, Second, P], Result]:
         @wraps(function)
-        def call(first: First, second: Second, /, *args: P.args, **keywords: P.kwargs) -> Result:
-            return function(first, second, options(*args, **keywords))
+        def call(*args: Any, **keywords: Any) -> Result:
+            first, second, *rest = _positional(function, args, keywords, leading=2)
+            return function(first, second, options(*rest, **keywords))
 
         _show_keywords(call, function, options, leading=2)
-        return call
+        return cast(Callable[Concatenate[First, Second, P], Result], call)
 
     return decorate
+
+
+def _positional(
+    function: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any], *, leading: int
+) -> list[Any]:
+    """Return the positional arguments of a call, whose leading ones may be given by name."""
+    given = list(args)
+    for name in list(inspect.signature(function).parameters)[len(args) : leading]:
+        if name not in keywords:
+            raise TypeError(f"{function.__name__}() needs the argument {name!r}")
+        given.append(keywords.pop(name))
+    return given
 
 
 def _show_keywords(
@@ -127,10 +141,7 @@ def _show_keywords(
 ) -> None:
     """Let ``help(call)`` show the options after the leading parameters."""
     own = inspect.signature(function)
-    parameters = [
-        parameter.replace(kind=inspect.Parameter.POSITIONAL_ONLY)
-        for parameter in list(own.parameters.values())[:leading]
-    ]
+    parameters = list(own.parameters.values())[:leading]
     parameters += inspect.signature(options).parameters.values()
     call.__signature__ = own.replace(parameters=parameters)
     call.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}{describe(options)}"

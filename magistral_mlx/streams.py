@@ -92,7 +92,8 @@ class Stream(Generic[Item, Result]):
             self._is_open = False
             raise
         except BaseException:
-            self._is_open = False
+            # Ctrl-C may come after the work's own step: then the work has not ended by itself.
+            self.close()
             raise
 
     def __enter__(self) -> "Stream[Item, Result]":
@@ -118,7 +119,8 @@ class Stream(Generic[Item, Result]):
         """Return a stream of the same items that ends in ``finish(result)``."""
 
         def work() -> Generator[Item, None, Other]:
-            return finish((yield from self))
+            yield from self
+            return finish(self.result())
 
         return Stream(work(), self._cancellation)
 

@@ -168,3 +168,26 @@ def test_a_streamed_function_keeps_its_name_and_starts_no_work() -> None:
     stream = work(3)
     assert (work.__name__, begun) == ("work", [])
     assert (list(stream), stream.result(), begun) == ([3], 4, [3])
+
+
+def test_an_interruption_after_the_work_s_step_ends_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(work: Generator[int, None, str]) -> int:
+        work.__next__()
+        raise KeyboardInterrupt
+
+    ended: list[str] = []
+    stream = Stream(counting(ended=ended))
+    monkeypatch.setattr("magistral_mlx.streams.next", interrupted, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    assert ended == ["0"]
+
+
+def test_what_follows_a_closed_stream_has_no_result() -> None:
+    stream = Stream(counting())
+    length = stream.then(len)
+    stream.close()
+    with pytest.raises(CancelledError):
+        length.result()

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from magistral_mlx.checkpoint.folder import open_checkpoint, resolve
-from magistral_mlx.errors import CheckpointError, OptionError, quoted
+from magistral_mlx.errors import CheckpointError, ConversionError, OptionError, quoted
 from magistral_mlx.files import as_path, cache_dir, exclusive
 
 DEMO = "demo"
@@ -17,17 +17,27 @@ def demo_folder() -> Path:
 
 
 def demo_checkpoint() -> Path:
-    """Return the folder of the 4-bit demo; convert it into the cache folder on first use."""
+    """Return the folder of the 4-bit demo; convert it into the cache folder on first use.
+
+    Raises:
+        ConversionError: the cache folder cannot be written to.
+    """
     target = demo_folder()
     if target.exists():
         return target
-    with exclusive(target.with_name(f".{target.name}.lock")):
-        # Another process may have converted it meanwhile.
-        if not target.exists():
-            # The one place where the runtime needs the converter.
-            from magistral_mlx.convert import convert_checkpoint
+    # The one place where the runtime needs the converter.
+    from magistral_mlx.convert import convert_checkpoint
 
-            convert_checkpoint(SOURCE, target, q_method="round", tokenizer_json=False)
+    try:
+        with exclusive(target.with_name(f".{target.name}.lock")):
+            # Another process may have converted it meanwhile.
+            if not target.exists():
+                convert_checkpoint(SOURCE, target, q_method="round", tokenizer_json=False)
+    except OSError as error:
+        raise ConversionError(
+            f"the demo cannot be converted into {target.parent} ({error.strerror}); "
+            "let MAGISTRAL_MLX_CACHE name a folder that you can write to"
+        ) from None
     return target
 
 

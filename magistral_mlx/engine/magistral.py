@@ -187,7 +187,8 @@ class Magistral:
         job = _job(request, prompt, budget.max_tokens)
         if n == 1:
             run = ReplyRun(self._runtime(), job)
-            return self._begin(request, run, only_sample(run))
+            stream = self._begin(request, run, run.segments())
+            return Stream(only_sample(stream), job.cancellation)
         several = SampleRun(self._runtime(), job, n, budget.prompt_bytes)
         return self._begin(request, several, several.replies())
 
@@ -213,12 +214,14 @@ class Magistral:
         self, request: Request, run: ReplyRun | SampleRun, work: Generator[Item, None, Result]
     ) -> Stream[Item, Result]:
         """Open the request's cache file; return a stream of the work that saves it at the end."""
+        file = None
+        if request.prompt_cache_file is not None:
+            file = as_path(request.prompt_cache_file, "prompt_cache_file")
+            self._open_cache_file(file)
         self._newest = run.job.cancellation
         stream = Stream(work, run.job.cancellation)
-        if request.prompt_cache_file is None:
+        if file is None:
             return stream
-        file = as_path(request.prompt_cache_file, "prompt_cache_file")
-        self._open_cache_file(file)
 
         def save(result: Result) -> Result:
             if self.prefix_cache.holder is run:

@@ -62,7 +62,8 @@ class PrefixCache:
             The prefix's length. It excludes the prompt's last id, whose logits are needed.
         """
         common = 0
-        for ours, theirs in zip(self.ids, prompt[:-1], strict=False):
+        # A reply that is paused while it reads its prompt has cached a part of its ids.
+        for ours, theirs in zip(self.ids[: self.cache.length], prompt[:-1], strict=False):
             if ours != theirs:
                 break
             common += 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from magistral_mlx.checkpoint.config import ModelConfig
-from magistral_mlx.engine.reply_stream import ReplyRun, Runtime
+from magistral_mlx.engine.reply_stream import Runtime
 from magistral_mlx.engine.request import Job
 from magistral_mlx.errors import CancelledError, MemoryLimitError, in_units
 from magistral_mlx.generation.batch import BatchStepper, decode_rows
@@ -18,6 +18,7 @@ from magistral_mlx.model.kv_cache import STEP
 from magistral_mlx.model.memory import REPLY_ROOM, MemoryPlan
 from magistral_mlx.model.shared_cache import SharedCache
 from magistral_mlx.streams import Stream
+from magistral_mlx.tokenizer.segments import Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +210,8 @@ class SampleRun:
         return builder.reply(reason, usage)
 
 
-def only_sample(run: ReplyRun) -> Generator[Reply, None, Samples]:
-    """Yield the one reply of a run and return it as Samples."""
-    reply = Stream(run.segments()).result()
+def only_sample(stream: Stream[Segment, Reply]) -> Generator[Reply, None, Samples]:
+    """Yield the reply of a stream and return it as Samples."""
+    reply = stream.result()
     yield reply
     return Samples.from_replies([reply])

@@ -150,15 +150,15 @@ class ModelJobs:
             options = replace(options, memory_gb=_remaining_bytes(held) / 1e9)
         self.plan = plan_local(folder, options)
         _check_cancelled(queue)
-        stream = loading(folder, options)
-        for progress in stream:
-            if held:
-                # Loading has limited MLX to this model's part, as if it were alone.
-                freed = sum(plan.workspace_bytes for plan in [*loaded, self.plan])
-                limit_memory(held + self.plan.budget_bytes, freed=freed, wired=None)
-            queue.put(events.loaded(progress))
-            yield
-            _check_cancelled(queue)
+        with loading(folder, options) as stream:
+            for progress in stream:
+                if held:
+                    # Loading has limited MLX to this model's part, as if it were alone.
+                    freed = sum(plan.workspace_bytes for plan in [*loaded, self.plan])
+                    limit_memory(held + self.plan.budget_bytes, freed=freed, wired=None)
+                queue.put(events.loaded(progress))
+                yield
+                _check_cancelled(queue)
         self._magistral, self.is_ready = stream.result(), True
         self._measure()
         queue.end(events.ready(model, self.plan))

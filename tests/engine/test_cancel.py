@@ -222,3 +222,24 @@ def test_ctrl_c_prints_what_there_is_and_exits_130() -> None:
     assert process.returncode == 130
     assert rest.endswith(b"\n")
     assert b"Traceback" not in rest
+
+
+def test_a_prompt_that_is_half_read_can_be_asked_again(magistral: mm.Magistral) -> None:
+    question = "What is 4 + 5? " * 20
+    paused = magistral.stream(question, GREEDY)
+    next(paused)
+    half = magistral.ask(question, GREEDY)
+    assert half.usage.cached_tokens == CHUNK
+    magistral.prefix_cache.clear()
+    assert magistral.ask(question, GREEDY).answer == half.answer
+
+
+def test_a_refused_request_leaves_the_running_reply_the_newest(
+    magistral: mm.Magistral, tmp_path: Path
+) -> None:
+    running = magistral.stream(QUESTIONS[0], GREEDY)
+    next(running)
+    with pytest.raises(mm.OptionError):
+        magistral.stream(QUESTIONS[1], prompt_cache_file=tmp_path / "none" / "cache")
+    magistral.cancel()
+    assert running.result().finish_reason == "cancelled"

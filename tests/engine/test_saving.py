@@ -92,3 +92,12 @@ def test_a_conversation_without_turns_is_saved_too(magistral: mm.Magistral, tmp_
     chat = magistral.resume(tmp_path / "talk")
     assert chat.messages == [{"role": "system", "content": "Be brief."}]
     assert chat.ask(QUESTION, GREEDY).answer
+
+
+def test_the_cache_of_a_single_sample_is_saved_before_it_is_yielded(
+    magistral: mm.Magistral, tmp_path: Path
+) -> None:
+    file = tmp_path / "cache"
+    stream = magistral.stream_samples("What is 4 + 5?", n=1, prompt_cache_file=file)
+    next(stream)
+    assert file.exists()

@@ -471,3 +471,9 @@ def test_a_host_s_process_is_left_alone_and_ends_at_once_with_models_open() -> N
         [sys.executable, "-c", ENDINGS], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "open", "")
+
+
+def test_a_revision_is_refused_at_once() -> None:
+    for answer in (bridge.load("demo", revision="main"), bridge.plan("demo", revision="main")):
+        assert not answer["ok"]
+        assert "revision" in answer["error"]["message"]
