@@ -116,9 +116,8 @@ def _embedded(ids: mx.array, visitor: Visitor, width: int) -> mx.array:
 def _layer(source: Source, visitor: Visitor, layer: int, x: mx.array) -> mx.array:
     """Take the residual stream ``[B, T, D]`` through one layer."""
     path = f"model.layers.{layer}"
-    # Inputs have no name here, so that the callee can free them.
-    h = _attention(source, visitor, path, _normalized(source, f"{path}.input_layernorm", x))
-    x = x + h
+    # Inputs and outputs of the parts have no names here, so that they can be freed early.
+    x = x + _attention(source, visitor, path, _normalized(source, f"{path}.input_layernorm", x))
     h = _gated(visitor, path, _normalized(source, f"{path}.post_attention_layernorm", x))
     (down,) = _linears(visitor, [f"{path}.mlp.down_proj"], h)
     x = x + down

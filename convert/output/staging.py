@@ -34,6 +34,8 @@ FETCHED = "source"
 CALIBRATION = "calibration"
 TRACES = "traces"
 # The errors of drives without locks, such as some network drives.
+# A folder that vanishes this often is not deleted by other processes.
+MAX_ATTEMPTS = 100
 NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
 
 
@@ -153,7 +155,7 @@ class Staging:
 
     def _lock(self) -> int:
         """Make and lock the folder; return the descriptor that holds the lock."""
-        while True:
+        for _ in range(MAX_ATTEMPTS):
             try:
                 self.target.parent.mkdir(parents=True, exist_ok=True)
                 with suppress(FileExistsError):
@@ -193,6 +195,7 @@ class Staging:
                 if os.path.samestat(os.lstat(self.folder), os.fstat(descriptor)):
                     return descriptor
             os.close(descriptor)
+        raise ConversionError(f"{self.folder} vanishes whenever it is made; name another folder")
 
     def _load(self) -> None:
         """Load the files finished by an earlier process for the same record; delete the rest."""

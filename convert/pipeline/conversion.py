@@ -1,7 +1,7 @@
 """Convert a checkpoint: choose the bits, write everything, publish all or nothing."""
 
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,6 +36,11 @@ from magistral_mlx.streams import Progress, Stream, streamed
 
 # Folders of saved pass states: the pass that chooses the bits (recipe auto), and the main pass.
 SURVEY, PASS = "survey", "pass"
+
+
+# The share of the weights after which the documents are built beside the rest. Any earlier, the
+# tokenizer's files would be in memory during most of the pass.
+DOCUMENTS_AT = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +153,17 @@ def _fill(checked: Checked, staging: Staging) -> Generator[Progress, None, None]
     ids = yield from _write_calibration(checked, staging)
     planned = yield from _choose_bits(checked, ids, staging)
     with ThreadPoolExecutor(1, thread_name_prefix="documents") as executor:
-        documents_future = executor.submit(build_documents, checked, planned.plan)
-        yield from planned.start(staging).run()
-        documents = documents_future.result()
+        documents: Future[dict[str, bytes]] | None = None
+        with closing(planned.start(staging).run()) as steps:
+            for progress in steps:
+                yield progress
+                if documents is None and progress.done >= DOCUMENTS_AT * progress.total:
+                    documents = executor.submit(build_documents, checked, planned.plan)
+        built = (documents or executor.submit(build_documents, checked, planned.plan)).result()
     calibration = checked.calibration
     if calibration is not None and calibration.self_calibration is not None:
-        documents[TRACES] = (staging.traces / TRACES).read_bytes()
-    write_documents(checked, planned.plan, staging, documents, identity)
+        built[TRACES] = (staging.traces / TRACES).read_bytes()
+    write_documents(checked, planned.plan, staging, built, identity)
 
 
 def _hash_source(checked: Checked) -> Generator[Progress, None, dict[str, Any]]:

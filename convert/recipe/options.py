@@ -8,7 +8,13 @@ from typing import Any, Literal, get_args
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.hub_api import Layout
 from magistral_mlx.checkpoint.manifest import ReasoningFormat
-from magistral_mlx.checkpoint.quant_format import AFFINE_BITS, FP_FORMATS, Mode, QuantFormat
+from magistral_mlx.checkpoint.quant_format import (
+    AFFINE_BITS,
+    AFFINE_GROUP_SIZES,
+    FP_FORMATS,
+    Mode,
+    QuantFormat,
+)
 from magistral_mlx.convert.recipe.named import AUTO, RAISED_BITS, RECIPES, is_raised
 from magistral_mlx.convert.recipe.recipe_file import DEFAULT_GROUP_SIZE, UNPACKED_BITS, RecipeFile
 from magistral_mlx.errors import CheckpointError, OptionError
@@ -116,6 +122,13 @@ class ConvertOptions:
             raise OptionError(f"the recipe {recipe} sets the bits; leave q_bits {self.q_bits} out")
 
     def _check_auto(self) -> None:
+        if not isinstance(self.target_bits, int | float) or isinstance(self.target_bits, bool):
+            raise OptionError(f"target_bits is {self.target_bits!r}; use a number, such as 4.6")
+        if self.q_group_size not in (None, *AFFINE_GROUP_SIZES):
+            raise OptionError(
+                f"q_group_size is {self.q_group_size!r}; use one of "
+                f"{', '.join(map(str, AFFINE_GROUP_SIZES))}"
+            )
         if self.q_mode != "affine":
             raise OptionError(
                 f"the recipe auto is for q_mode affine, not {self.q_mode}; leave one out"

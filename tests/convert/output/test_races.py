@@ -13,6 +13,7 @@ from magistral_mlx import demo, disk_space, files
 from magistral_mlx.convert.output import journal, target
 from magistral_mlx.convert.output.journal import JOURNAL
 from magistral_mlx.convert.output.staging import Staging, begun_commit, partial_of
+from magistral_mlx.errors import ConversionError
 
 
 def first_do(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[], object]) -> None:
@@ -138,3 +139,15 @@ def test_the_demo_is_converted_once_when_two_processes_use_it_first(
     monkeypatch.setattr("magistral_mlx.convert.convert_checkpoint", None, raising=False)
     first_do(monkeypatch, "fcntl.flock", demo.demo_folder().mkdir)
     assert demo.demo_checkpoint() == demo.demo_folder()
+
+
+def test_parents_that_never_stay_end_in_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mkdir(path: Path, *_: object) -> None:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    staging = Staging(tmp_path / "out", {}, is_complete=lambda _: False)
+    with pytest.raises(ConversionError, match="vanishes"):
+        staging.__enter__()

@@ -106,6 +106,11 @@ def test_config_has_only_the_formats_that_differ_and_reads_back(recipe: str | No
         ({"recipe": "~nobody-here/bits.json"}, "there is none of that name"),
         ({"recipe": "8bit", "q_bits": 4}, "sets the bits; leave q_bits 4 out"),
         ({"recipe": "mixed_4_6", "q_mode": "mxfp4"}, "is for q_mode affine"),
+        ({"recipe": "auto", "target_bits": "4.6"}, "target_bits is '4.6'; use a number"),
+        (
+            {"recipe": "auto", "target_bits": 4.6, "q_group_size": 0},
+            "q_group_size is 0; use one of 32, 64, 128",
+        ),
     ],
 )
 def test_options_that_do_not_exist_are_refused(options: dict[str, object], message: str) -> None:
