@@ -107,9 +107,9 @@ def test_a_conversion_goes_on_after_the_last_whole_reply(
         # A power failure leaves half a line.
         end.write(b'{"seed": %d, "ids": [1, 2' % cut)
     with pytest.raises(ConversionError, match=r"another calibration"):
-        check_conversion(
-            source, tmp_path / "out", ConvertOptions(q_method="importance", tokenizer_json=False)
-        ).run().__next__()
+        stream_conversion(
+            source, tmp_path / "out", q_method="importance", tokenizer_json=False
+        ).result()
     drawn.clear()
     monkeypatch.setattr(
         SelfCalibration, "_write", lambda self, *rest: drawn.append(rest[-1]) or write(self, *rest)

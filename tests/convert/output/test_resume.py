@@ -107,7 +107,7 @@ def test_after_a_failure_at_any_boundary_the_same_command_goes_on(
     if isinstance(error, KeyboardInterrupt):
         assert all(isinstance(end, KeyboardInterrupt) for end in raised)
     else:
-        assert all("is full" in str(end) and "goes on" in str(end) for end in raised)
+        assert all("is full" in str(end) and "to resume" in str(end) for end in raised)
 
 
 @pytest.mark.parametrize(
