@@ -133,7 +133,7 @@ def test_text_that_repeats_itself_honestly_is_no_loop(text: object) -> None:
 
 @pytest.mark.slow
 def test_the_sources_of_this_project_are_no_loop() -> None:
-    files = sorted(Path(__file__).parents[2].glob("magistral_mlx/*.py"))
+    files = sorted(Path(__file__).parents[2].glob("magistral_mlx/**/*.py"))
     assert len(files) > 20
     assert [path.name for path in files if found_at(pieces(path.read_text())) is not None] == []
 
