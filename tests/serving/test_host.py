@@ -35,7 +35,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-fsanitize=undefined",
         "-fno-sanitize-recover",
     ]
-    source = str(ROOT / "tests" / "host" / "host.c")
+    source = str(ROOT / "tests" / "support" / "host" / "host.c")
     subprocess.run(
         [str(COMPILER), *options, source, "-o", str(program), "-ldl", "-lpthread"], check=True
     )
