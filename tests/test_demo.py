@@ -103,6 +103,7 @@ def test_every_language_and_kind_is_asked_and_answered_in_its_words(
         )
 
 
+@pytest.mark.slow
 def test_training_never_sees_held_out_problems(tokenizer: Tokenizer) -> None:
     examples = Examples(Tekkenizer.from_file(DEMO / "tekken.json"), seed=1)
     words = {w.lower() for words in HELD_OUT_WORDS.values() for w in words.split()}
@@ -238,6 +239,7 @@ def test_it_reasons_in_the_language_asked_whatever_else_the_system_prompt_says(
     assert "**42**" in reply.answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["all", "none"])
 def test_several_problems_in_one_conversation(keep: str) -> None:
     chat = mm.load("demo").chat(keep_reasoning=keep)  # type: ignore[arg-type]
@@ -246,6 +248,7 @@ def test_several_problems_in_one_conversation(keep: str) -> None:
     assert "**-5**" in chat.ask("What is 10 - 15?", GREEDY).answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("think_budget", [0, 4, 15])
 def test_a_trace_forced_to_end_is_followed_by_a_well_formed_answer(think_budget: int) -> None:
     """Check that the answer is hardly ever right without a trace."""

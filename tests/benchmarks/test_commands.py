@@ -83,6 +83,7 @@ def check_quick_run(arguments: list[str], file: Path) -> dict[str, Any]:
     return model
 
 
+@pytest.mark.slow
 def test_a_quick_run_writes_every_repeat(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,6 +97,7 @@ print(json.dumps(measured(lambda: bytes(range(256)) * (200 << 12))))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak cannot be restarted")
 def test_the_peak_is_of_the_work_alone() -> None:
     """Memory of this process, or of the child before, is not in it."""
@@ -131,6 +132,7 @@ def test_a_quick_conversion_is_measured(tmp_path: Path, capsys: pytest.CaptureFi
     assert "peak" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_contender_that_fails_is_quoted_and_nothing_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

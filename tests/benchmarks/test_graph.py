@@ -38,6 +38,7 @@ def test_a_fused_call_is_one_kernel_and_what_leads_to_it_is_counted() -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_decode_step_has_at_most_three_quarters_of_mlx_lms(tmp_path: Path) -> None:
     pytest.importorskip("mlx_lm")
     write_slice(tmp_path, replace(NARROW, num_layers=40))

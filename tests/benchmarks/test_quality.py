@@ -199,6 +199,7 @@ def test_a_text_of_the_users_counts_whole_or_is_refused(
         texts_of_file(tmp_path / "text", tokenizer, windows=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -373,6 +373,7 @@ def test_a_commit_of_another_layout_in_the_cache_is_not_preferred(hub: Hub) -> N
     assert "model-00001-of-00002.safetensors" in names(fetch(REPO, revision=COMMIT))
 
 
+@pytest.mark.slow
 def test_interrupted_anywhere_only_the_unfinished_files_are_fetched_again(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

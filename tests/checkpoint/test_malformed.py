@@ -67,6 +67,7 @@ def test_a_malformed_checkpoint_is_refused_in_one_line_that_helps(
         assert words in str(caught.value), step
 
 
+@pytest.mark.slow
 def test_the_largest_of_them_take_little_memory_and_time(kinds: Path, tmp_path: Path) -> None:
     """Run them in a process of their own and measure its peak."""
     heavy = []

@@ -137,6 +137,7 @@ def test_the_config_that_transformers_5_writes_is_read(tmp_path: Path) -> None:
 # one result
 
 
+@pytest.mark.slow
 def test_every_layout_converts_to_the_bytes_of_the_text_model(
     tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

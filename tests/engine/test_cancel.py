@@ -98,6 +98,7 @@ def test_each_stream_is_cancelled_by_itself(magistral: mm.Magistral) -> None:
     assert (found.votes, found.forward_passes) == ({}, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("segments", [10, 11, 30])
 def test_no_token_follows_a_cancelling_between_two(magistral: mm.Magistral, segments: int) -> None:
     whole = magistral.ask(QUESTIONS[0], GREEDY)
@@ -195,6 +196,7 @@ def check_that_nothing_stays(magistral: mm.Magistral, cycles: int) -> None:
     assert (threading.active_count(), native_threads()) == threads
 
 
+@pytest.mark.slow
 def test_cancelled_replies_leave_nothing_behind(magistral: mm.Magistral) -> None:
     check_that_nothing_stays(magistral, 4)
 

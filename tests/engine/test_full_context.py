@@ -134,6 +134,7 @@ def test_calls_and_their_results_go_with_their_question() -> None:
     assert chat.dropped_turns == 2
 
 
+@pytest.mark.slow
 def test_a_long_conversation_goes_on_in_a_small_context(magistral: mm.Magistral) -> None:
     chat = magistral.chat(keep_reasoning="all", system_prompt="Be brief.")
     head = magistral.tokenizer.encode_chat(

@@ -44,6 +44,7 @@ def test_what_is_of_no_use_is_an_option_error(magistral: mm.Magistral, case: str
         WRONG_TYPES[case](magistral)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_quantized_cache_is_smaller_and_survives_a_file(bits: int, tmp_path: Path) -> None:
     plain, packed = mm.load("demo", max_kv_size=512), mm.load("demo", max_kv_size=512, kv_bits=bits)

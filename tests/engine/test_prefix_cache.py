@@ -78,6 +78,7 @@ def addresses(magistral: mm.Magistral) -> list[int]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_cache_is_not_copied(magistral: mm.Magistral, case: str) -> None:
     """Keep the buffers where they are, with no second copy of even one layer."""

@@ -59,6 +59,7 @@ def test_usage_counts(magistral: mm.Magistral) -> None:
     assert usage.peak_memory_bytes > 0
 
 
+@pytest.mark.slow
 def test_a_second_request_prefills_only_what_differs(magistral: mm.Magistral) -> None:
     fresh = magistral.ask(QUESTION, GREEDY)
     again = magistral.ask(QUESTION, GREEDY)

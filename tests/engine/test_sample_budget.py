@@ -83,6 +83,7 @@ def test_the_library_refuses_before_any_pass(
         magistral.sample(QUESTION, mm.SamplingParams(max_tokens=500), n=2)
 
 
+@pytest.mark.slow
 def test_spare_capacity_of_the_prompts_cache_makes_room_where_it_is_needed(
     magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch
 ) -> None:

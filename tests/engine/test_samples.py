@@ -100,6 +100,7 @@ def test_one_reply_is_asked_as_any_other(magistral: mm.Magistral) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_pass_serves_all_of_them(
     magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch
 ) -> None:

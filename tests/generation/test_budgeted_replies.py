@@ -126,6 +126,7 @@ def test_a_line_that_is_enough_is_so_in_fewer_passes_and_side_by_side(
     assert said[3] == said[0]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("every_line_is_enough")
 def test_a_line_that_is_enough_in_a_packed_cache() -> None:
     packed = mm.load(demo_checkpoint(), kv_bits=8)

@@ -49,6 +49,7 @@ def test_a_draft_model_that_is_the_model_is_always_right(
     assert draft.chances(1)[0] > 0.8
 
 
+@pytest.mark.slow
 def test_a_draft_model_that_knows_nothing_changes_nothing_and_falls_silent(
     model: Transformer,
 ) -> None:

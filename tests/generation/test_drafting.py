@@ -159,6 +159,7 @@ COUNTED = json.loads(
 )
 
 
+@pytest.mark.slow
 def test_counts_on_record_are_those_of_this_code() -> None:
     texts = {
         kind: text[:2]

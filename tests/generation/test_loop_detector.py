@@ -138,6 +138,7 @@ def test_the_sources_of_this_project_are_no_loop() -> None:
     assert [path.name for path in files if found_at(pieces(path.read_text())) is not None] == []
 
 
+@pytest.mark.slow
 def test_500_traces_of_the_demo_are_no_loop() -> None:
     tokenizer = Tokenizer.from_folder(demo_checkpoint())
     problems = held_out_problems(500, 7, tokenizer.pieces, KINDS)
@@ -221,6 +222,7 @@ def looping(
 ANSWER = "42!"
 
 
+@pytest.mark.slow
 def test_a_model_that_loops_answers_or_stops_as_asked(looping: mm.Magistral) -> None:
     sampling = mm.SamplingParams(temperature=0, max_tokens=600)
     closed = looping.ask("x", sampling)

@@ -140,6 +140,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return pretend
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "dtype"),
     [

@@ -202,6 +202,7 @@ def test_a_host_that_does_not_pull_does_not_stop_the_model(handle: int) -> None:
     assert text_of(events, "answer") == bridge.ask(handle, QUESTION, seed=5)["answer"]
 
 
+@pytest.mark.slow
 def test_two_models_reply_in_turn_and_each_is_planned_beside_the_other(handle: int) -> None:
     other = opened(max_kv_size=512, prefill_step_size=16)
     streams = [bridge.start(h, QUESTION, seed=5)["stream"] for h in (handle, other)]
@@ -466,6 +467,7 @@ sys.stdout.write("open")
 """
 
 
+@pytest.mark.slow
 def test_a_host_s_process_is_left_alone_and_ends_at_once_with_models_open() -> None:
     done = subprocess.run(
         [sys.executable, "-c", ENDINGS], capture_output=True, text=True, timeout=60, check=False

@@ -220,6 +220,7 @@ def check_soak(count: int) -> None:
     assert abs(mx.get_active_memory() - memory) <= 0.01 * MODEL_BYTES
 
 
+@pytest.mark.slow
 def test_wrong_calls_are_answered(tmp_path: Path) -> None:
     check_fuzz(50, tmp_path)
 

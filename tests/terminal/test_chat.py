@@ -165,6 +165,7 @@ def test_budget_and_thinking(type_in: TypeIn, capsys: pytest.CaptureFixture[str]
     assert err.count("8+6=14: 4 carry 1") == 2  # the trace, and the trace shown again
 
 
+@pytest.mark.slow
 def test_a_question_asked_again(type_in: TypeIn, capsys: pytest.CaptureFixture[str]) -> None:
     """The new turn replaces the old one, and a given seed is increased by one."""
     type_in("What is 48 + 76?", "/retry", "/stats")
@@ -192,6 +193,7 @@ def test_a_system_prompt_of_ones_own(type_in: TypeIn, capsys: pytest.CaptureFixt
     assert len(out.splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_saved_in_the_middle(
     type_in: TypeIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -289,6 +291,7 @@ def test_ctrl_c_in_the_answer_keeps_the_partial_answer(
     assert re.findall(r"conversation  (\d)", err) == ["1", "1"]
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_does_not_wait_for_the_model(
     type_in: TypeIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

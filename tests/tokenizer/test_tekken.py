@@ -48,6 +48,7 @@ def ids_of(tokenizer: Tokenizer, *parts: int | str) -> list[int]:
     ]
 
 
+@pytest.mark.slow
 def test_the_full_vocabulary_gives_the_published_ids(tmp_path: Path) -> None:
     real = Tokenizer.from_folder(write_tekken(tmp_path, 131_072))
     assert (real.vocab_size, real.bos_id, real.eos_id, real.pad_id, real.stop_ids) == (
@@ -233,6 +234,7 @@ def everywhere(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     ]
 
 
+@pytest.mark.slow
 def test_no_text_anywhere_adds_a_control_id(any_release: Tokenizer) -> None:
     def controls(text: str) -> Counter[int]:
         messages, tools = everywhere(text)
@@ -252,6 +254,7 @@ def test_no_text_anywhere_adds_a_control_id(any_release: Tokenizer) -> None:
             )
 
 
+@pytest.mark.slow
 def test_streamed_text_equals_batch_text(any_release: Tokenizer) -> None:
     rng = random.Random(0)
     control = list(range(40))

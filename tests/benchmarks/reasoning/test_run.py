@@ -53,6 +53,7 @@ def test_a_score_is_the_mean_of_the_problems_and_its_errors_have_closed_forms() 
     assert (alone.pass_at_1, alone.standard_error, alone.sampling_error) == (1, None, None)
 
 
+@pytest.mark.slow
 def test_errors_are_what_other_seeds_and_problems_give() -> None:
     rng = np.random.default_rng(0)
     P, n = 12, 3
@@ -230,6 +231,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
     assert "another run: sampling.seed is 0 there, 1 now" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_each_published_task_runs_to_its_score(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -138,6 +138,7 @@ def test_mean_squares_are_those_of_the_whole_model(
         )
 
 
+@pytest.mark.slow
 def test_both_layouts_and_every_block_size_give_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

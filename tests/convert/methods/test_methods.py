@@ -264,6 +264,7 @@ def test_mlx_lm_loads_it_and_computes_the_same(
     assert mx.allclose(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ONE_IS_SLOW)
 @pytest.mark.parametrize(
     "embedding", [{"bits": 16}, {"mode": "mxfp4"}, {"bits": 6, "group_size": 32}], ids=str

@@ -261,6 +261,7 @@ def killed(source: Path, new: Path, folder: Path, *arguments: str) -> dict[str, 
     return counts
 
 
+@pytest.mark.slow
 def test_killed_at_some_boundaries(
     tmp_path: Path, source: Path, old_and_new: tuple[Path, Path]
 ) -> None:

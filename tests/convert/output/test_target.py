@@ -20,6 +20,7 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_hf(tmp_path_factory.mktemp("source") / "hf")
 
 
+@pytest.mark.slow
 def test_progress_counts_every_byte_of_the_source(tmp_path: Path, hf_folder: Path) -> None:
     steps = list(stream_conversion(hf_folder, tmp_path / "out"))
     total = sum(2 * int(np.prod(shape)) for shape in CONFIG.shapes.values())

@@ -89,6 +89,7 @@ def test_the_command_line_converts_and_says_so(
     assert content(tmp_path / "out") == before
 
 
+@pytest.mark.slow
 def test_a_dry_run_forecasts_exactly_and_writes_nothing(
     pristine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,6 +108,7 @@ def test_a_dry_run_forecasts_exactly_and_writes_nothing(
     }
 
 
+@pytest.mark.slow
 def test_two_layouts_are_said_on_one_line(
     pristine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -309,6 +309,7 @@ def test_targets_that_would_harm_are_refused(
     assert [path.name for path in (tmp_path / "letters").iterdir()] == ["love.txt"]
 
 
+@pytest.mark.slow
 def test_without_the_extra_nothing_begins(
     pristine: Path,
     tmp_path: Path,

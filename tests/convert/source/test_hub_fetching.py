@@ -31,6 +31,7 @@ def test_a_file_is_fetched_once_and_released(hub: Hub, folder: Path) -> None:
     assert hub.fetched() == {FIRST}
 
 
+@pytest.mark.slow
 def test_interrupted_anywhere_only_the_missing_bytes_are_fetched_again(
     hub: Hub, tmp_path: Path
 ) -> None:

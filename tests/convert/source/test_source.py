@@ -203,6 +203,7 @@ def test_fp8_weights_are_refused(tmp_path: Path, write: Callable[[Path], Path]) 
         open_source(folder)
 
 
+@pytest.mark.slow
 def test_fp8_by_its_config_or_its_scales_alone_is_refused(
     tmp_path: Path, weights: dict[str, mx.array]
 ) -> None:
