@@ -59,7 +59,7 @@ def everything(
     """Run the benchmarks of this machine one after the other, and write a result file of each.
 
     \b
-    python -m benchmarks all --out results --quick            a minute or two
+    python -m benchmarks all --out results --quick            about 4 minutes on two cores
     python -m benchmarks all --out results --peer mlx-lm      some hours on two cores
     """
     if model is not None and only and not {*only} & {*WITH_MODEL}:

@@ -1,14 +1,11 @@
 """Tables on the terminal."""
 
-import sys
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console
-from rich.table import Table
+from magistral_mlx.terminal.table import Table, show_table
 
 RATIO = "ratio with 95 % interval"
 TIMES = "ours, times as fast"
-PIPE_WIDTH = 160
 
 
 def show(title: str, words: str, figures: str, rows: Iterable[Sequence[object]]) -> None:
@@ -16,12 +13,7 @@ def show(title: str, words: str, figures: str, rows: Iterable[Sequence[object]])
 
     ``words`` and ``figures`` are headings with " | " between them.
     """
-    table = Table(title=title, title_justify="left")
-    for column in words.split(" | "):
-        table.add_column(column)
-    for column in figures.split(" | "):
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
-    if table.row_count:
-        Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+    names = words.split(" | ")
+    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    if cells:
+        show_table(Table(title, [*names, *figures.split(" | ")], cells, words=len(names)))

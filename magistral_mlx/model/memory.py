@@ -30,6 +30,7 @@ CPU_CHUNKS = (256, 128, 64)
 REPLY_ROOM = 256
 # A default context is a multiple of this.
 CONTEXT_STEP = 256
+LARGER_CONTEXT = "or load with a larger context (--max-kv-size), if the model has it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +78,20 @@ class MemoryPlan:
             ContextError: the prompt, or what was asked for beside it, does not fit.
         """
         room = self.context - prompt_tokens
-        if room < (REPLY_ROOM if asked is None else 1):
-            least = "" if room < 1 else f", ask for a reply of at most {room} (--max-tokens)"
+        if asked is None and 1 <= room < REPLY_ROOM:
             raise ContextError(
-                f"the prompt is {prompt_tokens} tokens and the context {self.context}, which "
-                f"leaves {max(room, 0)} for the reply; shorten it{least}, or load with a larger "
-                "context (--max-kv-size), if the model has it"
+                f"the prompt with its system prompt and earlier turns is {prompt_tokens} tokens, "
+                f"which leaves {room} of the context of {self.context} for the reply; a reply of "
+                f"no given length needs {REPLY_ROOM}. Ask for at most {room} (--max-tokens "
+                f"{room}), {LARGER_CONTEXT}"
             )
-        if asked is not None and asked > room:
+        if room < (asked or 1):
+            wanted = "" if asked is None else f"max_tokens is {asked}, but "
+            less = f"ask for at most {room}" if room > 0 else "shorten it"
             raise ContextError(
-                f"max_tokens is {asked}, but beside a prompt of {prompt_tokens} tokens the "
-                f"context of {self.context} has room for {room}; ask for less, or load with a "
-                "larger context (--max-kv-size), if the model has it"
+                f"{wanted}the prompt with its system prompt and earlier turns is {prompt_tokens} "
+                f"tokens, which leaves {max(room, 0)} of the context of {self.context} for the "
+                f"reply; {less}, {LARGER_CONTEXT}"
             )
         return min(DEFAULT_CONTEXT, room) if asked is None else asked
 

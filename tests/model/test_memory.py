@@ -128,14 +128,18 @@ def test_a_pass_never_grows_past_what_is_planned() -> None:
     found = plan(1000)
     assert found.reply_tokens(744, None) == 256
     with pytest.raises(
-        ContextError, match=r"leaves 255 for the reply; shorten it, ask for .* at most 255"
+        ContextError,
+        match=r"leaves 255 of .* no given length needs 256\. .* at most 255 \(--max-tokens 255\)",
     ):
         found.reply_tokens(745, None)
     assert found.reply_tokens(745, 255) == 255
-    with pytest.raises(ContextError, match="has room for 255"):
+    with pytest.raises(ContextError, match=r"max_tokens is 256, .* leaves 255 .* at most 255, or"):
         found.reply_tokens(745, 256)
-    with pytest.raises(ContextError, match="leaves 0 for the reply; shorten it, or load"):
-        found.reply_tokens(1001, 1)
+    for asked in (1, None):
+        with pytest.raises(
+            ContextError, match=r"leaves 0 of .* for the reply; shorten it, or load"
+        ):
+            found.reply_tokens(1001, asked)
     assert plan(None, 64).reply_tokens(100, None) == 40_960 - 100
 
 
