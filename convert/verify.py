@@ -12,6 +12,7 @@ import click
 
 from magistral_mlx.convert.progress import run_with_bar
 from magistral_mlx.convert.verification.verification import Report, stream_verification
+from magistral_mlx.errors import visible
 from magistral_mlx.terminal import command_line
 
 STATES = {True: "ok", False: "FAILED", None: "skipped"}
@@ -49,7 +50,8 @@ def command(*, target: str, hf_path: str | None, as_json: bool) -> int:
     """Check a converted checkpoint: every file, number and id of it."""
     started = time.perf_counter()
     report = run_with_bar(stream_verification(target, hf_path))
-    print(in_json(report, time.perf_counter() - started) if as_json else in_words(report))
+    seconds = time.perf_counter() - started
+    print(in_json(report, seconds) if as_json else visible(in_words(report)))
     return command_line.DONE if report.passed else command_line.WRONG
 
 

@@ -3,6 +3,9 @@
 ``load`` a checkpoint, then ``ask``, ``stream``, ``sample`` or ``chat``.
 """
 
+# First, so that Ctrl-C during the other imports ends a command line without a traceback.
+from magistral_mlx import startup  # isort: split
+
 from magistral_mlx.engine.chat import Chat
 from magistral_mlx.engine.load import load
 from magistral_mlx.engine.magistral import Magistral
@@ -21,6 +24,8 @@ from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply, Samples, Usage
 from magistral_mlx.streams import Progress, Stream
 from magistral_mlx.tokenizer.segments import Segment, Text, ToolCall
+
+del startup
 
 __version__ = "0.1.0"
 

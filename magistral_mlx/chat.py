@@ -8,7 +8,7 @@ from typing import get_args
 import click
 
 from magistral_mlx.engine.chat import KeepReasoning
-from magistral_mlx.errors import MagistralError, OptionError
+from magistral_mlx.errors import MagistralError, OptionError, as_flags
 from magistral_mlx.files import cache_dir
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.model.load_options import LoadOptions
@@ -97,7 +97,7 @@ def answer_terminal(session: Session) -> None:
             else:
                 session.ask(text)
         except MagistralError as error:
-            tell(f"error: {error}")
+            tell(f"error: {as_flags(error)}")
         except KeyboardInterrupt:
             tell("stopped")
         if session.is_over:

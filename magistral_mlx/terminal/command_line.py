@@ -2,19 +2,25 @@
 
 import io
 import logging
-import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
-from magistral_mlx.errors import MagistralError
+from magistral_mlx import startup
+from magistral_mlx.errors import MagistralError, as_flags, visible
+from magistral_mlx.terminal.standard_streams import (
+    discard_output,
+    lenient_stderr,
+    open_closed_streams,
+)
 
 # Exit codes; BUG is Python's own for an exception that escapes.
-DONE, BUG, WRONG, INTERRUPTED = 0, 1, 2, 130
+DONE, BUG, WRONG, INTERRUPTED = 0, 1, 2, startup.INTERRUPTED
+SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 
 
 class Command(click.Command):
@@ -38,7 +44,7 @@ class Command(click.Command):
             sys.stdout.flush()
             return result
         except BrokenPipeError:  # as in `... | head -1`
-            _discard_output()
+            discard_output()
             return DONE
 
 
@@ -60,22 +66,6 @@ def exit_in_order() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _discard_output() -> None:
-    """Discard unwritten output, which Python would flush once more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _open_closed_streams() -> None:
-    """Open the null device for streams that a caller has closed (``>&-``).
-
-    Otherwise the next open file would get their numbers, and ``print`` would fail.
-    """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            descriptor = os.open(os.devnull, os.O_RDWR)
-            setattr(sys, name, os.fdopen(descriptor, "w" if number else "r"))
-
-
 def run(
     command: click.Command,
     argv: Sequence[str] | None,
@@ -87,33 +77,66 @@ def run(
 
     Messages of ``loggers`` go to stderr.
     """
-    _open_closed_streams()
+    open_closed_streams()
+    with lenient_stderr(), _logging(loggers):
+        # A letter that stdout cannot encode is written as an escape.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
+        try:
+            startup.ready()
+            result = command.main(
+                None if argv is None else list(argv), name, standalone_mode=False, **SETTINGS
+            )
+            return result if isinstance(result, int) else DONE
+        except (click.Abort, KeyboardInterrupt):
+            return INTERRUPTED
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            return WRONG
+        except click.ClickException as error:
+            show_error(_with_help(error))
+            return WRONG
+        # OSError: a full disk, an unreadable folder.
+        except (MagistralError, OSError) as error:
+            try:
+                sys.stdout.flush()
+            except OSError:
+                discard_output()
+            show_error(as_flags(error))
+            return WRONG
+
+
+def show_error(message: str) -> None:
+    """Print an error, in the one form that all command lines have."""
+    print(f"error: {visible(message)}", file=sys.stderr)
+
+
+def _with_help(error: click.ClickException) -> str:
+    """Return the message of a wrong command line, and the command that shows the right one."""
+    message, ctx = error.format_message(), getattr(error, "ctx", None)
+    if ctx is None:
+        return message
+    return f"{message}\n{ctx.command_path} {SETTINGS['help_option_names'][-1]} shows the options"
+
+
+class _Formatter(logging.Formatter):
+    """Formats a message of a logger, which may quote a file, so that a terminal can show it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
+@contextmanager
+def _logging(loggers: Sequence[str]) -> Iterator[None]:
+    """Show the messages of some loggers on stderr."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Formatter("%(message)s"))
     levels = {logging.getLogger(logger): logging.getLogger(logger).level for logger in loggers}
     for log in levels:
         log.addHandler(handler)
         log.setLevel(logging.INFO)
-    # A letter that stdout cannot encode is written as an escape.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        result = command.main(None if argv is None else list(argv), name, standalone_mode=False)
-        return result if isinstance(result, int) else DONE
-    except click.Abort:
-        return INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        return WRONG
-    # OSError: a full disk, an unreadable folder.
-    except (MagistralError, OSError) as error:
-        try:
-            sys.stdout.flush()
-        except OSError:
-            _discard_output()
-        with suppress(OSError):
-            print(f"error: {error}", file=sys.stderr)
-        return WRONG
+        yield
     finally:
         for log, level in levels.items():
             log.removeHandler(handler)

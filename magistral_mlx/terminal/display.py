@@ -7,11 +7,10 @@ from functools import partial
 from textwrap import TextWrapper
 from typing import TYPE_CHECKING, TextIO
 
-from magistral_mlx.errors import in_units
+from magistral_mlx.errors import in_units, visible
 from magistral_mlx.generation.reply import Reply, Usage
 from magistral_mlx.streams import Progress, Stream
 from magistral_mlx.terminal.window import TraceWindow, can_draw, dim, width
-from magistral_mlx.tokenizer.reasoning import visible
 from magistral_mlx.tokenizer.segments import Segment, Text
 
 if TYPE_CHECKING:

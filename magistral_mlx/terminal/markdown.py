@@ -14,8 +14,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.syntax import Syntax
 from rich.theme import Theme
 
+from magistral_mlx.errors import visible
 from magistral_mlx.terminal.window import Window, width
-from magistral_mlx.tokenizer.reasoning import visible
 
 # Rules that are off, so that the model's text stays visible: HTML would vanish, a reference would
 # change earlier text, an escaping backslash would vanish from LaTeX, and an entity may stand for a

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from magistral_mlx.tokenizer.reasoning import visible
+from magistral_mlx.errors import visible
 
 DIM = "\x1b[2m{}\x1b[22m"
 # Least seconds between two draws; and ten times a draw's own, so that drawing slows nothing down.

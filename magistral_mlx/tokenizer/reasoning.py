@@ -164,16 +164,3 @@ def _held_length(text: str, tags: Sequence[str]) -> int:
     longest = max((len(tag) for tag in tags), default=1) - 1
     lengths = range(min(longest, len(text)), 0, -1)
     return next((n for n in lengths if any(tag.startswith(text[-n:]) for tag in tags)), 0)
-
-
-# Control characters but newline and tab, and characters that reorder the text after them: a
-# terminal obeys them, or the eye does.
-_HARMFUL = [*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
-_VISIBLE = {
-    c: f"\\x{c:02x}" if c < 0x100 else f"\\u{c:04x}" for c in _HARMFUL if c not in (0x09, 0x0A)
-}
-
-
-def visible(text: str) -> str:
-    r"""Write control characters and text-direction overrides as ``\x1b`` or ``\u202e``."""
-    return text.translate(_VISIBLE)

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from magistral_mlx.tokenizer.reasoning import CLOSE, Splitter, StopStrings, TagSplitter, visible
+from magistral_mlx.errors import visible
+from magistral_mlx.tokenizer.reasoning import CLOSE, Splitter, StopStrings, TagSplitter
 from magistral_mlx.tokenizer.segments import Text
 
 PIECES = [
