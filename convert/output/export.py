@@ -22,7 +22,7 @@ from magistral_mlx.tokenizer.tekken_file import TEKKEN_FILE
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 # From the model card, like the sampling below.
 MAX_NEW_TOKENS = 40_960
-# Oldest major version with the TokenizersBackend that tokenizer_config.json names.
+# Oldest major version that makes tokenizer.json from tekken.json.
 TRANSFORMERS = 5
 
 # A text with every kind of piece in the tokenizer's pattern, to compare two tokenizers.
@@ -54,14 +54,18 @@ def make_config(
 ) -> dict[str, Any]:
     """Build config.json in a fixed order, with every value that runtimes would otherwise guess.
 
+    The model type is that of the architecture, Llama, which mlx-lm and mlx-swift run for both
+    names. Under the name mistral, transformers takes mistral-common's tokenizer where that is
+    installed, which ignores the chat template and encodes mlx-lm's prompts as plain text.
+
     Args:
         config: of the model.
         quantization: from ``quantization_block``; None for float weights.
         torch_dtype: type of the tensors that are not packed.
     """
     raw: dict[str, Any] = {
-        "architectures": ["MistralForCausalLM"],
-        "model_type": "mistral",
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
         "attention_dropout": 0.0,
         "bos_token_id": 1,
         "eos_token_id": 2,
@@ -102,7 +106,7 @@ def exports(
         source: the checkpoint to convert, whose tekken.json and SYSTEM_PROMPT.txt are copied.
         config_out: from ``make_config``.
         tokenizer: the source's, if it was read already.
-        tokenizer_json: make tokenizer.json and tokenizer_config.json, with the export extra.
+        tokenizer_json: make tokenizer.json, with the export extra.
         base_model: hub id of the source, for the card.
 
     Raises:
@@ -131,11 +135,12 @@ def exports(
             max_new_tokens=MAX_NEW_TOKENS,
             tokenizer_json=tokenizer_json,
         ),
+        # Without tokenizer.json, transformers makes its tokenizer from tekken.json and this.
+        "tokenizer_config.json": json_text(
+            _tokenizer_config(config_out["max_position_embeddings"])
+        ),
     }
     if tokenizer_json:
-        texts["tokenizer_config.json"] = json_text(
-            _tokenizer_config(config_out["max_position_embeddings"])
-        )
         vocab_size, probe_ids = tokenizer.vocab_size, tokenizer.encode(PROBE)
         texts["tokenizer.json"] = _tokenizer_json(
             source / TEKKEN_FILE, vocab_size=vocab_size, probe_ids=probe_ids
@@ -188,13 +193,13 @@ def _tokenizer_config(max_positions: int) -> dict[str, Any]:
     return {
         "add_bos_token": False,  # the chat template writes it
         "add_eos_token": False,
-        "backend": "tokenizers",
         "bos_token": "<s>",
         "clean_up_tokenization_spaces": False,
         "eos_token": "</s>",
         "model_max_length": max_positions,
         "pad_token": "<pad>",
-        "tokenizer_class": "TokenizersBackend",  # mlx-swift rejects MistralCommonBackend
+        # transformers 4 and 5, and every version of mlx-swift's tokenizers, know this class.
+        "tokenizer_class": "PreTrainedTokenizerFast",
         "unk_token": "<unk>",
     }
 

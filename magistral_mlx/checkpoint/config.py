@@ -13,6 +13,8 @@ from magistral_mlx.errors import CheckpointError, quoted
 
 log = logging.getLogger(__name__)
 
+# Magistral is a Llama decoder, and its conversions made here say so; see the converter's export.
+MODEL_TYPES = ("mistral", "llama")
 PLAIN_ROPE = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
 # JSON may hold infinity, and whole numbers that no float can hold.
 LARGEST = sys.float_info.max
@@ -97,10 +99,10 @@ class ModelConfig:
                 raise fail(f"{key} is {quoted(value)}, expected a positive number")
             return kind(value)
 
-        if raw.get("model_type") != "mistral":
+        if raw.get("model_type") not in MODEL_TYPES:
             raise fail(
                 f"model_type is {quoted(raw.get('model_type'))}; this software runs Magistral's "
-                "text model, model_type 'mistral'"
+                "text model, model_type 'mistral' or 'llama'"
             )
         if raw.get("sliding_window") is not None:
             raise fail(

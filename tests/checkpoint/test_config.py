@@ -144,7 +144,7 @@ def test_rope_theta_is_read_where_either_transformers_writes_it(changes: dict[st
         ),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e9}}}, "Magistral uses plain RoPE"),
         ({"rope_parameters": [1e9]}, "rope_parameters is [1000000000.0]"),
-        ({"model_type": "llama"}, "model_type is 'llama'"),
+        ({"model_type": "qwen3"}, "model_type is 'qwen3'"),
         ({"model_type": "mistral3"}, "model_type is 'mistral3'"),
         ({"model_type": WITHOUT}, "model_type is None"),
         ({"sliding_window": 4096}, "sliding_window is 4096"),

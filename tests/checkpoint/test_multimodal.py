@@ -160,7 +160,7 @@ def test_every_layout_converts_to_the_bytes_of_the_text_model(
     assert {"config.json", "model.safetensors", "model.safetensors.index.json", "README.md"} <= set(
         results[0]
     )
-    assert json.loads(results[0]["config.json"])["model_type"] == "mistral"
+    assert json.loads(results[0]["config.json"])["model_type"] == "llama"
     assert all(result == results[0] for result in results)
 
 

@@ -69,7 +69,7 @@ def exported(
     transformers = pytest.importorskip("transformers")
     version, prompt = CASES[request.param]
     folder = export(tmp_path_factory.mktemp("export"), prompt, version)
-    theirs = transformers.AutoTokenizer.from_pretrained(folder, mistral_format=False)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
     assert type(theirs).__name__ == "TokenizersBackend"
     return Tokenizer.from_folder(folder), theirs
 
@@ -94,6 +94,14 @@ def test_the_template_and_tokenizer_json_encode_as_we_do(exported: tuple[Tokeniz
         expected = ours.encode_chat(messages, **options)
         assert theirs.encode(rendered, add_special_tokens=False) == expected, messages
         assert theirs.encode(rendered) == expected  # nothing adds a second <s>
+
+
+def test_without_tokenizer_json_transformers_reads_tekken_json_alike(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = export(tmp_path, tokenizer_json=False)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    text = theirs.apply_chat_template([USER], tokenize=False, add_generation_prompt=True)
+    assert theirs.encode(text) == Tokenizer.from_folder(folder).encode_chat([USER])
 
 
 USER = {"role": "user", "content": "x"}
@@ -282,8 +290,10 @@ def test_without_the_extra_nothing_begins(tmp_path: Path, monkeypatch: pytest.Mo
         "chat_template.jinja",
         "config.json",
         "generation_config.json",
+        "tekken.json",
+        "tokenizer_config.json",
     ]
-    assert list(exports(source, config_out(), tokenizer_json=False)) == [*texts, "tekken.json"]
+    assert list(exports(source, config_out(), tokenizer_json=False)) == texts
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "4.57.1")
     with pytest.raises(ConversionError, match=r"transformers is 4.57.1, 5 or later is needed"):
         require_export_extra()

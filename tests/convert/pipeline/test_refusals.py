@@ -200,7 +200,7 @@ HF: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "hf" / FIRST).write_bytes(struct.pack("<Q", 150) + OVERFLOW),
         "model-00001-of-00002.safetensors",
     ),
-    "unknown model_type": (config(model_type="llama"), "model_type is 'llama'"),
+    "unknown model_type": (config(model_type="qwen3"), "model_type is 'qwen3'"),
     "no rope_theta": (config(rope_theta=None), "rope_theta is missing"),
     "contradicting head_dim": (config(head_dim=32), "head_dim is 32"),
     "contradicting tie": (config(tie_word_embeddings=True), "tie_word_embeddings is True"),

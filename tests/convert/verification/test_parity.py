@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +124,20 @@ def test_what_mlx_lm_converts_gives_the_same_logits_here(
     ],
 )
 def test_mlx_lm_loads_what_we_convert(tmp_path: Path, recipe: str) -> None:
-    """Through its public door, tokenizer included."""
+    """Through its public door; its tokenizer gives our ids though mistral-common is installed."""
     from mlx_lm import load
 
     folder = tmp_path / "ours"
     convert_checkpoint(DEMO, folder, recipe=recipe)
-    model, _ = load(str(folder))
+    assert find_spec("mistral_common") is not None
+    model, tokenizer = load(str(folder))
     model.set_dtype(mx.float32)
-    ids = mx.array([Tokenizer.from_folder(folder).encode_chat(QUESTIONS[2])])
+    prompt = Tokenizer.from_folder(folder).encode_chat(QUESTIONS[2])
+    messages = [{"role": "user", "content": QUESTIONS[2]}]
+    assert tokenizer.apply_chat_template(messages, add_generation_prompt=True) == prompt
+    # mlx_lm.generate encodes the text of the prompt.
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert tokenizer.encode(text, add_special_tokens=False) == prompt
+    ids = mx.array([prompt])
     expected, logits = model(ids), ours(folder)(ids)
     assert float(mx.linalg.norm(logits - expected) / mx.linalg.norm(expected)) <= 1e-5
