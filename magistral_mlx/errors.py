@@ -75,6 +75,11 @@ def in_units(nbytes: float) -> str:
     return f"{nbytes / 1e6:.1f} MB" if nbytes >= 1e6 else f"{nbytes:,.0f} bytes"
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Return a number of things as a message gives it, such as "1 reply" or "1,024 tokens"."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 class MagistralError(Exception):
     """Base of errors that the user can mend; command lines print it and exit with 2.
 

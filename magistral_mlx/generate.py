@@ -2,61 +2,53 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from magistral_mlx.errors import OptionError
+from magistral_mlx.errors import counted
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply, Samples
 from magistral_mlx.model.load_options import LoadOptions
+from magistral_mlx.serving.events import event_of
 from magistral_mlx.terminal import command_line, shared_flags
-from magistral_mlx.terminal.display import Display, report, show_status, write
-from magistral_mlx.terminal.flags_from_options import click_options
-
-USAGE_KEYS = (
-    "prompt_tokens",
-    "completion_tokens",
-    "reasoning_tokens",
-    "cached_tokens",
-    "forward_passes",
-    "prefill_seconds",
-    "decode_seconds",
-    "peak_memory_bytes",
-    "seed",
+from magistral_mlx.terminal.asking.question import Question
+from magistral_mlx.terminal.asking.results import (
+    as_object,
+    cancelled_object,
+    report_samples,
+    samples_object,
 )
+from magistral_mlx.terminal.display import Display, has_result, report, report_no_answer, write
+from magistral_mlx.terminal.flags_from_options import click_options
+from magistral_mlx.terminal.verbosity import Status, is_quiet
+from magistral_mlx.tokenizer.segments import Segment
 
 EPILOG = """\b
 Examples:
   magistral generate --model demo -p "What is 48 + 76?"
   magistral generate --model demo -p "What is 48 + 76?" | pbcopy
-  cat problem.txt | magistral generate --model ~/magistral-4bit -p - > answer.txt
+  cat report.txt | magistral generate --model ~/magistral-4bit -p "Summarize this." > summary.txt
+  magistral generate --model ~/magistral-4bit -p "Which is faster?" --file a.py --file b.py
   magistral generate --model demo -p "What is 9 * 37?" --samples 5 --json
 
 The answer goes to stdout, so that a pipe gets nothing else. Progress, the trace (dim)
 and the figures go to stderr.
 
+--json-stream prints one JSON object a line: progress, reasoning and answer, by their "kind", while
+they arrive, and in the last line the object of --json.
+
 \b
-Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug."""
+Exit codes: 0 done, 2 something to change, 3 the reply ended without an answer (also with --json),
+130 interrupted, 1 a bug."""
 
 
 @click.command("generate", cls=shared_flags.Command, epilog=EPILOG)
 @shared_flags.model_option
 @click_options(LoadOptions, "options")
-@click.option(
-    "--prompt", "-p", required=True, metavar="P", help="The question; - reads it from stdin."
-)
-@click.option(
-    "--system-prompt", metavar="S", help="A system prompt, added to the checkpoint's own."
-)
-@click.option(
-    "--system-prompt-only",
-    is_flag=True,
-    help="Use --system-prompt alone; the model may then stop reasoning.",
-)
+@click_options(Question, "question")
 @shared_flags.sampling_options
 @shared_flags.hide_reasoning_option
 @click.option(
@@ -69,28 +61,27 @@ Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug."""
     "Reuse the KV cache in F if it exists, and write it there afterwards."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@click.option(
+    "--json-stream", is_flag=True, help="Print JSON lines while the reply arrives; see below."
+)
 def command(
     *,
     model: str,
     options: LoadOptions,
+    question: Question,
     sampling: SamplingParams,
-    prompt: str,
-    system_prompt: str | None,
-    system_prompt_only: bool,
     hide_reasoning: bool,
     samples: int | None,
     prompt_cache_file: Path | None,
     as_json: bool,
+    json_stream: bool,
 ) -> int:
     """Ask Magistral one question and watch it reason."""
-    messages = [{"role": "user", "content": read_prompt(prompt)}]
-    if system_prompt is not None:
-        messages.insert(0, {"role": "system", "content": system_prompt})
-    if system_prompt_only:
-        if system_prompt is None:
-            raise click.UsageError(
-                "--system-prompt-only needs a --system-prompt to use instead of the default"
-            )
+    if as_json and json_stream:
+        raise click.UsageError("--json-stream ends with the object of --json; keep one of the two")
+    prints_json = as_json or json_stream
+    messages = question.messages
+    if question.system_prompt_only and not is_quiet():
         print("warning: without its own system prompt the model may not reason", file=sys.stderr)
     magistral = shared_flags.load_with_progress(model, options)
     if samples is not None:
@@ -98,101 +89,85 @@ def command(
             messages,
             sampling,
             n=samples,
-            system_prompt_only=system_prompt_only,
+            system_prompt_only=question.system_prompt_only,
             prompt_cache_file=prompt_cache_file,
         )
-        samples_so_far, is_complete = collect(replies, samples)
-        show_samples(samples_so_far, model, as_json=as_json, is_complete=is_complete)
-        return command_line.DONE if is_complete else command_line.INTERRUPTED
+        found, is_complete = collect(replies, samples, model=model if json_stream else None)
+        return show_samples(found, model, as_json=prints_json, is_complete=is_complete)
     stream = magistral.stream(
         messages,
         sampling,
-        system_prompt_only=system_prompt_only,
+        system_prompt_only=question.system_prompt_only,
         prompt_cache_file=prompt_cache_file,
     )
-    display = Display(hides_reasoning=hide_reasoning or as_json, hides_answer=as_json)
+    shown = EventDisplay if json_stream else Display
+    display = shown(hides_reasoning=hide_reasoning or prints_json, hides_answer=prints_json)
     reply = display.show_all(stream)
-    if as_json:
-        print(
-            json.dumps(
-                cancelled(display, model) if reply is None else as_object(reply, model),
-                ensure_ascii=False,
-            )
+    if prints_json:
+        print_json(
+            cancelled_object(display.reasoning, display.answer, model)
+            if reply is None
+            else as_object(reply, model)
         )
     if reply is None:
         return command_line.INTERRUPTED
-    report(reply)
-    return command_line.DONE
+    if has_result(reply):
+        report(reply)
+        return command_line.DONE
+    report(reply, says_ending=False)
+    report_no_answer(reply)
+    return command_line.NO_ANSWER
 
 
-def read_prompt(prompt: str) -> str:
-    """Return the prompt, or for "-" the text of a pipe.
+def print_json(found: Mapping[str, Any]) -> None:
+    """Print an object on a line of its own."""
+    print(json.dumps(found, ensure_ascii=False), flush=True)
 
-    Raises:
-        OptionError: it is empty, or not UTF-8.
+
+class EventDisplay(Display):
+    """Prints each segment as a line of JSON, as the bridge spells its events."""
+
+    def show(self, segment: Segment) -> None:
+        print_json(event_of(segment))
+        super().show(segment)
+
+
+def collect(
+    replies: Iterator[Reply], count: int, *, model: str | None = None
+) -> tuple[Samples, bool]:
+    """Collect the replies; return them, and False if Ctrl-C was pressed before the last.
+
+    With ``model`` each reply is printed as a line of JSON.
     """
-    if prompt == "-":
-        try:
-            prompt = sys.stdin.buffer.read().decode()
-        except UnicodeDecodeError as error:
-            raise OptionError(
-                f"the prompt on stdin is not UTF-8 ({error}); convert it, for example with iconv"
-            ) from None
-    if not prompt.strip():
-        raise OptionError(
-            "the prompt is empty; give one with --prompt, or pipe it in with --prompt -"
-        )
-    return prompt.removesuffix("\n")
-
-
-def as_object(reply: Reply, model: str) -> dict[str, Any]:
-    """Return a reply as the object that --json prints."""
-    usage = asdict(reply.usage)
-    return {
-        "reasoning": reply.reasoning,
-        "answer": reply.answer,
-        "finish_reason": reply.finish_reason,
-        "reasoning_closed_by": reply.reasoning_closed_by,
-        **{key: usage[key] for key in USAGE_KEYS},
-        "model": model,
-    }
-
-
-def cancelled(display: Display, model: str) -> dict[str, Any]:
-    """Return the object of a reply that Ctrl-C ended: its text so far, without figures."""
-    text = {"reasoning": display.reasoning, "answer": display.answer}
-    unknown = dict.fromkeys(("reasoning_closed_by", *USAGE_KEYS))
-    return {**text, "finish_reason": "cancelled", **unknown, "model": model}
-
-
-def collect(replies: Iterator[Reply], count: int) -> tuple[Samples, bool]:
-    """Collect the replies; return them, and False if Ctrl-C was pressed before the last."""
     found: list[Reply] = []
+    status = Status()
     try:
-        show_status(f"{count} replies under way")
+        status.show(f"{counted(count, 'reply', 'replies')} under way")
         for reply in replies:
             found.append(reply)
-            show_status(f"{count - len(found)} of {count} replies under way")
+            if model is not None:
+                print_json({"kind": "reply"} | as_object(reply, model))
+            status.show(f"{len(found)} of {counted(count, 'reply', 'replies')} done")
     except KeyboardInterrupt:
         return Samples.from_replies(found), False
     finally:
-        show_status("")
+        status.clear()
     return Samples.from_replies(found), True
 
 
-def show_samples(samples: Samples, model: str, *, as_json: bool, is_complete: bool) -> None:
-    """Print the majority answer, or one JSON object; the votes and costs go to stderr."""
-    replies = [as_object(reply, model) for reply in samples.replies]
+def show_samples(samples: Samples, model: str, *, as_json: bool, is_complete: bool) -> int:
+    """Print the votes and costs on stderr, then the majority answer or one JSON object."""
+    report_samples(samples)
     if as_json:
-        printed: dict[str, Any] = asdict(samples) | {"replies": replies}
-        printed |= {} if is_complete else {"finish_reason": "cancelled"}
-        print(json.dumps(printed, ensure_ascii=False))
+        print_json(samples_object(samples, model, is_complete=is_complete))
     elif samples.votes:
         write(sys.stdout, samples.majority + "\n")
-        for key, count in samples.votes.items():
-            write(sys.stderr, f"{count} of {len(replies)}: {key}\n")
-    for reply in samples.replies:
-        report(reply, f"seed {reply.usage.seed}: ")
+    if not is_complete:
+        return command_line.INTERRUPTED
+    if any(map(has_result, samples.replies)):
+        return command_line.DONE
+    report_no_answer(samples.replies[0])
+    return command_line.NO_ANSWER
 
 
 def main(argv: Sequence[str] | None = None) -> int:

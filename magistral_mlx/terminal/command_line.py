@@ -17,26 +17,37 @@ from magistral_mlx.terminal.standard_streams import (
     lenient_stderr,
     open_closed_streams,
 )
+from magistral_mlx.terminal.verbosity import take_verbosity, verbosity_options
 
 # Exit codes; BUG is Python's own for an exception that escapes.
-DONE, BUG, WRONG, INTERRUPTED = 0, 1, 2, startup.INTERRUPTED
+DONE, BUG, WRONG, NO_ANSWER, INTERRUPTED = 0, 1, 2, 3, startup.INTERRUPTED
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 
 
 class Command(click.Command):
-    """A click command that names our flag for another tool's, and allows a closed output pipe."""
+    """A click command with ``-q``, ``-v`` and ``--log-level``, which all our commands have.
+
+    It names our flag for another tool's, and allows a closed output pipe.
+    """
 
     # mlx-lm's flags, and what to do instead.
     foreign_flags: Mapping[str, str] = {}
 
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        taken = frozenset(flag for param in self.params for flag in param.opts)
+        self.params += verbosity_options(taken)
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
-            return super().parse_args(ctx, args)
+            left = super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             if error.option_name not in self.foreign_flags:
                 raise
             instead = self.foreign_flags[error.option_name]
             raise click.UsageError(f"{error.option_name} is mlx-lm's: {instead}", ctx) from None
+        take_verbosity(ctx)
+        return left
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -1,15 +1,15 @@
 """Show a reply while it arrives: the answer on stdout, everything else on stderr."""
 
-import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from textwrap import TextWrapper
 from typing import TYPE_CHECKING, TextIO
 
-from magistral_mlx.errors import in_units, visible
+from magistral_mlx.errors import counted, in_units, visible
 from magistral_mlx.generation.reply import Reply, Usage
 from magistral_mlx.streams import Progress, Stream
+from magistral_mlx.terminal.verbosity import Status, is_quiet
 from magistral_mlx.terminal.window import TraceWindow, can_draw, dim, width
 from magistral_mlx.tokenizer.segments import Segment, Text
 
@@ -19,13 +19,17 @@ if TYPE_CHECKING:
 WRAPPER = partial(TextWrapper, expand_tabs=False, replace_whitespace=False, break_on_hyphens=False)
 
 
-def show_status(text: str) -> None:
-    """Show one line on a terminal's stderr, in place of the last one; "" removes it."""
-    if sys.stderr.isatty():
-        # A line that wraps could not be removed.
-        width = shutil.get_terminal_size().columns - 1
-        sys.stderr.write(f"\r\x1b[K{visible(text)[:width]}")
-        sys.stderr.flush()
+# How a reply ended, unless by itself.
+ENDINGS = {
+    "length": "cut off at --max-tokens ({:,}); ",
+    "tool_calls": "asks for tools; ",
+    "loop": "stopped, as it repeated itself; ",
+    "cancelled": "stopped by you; ",
+}
+MENDS = {
+    "length": "raise --max-tokens, or limit the reasoning with --think-budget",
+    "loop": "try another --seed, or --on-loop close",
+}
 
 
 @dataclass
@@ -45,14 +49,17 @@ class Display:
     renders: bool = False
     reasoning: str = ""
     answer: str = ""
-    has_status: bool = False
+    status: Status = field(default_factory=Status)
     _trace: TraceWindow | None = None
     _markdown: "MarkdownWriter | None" = None
+
+    def __post_init__(self) -> None:
+        self.hides_reasoning = self.hides_reasoning or is_quiet()
 
     def show(self, segment: Segment) -> None:
         """Show one segment."""
         if isinstance(segment, Progress):
-            self.tell(f"reading the prompt: {segment.done}/{segment.total} tokens")
+            self.status.show(f"reading the prompt: {segment.done}/{segment.total} tokens")
         elif isinstance(segment, Text):
             self._show_text(segment)
 
@@ -60,18 +67,18 @@ class Display:
         if segment.kind == "reasoning":
             self.reasoning += segment.text
             if self.hides_reasoning:
-                self.tell(f"reasoning: {len(self.reasoning):,} characters")
+                self.status.show(f"reasoning: {counted(len(self.reasoning), 'character')}")
             else:
-                self.tell("")
+                self.status.clear()
                 self._show_reasoning(segment.text)
         else:
             if not self.answer and self.reasoning and not self.hides_reasoning:
                 self._close_trace()
             self.answer += segment.text
             if self.hides_answer:
-                self.tell(f"answering: {len(self.answer):,} characters")
+                self.status.show(f"answering: {counted(len(self.answer), 'character')}")
             else:
-                self.tell("")
+                self.status.clear()
                 self._show_answer(segment.text)
 
     def _show_reasoning(self, text: str) -> None:
@@ -99,15 +106,9 @@ class Display:
         else:
             self._markdown.push(text)
 
-    def tell(self, status: str) -> None:
-        """Set or remove the status line, but never a line of the reply in its place."""
-        if status or self.has_status:
-            show_status(status)
-        self.has_status = bool(status)
-
     def end(self) -> None:
         """Finish the last line."""
-        self.tell("")
+        self.status.clear()
         if self._markdown is not None:
             self._markdown.end()
         elif self.answer and not self.hides_answer:
@@ -149,10 +150,26 @@ def tell(text: str, *, is_dim: bool = False) -> None:
     write(sys.stderr, "\n")
 
 
-def report(reply: Reply, label: str = "") -> None:
+def report(reply: Reply, *, says_ending: bool = True) -> None:
     """Write the cost of a reply as one line on stderr, and how it ended if not by itself."""
-    ended = "" if reply.finish_reason == "stop" else f"ended by {reply.finish_reason}; "
-    tell(f"{label}{ended}{figures(reply.usage)}", is_dim=True)
+    if not is_quiet():
+        tell(f"{ending(reply) if says_ending else ''}{figures(reply.usage)}", is_dim=True)
+
+
+def ending(reply: Reply) -> str:
+    """Say how a reply ended, as the first part of a line; "" if it ended by itself."""
+    return ENDINGS.get(reply.finish_reason, "").format(reply.usage.max_tokens)
+
+
+def has_result(reply: Reply) -> bool:
+    """Return False for a reply that has neither an answer nor a tool call."""
+    return bool(reply.answer.strip() or reply.tool_calls)
+
+
+def report_no_answer(reply: Reply) -> None:
+    """Say as an error that a reply has no answer, why, and what helps."""
+    mend = MENDS.get(reply.finish_reason, "try another --seed")
+    tell(f"error: {ending(reply)}there is no answer; {mend}")
 
 
 def rate(tokens: float, seconds: float) -> str:
@@ -163,13 +180,15 @@ def rate(tokens: float, seconds: float) -> str:
 def figures(usage: Usage) -> str:
     """Format the cost of a reply as one line."""
     cached = f" ({usage.cached_tokens:,} cached)" if usage.cached_tokens else ""
-    left_out = f"; {usage.dropped_turns} oldest turns left out" if usage.dropped_turns else ""
+    dropped = usage.dropped_turns
+    left_out = f"; {counted(dropped, 'oldest turn')} left out" if dropped else ""
     return (
-        f"prompt {usage.prompt_tokens:,} tokens{cached}, "
+        f"prompt {counted(usage.prompt_tokens, 'token')}{cached}, "
         f"{rate(usage.prompt_tokens - usage.cached_tokens, usage.prefill_seconds)}; "
-        f"reply {usage.completion_tokens:,} tokens ({usage.reasoning_tokens:,} reasoning), "
+        f"reply {counted(usage.completion_tokens, 'token')} "
+        f"({usage.reasoning_tokens:,} reasoning), "
         # the first token came with the prompt's pass
         f"{rate(usage.completion_tokens - 1, usage.decode_seconds)}; "
         f"first token after {usage.prefill_seconds:.2f} s; "
-        f"peak memory {in_units(usage.peak_memory_bytes)}{left_out}"
+        f"peak memory {in_units(usage.peak_memory_bytes)}{left_out}; seed {usage.seed}"
     )

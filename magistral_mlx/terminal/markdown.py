@@ -15,7 +15,7 @@ from rich.syntax import Syntax
 from rich.theme import Theme
 
 from magistral_mlx.errors import visible
-from magistral_mlx.terminal.window import Window, width
+from magistral_mlx.terminal.window import Window, has_styles, width
 
 # Rules that are off, so that the model's text stays visible: HTML would vanish, a reference would
 # change earlier text, an escaping backslash would vanish from LaTeX, and an entity may stand for a
@@ -87,7 +87,10 @@ def rendered(block: str, columns: int) -> list[str]:
     console = Console(file=io.StringIO(), force_terminal=True, width=columns, theme=THEME)
     console.print(Markdown(block), end="")
     assert isinstance(console.file, io.StringIO)
-    lines = [PADDING.sub(_colours, line) for line in console.file.getvalue().split("\n")]
+    text = console.file.getvalue()
+    if not has_styles():
+        text = SGR.sub("", text)
+    lines = [PADDING.sub(_colours, line) for line in text.split("\n")]
     seen = [i for i, line in enumerate(lines) if SGR.sub("", line)]
     return lines[seen[0] : seen[-1] + 1] if seen else []
 

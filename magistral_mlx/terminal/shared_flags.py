@@ -14,8 +14,8 @@ from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.model import cache_file
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.terminal import command_line
-from magistral_mlx.terminal.display import show_status
 from magistral_mlx.terminal.flags_from_options import Decorator, Function, click_options
+from magistral_mlx.terminal.verbosity import Status
 
 NO_MODEL = """--model is missing. Three ways to get a model:
   --model lmstudio-community/Magistral-Small-2506-MLX-4bit
@@ -46,7 +46,6 @@ MLX_LM_FLAGS = {
     "--top-k": "use --top-p, as the model card does",
     "--trust-remote-code": "no code from a checkpoint is ever run",
     "--use-default-chat-template": "the chat is encoded by mistral-common, not by a template",
-    "--verbose": "progress and figures are on stderr already; silence them with 2>/dev/null",
     "--xtc-probability": "use --temp and --top-p, as the model card does",
     "--xtc-threshold": "use --temp and --top-p, as the model card does",
 }
@@ -60,10 +59,12 @@ class Command(command_line.Command):
 
 def load_with_progress(model: str, options: LoadOptions) -> Magistral:
     """Load a model, with progress on stderr."""
-    stream = loading(model, options)
-    for progress in stream:
-        show_status(f"loading {model}: {in_units(progress.done)} of {in_units(progress.total)}")
-    show_status("")
+    stream, status = loading(model, options), Status()
+    try:
+        for progress in stream:
+            status.show(f"loading {model}: {in_units(progress.done)} of {in_units(progress.total)}")
+    finally:
+        status.clear()
     return stream.result()
 
 

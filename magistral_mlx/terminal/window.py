@@ -10,6 +10,8 @@ from typing import TextIO
 from magistral_mlx.errors import visible
 
 DIM = "\x1b[2m{}\x1b[22m"
+# Values of TERM that promise no control sequence.
+PLAIN_TERMINALS = ("dumb", "unknown")
 # Least seconds between two draws; and ten times a draw's own, so that drawing slows nothing down.
 BETWEEN_DRAWS = 0.05
 # Lines of a trace that are shown while it grows.
@@ -19,12 +21,17 @@ FOLDED = "▸ thought for {seconds:.1f} s, {characters:,} characters; /trace sho
 
 def can_draw(stream: TextIO) -> bool:
     """Return True for a terminal that can move its cursor."""
-    return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    return stream.isatty() and os.environ.get("TERM") not in PLAIN_TERMINALS
+
+
+def has_styles() -> bool:
+    """Return True if letters may be dim, bold or coloured: NO_COLOR is empty, TERM not dumb."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in PLAIN_TERMINALS
 
 
 def dim(text: str) -> str:
-    """Return text in dim letters, unless NO_COLOR is set."""
-    return text if "NO_COLOR" in os.environ else DIM.format(text)
+    """Return text in dim letters, where letters may have styles."""
+    return DIM.format(text) if has_styles() else text
 
 
 def width() -> int:

@@ -78,7 +78,7 @@ def test_a_full_context_is_said(
         err,
     )
     assert said
-    assert f"; {said[-1][1]} oldest turns left out\n" in err
+    assert f"; {said[-1][1]} oldest turns left out; seed" in err
 
 
 def test_a_line_that_is_not_utf_8(
@@ -273,7 +273,7 @@ def test_ctrl_c_in_the_trace_drops_the_question_and_retry_asks_it(
     assert chat.main(GREEDY) == 0
     out, err = capsys.readouterr()
     assert out.count("124") == 2
-    assert "ended by cancelled; prompt" in err
+    assert "stopped by you; prompt" in err
     assert "stopped before an answer: the question is dropped; /retry asks it again" in err
     assert re.findall(r"conversation  (\d)", err) == ["0", "1", "1"]
 
@@ -343,7 +343,7 @@ def test_a_real_terminal_and_a_real_ctrl_c(tmp_path: Path) -> None:
         for _ in range(3):
             wait_for("\x1b[K\r\n")  # a line of the answer
         os.write(terminal, b"\x03")
-        wait_for("ended by cancelled")
+        wait_for("stopped by you")
         wait_for("\x1b[?2004h")  # the prompt
         os.write(terminal, b"/stats\r")
         wait_for("conversation  1 turns")

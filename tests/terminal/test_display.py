@@ -4,12 +4,14 @@ import io
 import re
 import sys
 from collections.abc import Callable, Generator
+from dataclasses import replace
 
 import pytest
 
 from magistral_mlx.generation.reply import Reply, Usage
 from magistral_mlx.streams import Progress, streamed
-from magistral_mlx.terminal.display import Display, report, show_status, tell
+from magistral_mlx.terminal.display import Display, figures, report, tell
+from magistral_mlx.terminal.verbosity import Status
 from magistral_mlx.terminal.window import TraceWindow
 from magistral_mlx.tokenizer.segments import Segment, Text
 from tests.support.screen import Screen
@@ -48,6 +50,7 @@ class Terminal(io.StringIO):
 def make_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     """Make one terminal for both streams; no fixture, because pytest resets the streams."""
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     both = Terminal()
     monkeypatch.setattr(sys, "stdout", both)
     monkeypatch.setattr(sys, "stderr", both)
@@ -125,21 +128,39 @@ def test_nothing_a_terminal_would_obey(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_status_never_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = make_terminal(monkeypatch)
     monkeypatch.setenv("COLUMNS", "20")
-    show_status("loading " + "x" * 100)
+    Status().show("loading " + "x" * 100)
     assert terminal.lines() == ["loading xxxxxxxxxxx"]
 
 
-def test_without_a_terminal_there_is_no_status(capsys: pytest.CaptureFixture[str]) -> None:
-    show_status("loading")
-    assert capsys.readouterr() == ("", "")
+@pytest.mark.parametrize("term", [None, "dumb"])
+def test_a_log_gets_a_line_of_status_every_30_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], term: str | None
+) -> None:
+    """A pipe and a terminal that cannot draw get lines; nothing is written to remove them."""
+    if term is not None:
+        terminal = make_terminal(monkeypatch)
+        monkeypatch.setenv("TERM", term)
+    now = 0.0
+    status = Status(clock=lambda: now)
+    for second in range(75):
+        now = float(second)
+        status.show(f"done {second}\x1b")
+    status.clear()
+    written = capsys.readouterr().err if term is None else terminal.getvalue()
+    assert written == "done 30\\x1b\ndone 60\\x1b\n"
 
 
 def test_a_rate_that_cannot_be_told_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
-    report(Reply("", "", (), "length", None, USAGE), "seed 7: ")
+    report(Reply("", "", (), "length", None, USAGE))
     assert capsys.readouterr().err == (
-        "seed 7: ended by length; prompt 20 tokens, -; reply 1 tokens (0 reasoning), -; "
-        "first token after 0.00 s; peak memory 1.00 GB\n"
+        "cut off at --max-tokens (1); prompt 20 tokens, -; reply 1 token (0 reasoning), -; "
+        "first token after 0.00 s; peak memory 1.00 GB; seed 7\n"
     )
+
+
+def test_one_turn_is_singular() -> None:
+    assert "; 1 oldest turn left out" in figures(replace(USAGE, dropped_turns=1))
+    assert "; 2 oldest turns left out" in figures(replace(USAGE, dropped_turns=2))
 
 
 TRACE = "".join(f"Step {i}: {'x' * i}\n" for i in range(40))
@@ -201,7 +222,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_plain_text(
     terminal = make_terminal(monkeypatch)
     monkeypatch.setenv("TERM", term)
     Display(folds=True, renders=True).show_all(stream(SEGMENTS))
-    assert terminal.lines() == ["8+6=14", "", "It is 124.", ""]
+    assert terminal.getvalue() == "8+6=14\n\nIt is 124.\n"
 
 
 def test_a_pipe_gets_the_model_s_text(

@@ -5,85 +5,21 @@ import json
 import re
 import sys
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from magistral_mlx import generate
 from magistral_mlx.errors import HubError
 from magistral_mlx.generation.params import SamplingParams
-from magistral_mlx.generation.reply import Reply, Usage
+from magistral_mlx.generation.reply import Reply
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.streams import Progress, streamed
 from magistral_mlx.terminal import shared_flags
-from magistral_mlx.tokenizer.segments import Segment, Text
-
-USAGE = Usage(
-    prompt_tokens=20,
-    completion_tokens=11,
-    reasoning_tokens=6,
-    cached_tokens=4,
-    forward_passes=12,
-    prefill_seconds=0.5,
-    decode_seconds=2.0,
-    peak_memory_bytes=1_500_000_000,
-    max_tokens=99,
-    seed=7,
-)
-REPLY = Reply("8+6=14", "It is 124.", (), "stop", "model", USAGE)
-SEGMENTS = [
-    Progress(16, 20),
-    Text("reasoning", "8+6"),
-    Text("reasoning", "=14"),
-    Text("answer", "It is "),
-    Text("answer", "124."),
-]
-
-
-@dataclass
-class Scripted:
-    """A model with scripted segments that records how it was asked."""
-
-    segments: list[Segment] = field(default_factory=lambda: list(SEGMENTS))
-    reply: Reply = REPLY
-    interrupt_after: int | None = None
-    asked: list[Any] = field(default_factory=list)
-    loaded: dict[str, Any] = field(default_factory=dict)
-    is_closed: bool = False
-
-    @streamed
-    def loading(self, model: str, options: LoadOptions) -> Generator[Progress, None, "Scripted"]:
-        self.loaded = {"model": model} | asdict(options)
-        yield Progress(1, 2)
-        yield Progress(2, 2)
-        return self
-
-    @streamed
-    def stream(
-        self, messages: Any, sampling: SamplingParams, **options: Any
-    ) -> Generator[Segment, None, Reply]:
-        self.asked.append((messages, sampling, options))
-        try:
-            for i, segment in enumerate(self.segments):
-                if i == self.interrupt_after:
-                    raise KeyboardInterrupt
-                yield segment
-            return self.reply
-        finally:
-            self.is_closed = True
-
-    @streamed
-    def stream_samples(
-        self, messages: Any, sampling: SamplingParams, *, n: int, **options: Any
-    ) -> Generator[Reply, None, None]:
-        self.asked.append((messages, sampling, options))
-        for i in range(n):
-            if i == self.interrupt_after:
-                raise KeyboardInterrupt
-            yield self.reply
+from magistral_mlx.terminal.asking.results import as_object
+from magistral_mlx.tokenizer.segments import Text
+from tests.support.terminal.scripted import REPLY, USAGE, Scripted, run
 
 
 @pytest.fixture
@@ -91,10 +27,6 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Scripted:
     scripted = Scripted()
     monkeypatch.setattr(shared_flags, "loading", scripted.loading)
     return scripted
-
-
-def run(*arguments: str) -> int:
-    return generate.main(["--model", "m", "--prompt", "What is 48 + 76?", *arguments])
 
 
 def pipe_in(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
@@ -110,7 +42,7 @@ def test_a_pipe_gets_the_answer_and_nothing_else(
     assert err == (
         "8+6=14\n\n"
         "prompt 20 tokens (4 cached), 32.0 tok/s; reply 11 tokens (6 reasoning), 5.0 tok/s; "
-        "first token after 0.50 s; peak memory 1.50 GB\n"
+        "first token after 0.50 s; peak memory 1.50 GB; seed 7\n"
     )
 
 
@@ -126,10 +58,16 @@ def test_a_reply_cut_short_says_so(model: Scripted, capsys: pytest.CaptureFixtur
         [Text("reasoning", "hm")],
         Reply("hm", "", (), "length", None, USAGE),
     )
-    assert run() == 0
+    assert run() == 3
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("hm\nended by length; prompt 20 tokens")
+    assert err.startswith("hm\nprompt 20 tokens")
+    mend = "cut off at --max-tokens (99); there is no answer; raise --max-tokens"
+    assert f"\nerror: {mend}" in err
+    assert run("--json") == 3
+    assert json.loads(capsys.readouterr().out)["answer"] == ""
+    assert run("-q") == 3
+    assert capsys.readouterr().err.startswith(f"error: {mend}")
 
 
 def test_json_is_one_object_with_these_keys(
@@ -158,11 +96,16 @@ def test_samples(model: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--samples", "3") == 0
     out, err = capsys.readouterr()
     assert out == "It is 124.\n"
-    assert err.startswith("3 of 3: 124\nseed 7: prompt 20")
+    assert err == (
+        "3 of 3: 124\nprompt 20 tokens; 3 replies of 33 tokens in all (18 reasoning), "
+        "15.0 tok/s; peak memory 1.50 GB; seeds 7 to 7\n"
+    )
+    assert run("--samples", "3", "-v") == 0
+    assert capsys.readouterr().err.startswith("seed 7: 124; 11 tokens\n" * 3)
     assert run("--samples", "3", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert set(printed) == {"replies", "majority", "votes", "forward_passes"}
-    assert [set(reply) for reply in printed["replies"]] == [{*generate.as_object(REPLY, "m")}] * 3
+    assert [set(reply) for reply in printed["replies"]] == [{*as_object(REPLY, "m")}] * 3
 
 
 def test_flags_reach_the_library(model: Scripted) -> None:
@@ -241,6 +184,9 @@ def test_a_prompt_from_a_pipe(
         (["--stop", ""], "stop is"),
         (["--prompt-cache-file", "no/such/folder/f"], "no folder"),
         (["--prompt-cache-file", "/"], "is a directory"),
+        (["--system-prompt", "a", "--system-prompt-file", "b"], "keep one"),
+        (["--json", "--json-stream"], "keep one"),
+        (["-q", "-v"], "keep one"),
         (["--system-prompt-only"], "needs a --system-prompt"),
         (["--seed", "x"], "--seed"),
         (["--no-such-flag"], "--no-such-flag"),
@@ -307,7 +253,7 @@ def test_ctrl_c_shows_the_partial_reply(
     printed = json.loads(capsys.readouterr().out)
     assert (printed["reasoning"], printed["answer"]) == ("8+6=14", "It is ")
     assert (printed["finish_reason"], printed["seed"]) == ("cancelled", None)
-    assert set(printed) == set(generate.as_object(REPLY, "m"))
+    assert set(printed) == set(as_object(REPLY, "m"))
 
 
 @pytest.mark.parametrize("finished", [0, 2])

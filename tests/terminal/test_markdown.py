@@ -200,6 +200,6 @@ def test_nothing_a_terminal_would_obey() -> None:
         assert "".join(blocks(text)) == text
 
 
-def test_without_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_colours_there_is_no_bold_either(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not re.search(r"\x1b\[[\d;]*3\d", shown([ANSWER], columns=60).text)
+    assert not re.search(r"\x1b\[[\d;]*m", shown([ANSWER], columns=60).text)

@@ -1,0 +1,116 @@
+"""Verbosity of a command (``-q``, ``-v``, ``--log-level``), and the line of its status."""
+
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import click
+
+from magistral_mlx.errors import visible
+from magistral_mlx.terminal.window import can_draw
+
+LOG_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+FLAGS = ("quiet", "verbose", "log_level")
+# Seconds between two lines where no line can be drawn over, as in a log file.
+BETWEEN_LINES = 30.0
+_QUIET, _VERBOSE = f"{__name__}.quiet", f"{__name__}.verbose"
+
+
+def verbosity_options(taken: frozenset[str] = frozenset()) -> list[click.Option]:
+    """Make the options, without those of their short flags that a command has ``taken``."""
+    return [
+        click.Option(
+            [flag for flag in ("-q", "--quiet") if flag not in taken],
+            is_flag=True,
+            help="Show only the result and errors.",
+        ),
+        click.Option(
+            [flag for flag in ("-v", "--verbose") if flag not in taken],
+            is_flag=True,
+            help="Show more: each of several replies, and every log message.",
+        ),
+        click.Option(
+            ["--log-level"],
+            type=click.Choice(list(LOG_LEVELS)),
+            help="Least important log messages to show; info by default, error with --quiet, "
+            "debug with --verbose.",
+        ),
+    ]
+
+
+def take_verbosity(ctx: click.Context) -> None:
+    """Take the options out of a command's parameters, and keep what they say for its run.
+
+    Raises:
+        click.UsageError: both quiet and verbose are asked for.
+    """
+    quiet, verbose, level = (ctx.params.pop(name, None) for name in FLAGS)
+    if quiet and verbose:
+        raise click.UsageError("--quiet and --verbose contradict each other; keep one", ctx)
+    default = "error" if quiet else "debug" if verbose else "info"
+    ctx.meta.update({_QUIET: bool(quiet), _VERBOSE: bool(verbose)})
+    # The command line's run restores the level.
+    logging.getLogger("magistral_mlx").setLevel(LOG_LEVELS[level or default])
+
+
+def is_quiet() -> bool:
+    """Return True if the command that runs may show only its result and errors."""
+    return _asked(_QUIET)
+
+
+def is_verbose() -> bool:
+    """Return True if the command that runs is asked for details."""
+    return _asked(_VERBOSE)
+
+
+def _asked(key: str) -> bool:
+    ctx = click.get_current_context(silent=True)
+    return ctx is not None and bool(ctx.meta.get(key))
+
+
+@dataclass
+class Status:
+    """One line on stderr about the work under way.
+
+    A terminal shows each text in place of the last one. Elsewhere one line is written every 30
+    seconds. With ``--quiet`` nothing is shown.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    is_shown: bool = False
+    _due: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._due = self.clock() + BETWEEN_LINES
+
+    def show(self, text: str) -> None:
+        """Say how far the work is."""
+        if is_quiet():
+            return
+        if can_draw(sys.stderr):
+            # A line that wraps could not be removed.
+            width = shutil.get_terminal_size().columns - 1
+            self._draw(visible(text)[:width])
+            self.is_shown = True
+        elif (now := self.clock()) >= self._due:
+            self._due = now + BETWEEN_LINES
+            sys.stderr.write(f"{visible(text)}\n")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Remove the line from a terminal."""
+        if self.is_shown:
+            self._draw("")
+            self.is_shown = False
+
+    def _draw(self, text: str) -> None:
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
