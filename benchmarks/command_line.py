@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 import click
 
+from magistral_mlx.atomic_files import check_writable, replacing
 from magistral_mlx.errors import OptionError
-from magistral_mlx.files import check_writable, replacing, write_all
+from magistral_mlx.files import write_all
 
 LAYERS = click.IntRange(1, 40)
 COUNT = click.IntRange(1)

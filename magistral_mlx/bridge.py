@@ -151,13 +151,14 @@ def stats(handle: int) -> dict[str, Any]:
 
 
 @returns_errors
-def save(handle: int, path: str) -> dict[str, Any]:
+def save(handle: int, path: str, *, overwrite: bool = False) -> dict[str, Any]:
     """Write the conversation of the last reply, its trace included, and the cache to a file.
 
-    A save is atomic. The file holds the conversation in the clear. While a stream has not ended,
-    this is an error with the code "busy".
+    A save is atomic. The file holds the conversation in the clear. A file that this handle has not
+    saved or resumed is replaced only with ``overwrite``, and one that is no prompt cache never.
+    While a stream has not ended, this is an error with the code "busy".
     """
-    return _handles.model(handle).save(path)
+    return _handles.model(handle).save(path, overwrite=overwrite)
 
 
 @returns_errors

@@ -7,7 +7,7 @@ from typing import get_args
 
 import click
 
-from magistral_mlx.engine.chat import KeepReasoning
+from magistral_mlx.engine.turns import KeepReasoning
 from magistral_mlx.errors import MagistralError, OptionError, as_flags
 from magistral_mlx.files import cache_dir
 from magistral_mlx.generation.params import SamplingParams

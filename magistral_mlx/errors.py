@@ -98,6 +98,10 @@ class OptionError(MagistralError):
     """Refused option or argument."""
 
 
+class OverwriteError(OptionError):
+    """File that is not written, because what it holds would be lost."""
+
+
 class CheckpointError(MagistralError):
     """Checkpoint, or a file of it, that is missing, damaged or of another model."""
 

@@ -1,4 +1,4 @@
-"""Paths, the cache folder, and files that get their name when they are whole."""
+"""Paths, the cache folder, small files, and what has to reach the drive."""
 
 import errno
 import fcntl
@@ -8,7 +8,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from magistral_mlx.errors import OptionError, quoted
@@ -20,9 +20,19 @@ PARTIAL = ".partial"  # ends the name of a file that is not whole
 
 def as_path(value: str | Path, name: str) -> Path:
     """Return ``value`` as a path; raise OptionError, which calls it ``name``, if it is none."""
-    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
+    if not isinstance(value, str | Path) or not _is_name(str(value)):
         raise OptionError(f"{name} is {quoted(value)}; use the path of a file or folder")
     return Path(value)
+
+
+def expanded(path: Path) -> Path:
+    """Return a path with its ``~`` or ``~user`` expanded; raise OptionError for an unknown one."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise OptionError(
+            f"{path}: there is no home folder {path.parts[0]}; write the whole path, or ./{path}"
+        ) from None
 
 
 def cache_dir() -> Path:
@@ -33,45 +43,11 @@ def cache_dir() -> Path:
     Source: https://specifications.freedesktop.org/basedir-spec (ignore a relative XDG path).
     """
     if own := os.environ.get("MAGISTRAL_MLX_CACHE"):
-        return Path(own).expanduser().absolute()
+        return expanded(as_path(own, "MAGISTRAL_MLX_CACHE")).absolute()
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "magistral-mlx"
     xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "magistral-mlx"
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[int]:
-    """Open a new file that takes the place of ``path`` at the end of the block.
-
-    Until then ``path`` is the old file, or no file, however the process ends. The new file keeps
-    the old file's mode. If ``path`` is a symbolic link, the link's target is replaced. A process
-    that dies in the block leaves ``.NAME.PID.partial`` behind, and the next call deletes it.
-
-    Yields:
-        The descriptor of the new file.
-
-    Raises:
-        OSError: ``path`` is not a plain file that may be written, or the disk is full or fails.
-    """
-    target, partial, mode = _begin(path)
-    _discard_abandoned(target)
-    with _renamed_when_whole(_create_locked(partial), partial, target) as descriptor:
-        if mode is not None:
-            os.fchmod(descriptor, mode)
-        yield descriptor
-
-
-def check_writable(path: Path) -> None:
-    """Raise now the OSError that ``replacing`` would raise later, as far as that can be told."""
-    target, partial, _ = _begin(path)
-    # The name of the partial file is longer, and may be too long.
-    with suppress(FileNotFoundError):
-        os.lstat(partial)
-    if not os.path.isdir(target.parent):
-        raise FileNotFoundError(errno.ENOENT, f"there is no folder {target.parent}")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, f"{target.parent} may not be written to")
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -80,14 +56,14 @@ def write_file(path: Path, content: bytes) -> None:
     Unlike ``replacing``, never follows a link, and expects no other process in the folder.
     """
     partial = path.with_name(path.name + PARTIAL)
-    with _renamed_when_whole(create_file(partial), partial, path) as descriptor:
+    with renamed_when_whole(create_file(partial), partial, path) as descriptor:
         write_at(descriptor, memoryview(content), 0)
 
 
 def create_file(path: Path) -> int:
     """Return the descriptor of a new empty file; first delete what has its name."""
     discard(path)
-    return _create(path, os.O_RDWR)
+    return create_new(path, os.O_RDWR)
 
 
 def append_to_file(path: Path, content: bytes) -> None:
@@ -204,12 +180,18 @@ def leave_file_cache(descriptor: int, offset: int, nbytes: int) -> None:
 
 
 @contextmanager
-def _renamed_when_whole(descriptor: int, partial: Path, target: Path) -> Iterator[int]:
-    """Flush ``partial`` and rename it to ``target`` at the end of the block, or delete it."""
+def renamed_when_whole(
+    descriptor: int, partial: Path, target: Path, alone: AbstractContextManager[None] | None = None
+) -> Iterator[int]:
+    """Flush ``partial`` and rename it to ``target`` at the end of the block, or delete it.
+
+    It is renamed in a block of ``alone``, if given.
+    """
     try:
         yield descriptor
         flush(descriptor)
-        rename(partial, target)
+        with alone or nullcontext():
+            rename(partial, target)
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(partial)
@@ -218,73 +200,14 @@ def _renamed_when_whole(descriptor: int, partial: Path, target: Path) -> Iterato
         os.close(descriptor)
 
 
-def _create(path: Path, access: int) -> int:
-    return os.open(path, access | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-
-
-def _begin(path: Path) -> tuple[Path, Path, int | None]:
-    """Return the file to replace, the partial file that replaces it, and the mode to keep."""
-    target = Path(os.path.realpath(path))
-    return target, target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}"), _mode(target)
-
-
-def _mode(target: Path) -> int | None:
-    """Return the mode of the file to replace, or None if there is none."""
+def _is_name(text: str) -> bool:
+    """Return whether the system can have a file of this name; lone surrogates are no characters."""
     try:
-        status = os.lstat(target)
-    except FileNotFoundError:
-        return None
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is no plain file")
-    if not os.access(target, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    return stat.S_IMODE(status.st_mode)
+        return bool(text) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
-def _create_locked(partial: Path) -> int:
-    """Create ``partial`` and lock it, so that no other process takes it for abandoned.
-
-    Another process may delete it before it is locked. Then it is created again.
-    """
-    while True:
-        descriptor = _create(partial, os.O_WRONLY)
-        # Only a process that is about to delete the file holds this lock, and not for long. A file
-        # system without locks raises an error; then no process deletes anything.
-        try:
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if _has_name(descriptor, partial):
-                return descriptor
-        except BaseException:
-            discard(partial)
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-
-
-def _discard_abandoned(target: Path) -> None:
-    """Delete the partial files of ``target`` that no living process has locked."""
-    before = f".{target.name}."
-    for name in os.listdir(target.parent):
-        process = name.removeprefix(before).removesuffix(PARTIAL)
-        if name == f"{before}{process}{PARTIAL}" and process.isdigit():
-            _discard_unlocked(target.with_name(name))
-
-
-def _discard_unlocked(partial: Path) -> None:
-    with suppress(OSError):
-        descriptor = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Since it was opened, the name may have gone to a newer file.
-            if _has_name(descriptor, partial):
-                os.unlink(partial)
-        finally:
-            os.close(descriptor)
-
-
-def _has_name(descriptor: int, path: Path) -> bool:
-    """Return whether ``path`` is the name of the open file."""
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
-    return False
+def create_new(path: Path, access: int, mode: int = 0o666) -> int:
+    """Create a file and return its descriptor; raise OSError if something has its name."""
+    return os.open(path, access | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 import magistral_mlx as mm
-from magistral_mlx import files
-from magistral_mlx.files import replacing, write_all
+from magistral_mlx import atomic_files
+from magistral_mlx.atomic_files import replacing
+from magistral_mlx.files import write_all
 
 
 def test_a_save_that_is_interrupted_while_it_locks_leaves_nothing(
@@ -17,7 +18,7 @@ def test_a_save_that_is_interrupted_while_it_locks_leaves_nothing(
 
     path = tmp_path / "file"
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_has_name", interrupt)
+        patch.setattr(atomic_files, "_has_name", interrupt)
         with pytest.raises(KeyboardInterrupt), replacing(path):
             pass
     assert list(tmp_path.iterdir()) == []

@@ -24,10 +24,11 @@ MAY_IMPORT = {
     "streams": "errors",
     "options": "errors",
     "files": "errors",
+    "atomic_files": "files",
     "disk_space": "",
     "checkpoint": "disk_space errors files options streams",
     "tokenizer": "checkpoint errors files options streams",
-    "model": "checkpoint disk_space errors files options streams",
+    "model": "atomic_files checkpoint disk_space errors files options streams",
     "generation": "checkpoint errors files model options streams tokenizer",
     # The embedded model is converted when it is first loaded.
     "demo": "checkpoint convert errors files",

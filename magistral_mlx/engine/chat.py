@@ -1,31 +1,37 @@
 """A conversation: which turns and traces the model sees again, and where it is saved."""
 
-import json
 import logging
+import os
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol, get_args
 
+from magistral_mlx.engine.chat_state import no_conversation, read_state, write_state
 from magistral_mlx.engine.request import Tools
-from magistral_mlx.errors import CheckpointError, OptionError, quoted
+from magistral_mlx.engine.turns import (
+    KeepReasoning,
+    Message,
+    seen_again,
+    turn_messages,
+    turn_starts,
+    without_oldest,
+)
+from magistral_mlx.errors import OptionError, quoted
 from magistral_mlx.files import as_path
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply
 from magistral_mlx.model.memory import REPLY_ROOM, MemoryPlan
 from magistral_mlx.streams import Stream
 from magistral_mlx.tokenizer.segments import Segment
-from magistral_mlx.tokenizer.tool_calls import as_message
 
 log = logging.getLogger(__name__)
 
-KeepReasoning = Literal["all", "last", "none"]
 KEEP_FOR_BOOL: Mapping[bool, KeepReasoning] = {True: "all", False: "none"}
 # 1/SHARE of the context is kept free for a reply. Dropping turns frees another 1/SHARE.
 SHARE = 4
-Message = dict[str, Any]
 
 
 class Model(Protocol):
@@ -53,8 +59,10 @@ class Model(Protocol):
         """Start a reply."""
         ...
 
-    def save_cache(self, path: str | Path, conversation: str = "") -> None:
-        """Write the prefix cache and a conversation's state to a file."""
+    def save_cache(
+        self, path: str | Path, conversation: str, *, overwrite: bool, replaces: bytes
+    ) -> bytes:
+        """Write the prefix cache and a conversation's state to a file; return its stamp."""
         ...
 
 
@@ -97,22 +105,26 @@ class Chat:
         self.messages = messages
         self.tools = tools
         self.dropped_turns = 0
+        # Of the files that hold this conversation.
+        self._stamps: dict[Path, bytes] = {}
 
     @classmethod
-    def restored(cls, magistral: Model, state: str, path: Path) -> "Chat":
+    def restored(cls, magistral: Model, state: str, path: Path, stamp: bytes) -> "Chat":
         """Return the conversation that ``save`` wrote to ``path``.
+
+        ``save`` may replace the file as long as it has this stamp.
 
         Raises:
             CheckpointError: the state is something else.
         """
+        saved = read_state(state, path)
+        chat = cls(magistral, saved.keep_reasoning, saved.messages, saved.tools)
+        chat.dropped_turns = max(0, min(saved.dropped_turns, len(turn_starts(chat.messages))))
+        chat._stamps[real_path(path)] = stamp
         try:
-            found = json.loads(state)
-            chat = cls(magistral, found["keep_reasoning"], found["messages"], found["tools"])
-            chat.dropped_turns = max(0, min(found["forgotten"], len(_turns(chat.messages))))
-        except (ValueError, KeyError, TypeError, RecursionError, OptionError) as error:
-            raise CheckpointError(
-                f"{path} holds no conversation that can be read ({error!r}); delete it"
-            ) from None
+            magistral.free_context([*chat.messages, *saved.next_messages()], tools=chat.tools)
+        except (OptionError, KeyError, TypeError, RecursionError) as error:
+            raise no_conversation(path, str(error)) from None
         return chat
 
     @property
@@ -179,7 +191,7 @@ class Chat:
 
     def undo(self) -> str | None:
         """Remove the newest turn and return its question; None where there is no turn."""
-        turns = _turns(self.messages)
+        turns = turn_starts(self.messages)
         if not turns:
             return None
         question: str = self.messages[turns[-1]]["content"]
@@ -192,31 +204,50 @@ class Chat:
         self.messages[:] = [message for message in self.messages if message["role"] == "system"]
         self.dropped_turns = 0
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the conversation and its cache to a file, atomically; see ``Magistral.resume``.
 
+        A file is replaced if this conversation was resumed from it or saved to it, and nobody has
+        changed it since.
+
+        Args:
+            path: the file.
+            overwrite: replace another conversation's file as well.
+
         Raises:
+            OverwriteError: the file holds another conversation, or is no prompt cache.
             OptionError: it cannot be written; an older file is unchanged.
         """
-        state = {
-            "keep_reasoning": self.keep_reasoning,
-            "messages": self.messages,
-            "tools": self.tools,
-            "forgotten": self.dropped_turns,
-        }
-        self.magistral.save_cache(as_path(path, "path"), json.dumps(state))
+        path = as_path(path, "path")
+        target = real_path(path)
+        self._stamps[target] = self.magistral.save_cache(
+            path,
+            write_state(self.keep_reasoning, self.messages, self.tools, self.dropped_turns),
+            overwrite=overwrite,
+            replaces=self._stamps.get(target, b""),
+        )
+
+    def moved_to(self, magistral: Model) -> "Chat":
+        """Return this conversation with another model, which reads it anew."""
+        chat = Chat(magistral, self.keep_reasoning, self.messages, self.tools)
+        chat.continue_files_of(self)
+        return chat
+
+    def continue_files_of(self, other: "Chat") -> None:
+        """Let ``save`` replace the files that it may replace for another conversation."""
+        self._stamps = other._stamps
 
     def _stream(
         self, asked: list[Message], history: list[Message], sampling: SamplingParams | None
     ) -> Stream[Segment, Reply]:
         dropped = self._turns_to_drop(history, asked, sampling)
-        messages = [*_without_oldest(history, dropped), *asked]
+        messages = [*without_oldest(history, dropped), *asked]
         stream = self.magistral.stream(messages, sampling, tools=self.tools)
         if dropped > self.dropped_turns:
             self.dropped_turns = dropped
             log.warning(
                 f"the context of {self.magistral.plan.context:,} is full: of the conversation's "
-                f"{len(_turns(history))} turns the oldest {dropped} are left out from here on"
+                f"{len(turn_starts(history))} turns the oldest {dropped} are left out from here on"
             )
         return stream.then(partial(self._keep, asked, dropped))
 
@@ -235,12 +266,12 @@ class Chat:
         least = max(REPLY_ROOM, context // SHARE) if wanted is None else wanted
         is_answer_to_calls = any(message["role"] == "tool" for message in asked)
         # The last question must stay.
-        droppable = len(_turns(history)) - is_answer_to_calls
+        droppable = len(turn_starts(history)) - is_answer_to_calls
         counts = range(self.dropped_turns, droppable + 1)
 
         def free(count: int) -> int:
             return self.magistral.free_context(
-                [*_without_oldest(history, count), *asked], sampling, tools=self.tools
+                [*without_oldest(history, count), *asked], sampling, tools=self.tools
             )
 
         if len(counts) < 2 or free(self.dropped_turns) >= least:
@@ -248,53 +279,9 @@ class Chat:
         return counts[min(bisect_left(counts, least + context // SHARE, key=free), len(counts) - 1)]
 
     def _history(self, *, is_answered: bool) -> list[Message]:
-        """Return the turns so far, with the traces that are kept.
-
-        Args:
-            is_answered: False while the newest question waits for results of calls.
-        """
-        messages = self.messages
-        asked = max(
-            (i for i, message in enumerate(messages) if message["role"] == "user"), default=0
-        )
-        # All messages since the newest question keep their traces until it is answered.
-        begun = range(len(messages) if is_answered else asked, len(messages))
-        newest = max(
-            (i for i, message in enumerate(messages[: begun.start]) if message.get("reasoning")),
-            default=-1,
-        )
-        kept = {"all": range(len(messages)), "last": [newest], "none": ()}[self.keep_reasoning]
-        return [
-            message
-            if i in kept or i in begun or not (message["content"] or message.get("tool_calls"))
-            else {key: value for key, value in message.items() if key != "reasoning"}
-            for i, message in enumerate(messages)
-        ]
+        return seen_again(self.messages, self.keep_reasoning, is_answered=is_answered)
 
 
-def turn_messages(
-    asked: Sequence[Mapping[str, Any]], reply: Reply, *, has_tools: bool
-) -> list[Message]:
-    """Return the messages of a turn: the question and its reply; none if the reply is empty.
-
-    Tool calls without tools are left out, because they cannot have a result.
-    """
-    calls = reply.tool_calls if has_tools else ()
-    if not (reply.reasoning or reply.answer or calls):
-        return []
-    answer: Message = {"role": "assistant", "content": reply.answer, "reasoning": reply.reasoning}
-    if calls:
-        answer["tool_calls"] = [as_message(call) for call in calls]
-    return [*map(dict, asked), answer]
-
-
-def _turns(messages: Sequence[Message]) -> list[int]:
-    """Return where the turns begin: a turn is a question and all that follows up to the next."""
-    roles = ["", *(message["role"] for message in messages)]
-    return [i for i, role in enumerate(roles[1:]) if role == "user" != roles[i]]
-
-
-def _without_oldest(messages: list[Message], count: int) -> list[Message]:
-    """Return messages without the oldest ``count`` turns; what stands before the turns stays."""
-    begin = [*_turns(messages), len(messages)]
-    return messages[: begin[0]] + messages[begin[count] :]
+def real_path(path: Path) -> Path:
+    """Return the path without links, which names a file in one way only."""
+    return Path(os.path.realpath(path))

@@ -7,11 +7,12 @@ from typing import TypeVar
 
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint
-from magistral_mlx.engine.chat import Chat, KeepReasoning
+from magistral_mlx.engine.chat import Chat
 from magistral_mlx.engine.prefix_cache import PrefixCache
 from magistral_mlx.engine.reply_stream import ReplyRun, Runtime
 from magistral_mlx.engine.request import Job, Messages, Request, SampleRequest, Tools
 from magistral_mlx.engine.samples import SampleRun, only_sample, plan_samples
+from magistral_mlx.engine.turns import KeepReasoning
 from magistral_mlx.errors import OptionError
 from magistral_mlx.files import as_path
 from magistral_mlx.generation.params import SamplingParams
@@ -133,20 +134,37 @@ class Magistral:
             CheckpointError: it is damaged.
         """
         path = as_path(path, "path")
-        state = self.prefix_cache.open(path)
+        state, stamp = self.prefix_cache.open(path)
         if not state:
-            raise OptionError(
-                f"{path} holds a prompt cache but no conversation; it was not written by Chat.save"
-            )
-        return Chat.restored(self, state, path)
+            raise OptionError(f"{path} holds a prompt cache but no conversation; name another file")
+        return Chat.restored(self, state, path, stamp)
 
-    def save_cache(self, path: str | Path, conversation: str = "") -> None:
+    def save_cache(
+        self,
+        path: str | Path,
+        conversation: str = "",
+        *,
+        overwrite: bool = False,
+        replaces: bytes = b"",
+    ) -> bytes:
         """Write the prefix cache, and a conversation's state, to a file, atomically.
 
+        Args:
+            path: the file.
+            conversation: the state, as ``Chat.save`` makes it.
+            overwrite: replace another conversation's file, too.
+            replaces: the stamp of the file that may be replaced in any case.
+
+        Returns:
+            The stamp of the new file.
+
         Raises:
+            OverwriteError: the file is another conversation's, or no prompt cache.
             OptionError: it cannot be written; an older file is unchanged.
         """
-        self.prefix_cache.save(as_path(path, "path"), conversation)
+        return self.prefix_cache.save(
+            as_path(path, "path"), conversation, lambda stamp: overwrite or stamp == replaces
+        )
 
     def free_context(
         self,
@@ -233,7 +251,7 @@ class Magistral:
     def _open_cache_file(self, file: Path) -> None:
         """Replace the prefix cache by a file's, if the file exists."""
         check_cache_file(file)
-        if file.exists() and self.prefix_cache.open(file):
+        if file.exists() and self.prefix_cache.open(file)[0]:
             raise OptionError(
                 f"{file} holds a conversation, which a single reply would overwrite; go on with it "
                 "(magistral chat, Magistral.resume), or name another file"

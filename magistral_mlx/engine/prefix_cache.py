@@ -1,14 +1,15 @@
 """The KV cache of the newest reply and the ids it holds, for the next prompt to share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import mlx.core as mx
 
 from magistral_mlx.checkpoint.config import ModelConfig
-from magistral_mlx.errors import MemoryLimitError, OptionError
-from magistral_mlx.model.cache_file import load_cache, save_cache
+from magistral_mlx.errors import MemoryLimitError, NumericsError, OptionError
+from magistral_mlx.model.cache_file import load_cache, never, save_cache
+from magistral_mlx.model.cache_header import Stamp
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.kv_format import KVFormat
 
@@ -88,6 +89,10 @@ class PrefixCache:
         """
         try:
             yield
+        except NumericsError:
+            # A file may have brought the values that are wrong; the next prompt must not meet them.
+            self.clear()
+            raise
         # After MLX's error the content of the arrays is unknown.
         except RuntimeError as error:
             self.clear()
@@ -107,10 +112,13 @@ class PrefixCache:
             self.cache.trim(max(0, self.cache.length - len(self.ids)))
             del self.ids[self.cache.length :]
 
-    def open(self, path: Path) -> str:
-        """Replace the cache by a file's; return the conversation in it. Errors: ``load_cache``."""
+    def open(self, path: Path) -> tuple[str, Stamp]:
+        """Replace the cache by a file's; return the conversation in it, and the file's stamp.
+
+        Errors: ``load_cache``.
+        """
         self.clear()  # memory is planned for one cache
-        self.cache, self.ids, conversation = load_cache(
+        self.cache, self.ids, conversation, stamp = load_cache(
             path,
             self.config,
             limit=self.limit,
@@ -118,15 +126,18 @@ class PrefixCache:
             kv_format=self.kv_format,
             dtype=self.dtype,
         )
-        return conversation
+        return conversation, stamp
 
-    def save(self, path: Path, conversation: str = "") -> None:
-        """Write the cache and a conversation to a file. Errors: ``save_cache``."""
-        save_cache(
+    def save(
+        self, path: Path, conversation: str = "", may_replace: Callable[[Stamp], bool] = never
+    ) -> Stamp:
+        """Write the cache and a conversation to a file. Arguments and errors: ``save_cache``."""
+        return save_cache(
             path,
             self.cache,
             self.ids,
             fingerprint=self.fingerprint,
             dtype=self.dtype,
             chat=conversation,
+            may_replace=may_replace,
         )

@@ -1,33 +1,52 @@
 """A KV cache on disk: one safetensors file with its ids and a hash of all of it."""
 
 import hashlib
-import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
+from magistral_mlx.atomic_files import PRIVATE, check_writable, replacing
 from magistral_mlx.checkpoint.config import ModelConfig
-from magistral_mlx.checkpoint.documents import AGAIN
 from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.checkpoint.safetensors_header import TYPE_NAMES, header_bytes, place
 from magistral_mlx.disk_space import is_disk_full
-from magistral_mlx.errors import CheckpointError, OptionError, in_units, quoted
-from magistral_mlx.files import check_writable, replacing, write_all
+from magistral_mlx.errors import MagistralError, OptionError, in_units
+from magistral_mlx.files import write_all
+from magistral_mlx.model.cache_header import (
+    FORMAT,
+    HASH,
+    HASH_BYTES,
+    Stamp,
+    check_replaceable,
+    damaged_cache,
+    kind_of,
+    names_of,
+    open_cache,
+)
 from magistral_mlx.model.kv_cache import KVCache
-from magistral_mlx.model.kv_format import FLOAT_BITS, KVFormat
+from magistral_mlx.model.kv_format import KVFormat
 
-FORMAT = "magistral-mlx prompt cache 3"
-# The last tensor is the SHA-256 of the SHA-256s of all pieces before it, header first.
-HASH, HASH_BYTES = "sha256", 32
 # Pieces of a tensor are hashed in parallel: one core alone is slower than a Mac's drive.
 PIECE_BYTES = 32 * 2**20
 HASHERS = 4
-# Value of kv_bits in the file of a cache that is not quantized.
-UNQUANTIZED_BITS = "0"
+
+
+class Saved(NamedTuple):
+    """The content of a file: the cache, its ids, the conversation's state, and the stamp."""
+
+    cache: KVCache
+    ids: list[int]
+    chat: str
+    stamp: Stamp
+
+
+def never(_: Stamp) -> bool:
+    """Let no conversation be replaced."""
+    return False
 
 
 def save_cache(
@@ -38,8 +57,12 @@ def save_cache(
     fingerprint: str,
     dtype: mx.Dtype,
     chat: str = "",
-) -> None:
+    may_replace: Callable[[Stamp], bool] = never,
+) -> Stamp:
     """Write the cache of ``ids`` atomically: the file is the old one or the new one.
+
+    Only its owner may read it. A file that is no prompt cache is never replaced. A cache without a
+    conversation may always replace another one.
 
     Args:
         path: file to write.
@@ -48,21 +71,33 @@ def save_cache(
         fingerprint: of the checkpoint that the keys and values were computed with.
         dtype: type of the activations.
         chat: state of a conversation, as JSON.
+        may_replace: decides by its stamp whether the cache file that is there may be replaced.
+
+    Returns:
+        The stamp of the new file.
 
     Raises:
+        OverwriteError: the file is another conversation, or something else.
         OptionError: the file cannot be written; what was there is unchanged.
     """
+
+    def check(target: Path) -> None:
+        check_replaceable(path, target, is_chat=bool(chat), may_replace=may_replace)
+
     ids = list(ids[: cache.length])
     state = cache.state(len(ids)) if ids else []
-    arrays = dict(zip(_names(cache), (array for parts in state for array in parts), strict=False))
+    arrays = dict(zip(names_of(cache), (array for parts in state for array in parts), strict=False))
     arrays |= {
         "ids": mx.array(ids, dtype=mx.int32),
         "chat": mx.array(np.frombuffer(chat.encode(), np.uint8)),
     }
-    kind = _kind(cache, fingerprint, dtype)
+    kind = kind_of(cache, fingerprint, dtype)
     head = _head(arrays, {"format": FORMAT} | kind)
     try:
-        with replacing(path) as descriptor, ThreadPoolExecutor(HASHERS) as beside:
+        with (
+            replacing(path, mode=PRIVATE, check=check) as descriptor,
+            ThreadPoolExecutor(HASHERS) as beside,
+        ):
             write_all(descriptor, memoryview(head))
             digests = [_digest(head)]
             # One copy at a time; mx.save_safetensors would hold one of the whole cache.
@@ -72,7 +107,8 @@ def save_cache(
                 write_all(descriptor, data)
                 digests += [piece.result() for piece in pieces]
                 del data, pieces
-            write_all(descriptor, memoryview(_digest(b"".join(digests))))
+            stamp = _digest(b"".join(digests))
+            write_all(descriptor, memoryview(stamp))
     except (OSError, RuntimeError) as error:
         size = sum(a.nbytes for a in arrays.values())
         why = (
@@ -84,6 +120,7 @@ def save_cache(
             f"{path}: the prompt cache could not be written: {why} name a file elsewhere. "
             "What was there is unchanged"
         ) from None
+    return stamp
 
 
 def check_cache_file(path: Path) -> None:
@@ -105,8 +142,8 @@ def load_cache(
     fingerprint: str,
     kv_format: KVFormat,
     dtype: mx.Dtype,
-) -> tuple[KVCache, list[int], str]:
-    """Read a cache from a file.
+) -> Saved:
+    """Read a cache from a file, and check all that it holds.
 
     Args:
         path: file to read.
@@ -116,62 +153,45 @@ def load_cache(
         kv_format: that the file must have.
         dtype: type of the activations; keys and values, or their scales, have it too.
 
-    Returns:
-        The cache, its ids, and the conversation's state.
-
     Raises:
         OptionError: there is no such file, it is of another checkpoint or kind of cache, or it is
             longer than ``limit``.
         CheckpointError: it is damaged.
     """
-    if not os.path.lexists(path):
-        raise OptionError(
-            f"{path}: no such prompt cache; check the path, or leave it out to start anew"
-        )
-    if not os.path.isfile(path):
-        raise OptionError(f"{path} is no plain file, and so no prompt cache; name another")
-    try:
-        shard = Shard.open(path)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{str(error).removesuffix(AGAIN)}. Delete it, or name another file"
-        ) from None
-    if shard.metadata.get("format") != FORMAT:
-        raise OptionError(
-            f"{path} is not a prompt cache of this version of this software; name another file"
-        )
-    cache = KVCache(config, limit=limit, kv_format=kv_format)
-    length = math.prod(shard.header["ids"].shape) if "ids" in shard.header else 0
-    names = _names(cache) if length else []
-    for key, wanted in _kind(cache, fingerprint, dtype).items():
-        if shard.metadata.get(key) != wanted:
-            found, own = (
-                str(FLOAT_BITS) if value == UNQUANTIZED_BITS else quoted(value)
-                for value in (shard.metadata.get(key), wanted)
-            )
-            raise OptionError(
-                f"{path} was made with {key} {found}, this model has {own}; "
-                "load the checkpoint and kind of cache it was made with, or name another file"
-            )
-    if set(shard.header) != {*names, "ids", "chat", HASH}:
-        raise _damaged(path, "its tensors are not those of such a cache")
-    if length > limit:
-        raise OptionError(
-            f"{path} holds {length} positions, but the context is {limit}; "
-            "load with a larger context"
-        )
-    try:
-        ids, chat = _read(shard, cache, names, length)
-    except (ValueError, OSError) as error:
-        raise _damaged(path, str(error)) from None
-    return cache, ids, chat
+    while True:
+        before = _state_of(path)
+        cache = KVCache(config, limit=limit, kv_format=kv_format)
+        try:
+            shard = open_cache(path, cache, config, kind_of(cache, fingerprint, dtype))
+            return _read(shard, cache, config)
+        except (MagistralError, ValueError, OSError) as error:
+            # Another process may have replaced the file in the middle.
+            if _state_of(path) != before:
+                continue
+            if isinstance(error, MagistralError):
+                raise
+            raise damaged_cache(path, str(error)) from None
 
 
-def _read(shard: Shard, cache: KVCache, names: list[str], length: int) -> tuple[list[int], str]:
-    """Fill the cache and return ids and chat; at most two layers are in memory.
+def _state_of(path: Path) -> tuple[int, ...]:
+    """Return what differs between two files of one name; nothing where there is no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+def _read(shard: Shard, cache: KVCache, config: ModelConfig) -> Saved:
+    """Fill the cache and return all that the file holds; at most two layers are in memory.
 
     Other threads hash what is read meanwhile.
+
+    Raises:
+        ValueError: a value is not a number, an id not in the vocabulary, or the hash another one.
     """
+    length = shard.header["ids"].shape[0]
+    names = names_of(cache) if length else []
     with ThreadPoolExecutor(HASHERS) as beside, shard.path.open("rb") as file:
         hashed = [[beside.submit(_digest, file.read(shard.data_start))]]
         buffer = bytearray(max(entry.nbytes for entry in shard.header.values()))
@@ -180,6 +200,8 @@ def _read(shard: Shard, cache: KVCache, names: list[str], length: int) -> tuple[
             for pieces in hashed[: -cache.format.num_arrays]:
                 wait(pieces)
             array = shard.read(name, buffer=buffer)
+            if mx.issubdtype(array.dtype, mx.floating) and not mx.isfinite(array).all().item():
+                raise ValueError(f"its tensor {name} holds values that are not numbers")
             hashed.append(_hash(_bytes(array), beside))
             return array
 
@@ -194,19 +216,9 @@ def _read(shard: Shard, cache: KVCache, names: list[str], length: int) -> tuple[
         found = _digest(b"".join(piece.result() for pieces in hashed for piece in pieces))
     if found != bytes(np.array(shard.read(HASH))):
         raise ValueError("what it holds is not what was written")
-    return [int(token_id) for token_id in ids], chat.tobytes().decode()
-
-
-def _names(cache: KVCache) -> list[str]:
-    return [
-        f"layer.{i}.{j}" for i in range(len(cache.layers)) for j in range(cache.format.num_arrays)
-    ]
-
-
-def _kind(cache: KVCache, fingerprint: str, dtype: mx.Dtype) -> dict[str, str]:
-    """Return the metadata that a file and a model must agree on."""
-    kv_bits = UNQUANTIZED_BITS if cache.format.bits is None else str(cache.format.bits)
-    return {"fingerprint": fingerprint, "kv_bits": kv_bits, "type": TYPE_NAMES[dtype]}
+    if length and not 0 <= ids.min() <= ids.max() < config.vocab_size:
+        raise ValueError(f"an id is not in the vocabulary of {config.vocab_size:,}")
+    return Saved(cache, ids.tolist(), chat.tobytes().decode(), found)
 
 
 def _bytes(array: mx.array) -> memoryview:
@@ -223,10 +235,6 @@ def _hash(data: memoryview, beside: ThreadPoolExecutor) -> list[Future[bytes]]:
 
 def _digest(data: bytes | memoryview) -> bytes:
     return hashlib.sha256(data).digest()
-
-
-def _damaged(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{path} is damaged ({what}); delete it to start anew")
 
 
 def _head(arrays: Mapping[str, mx.array], metadata: Mapping[str, str]) -> bytes:

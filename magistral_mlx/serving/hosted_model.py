@@ -41,9 +41,9 @@ class HostedModel:
                 raise BusyError(f"{ahead} streams of this model have not ended")
             return self._add(lambda queue: self.jobs.reply(queue, request)), ahead
 
-    def save(self, path: str) -> dict[str, Any]:
+    def save(self, path: str, *, overwrite: bool) -> dict[str, Any]:
         """Write the conversation of the last reply to a file."""
-        return self._run_alone(lambda queue: self.jobs.save(queue, path))
+        return self._run_alone(lambda queue: self.jobs.save(queue, path, overwrite=overwrite))
 
     def resume(self, path: str) -> dict[str, Any]:
         """Read a saved conversation."""

@@ -11,10 +11,11 @@ import mlx.core as mx
 
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.demo import resolve_local
-from magistral_mlx.engine.chat import Chat, turn_messages
+from magistral_mlx.engine.chat import Chat
 from magistral_mlx.engine.load import loading
 from magistral_mlx.engine.magistral import Magistral
 from magistral_mlx.engine.request import Request
+from magistral_mlx.engine.turns import turn_messages
 from magistral_mlx.errors import CancelledError, MemoryLimitError, OptionError, in_units
 from magistral_mlx.generation.reply import Reply
 from magistral_mlx.model.device import budget_bytes, limit_memory
@@ -105,7 +106,7 @@ class ModelJobs:
         self._remember(request, reply)
         queue.end(events.done(reply))
 
-    def save(self, queue: EventQueue, path: str) -> Steps:
+    def save(self, queue: EventQueue, path: str, *, overwrite: bool) -> Steps:
         """Write the conversation of the last reply, its trace included, and the cache."""
         yield from ()
         if self._magistral is None:
@@ -113,7 +114,7 @@ class ModelJobs:
             return
         if self._chat is None:
             raise OptionError("there is no conversation to save yet; ask something first")
-        self._chat.save(path)
+        self._chat.save(path, overwrite=overwrite)
         queue.end({"kind": "result", "cached_tokens": self.stats.cached_tokens})
 
     def resume(self, queue: EventQueue, path: str) -> Steps:
@@ -124,6 +125,7 @@ class ModelJobs:
             return
         chat = self._magistral.resume(path)
         self._chat = Chat(self._magistral, "all", chat.messages, chat.tools)
+        self._chat.continue_files_of(chat)
         self._measure()
         value = {
             "messages": chat.messages,
@@ -173,7 +175,10 @@ class ModelJobs:
         messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
         turn = turn_messages(messages, reply, has_tools=bool(request.tools))
         if turn and self._magistral is not None:
-            self._chat = Chat(self._magistral, "all", turn, request.tools)
+            chat = Chat(self._magistral, "all", turn, request.tools)
+            if self._chat is not None:
+                chat.continue_files_of(self._chat)
+            self._chat = chat
 
     def _free(self) -> None:
         self._magistral = self.plan = self._chat = None

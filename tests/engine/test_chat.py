@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import magistral_mlx as mm
-from magistral_mlx.engine.chat import Chat, KeepReasoning
+from magistral_mlx.engine.chat import Chat
+from magistral_mlx.engine.turns import KeepReasoning
 
 QUESTION = "What is 48 + 76?"
 GREEDY = mm.SamplingParams(temperature=0)

@@ -395,7 +395,7 @@ def test_an_error_ends_the_turn_at_a_terminal_and_the_program_in_a_pipe(
     type_in(too_long, "What is 48 + 76?")
     assert chat.main(GREEDY) == 0
     out, err = capsys.readouterr()
-    assert "error: the prompt is" in err
+    assert "error: the prompt " in err
     assert "124" in out
     monkeypatch.setattr(chat, "is_interactive", lambda: False)
     pipe_in(monkeypatch, too_long + "\nWhat is 48 + 76?\n")

@@ -30,8 +30,18 @@ def save(path: Path, which: str) -> None:
     length = LENGTHS[which]
     cache = KVCache(CONFIG, limit=256)
     for layer in cache.layers:
-        layer.append([mx.full((1, 2 * CONFIG.num_kv_heads, length, CONFIG.head_dim), length)])
-    save_cache(path, cache, range(length), fingerprint="f", dtype=mx.float32, chat=which)
+        layer.append(
+            [mx.full((1, 2 * CONFIG.num_kv_heads, length, CONFIG.head_dim), float(length))]
+        )
+    save_cache(
+        path,
+        cache,
+        range(length),
+        fingerprint="f",
+        dtype=mx.float32,
+        chat=which,
+        may_replace=lambda _: True,
+    )
 
 
 def count(path: Path, told: Path) -> None:
@@ -47,7 +57,7 @@ def die(path: Path, at: int) -> None:
 
 
 def check(path: Path) -> None:
-    cache, ids, which = load_cache(
+    cache, ids, which, _ = load_cache(
         path, CONFIG, limit=256, fingerprint="f", kv_format=UNQUANTIZED, dtype=mx.float32
     )
     assert cache.length == len(ids) == LENGTHS[which]
