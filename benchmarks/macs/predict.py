@@ -16,6 +16,7 @@ from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.errors import OptionError
 from magistral_mlx.model.cache_file import HASHERS
 from magistral_mlx.model.footprint import kv_bytes, packed_bytes
+from magistral_mlx.model.mac import CHIPS as MAC_CHIPS
 
 DRAFTING = Path(__file__).parents[1] / "results" / "drafting-counts.json"
 KINDS = ("reasoning", "edits")
@@ -57,16 +58,21 @@ class Chip:
     computed: Range
 
 
-# Decode of this shape was published for M4 Pro (17.4 ids a second: 0.82) and M3 Ultra (40 to 48:
-# 0.63 to 0.76); Max chips are taken as M4 Pro, less a little. Prefill: 4-bit models on an M3 Ultra,
-# github.com/raullenchai/Rapid-MLX pull 585: 0.82. M5 Max: Apple states 4 times the M4 Max's, by its
-# neural accelerators, and the share that a 4-bit model gets is the widest guess here.
-# Source of flops: github.com/huggingface/huggingface.js, hardware.ts.
+def _chip(name: str, flops: float, computed: Range) -> Chip:
+    """Return a chip with the bandwidth of its fastest version."""
+    known = MAC_CHIPS[name]
+    return Chip(name, known.bandwidths[-1], flops, Range(*known.share), computed)
+
+
+# Bandwidths and shares of them are those that `magistral plan` uses: magistral_mlx/model/mac.py.
+# Prefill: 4-bit models on an M3 Ultra, github.com/raullenchai/Rapid-MLX pull 585: 0.82. M5 Max:
+# Apple states 4 times the M4 Max's, by its neural accelerators, and the share that a 4-bit model
+# gets is the widest guess here. Flops: github.com/huggingface/huggingface.js, hardware.ts.
 CHIPS = (
-    Chip("M4 Pro", 273e9, 9.2e12, Range(0.78, 0.84), Range(0.65, 0.85)),
-    Chip("M4 Max", 546e9, 18.4e12, Range(0.74, 0.84), Range(0.65, 0.85)),
-    Chip("M5 Max", 614e9, 4 * 18.4e12, Range(0.74, 0.84), Range(0.4, 0.8)),
-    Chip("M3 Ultra", 819e9, 28.2e12, Range(0.63, 0.76), Range(0.65, 0.85)),
+    _chip("M4 Pro", 9.2e12, Range(0.65, 0.85)),
+    _chip("M4 Max", 18.4e12, Range(0.65, 0.85)),
+    _chip("M5 Max", 4 * 18.4e12, Range(0.4, 0.8)),
+    _chip("M3 Ultra", 28.2e12, Range(0.65, 0.85)),
 )
 
 # Predictions that no chip is named in. Opening a cache's file, in bytes a second: the drive reads,

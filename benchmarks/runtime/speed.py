@@ -26,6 +26,7 @@ from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Usage
 from magistral_mlx.generation.sampling import Sampler
 from magistral_mlx.model.device import budget_bytes
+from magistral_mlx.model.footprint import bytes_per_token
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.model.memory import plan_for
 
@@ -205,15 +206,3 @@ def count_passes_per_token(
     made = sum(usage.completion_tokens for usage in usages)
     facts = {"questions": len(questions), "tokens": made, "passes": passes}
     return Finding(f"passes a token, {title}", facts | {"passes_per_token": passes / made})
-
-
-def bytes_per_token(checkpoint: Checkpoint) -> int:
-    """Return the stored bytes of weights that one decoded id reads: all but the embedding."""
-    if checkpoint.config.tie_word_embeddings:
-        return checkpoint.nbytes
-    return checkpoint.nbytes - sum(
-        entry.nbytes
-        for shard in checkpoint.shards
-        for name, entry in shard.header.items()
-        if name.startswith("model.embed_tokens.")
-    )

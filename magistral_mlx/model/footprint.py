@@ -1,8 +1,10 @@
 """Bytes that weights, caches and one pass take, by their shapes."""
 
+from math import prod
+
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint
-from magistral_mlx.checkpoint.quant_format import QuantFormat
+from magistral_mlx.checkpoint.quant_format import QuantFormat, Shape
 from magistral_mlx.checkpoint.safetensors_header import FLOATS, itemsize
 from magistral_mlx.errors import OptionError
 from magistral_mlx.model.kv_format import KVFormat
@@ -78,16 +80,33 @@ def loaded_bytes(checkpoint: Checkpoint, *, on_gpu: bool) -> int:
     )
 
 
-def packed_bytes(config: ModelConfig, quant: QuantFormat) -> int:
-    """Return the bytes of a checkpoint with all matrices packed as ``quant``, the rest in bf16."""
-    total = 0
-    for shape in config.shapes.values():
-        if len(shape) == 1:
-            total += 2 * shape[0]
-            continue
-        for kind, (rows, columns) in quant.packed_shapes(shape).items():
-            total += rows * columns * (4 if kind == "weight" else 2)
-    return total
+def packed_bytes(config: ModelConfig, quant: QuantFormat | None) -> int:
+    """Return the bytes of a checkpoint with all matrices packed as ``quant``, the rest in bf16.
+
+    Without a format, all is in bf16.
+    """
+    return sum(tensor_bytes(shape, quant) for shape in config.shapes.values())
+
+
+def tensor_bytes(shape: Shape, quant: QuantFormat | None) -> int:
+    """Return the bytes of a tensor: a matrix that is packed as ``quant``, or bf16."""
+    if quant is None or len(shape) == 1:
+        return 2 * prod(shape)
+    # Affine scales and biases are of 16 bits, the scales of other modes of 8.
+    sizes = {"weight": 4, "scales": 2 if quant.mode == "affine" else 1, "biases": 2}
+    return sum(sizes[kind] * prod(packed) for kind, packed in quant.packed_shapes(shape).items())
+
+
+def bytes_per_token(checkpoint: Checkpoint) -> int:
+    """Return the stored bytes of weights that one decoded id reads: all but the embedding."""
+    if checkpoint.config.tie_word_embeddings:
+        return checkpoint.nbytes
+    return checkpoint.nbytes - sum(
+        entry.nbytes
+        for shard in checkpoint.shards
+        for name, entry in shard.header.items()
+        if name.startswith("model.embed_tokens.")
+    )
 
 
 def draft_bytes(draft: Checkpoint, tokens: int, *, on_gpu: bool) -> int:

@@ -29,13 +29,17 @@ class LoadOptions:
         "Context to plan for, prompt and reply together; by default what fits, at most 40,960. "
         "A prompt that does not fit is refused, never cut.",
         metavar="N",
+        aliases=("--context",),
     )
     kv_bits: KVBits | None = option(None, "Quantize the KV cache; 16 does not.", metavar="16|8|4")
     prefill_step_size: int | None = option(
         None, "Prompt tokens a pass; by default what fits.", metavar="N"
     )
     memory_gb: float | None = option(
-        None, "Memory to plan for, in 10^9 bytes; by default the device's.", metavar="G"
+        None,
+        "Memory that may be used, in 10^9 bytes; by default what the device recommends, which is "
+        "less than it has.",
+        metavar="G",
     )
     wired: bool = option(
         False,

@@ -97,10 +97,17 @@ class MemoryPlan:
 
 
 def plan_for(
-    checkpoint: Checkpoint, options: LoadOptions = DEFAULTS, *, draft: Checkpoint | None = None
+    checkpoint: Checkpoint,
+    options: LoadOptions = DEFAULTS,
+    *,
+    draft: Checkpoint | None = None,
+    on_mac: bool = False,
 ) -> MemoryPlan:
-    """Plan for a checkpoint on this device, and for a draft model beside it; see ``make_plan``."""
-    gpu = on_gpu()
+    """Plan for a checkpoint, and for a draft model beside it; see ``make_plan``.
+
+    The plan is for this device, or with ``on_mac`` for a Mac's GPU.
+    """
+    gpu = on_mac or on_gpu()
     return make_plan(
         checkpoint.config,
         loaded_bytes(checkpoint, on_gpu=gpu),

@@ -5,6 +5,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from typing import Literal
+
+from magistral_mlx.terminal.window import has_styles
 
 GAP = 2
 
@@ -49,7 +52,8 @@ def show_table(table: Table) -> None:
     from rich.table import Table as Grid
 
     columns = shutil.get_terminal_size().columns
-    console = Console(width=columns, highlight=False)
+    colours: Literal["auto"] | None = "auto" if has_styles() else None
+    console = Console(width=columns, highlight=False, color_system=colours)
     console.print(table.title, style="bold", markup=False)
     for part in split(table, columns):
         # The frame has a space between columns, too.

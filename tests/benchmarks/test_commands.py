@@ -12,10 +12,11 @@ from benchmarks.__main__ import main
 from benchmarks.command_line import typed
 from benchmarks.commands.everything import machine_name
 from benchmarks.measure import circumstances
-from benchmarks.runtime.speed import bytes_per_token, compare_turns
+from benchmarks.runtime.speed import compare_turns
 from benchmarks.synthetic import NARROW, TRUE_WIDTH, write_slice
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.engine.load import load
+from magistral_mlx.model.footprint import bytes_per_token
 
 
 def test_a_slice_is_a_checkpoint_and_its_embedding_is_not_read(tmp_path: Path) -> None:

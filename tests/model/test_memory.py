@@ -19,7 +19,8 @@ from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.kv_format import KVFormat
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.model.loader import load_model
-from magistral_mlx.model.mac_table import MAGISTRAL_SMALL, mac_budget_bytes, mac_table
+from magistral_mlx.model.mac import Mac
+from magistral_mlx.model.mac_table import MAGISTRAL_SMALL, readme_table
 from magistral_mlx.model.memory import MemoryPlan, make_plan
 from magistral_mlx.model.transformer import Transformer
 from tests.support.tiny import make_config, make_weights, quantize_weights, write_checkpoint
@@ -42,7 +43,7 @@ def test_the_published_numbers_of_the_24b_model() -> None:
     assert footprint.packed_bytes(MAGISTRAL_SMALL, QuantFormat(8, 64)) == pytest.approx(
         25.05e9, rel=1e-3
     )
-    assert mac_budget_bytes(32) == pytest.approx(22_906e6, rel=1e-4)
+    assert Mac(32).budget_bytes == pytest.approx(22_906e6, rel=1e-4)
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])
@@ -234,4 +235,4 @@ def test_a_score_matrix_makes_the_chunk_smaller() -> None:
 
 
 def test_the_table_of_the_readme_is_the_functions() -> None:
-    assert mac_table() in README.read_text()
+    assert readme_table() in README.read_text()

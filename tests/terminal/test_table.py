@@ -47,11 +47,20 @@ def test_a_terminal_gets_lines_within_its_width(
             return True
 
     monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setattr(sys, "stdout", Terminal())
     show_table(TABLE)
+    assert "\x1b[1m" in sys.stdout.getvalue()
     lines = re.sub(r"\x1b\[\d*m", "", sys.stdout.getvalue()).split("\n")
     assert max(map(len, lines)) <= columns
     assert sum("* 24 GB" in line for line in lines) == (1 if columns >= 30 else 2)
     assert ["* 24 GB", "17.2", "23,296", "-"][: 4 if columns >= 30 else 3] in [
         re.split(r"\s{2,}", line.strip()) for line in lines
     ]
+    for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
+        with monkeypatch.context() as context:
+            context.setenv(name, value)
+            context.setattr(sys, "stdout", Terminal())
+            show_table(TABLE)
+            assert "\x1b" not in sys.stdout.getvalue()
