@@ -5,7 +5,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,15 @@ from magistral_mlx.convert.progress import run_with_bar
 from magistral_mlx.convert.recipe.named import AUTO, RECIPES
 from magistral_mlx.convert.recipe.options import ConvertOptions
 from magistral_mlx.convert.recipe.recipe_file import UNPACKED_BITS
+from magistral_mlx.convert.source.source import FLOAT_TYPES
 from magistral_mlx.errors import in_units
 from magistral_mlx.model.mac_table import contexts
 from magistral_mlx.terminal import command_line
 from magistral_mlx.terminal.flags_from_options import click_options
 
-# Flags of mlx-lm's convert, and what to do instead.
+# Flags of mlx-lm's convert that are refused, and what to do instead.
 MLX_LM_FLAGS = {
-    "--model": "use --hf-path",
-    "--quantize": "weights are always quantized here; choose how with --q-bits or --recipe",
-    "-q": "weights are always quantized here; choose how with --q-bits or --recipe",
-    "--quant-predicate": "use --recipe",
-    "--dtype": "unpacked tensors keep the type in config.json",
     "--upload-repo": "upload the finished folder with: hf upload ORG/NAME OUT",
-    "--dequantize": "use --q-bits 16",
-    "-d": "use --q-bits 16",
     "--trust-remote-code": "no code from a checkpoint is ever run",
 }
 EPILOG = """\b
@@ -81,10 +75,24 @@ class Command(command_line.Command):
 
 @click.command("convert", cls=Command, epilog=EPILOG)
 @click.option(
-    "--hf-path", required=True, metavar="SRC", help="A folder, or a hub id such as org/name."
+    "--hf-path",
+    "--model",
+    "hf_path",
+    required=True,
+    metavar="SRC",
+    help="A folder, a hub id such as org/name, or demo.",
 )
 @click.option("--mlx-path", required=True, metavar="OUT", help="The folder to make.")
 @click_options(ConvertOptions, "options")
+@click.option(
+    "-q", "--quantize", is_flag=True, help="As in mlx-lm; weights are quantized without it too."
+)
+@click.option("-d", "--dequantize", is_flag=True, help="As in mlx-lm; the same as --q-bits 16.")
+@click.option(
+    "--dtype",
+    type=click.Choice(list(FLOAT_TYPES)),
+    help="As in mlx-lm; tensors that are not packed keep SRC's type, and another is refused.",
+)
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -92,10 +100,29 @@ class Command(command_line.Command):
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
-    *, hf_path: str, mlx_path: str, options: ConvertOptions, dry_run: bool, as_json: bool
+    *,
+    hf_path: str,
+    mlx_path: str,
+    options: ConvertOptions,
+    quantize: bool,
+    dequantize: bool,
+    dtype: str | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> int:
     """Convert a published Magistral checkpoint into a quantized one for every MLX runtime."""
+    if dequantize:
+        options = _unpacked(options)
+    if quantize and options.q_bits == UNPACKED_BITS:
+        raise click.UsageError(
+            f"-q quantizes, and --q-bits {UNPACKED_BITS} (or -d) does not; leave one of them out"
+        )
     checked = check_conversion(hf_path, mlx_path, options)
+    if dtype not in (None, checked.plan.float_type):
+        raise click.UsageError(
+            f"--dtype is {dtype}, and tensors that are not packed keep the source's type, "
+            f"{checked.plan.float_type}; leave --dtype out"
+        )
     if dry_run:
         print(json.dumps(forecast(checked)) if as_json else forecast_in_words(checked))
         return command_line.DONE
@@ -112,6 +139,14 @@ def command(
         print("\n".join(by_kind(open_checkpoint(summary.target).formats, config.num_layers)))
         print(f"  {contexts_in_words(config, summary.bytes_out)}")
     return command_line.DONE
+
+
+def _unpacked(options: ConvertOptions) -> ConvertOptions:
+    if options.q_bits not in (None, UNPACKED_BITS):
+        raise click.UsageError(
+            f"-d packs nothing, and --q-bits {options.q_bits} does; leave one of them out"
+        )
+    return replace(options, q_bits=UNPACKED_BITS)
 
 
 def _kept(partial: Path) -> str:

@@ -42,9 +42,7 @@ Exit codes: 0 all checks pass, 2 one fails, or something else to change, 130 int
 
 @click.command("verify", cls=command_line.Command, epilog=EPILOG)
 @click.argument("target", metavar="OUT")
-@click.option(
-    "--hf-path", metavar="SRC", help="The source of OUT: a folder, or a hub id, which is fetched."
-)
+@click.option("--hf-path", metavar="SRC", help="The source of OUT: a folder, a hub id or demo.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(*, target: str, hf_path: str | None, as_json: bool) -> int:
     """Check a converted checkpoint: every file, number and id of it."""

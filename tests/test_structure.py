@@ -52,7 +52,7 @@ CONVERTER_MAY_IMPORT = {
 }
 CONVERTER_DOORS = {"__init__", "__main__", "verify"}
 RUNTIME_FOR_CONVERTER = (
-    "__init__ checkpoint disk_space errors files generation model options streams terminal "
+    "__init__ checkpoint demo disk_space errors files generation model options streams terminal "
     "tokenizer"
 )
 # The rooms and files that may import a package.

@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from magistral_mlx.checkpoint.config import ModelConfig
-from magistral_mlx.checkpoint.folder import open_checkpoint
+from magistral_mlx.checkpoint.folder import DEMO, DEMO_SOURCE, open_checkpoint
 from magistral_mlx.convert.calibration.corpus import built_in, digest, read_calibration
 from magistral_mlx.convert.calibration.traces import SelfCalibration, check_vocabulary
 from magistral_mlx.convert.recipe.options import ConvertOptions
@@ -57,7 +57,8 @@ def make_calibration(
     windows = WINDOWS[options.method]
     if options.calibration is None:
         return Calibration.of_ids("built-in", built_in(tokenizer, windows=windows))
-    path = Path(options.calibration).expanduser()
+    is_demo = options.calibration == DEMO
+    path = DEMO_SOURCE if is_demo else Path(options.calibration).expanduser()
     if options.calibration != SELF and not os.path.isdir(path):
         return Calibration.of_ids("file", read_calibration(path, tokenizer, windows=windows))
     if options.calibration == SELF and options.stream:

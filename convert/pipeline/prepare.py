@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from magistral_mlx.checkpoint.folder import resolve
+from magistral_mlx.checkpoint.folder import DEMO, SOURCES, resolve
 from magistral_mlx.convert.calibration.choose import WINDOWS, Calibration, make_calibration
 from magistral_mlx.convert.calibration.corpus import WINDOW
 from magistral_mlx.convert.calibration.traces import ROUNDED
@@ -144,13 +144,14 @@ def check_conversion(source: str | Path, target: str | Path, options: ConvertOpt
 
 def _open_origin(source: str | Path, target: Path, options: ConvertOptions) -> Origin:
     """Open a folder, or a hub id from the cache or as a stream."""
-    hub_id = None if os.path.isdir(os.path.expanduser(source)) else str(source)
+    is_folder = source == DEMO or os.path.isdir(os.path.expanduser(source))
+    hub_id = None if is_folder else str(source)
     revision = options.revision
     if hub_id is not None and revision is None and not options.force:
         revision = begun_commit(target, hub_id)
     if options.stream:
         return _open_stream(source, hub_id, revision, options)
-    folder = resolve(source, revision=revision, layout=options.layout)
+    folder = resolve(source, revision=revision, layout=options.layout, advice=SOURCES)
     check_apart(folder, target)
     opened = open_source(folder, options.layout)
     return Origin(opened, _with_hub(opened.identity(), hub_id, folder.name), hub_id)
@@ -165,7 +166,7 @@ def _open_stream(
             "them twice; leave one of the two out"
         )
     if hub_id is None:
-        raise OptionError(f"{source} is a folder; --stream is for a hub id")
+        raise OptionError(f"{source} is a folder here; --stream is for a hub id")
     documents = TemporaryDirectory(prefix="magistral-")
     hub = HubStream.open(hub_id, Path(documents.name), revision=revision, layout=options.layout)
     opened = open_source(hub.folder, hub.layout, hub.shards)

@@ -49,7 +49,10 @@ class ConvertOptions:
         None, "What the forward pass reads; see below.", metavar="FILE|self|MODEL"
     )
     recipe: str | None = option(
-        None, "Bits by kind of matrix, in place of --q-bits; see below.", metavar="NAME|FILE"
+        None,
+        "Bits by kind of matrix, in place of --q-bits; see below.",
+        metavar="NAME|FILE",
+        aliases=("--quant-predicate",),
     )
     target_bits: float | None = option(
         None, "Bits a weight in all, of the recipe auto; such as 4.6.", metavar="X"

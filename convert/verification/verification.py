@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from magistral_mlx.checkpoint.config import ModelConfig
-from magistral_mlx.checkpoint.folder import Checkpoint, Layout, open_checkpoint, resolve
+from magistral_mlx.checkpoint.folder import (
+    DEMO,
+    SOURCES,
+    Checkpoint,
+    Layout,
+    open_checkpoint,
+    resolve,
+)
 from magistral_mlx.checkpoint.manifest import Manifest
 from magistral_mlx.convert.output.manifest import first_difference
 from magistral_mlx.convert.source.consolidated import CONSOLIDATED
@@ -33,6 +40,7 @@ from magistral_mlx.convert.verification.parity import (
     template_fault,
     tokenizer_fault,
 )
+from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.errors import CheckpointError, TokenizerError
 from magistral_mlx.streams import Progress, Stream, streamed
 from magistral_mlx.tokenizer.tekken import Tokenizer
@@ -58,7 +66,7 @@ def verify_checkpoint(target: str | Path, source: str | Path | None = None) -> R
     """Check a converted checkpoint.
 
     Args:
-        target: its folder.
+        target: its folder, or "demo" for the embedded model in 4 bit.
         source: the folder or hub id that it was made from, to compare every tensor with.
 
     Raises:
@@ -74,7 +82,7 @@ def stream_verification(
     target: str | Path, source: str | Path | None = None
 ) -> Generator[Progress, None, Report]:
     """Check as ``verify_checkpoint``, as a stream of progress in bytes read."""
-    folder = Path(os.path.expanduser(target))
+    folder = demo_checkpoint() if target == DEMO else Path(os.path.expanduser(target))
     if not os.path.isdir(folder):
         raise CheckpointError(f"{folder} is no folder; name one that holds a converted checkpoint")
     if (folder / TOKENIZER_JSON).exists():
@@ -147,7 +155,7 @@ def _open_source(source: str | Path, manifest: Manifest | None) -> Source:
         and not os.path.isdir(os.path.expanduser(source))
     ):
         revision = hub.get("commit")
-    folder = resolve(source, revision=revision, layout=layout)
+    folder = resolve(source, revision=revision, layout=layout, advice=SOURCES)
     return open_source(folder, layout if (folder / CONSOLIDATED).is_file() else None)
 
 

@@ -27,24 +27,47 @@ from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.checkpoint.safetensors_header import INDEX
 from magistral_mlx.errors import CheckpointError, OptionError
 
+# The embedded model's name, and the folder of its bf16 weights.
+DEMO, DEMO_SOURCE = "demo", Path(__file__).parents[1] / "demo"
+MODELS = (
+    "Name a folder that holds a checkpoint; or a ready-made one on the hub, such as "
+    "lmstudio-community/Magistral-Small-2506-MLX-4bit; or 'demo', the embedded model"
+)
+SOURCES = (
+    "Name the folder of a published checkpoint; or its hub id, such as "
+    "mistralai/Magistral-Small-2506; or 'demo', the embedded model"
+)
+
 __all__ = ["Checkpoint", "Layout", "Shard", "open_checkpoint", "resolve"]
 
 
 def resolve(
-    model: str | Path, *, revision: str | None = None, layout: Layout | None = None
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    layout: Layout | None = None,
+    advice: str = MODELS,
 ) -> Path:
     """Return the folder of a checkpoint; a hub id's files are fetched into the hub's cache.
 
     Args:
-        model: a folder, or a hub id ``org/name``; if both exist, the folder.
+        model: "demo", a folder, or a hub id ``org/name``; if both exist, the folder.
         revision: branch, tag or commit of a hub id.
         layout: the weights to fetch; None prefers HF shards to the consolidated file.
+        advice: what to name where there is no such model.
 
     Raises:
         CheckpointError: neither a folder nor a hub id.
         HubError: the id cannot be fetched.
-        OptionError: a revision of a folder.
+        OptionError: a revision of a folder or of the demo.
     """
+    if model == DEMO:
+        if revision is not None:
+            raise OptionError(
+                f"demo is the embedded model, which has no revision {revision!r}; "
+                "leave the revision out"
+            )
+        return DEMO_SOURCE
     # These functions of os.path do not raise for an unknown ~user or a name that is too long.
     folder = Path(os.path.expanduser(model))
     if os.path.isdir(folder):
@@ -61,11 +84,7 @@ def resolve(
         r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model, re.ASCII
     ):
         return fetch(model, revision=revision, layout=layout)
-    raise CheckpointError(
-        f"{model}: no such folder, and not a hub id either. Name a folder that holds a "
-        "checkpoint; or a ready-made one on the hub, such as "
-        "lmstudio-community/Magistral-Small-2506-MLX-4bit; or 'demo', the embedded model"
-    )
+    raise CheckpointError(f"{model}: no such folder, and not a hub id either. {advice}")
 
 
 @dataclass(frozen=True, slots=True)

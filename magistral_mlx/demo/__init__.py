@@ -3,12 +3,11 @@
 import os
 from pathlib import Path
 
-from magistral_mlx.checkpoint.folder import open_checkpoint, resolve
-from magistral_mlx.errors import CheckpointError, ConversionError, OptionError, quoted
+from magistral_mlx.checkpoint.folder import DEMO, DEMO_SOURCE, open_checkpoint, resolve
+from magistral_mlx.errors import CheckpointError, ConversionError, quoted
 from magistral_mlx.files import as_path, cache_dir, exclusive
 
-DEMO = "demo"
-SOURCE = Path(__file__).parent
+SOURCE = DEMO_SOURCE
 
 
 def demo_folder() -> Path:
@@ -26,7 +25,7 @@ def demo_checkpoint() -> Path:
     if target.exists():
         return target
     # The one place where the runtime needs the converter.
-    from magistral_mlx.convert import convert_checkpoint
+    from magistral_mlx.convert.pipeline.conversion import convert_checkpoint
 
     try:
         with exclusive(target.with_name(f".{target.name}.lock")):
@@ -49,13 +48,9 @@ def resolve_model(model: str | Path, revision: str | None = None) -> Path:
         HubError: the id cannot be fetched.
         OptionError: a revision of a folder or of the demo.
     """
-    if model == DEMO and revision is not None:
-        raise OptionError(
-            f"demo is the embedded model, which has no revision {revision!r}; "
-            "leave the revision out"
-        )
     as_path(model, "model")
-    return demo_checkpoint() if model == DEMO else resolve(model, revision=revision, layout="hf")
+    folder = resolve(model, revision=revision, layout="hf")
+    return demo_checkpoint() if model == DEMO else folder
 
 
 def resolve_local(model: str, *, converts_demo: bool = True) -> Path:

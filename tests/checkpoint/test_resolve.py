@@ -9,8 +9,10 @@ import pytest
 from magistral_mlx.checkpoint import folder as folder_module
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint, resolve
-from magistral_mlx.errors import CheckpointError, HubError, OptionError
+from magistral_mlx.convert import ConvertOptions, check_conversion
+from magistral_mlx.errors import CheckpointError, HubError, OptionError, visible
 from tests.support.faults.edits import FIRST, INDEX, edit_json
+from tests.support.tiny import DEMO
 
 
 def edit_bytes(path: Path, edit: Callable[[bytes], bytes]) -> None:
@@ -129,12 +131,22 @@ def test_what_is_neither_folder_nor_hub_id_names_the_ways(
     with pytest.raises(CheckpointError) as caught:
         resolve(model)
     for words in (
-        str(model),
+        visible(str(model)),
         "no such folder",
         "lmstudio-community/Magistral-Small-2506-MLX-4bit",
         "'demo'",
     ):
         assert words in str(caught.value)
+
+
+def test_the_demo_is_a_source_and_no_4_bit_model_is_advised_as_one(tmp_path: Path) -> None:
+    assert resolve("demo") == DEMO
+    with pytest.raises(OptionError, match="has no revision 'main'"):
+        resolve("demo", revision="main")
+    with pytest.raises(CheckpointError) as caught:
+        check_conversion("none", tmp_path / "out", ConvertOptions(tokenizer_json=False))
+    assert "such as mistralai/Magistral-Small-2506; or 'demo'" in str(caught.value)
+    assert "4bit" not in str(caught.value)
 
 
 def test_a_file_is_not_a_checkpoint(folder: Path) -> None:

@@ -31,14 +31,15 @@ def run(source: Path, target: Path, *flags: str) -> int:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["-q"], "-q is mlx-lm's: weights are always quantized here"),
-        (["--quantize"], "--quantize is mlx-lm's: weights are always quantized here"),
-        (["--quant-predicate", "mixed_4_6"], "--quant-predicate is mlx-lm's: use --recipe"),
+        (["-q", "--q-bits", "16"], "-q quantizes, and --q-bits 16 (or -d) does not"),
+        (["-q", "-d"], "-q quantizes, and --q-bits 16 (or -d) does not"),
+        (["-d", "--q-bits", "4"], "-d packs nothing, and --q-bits 4 does"),
+        (["-d", "--recipe", "8bit"], "leave"),
+        (["--quant-predicate", "mixed_2_6"], "recipe is 'mixed_2_6'; a recipe is one of"),
         (["--upload-repo", "a/b"], "--upload-repo is mlx-lm's"),
-        (["--dtype", "float16"], "--dtype is mlx-lm's"),
-        (["-d"], "-d is mlx-lm's: use --q-bits 16"),
-        (["--dequantize"], "--dequantize is mlx-lm's: use --q-bits 16"),
-        (["--model", "x"], "--model is mlx-lm's: use --hf-path"),
+        (["--dtype", "float16"], "keep the source's type, bfloat16; leave --dtype out"),
+        (["--dtype", "int8"], "'int8' is not one of"),
+        (["--trust-remote-code"], "no code from a checkpoint is ever run"),
         (["--q-bits", "7"], "7 bits in groups of 64 does not exist"),
         (["--q-bits", "four"], "'four' is not a valid integer"),
         (
@@ -90,6 +91,24 @@ def test_the_command_line_converts_and_says_so(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (["-q", "--dtype", "bfloat16"], []),
+        (["--quantize", "--quant-predicate", "mixed_4_6"], ["--recipe", "mixed_4_6"]),
+        (["-d"], ["--q-bits", "16"]),
+    ],
+)
+def test_what_mlx_lm_users_type_is_taken(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], theirs: list[str], ours: list[str]
+) -> None:
+    flags = ["--mlx-path", str(tmp_path / "out"), "--no-tokenizer-json", "--dry-run", "--json"]
+    assert main(["--model", "demo", *flags, *theirs]) == 0
+    forecast = capfd.readouterr().out
+    assert main(["--hf-path", "demo", *flags, *ours]) == 0
+    assert capfd.readouterr().out == forecast
+
+
 def test_a_dry_run_forecasts_exactly_and_writes_nothing(
     pristine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import magistral_mlx.convert.verification.verification
+from magistral_mlx.checkpoint.folder import SOURCES
 from magistral_mlx.checkpoint.quant_format import (
     AFFINE_BITS,
     AFFINE_GROUP_SIZES,
@@ -542,7 +543,7 @@ def test_a_hub_id_is_taken_in_the_commit_recorded(
     (quick / MANIFEST).write_text(json.dumps(raw))
     assert failed(verify_checkpoint(quick, "org/name")) == {}
     assert failed(verify_checkpoint(quick, "org/fork")) == {}
-    layout = {"layout": "consolidated"}
+    layout = {"layout": "consolidated", "advice": SOURCES}
     assert asked == [
         ("org/name", {"revision": "c" * 40} | layout),
         ("org/fork", {"revision": None} | layout),
@@ -635,6 +636,11 @@ def test_the_command_says_what_holds(pristine: Path, capfd: pytest.CaptureFixtur
     assert err == ""
     assert main([str(pristine / "quick")]) == 0
     assert "skipped  tokenizer  tokenizer.json was left out on purpose" in capfd.readouterr().out
+
+
+def test_the_demo_is_known_by_name(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--hf-path", "demo"]) == 0
+    assert "ok       source" in capfd.readouterr().out
 
 
 def test_a_check_that_fails_is_exit_2(
