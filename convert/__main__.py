@@ -24,8 +24,9 @@ from magistral_mlx.convert.recipe.recipe_file import UNPACKED_BITS
 from magistral_mlx.convert.source.source import FLOAT_TYPES
 from magistral_mlx.errors import in_units
 from magistral_mlx.model.mac_table import contexts
+from magistral_mlx.options import FOLDER
 from magistral_mlx.terminal import command_line
-from magistral_mlx.terminal.flags_from_options import click_options
+from magistral_mlx.terminal.flags_from_options import click_options, suggest
 
 # Flags of mlx-lm's convert that are refused, and what to do instead.
 MLX_LM_FLAGS = {
@@ -80,9 +81,16 @@ class Command(command_line.Command):
     "hf_path",
     required=True,
     metavar="SRC",
+    shell_complete=suggest(FOLDER, "demo"),
     help="A folder, a hub id such as org/name, or demo.",
 )
-@click.option("--mlx-path", required=True, metavar="OUT", help="The folder to make.")
+@click.option(
+    "--mlx-path",
+    required=True,
+    metavar="OUT",
+    shell_complete=suggest(FOLDER),
+    help="The folder to make.",
+)
 @click_options(ConvertOptions, "options")
 @click.option(
     "-q", "--quantize", is_flag=True, help="As in mlx-lm; weights are quantized without it too."

@@ -1,38 +1,98 @@
-"""Show a progress bar on a terminal's stderr."""
+"""Show the progress of long work: a bar at a terminal, a line every 30 seconds in a log."""
 
 import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, DownloadColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
+from magistral_mlx.errors import in_units
 from magistral_mlx.streams import Progress, Stream
+from magistral_mlx.terminal.verbosity import Status, is_quiet
+from magistral_mlx.terminal.window import can_draw, has_styles
 
 T = TypeVar("T")
 
-# Window of the speed estimate in seconds; long because GPTQ steps are slow.
-SPEED_SECONDS = 900.0
+# Steps from which the speed is estimated. Steps of one kind follow each other in a conversion.
+RECENT = 16
+
+
+@dataclass
+class Pace:
+    """The speed of the work, and the time that is left.
+
+    The first step of a stage tells no speed: it may be of another kind, as the embedding is.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=RECENT))
+    _total: int = 0
+    _started: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._started = self.clock()
+
+    def take(self, step: Progress) -> None:
+        """Take note of the work that is done."""
+        last = self._recent[-1][1] if self._recent else 0
+        if step.total != self._total or step.done < last:
+            # Another stage.
+            self._recent.clear()
+            self._total, last = step.total, 0
+        if step.done > last:
+            self._recent.append((self.clock(), step.done))
+
+    def words(self) -> str:
+        """Return the speed and the time left, or the time so far where neither is known."""
+        now = self.clock()
+        if len(self._recent) > 1 and self._recent[-1][1] < self._total:
+            (began, first), (_, done) = self._recent[0], self._recent[-1]
+            speed = (done - first) / max(now - began, 1e-3)
+            return f"{in_units(speed)}/s, about {_time((self._total - done) / speed)} left"
+        ends = "finishing, " if self._recent and self._recent[-1][1] >= self._total else ""
+        return f"{ends}{_time(now - self._started)} so far"
 
 
 def run_with_bar(stream: Stream[Progress, T]) -> T:
-    """Run a stream under a progress bar, and return its result."""
-    text = TextColumn("{task.description}")
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), text)
+    """Run a stream, show its progress on stderr, and return its result."""
+    pace, status = Pace(), Status()
+    text = TextColumn("{task.description}", markup=False)
+    columns = (BarColumn(), DownloadColumn(), PaceColumn(pace), text)
     with Bar(
         *columns,
-        console=Console(stderr=True),
+        console=Console(stderr=True, color_system="auto" if has_styles() else None),
         transient=True,
-        disable=not sys.stderr.isatty(),
-        speed_estimate_period=SPEED_SECONDS,
+        disable=is_quiet() or not can_draw(sys.stderr),
     ) as bar:
         task = bar.add_task("", total=None)
         for step in stream:
+            pace.take(step)
             bar.update(task, completed=step.done, total=step.total, description=step.name)
+            if bar.disable:
+                done = f"{in_units(step.done)} of {in_units(step.total)}"
+                status.show(f"{done}, {pace.words()}: {step.name}")
         return stream.result()
+
+
+class PaceColumn(ProgressColumn):
+    """A column with the speed and the time left."""
+
+    def __init__(self, pace: Pace) -> None:
+        super().__init__()
+        self.pace = pace
+
+    def render(self, task: Task) -> Text:
+        return Text(self.pace.words())
+
+
+def _time(seconds: float) -> str:
+    """Format a duration as hours, minutes and seconds, rounded up."""
+    minutes, rest = divmod(int(-(-seconds // 1)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

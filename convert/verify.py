@@ -13,7 +13,9 @@ import click
 from magistral_mlx.convert.progress import run_with_bar
 from magistral_mlx.convert.verification.verification import Report, stream_verification
 from magistral_mlx.errors import visible
+from magistral_mlx.options import FOLDER
 from magistral_mlx.terminal import command_line
+from magistral_mlx.terminal.flags_from_options import suggest
 
 STATES = {True: "ok", False: "FAILED", None: "skipped"}
 WORST = 10
@@ -41,8 +43,13 @@ Exit codes: 0 all checks pass, 2 one fails, or something else to change, 130 int
 
 
 @click.command("verify", cls=command_line.Command, epilog=EPILOG)
-@click.argument("target", metavar="OUT")
-@click.option("--hf-path", metavar="SRC", help="The source of OUT: a folder, a hub id or demo.")
+@click.argument("target", metavar="OUT", shell_complete=suggest(FOLDER))
+@click.option(
+    "--hf-path",
+    metavar="SRC",
+    shell_complete=suggest(FOLDER, "demo"),
+    help="The source of OUT: a folder, a hub id or demo.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(*, target: str, hf_path: str | None, as_json: bool) -> int:
     """Check a converted checkpoint: every file, number and id of it."""

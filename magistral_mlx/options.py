@@ -19,6 +19,9 @@ Second = TypeVar("Second")
 Options = TypeVar("Options")
 Result = TypeVar("Result")
 
+# In ``completes`` of an option: a shell offers the names of folders, or of files.
+FOLDER, FILE = "<folder>", "<file>"
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -27,6 +30,7 @@ class Option:
     Attributes:
         type: the annotation.
         aliases: other flags, such as "-m".
+        completes: the values that a shell offers: words, FOLDER for folders, FILE for files.
     """
 
     name: str
@@ -35,10 +39,16 @@ class Option:
     help: str
     metavar: str | None
     aliases: tuple[str, ...]
+    completes: tuple[str, ...]
 
 
 def option(
-    default: Any, help: str, *, metavar: str | None = None, aliases: tuple[str, ...] = ()
+    default: Any,
+    help: str,
+    *,
+    metavar: str | None = None,
+    aliases: tuple[str, ...] = (),
+    completes: tuple[str, ...] = (),
 ) -> Any:
     """Declare a field of a frozen dataclass as an option.
 
@@ -47,8 +57,10 @@ def option(
         help: one or two sentences, for ``--help`` and for the documentation.
         metavar: the value's name on a command line; by default its type.
         aliases: flags beside the field's name with dashes.
+        completes: the values that a shell offers: words, FOLDER for folders, FILE for files.
     """
-    return field(default=default, metadata={"help": help, "metavar": metavar, "aliases": aliases})
+    metadata = {"help": help, "metavar": metavar, "aliases": aliases, "completes": completes}
+    return field(default=default, metadata=metadata)
 
 
 def options_of(cls: type) -> list[Option]:

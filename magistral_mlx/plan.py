@@ -25,8 +25,9 @@ from magistral_mlx.model.mac_table import (
     plan_small,
 )
 from magistral_mlx.model.memory import MemoryPlan, plan_for
+from magistral_mlx.options import FOLDER
 from magistral_mlx.terminal import command_line, forecast_tables, shared_flags
-from magistral_mlx.terminal.flags_from_options import click_options
+from magistral_mlx.terminal.flags_from_options import click_options, suggest
 from magistral_mlx.terminal.table import show_table
 
 # The options of LoadOptions that change a plan, or say which model it is for.
@@ -52,7 +53,10 @@ Exit codes: 0 it fits, 2 it does not fit, or something else to change."""
 
 @click.command("plan", cls=shared_flags.Command, epilog=EPILOG)
 @click.option(
-    "--model", metavar="M", help="A folder, a hub id such as org/name (which is fetched), or demo."
+    "--model",
+    metavar="M",
+    shell_complete=suggest(FOLDER, "demo"),
+    help="A folder, a hub id such as org/name (which is fetched), or demo.",
 )
 @click.option(
     "--mac", metavar="MAC", help='Plan for a Mac by chip and memory, such as "M4 Pro 24GB".'

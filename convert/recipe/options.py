@@ -18,7 +18,7 @@ from magistral_mlx.checkpoint.quant_format import (
 from magistral_mlx.convert.recipe.named import AUTO, RAISED_BITS, RECIPES, is_raised
 from magistral_mlx.convert.recipe.recipe_file import DEFAULT_GROUP_SIZE, UNPACKED_BITS, RecipeFile
 from magistral_mlx.errors import CheckpointError, OptionError
-from magistral_mlx.options import option
+from magistral_mlx.options import FILE, option
 
 Method = Literal["round", "importance", "gptq"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -46,13 +46,17 @@ class ConvertOptions:
         None, "See below; importance for affine 2 to 5 bit, else round."
     )
     calibration: str | None = option(
-        None, "What the forward pass reads; see below.", metavar="FILE|self|MODEL"
+        None,
+        "What the forward pass reads; see below.",
+        metavar="FILE|self|MODEL",
+        completes=("self", FILE),
     )
     recipe: str | None = option(
         None,
         "Bits by kind of matrix, in place of --q-bits; see below.",
         metavar="NAME|FILE",
         aliases=("--quant-predicate",),
+        completes=(*RECIPES, AUTO, FILE),
     )
     target_bits: float | None = option(
         None, "Bits a weight in all, of the recipe auto; such as 4.6.", metavar="X"

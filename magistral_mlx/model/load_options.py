@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from magistral_mlx.checkpoint.manifest import ReasoningFormat
 from magistral_mlx.errors import OptionError, quoted
 from magistral_mlx.files import as_path
-from magistral_mlx.options import option
+from magistral_mlx.options import FOLDER, option
 
 KVBits = Literal[16, 8, 4]
 MAX_MEMORY_GB = 1_000_000
@@ -51,6 +51,7 @@ class LoadOptions:
         "A small model of the same vocabulary that drafts tokens; by default drafts are copied "
         "from the text so far.",
         metavar="M",
+        completes=(FOLDER, "demo"),
     )
     num_draft_tokens: int | None = option(
         None,

@@ -6,8 +6,9 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import click
+from click.shell_completion import CompletionItem
 
-from magistral_mlx.options import Option, options_of
+from magistral_mlx.options import FILE, FOLDER, Option, options_of
 
 Function = Callable[..., int]
 Decorator = Callable[[Function], Function]
@@ -34,12 +35,33 @@ def click_options(cls: type, argument: str, *, only: Collection[str] = ()) -> De
     return decorate
 
 
+def suggest(*completes: str) -> Callable[..., list[CompletionItem]]:
+    """Make the function that gives a shell the values of an argument: words, FOLDER, FILE.
+
+    bash looks for files only where no word fits. So words after FOLDER or FILE are offered only
+    once they are begun.
+    """
+    kinds = {FOLDER: "dir", FILE: "file"}
+
+    def suggestions(_: click.Context, __: click.Parameter, begun: str) -> list[CompletionItem]:
+        found = []
+        for word in completes:
+            if word in kinds:
+                found.append(CompletionItem(begun, type=kinds[word]))
+            elif word.startswith(begun) and (begun or not found or found[-1].type == "plain"):
+                found.append(CompletionItem(word))
+        return found
+
+    return suggestions
+
+
 def _flag(option: Option) -> Decorator:
     """Make the click option of one declared option, by its type."""
     flag = option.name.replace("_", "-")
     names = [f"--{flag}", *option.aliases, option.name]
     alternatives = get_args(option.type) if _is_union(option.type) else (option.type,)
     kind = alternatives[0]
+    completer = suggest(*option.completes) if option.completes else None
     if kind is bool and option.default:
         # The flag of an option that is on by default turns it off.
         no = click.option(f"--no-{flag}", f"no_{option.name}", is_flag=True, help=option.help)
@@ -47,7 +69,13 @@ def _flag(option: Option) -> Decorator:
     if kind is bool:
         return click.option(*names, is_flag=True, help=option.help)
     if get_origin(kind) is tuple:
-        return click.option(*names, multiple=True, metavar=option.metavar, help=option.help)
+        return click.option(
+            *names,
+            multiple=True,
+            metavar=option.metavar,
+            help=option.help,
+            shell_complete=completer,
+        )
     if get_origin(kind) is Literal:
         choices = get_args(kind)
         is_text = all(isinstance(choice, str) for choice in choices)
@@ -60,6 +88,7 @@ def _flag(option: Option) -> Decorator:
         show_default=option.default not in (None, ""),
         metavar=option.metavar,
         help=option.help,
+        shell_complete=completer,
     )
 
 

@@ -13,8 +13,9 @@ from magistral_mlx.errors import in_units
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.model import cache_file
 from magistral_mlx.model.load_options import LoadOptions
+from magistral_mlx.options import FOLDER
 from magistral_mlx.terminal import command_line
-from magistral_mlx.terminal.flags_from_options import Decorator, Function, click_options
+from magistral_mlx.terminal.flags_from_options import Decorator, Function, click_options, suggest
 from magistral_mlx.terminal.verbosity import Status
 
 NO_MODEL = """--model is missing. Three ways to get a model:
@@ -108,6 +109,7 @@ model_option = click.option(
     metavar="M",
     is_eager=True,
     callback=check_model,
+    shell_complete=suggest(FOLDER, "demo"),
     help="A folder, a hub id such as org/name, or demo.",
 )
 hide_reasoning_option = click.option(

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.shell_completion import shell_complete
 
 from magistral_mlx import __version__
-from magistral_mlx.__main__ import COMMANDS, main
+from magistral_mlx.__main__ import COMMANDS, command, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,22 +59,31 @@ def test_a_command_is_imported_when_it_is_called() -> None:
     subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_zsh_can_complete() -> None:
-    probe = "from magistral_mlx.__main__ import main; main()"
-    words = {
-        "_MAGISTRAL_COMPLETE": "zsh_complete",
-        "COMP_WORDS": "magistral generate --max-k",
-        "COMP_CWORD": "2",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", probe],
-        cwd=ROOT,
-        env=os.environ | words,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert "--max-kv-size" in done.stdout
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("generate --max-k", "plain,--max-kv-size"),
+        ("generate --model ", "dir,"),
+        ("generate --model d", "dir,d plain,demo"),
+        ("generate --draft-model ", "dir,"),
+        ("generate --file ", "file,"),
+        ("generate --prompt-cache-file ", "file,"),
+        ("plan --model ", "dir,"),
+        ("convert --hf-path ", "dir,"),
+        ("convert --mlx-path ", "dir,"),
+        ("convert --recipe m", "plain,mixed_4_6 file,m"),
+        ("convert --calibration ", "plain,self file,"),
+        ("verify ", "dir,"),
+        ("verify --hf-path ", "dir,"),
+    ],
+)
+def test_a_shell_completes_flags_folders_files_and_names(
+    line: str, offered: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COMP_WORDS", f"magistral {line}")
+    monkeypatch.setenv("COMP_CWORD", str(line.count(" ") + 1))
+    shell_complete(command, {}, "magistral", "_MAGISTRAL_COMPLETE", "bash_complete")
+    assert capsys.readouterr().out.split("\n")[:-1] == offered.split(" ")
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

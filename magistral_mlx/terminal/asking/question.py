@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from magistral_mlx.errors import OptionError, in_units, visible
-from magistral_mlx.options import option
+from magistral_mlx.options import FILE, option
 from magistral_mlx.terminal.display import tell
 
 # The longest context takes far less.
@@ -35,13 +35,16 @@ class Question:
         aliases=("-p",),
     )
     file: tuple[str, ...] = option(
-        (), "A text file to put under the question; may be repeated.", metavar="F"
+        (),
+        "A text file to put under the question; may be repeated.",
+        metavar="F",
+        completes=(FILE,),
     )
     system_prompt: str | None = option(
         None, "A system prompt, added to the checkpoint's own.", metavar="S"
     )
     system_prompt_file: str | None = option(
-        None, "A text file with the system prompt.", metavar="F"
+        None, "A text file with the system prompt.", metavar="F", completes=(FILE,)
     )
     system_prompt_only: bool = option(
         False, "Use --system-prompt alone; the model may then stop reasoning."
