@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.demo import resolve_model
 from magistral_mlx.errors import MemoryLimitError
+from magistral_mlx.generation.speculation import open_draft
 from magistral_mlx.model.device import budget_bytes
 from magistral_mlx.model.footprint import bytes_per_token, kv_bytes
 from magistral_mlx.model.load_options import LoadOptions
@@ -29,9 +30,10 @@ from magistral_mlx.options import FOLDER
 from magistral_mlx.terminal import command_line, forecast_tables, shared_flags
 from magistral_mlx.terminal.flags_from_options import click_options, suggest
 from magistral_mlx.terminal.table import show_table
+from magistral_mlx.tokenizer.tekken import Tokenizer
 
 # The options of LoadOptions that change a plan, or say which model it is for.
-PLANNED = ("revision", "max_kv_size", "kv_bits", "memory_gb", "draft_model")
+PLANNED = ("revision", "max_kv_size", "kv_bits", "memory_gb", "draft_model", "reasoning_format")
 # Formats in the table of all Macs.
 SHOWN = ("3", "4", "6", "8")
 # A model whose speed is predicted has at least so many bytes of weights.
@@ -90,8 +92,10 @@ def command(
             raise click.UsageError("a model has its own bits; leave --bits or --model out")
         _show_model(model, machine, options, as_json=as_json)
         return command_line.DONE
-    if options.revision is not None or options.draft_model is not None:
-        raise click.UsageError("--revision and --draft-model need a --model to plan for")
+    if any((options.revision, options.draft_model, options.reasoning_format)):
+        raise click.UsageError(
+            "--revision, --draft-model and --reasoning-format need a --model to plan for"
+        )
     budget = None if options.memory_gb is None else budget_bytes(options.memory_gb)
     if budget is None:
         _show_macs(bits, options, as_json=as_json)
@@ -127,10 +131,14 @@ def _machine(
 
 def _show_model(model: str, machine: Mac | None, options: LoadOptions, *, as_json: bool) -> None:
     """Plan for a checkpoint, on this device or on a Mac."""
+    checkpoint = open_checkpoint(resolve_model(model, options.revision))
+    # What could not be loaded does not fit.
+    tokenizer = Tokenizer.of_model(
+        checkpoint.folder, checkpoint.config.vocab_size, options.reasoning_format
+    )
     draft = None
     if options.draft_model is not None:
-        draft = open_checkpoint(resolve_model(options.draft_model))
-    checkpoint = open_checkpoint(resolve_model(model, options.revision))
+        draft = open_draft(resolve_model(options.draft_model), tokenizer)
     plan = plan_for(checkpoint, options, draft=draft, on_mac=machine is not None)
     chip, speed = None if machine is None else machine.chip, None
     # Calls of kernels, not the bandwidth, take the time of a small model.

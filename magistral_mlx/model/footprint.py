@@ -1,5 +1,6 @@
 """Bytes that weights, caches and one pass take, by their shapes."""
 
+from collections import Counter
 from math import prod
 
 from magistral_mlx.checkpoint.config import ModelConfig
@@ -85,7 +86,9 @@ def packed_bytes(config: ModelConfig, quant: QuantFormat | None) -> int:
 
     Without a format, all is in bf16.
     """
-    return sum(tensor_bytes(shape, quant) for shape in config.shapes.values())
+    # All layers have the same few shapes.
+    counts = Counter(config.shapes.values())
+    return sum(count * tensor_bytes(shape, quant) for shape, count in counts.items())
 
 
 def tensor_bytes(shape: Shape, quant: QuantFormat | None) -> int:

@@ -9,15 +9,28 @@ import pytest
 
 from magistral_mlx import plan
 from magistral_mlx.model.mac import MAC_GB, Mac
+from tests.support.tekken import write_tekken
 from tests.support.tiny import make_config
 
 Folder = Callable[..., Path]
+VOCABULARY = 1500
+
+
+@pytest.fixture
+def model_folder(checkpoint_folder: Folder) -> Folder:
+    """Return a function that writes a folder that can be loaded: weights and a tokenizer."""
+
+    def write(name: str = "model", **changes: object) -> Path:
+        config = make_config(vocab_size=VOCABULARY, **changes)
+        return write_tekken(checkpoint_folder(config, name=name), VOCABULARY)
+
+    return write
 
 
 def test_it_adds_up_and_reads_no_weights(
-    checkpoint_folder: Folder, capsys: pytest.CaptureFixture[str]
+    model_folder: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = checkpoint_folder(make_config())
+    folder = model_folder()
     assert plan.main(["--model", str(folder), "--json", "--memory-gb", "1"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["context"] == 4096
@@ -34,10 +47,10 @@ def test_it_adds_up_and_reads_no_weights(
 
 
 def test_a_draft_model_is_planned_for(
-    checkpoint_folder: Folder, capsys: pytest.CaptureFixture[str]
+    model_folder: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = str(checkpoint_folder(make_config()))
-    small = str(checkpoint_folder(make_config(num_layers=1), name="draft"))
+    folder = str(model_folder())
+    small = str(model_folder("draft", num_layers=1))
     command = ["--model", folder, "--max-kv-size", "500", "--memory-gb", "1"]
     assert plan.main([*command, "--draft-model", small]) == 0
     assert "draft model and its cache" in capsys.readouterr().out
@@ -56,9 +69,9 @@ def test_a_draft_model_is_planned_for(
 
 
 def test_a_plan_that_does_not_fit_is_exit_2(
-    checkpoint_folder: Folder, capsys: pytest.CaptureFixture[str]
+    model_folder: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = checkpoint_folder(make_config())
+    folder = model_folder()
     assert plan.main(["--model", str(folder), "--max-kv-size", "4096", "--memory-gb", "0.005"]) == 2
     error = capsys.readouterr().err
     assert "--max-kv-size" in error
@@ -137,9 +150,9 @@ def test_json_has_every_cell(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_models_files_are_planned_for_on_a_named_mac(
-    checkpoint_folder: Folder, capsys: pytest.CaptureFixture[str]
+    model_folder: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = str(checkpoint_folder(make_config()))
+    folder = str(model_folder())
     found = json.loads(show(capsys, "--model", folder, "--mac", "M4 Pro 24GB", "--json"))
     assert found["budget_bytes"] == pytest.approx(Mac(24).budget_bytes, abs=2)
     assert (found["chip"], found["memory_gb"]) == ("M4 Pro", 24)
@@ -165,3 +178,18 @@ def test_options_that_contradict_are_refused(
     words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert said in show(capsys, *words, code=2)
+
+
+def test_a_folder_that_cannot_be_loaded_does_not_fit(
+    model_folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = model_folder()
+    (folder / "tekken.json").unlink()
+    assert "tekken.json is missing" in show(capsys, "--model", str(folder), code=2)
+    write_tekken(folder, VOCABULARY - 1)
+    assert "1499 ids, the model has 1500" in show(capsys, "--model", str(folder), code=2)
+    small = model_folder("draft", num_layers=1)
+    write_tekken(folder, VOCABULARY)
+    write_tekken(small, VOCABULARY - 1)
+    error = show(capsys, "--model", str(folder), "--draft-model", str(small), code=2)
+    assert "another vocabulary" in error
