@@ -39,7 +39,7 @@ def prose(text: str) -> str:
 
 
 # Files that the examples read and write.
-MADE = ("problem.txt", "answer.txt")
+MADE = ("problem.txt", "answer.txt", "report.txt")
 COMMANDS = [
     line
     for text in DOCUMENTS.values()

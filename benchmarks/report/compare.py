@@ -37,6 +37,7 @@ PEERS = ("mlx-lm", "mlx,", "llama.cpp")  # names of contenders that are not ours
 STREAMED = "streaming matvec"  # the machine's own bandwidth
 SEPARATOR = " / "
 TRIALS = ("samples", "problems", "replies")  # of a share: the first of these beside it
+FIRST_TOKEN = "first token"  # a phase that is a latency, not a speed
 LARGEST = 1e9  # stands for a ratio to zero
 CIRCUMSTANCES = ("chip", "cores", "memory_bytes", "os", "python", "device")
 NAMES = [
@@ -218,7 +219,11 @@ def _figures_of(
 
 def _laps(laps: Sequence[Mapping[str, Any]], path: tuple[str, ...]) -> Iterator[tuple[str, Figure]]:
     speeds = tuple(lap["count"] / lap["seconds"] for lap in laps)
-    yield _joined(*path, "per second"), Figure("repeats", speeds, is_higher_better=True)
+    if FIRST_TOKEN in path:
+        milliseconds = tuple(1000 / speed for speed in speeds)
+        yield _joined(*path, "milliseconds"), Figure("repeats", milliseconds)
+    else:
+        yield _joined(*path, "per second"), Figure("repeats", speeds, is_higher_better=True)
     if peaks := tuple(float(lap["peak_bytes"]) for lap in laps if "peak_bytes" in lap):
         yield _joined(*path, "peak bytes"), Figure("repeats", peaks)
 

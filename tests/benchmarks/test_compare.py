@@ -126,6 +126,17 @@ def test_a_peer_beside_is_not_ours_and_everything_else_is() -> None:
     assert len(changes) == 8
 
 
+def test_a_first_token_is_a_latency() -> None:
+    def turns(seconds: float) -> dict[str, Any]:
+        laps = [{"seconds": seconds, "cpu_seconds": seconds, "count": 1}]
+        return {"speed": [{"title": "turns", "repeats": {"first token": {OURS: laps}}}]}
+
+    (change,) = compare(turns(0.1), turns(0.2), 0.05)
+    assert change.name.endswith("milliseconds")
+    assert (change.before, change.after, change.ratio.median) == (100, 200, 0.5)
+    assert change.is_regression
+
+
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_every_result_file_is_understood(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = json.loads(path.read_text())
