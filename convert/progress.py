@@ -52,9 +52,13 @@ class Pace:
         """Return the speed and the time left, or the time so far where neither is known."""
         now = self.clock()
         if len(self._recent) > 1 and self._recent[-1][1] < self._total:
-            (began, first), (_, done) = self._recent[0], self._recent[-1]
-            speed = (done - first) / max(now - began, 1e-3)
-            return f"{in_units(speed)}/s, about {_time((self._total - done) / speed)} left"
+            (began, first), (last, done) = self._recent[0], self._recent[-1]
+            seconds = max(last - began, 1e-3)
+            speed = (done - first) / seconds
+            # The step under way takes as long as those before it, or longer.
+            step = min(now - last, seconds / (len(self._recent) - 1))
+            left = max((self._total - done) / speed - step, 1.0)
+            return f"{in_units(speed)}/s, about {_time(left)} left"
         ends = "finishing, " if self._recent and self._recent[-1][1] >= self._total else ""
         return f"{ends}{_time(now - self._started)} so far"
 

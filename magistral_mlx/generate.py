@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
-from magistral_mlx.errors import counted
+from magistral_mlx.errors import ContextError, OptionError, TokenizerError, as_flags, counted
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply, Samples
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.serving.events import event_of
 from magistral_mlx.terminal import command_line, shared_flags
+from magistral_mlx.terminal.asking.batch import Batch, ResultFile, read_entries
 from magistral_mlx.terminal.asking.question import Question
 from magistral_mlx.terminal.asking.results import (
     as_object,
@@ -21,10 +22,17 @@ from magistral_mlx.terminal.asking.results import (
     report_samples,
     samples_object,
 )
-from magistral_mlx.terminal.display import Display, has_result, report, report_no_answer, write
+from magistral_mlx.terminal.display import (
+    Display,
+    has_result,
+    report,
+    report_no_answer,
+    tell,
+    write,
+)
 from magistral_mlx.terminal.flags_from_options import click_options
 from magistral_mlx.terminal.verbosity import Status, is_quiet
-from magistral_mlx.tokenizer.segments import Segment
+from magistral_mlx.tokenizer.segments import Segment, Text
 
 EPILOG = """\b
 Examples:
@@ -33,6 +41,7 @@ Examples:
   cat report.txt | magistral generate --model ~/magistral-4bit -p "Summarize this." > summary.txt
   magistral generate --model ~/magistral-4bit -p "Which is faster?" --file a.py --file b.py
   magistral generate --model demo -p "What is 9 * 37?" --samples 5 --json
+  magistral generate --model ~/magistral-4bit --prompts-file questions.jsonl --output answers.jsonl
 
 The answer goes to stdout, so that a pipe gets nothing else. Progress, the trace (dim)
 and the figures go to stderr.
@@ -40,8 +49,12 @@ and the figures go to stderr.
 --json-stream prints one JSON object a line: progress, reasoning and answer, by their "kind", while
 they arrive, and in the last line the object of --json.
 
+--prompts-file reads a line for each prompt: {"prompt": "..."}, and in it "id" and "system_prompt"
+if you like. For each one it prints a JSON object, with the "index" of the prompt. With --output F
+the objects are appended to F, and the same command goes on where an earlier run ended.
+
 \b
-Exit codes: 0 done, 2 something to change, 3 the reply ended without an answer (also with --json),
+Exit codes: 0 done, 2 something to change, 3 a reply ended without an answer (also with --json),
 130 interrupted, 1 a bug."""
 
 
@@ -49,6 +62,7 @@ Exit codes: 0 done, 2 something to change, 3 the reply ended without an answer (
 @shared_flags.model_option
 @click_options(LoadOptions, "options")
 @click_options(Question, "question")
+@click_options(Batch, "batch")
 @shared_flags.sampling_options
 @shared_flags.hide_reasoning_option
 @click.option(
@@ -69,6 +83,7 @@ def command(
     model: str,
     options: LoadOptions,
     question: Question,
+    batch: Batch,
     sampling: SamplingParams,
     hide_reasoning: bool,
     samples: int | None,
@@ -80,6 +95,19 @@ def command(
     if as_json and json_stream:
         raise click.UsageError("--json-stream ends with the object of --json; keep one of the two")
     prints_json = as_json or json_stream
+    if batch.prompts_file is not None:
+        refuse_beside_batch(
+            {
+                "--prompt": question.prompt is not None,
+                "--file": bool(question.file),
+                "--samples": samples is not None,
+                "--prompt-cache-file": prompt_cache_file is not None,
+                "--hide-reasoning": hide_reasoning,
+                "--json": as_json,
+                "--json-stream": json_stream,
+            }
+        )
+        return answer_batch(model, options, question, batch, sampling)
     messages = question.messages
     if question.system_prompt_only and not is_quiet():
         print("warning: without its own system prompt the model may not reason", file=sys.stderr)
@@ -117,6 +145,61 @@ def command(
     report(reply, says_ending=False)
     report_no_answer(reply)
     return command_line.NO_ANSWER
+
+
+def refuse_beside_batch(given: Mapping[str, bool]) -> None:
+    """Refuse flags that are given beside --prompts-file and would change nothing."""
+    for flag, is_given in given.items():
+        if is_given:
+            raise click.UsageError(
+                f"--prompts-file has its own prompts and prints JSON lines; leave {flag} out"
+            )
+
+
+def answer_batch(
+    model: str, options: LoadOptions, question: Question, batch: Batch, sampling: SamplingParams
+) -> int:
+    """Answer every prompt of a file, one after the other, each as a line of JSON."""
+    assert batch.prompts_file is not None
+    entries, system = read_entries(batch.prompts_file), question.system_messages
+    file = None if batch.output is None else ResultFile(batch.output, entries, model)
+    waiting = [entry for entry in entries if file is None or entry.index not in file.finished]
+    if not waiting:
+        if not is_quiet():
+            tell(f"{batch.output} has the results of all {counted(len(entries), 'prompt')} already")
+        return command_line.DONE
+    magistral = shared_flags.load_with_progress(model, options)
+    codes = {command_line.DONE}
+    status = Status()
+    try:
+        for entry in waiting:
+            place = f"prompt {entry.index + 1} of {len(entries)}"
+            result = entry.key | {"model": model}
+            try:
+                stream = magistral.stream(
+                    entry.messages(system), sampling, system_prompt_only=question.system_prompt_only
+                )
+                written = 0
+                for segment in stream:
+                    written += len(segment.text) if isinstance(segment, Text) else 0
+                    status.show(f"{place}: {counted(written, 'character')} so far")
+                reply = stream.result()
+                result |= as_object(reply, model)
+                if not has_result(reply):
+                    codes.add(command_line.NO_ANSWER)
+            # The other prompts may be right.
+            except (ContextError, OptionError, TokenizerError) as error:
+                codes.add(command_line.WRONG)
+                result |= {"error": as_flags(error)}
+                status.clear()
+                tell(f"error: {place}: {as_flags(error)}")
+            if file is None:
+                print_json(result)
+            else:
+                file.append(json.dumps(result, ensure_ascii=False))
+    finally:
+        status.clear()
+    return command_line.WRONG if command_line.WRONG in codes else max(codes)
 
 
 def print_json(found: Mapping[str, Any]) -> None:

@@ -186,6 +186,8 @@ def test_a_prompt_from_a_pipe(
         (["--prompt-cache-file", "/"], "is a directory"),
         (["--system-prompt", "a", "--system-prompt-file", "b"], "keep one"),
         (["--json", "--json-stream"], "keep one"),
+        (["--output", "f"], "--output is for the results of --prompts-file"),
+        (["--prompts-file", "f"], "leave --prompt out"),
         (["-q", "-v"], "keep one"),
         (["--system-prompt-only"], "needs a --system-prompt"),
         (["--seed", "x"], "--seed"),
