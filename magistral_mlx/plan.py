@@ -92,7 +92,7 @@ def command(
             raise click.UsageError("a model has its own bits; leave --bits or --model out")
         _show_model(model, machine, options, as_json=as_json)
         return command_line.DONE
-    if any((options.revision, options.draft_model, options.reasoning_format)):
+    if any(map(_is_typed, ("revision", "draft_model", "reasoning_format"))):
         raise click.UsageError(
             "--revision, --draft-model and --reasoning-format need a --model to plan for"
         )
@@ -107,6 +107,12 @@ def command(
     return command_line.DONE
 
 
+def _is_typed(name: str) -> bool:
+    """Return whether an option was typed; a default of the user's gives way to a Mac."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is ParameterSource.COMMANDLINE
+
+
 def _machine(
     mac: str | None, memory: str | None, options: LoadOptions
 ) -> tuple[Mac | None, LoadOptions]:
@@ -119,9 +125,7 @@ def _machine(
         machine = Mac.of_memory(memory)
     else:
         return None, options
-    # A default in the user's settings gives way.
-    source = click.get_current_context().get_parameter_source("memory_gb")
-    if source is ParameterSource.COMMANDLINE:
+    if _is_typed("memory_gb"):
         raise click.UsageError(
             "--memory-gb is what may be used, and --mac or --memory tell it from the memory of a "
             "Mac; keep one"

@@ -180,6 +180,12 @@ def test_options_that_contradict_are_refused(
     assert said in show(capsys, *words, code=2)
 
 
+def test_a_default_of_the_user_gives_way_to_a_mac(capsys: pytest.CaptureFixture[str]) -> None:
+    defaults = {"memory_gb": 3, "draft_model": "demo"}
+    plan.command.main(["--memory", "24GB"], standalone_mode=False, default_map=defaults)
+    assert "17.18 GB may be used" in capsys.readouterr().out
+
+
 def test_a_folder_that_cannot_be_loaded_does_not_fit(
     model_folder: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
