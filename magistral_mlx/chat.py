@@ -1,22 +1,31 @@
 """Talk to a model: ``python -m magistral_mlx.chat --model demo``."""
 
+import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 import click
 
+from magistral_mlx.checkpoint.folder import open_checkpoint
+from magistral_mlx.demo import resolve_model
 from magistral_mlx.engine.turns import KeepReasoning
-from magistral_mlx.errors import MagistralError, OptionError, as_flags
+from magistral_mlx.errors import MagistralError, OptionError, as_flags, visible
 from magistral_mlx.files import cache_dir
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.model.load_options import LoadOptions
+from magistral_mlx.model.memory import plan_for
 from magistral_mlx.terminal import command_line, shared_flags
 from magistral_mlx.terminal.display import tell
 from magistral_mlx.terminal.flags_from_options import click_options
 from magistral_mlx.terminal.prompt import is_interactive, read_pipe, read_terminal
-from magistral_mlx.terminal.repl import COMMANDS, Session
+from magistral_mlx.terminal.repl.commands import ALIASES, COMMANDS, answer
+from magistral_mlx.terminal.repl.history import show_resumed
+from magistral_mlx.terminal.repl.session import Models, Session
+
+log = logging.getLogger(__name__)
 
 EPILOG = """\b
 Examples:
@@ -61,18 +70,26 @@ def command(
 ) -> int:
     """Talk to Magistral; a follow-up reuses the KV cache of the turns before it."""
     file = prompt_cache_file
-    is_resumed = file is not None and file.exists()
-    if is_resumed and system_prompt is not None:
+    if file is not None and file.exists() and system_prompt is not None:
         raise OptionError(
             f"{file} has a conversation with its own system prompt; leave --system-prompt out"
         )
-    magistral = shared_flags.load_with_progress(model, options)
-    if file is not None and is_resumed:
+    models = Models(
+        model,
+        check=partial(check_model, options=options),
+        open=partial(shared_flags.load_with_progress, options=options),
+    )
+    magistral = models.open(model)
+    if file is not None and file.exists():
         chat = magistral.resume(file)
-        chat.keep_reasoning = keep_reasoning or chat.keep_reasoning
     else:
-        chat = magistral.chat(keep_reasoning=keep_reasoning or "none", system_prompt=system_prompt)
-    session = Session(magistral, chat, sampling, is_interactive(), hides_reasoning=hide_reasoning)
+        chat = magistral.chat(system_prompt=system_prompt)
+    chat.keep_reasoning = keep_reasoning or chat.keep_reasoning
+    session = Session(
+        models, magistral, chat, sampling, file, is_interactive(), hides_reasoning=hide_reasoning
+    )
+    # The session frees a model that it replaces.
+    del magistral, chat
     with command_line.exit_in_order():
         try:
             if session.is_interactive:
@@ -80,26 +97,35 @@ def command(
             else:
                 answer_pipe(session)
         finally:
-            if file is not None and any(
-                message["role"] == "assistant" for message in chat.messages
-            ):
-                chat.save(file)
+            session.save_at_end()
     return command_line.DONE
+
+
+def check_model(model: str, options: LoadOptions) -> None:
+    """Raise MagistralError for a model that cannot be used or does not fit; read headers only."""
+    plan_for(open_checkpoint(resolve_model(model, options.revision)), options)
 
 
 def answer_terminal(session: Session) -> None:
     """Answer messages from a terminal; an error or Ctrl-C ends the turn."""
-    tell("/help lists the commands\n")
-    for text in read_terminal(cache_dir() / "chat-history", list(COMMANDS)):
+    tell("/help lists the commands")
+    if session.file is not None and session.turns:
+        show_resumed(session.chat, session.file)
+    tell("")
+    for text in read_terminal(cache_dir() / "chat-history", [*COMMANDS, *ALIASES]):
         try:
-            if text.startswith("/"):
-                session.run_command(text)
-            else:
-                session.ask(text)
-        except MagistralError as error:
+            answer(session, text)
+        except (MagistralError, OSError) as error:
             tell(f"error: {as_flags(error)}")
         except KeyboardInterrupt:
             tell("stopped")
+        except Exception as error:
+            # A bug must not cost a conversation that is not saved.
+            log.debug("a bug", exc_info=True)
+            tell(
+                f"error: {type(error).__name__}: {visible(str(error))}. This is a bug; "
+                "the conversation goes on, and /save F keeps it"
+            )
         if session.is_over:
             return
         tell("")
@@ -108,10 +134,7 @@ def answer_terminal(session: Session) -> None:
 def answer_pipe(session: Session) -> None:
     """Answer messages from a pipe; an error or Ctrl-C ends the program."""
     for text in read_pipe():
-        if text.startswith("/"):
-            session.run_command(text)
-        else:
-            session.ask(text)
+        answer(session, text)
         if session.is_over:
             return
 

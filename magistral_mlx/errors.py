@@ -102,6 +102,10 @@ class OverwriteError(OptionError):
     """File that is not written, because what it holds would be lost."""
 
 
+class ForeignFileError(OverwriteError):
+    """File that is no prompt cache, and so is never replaced by one."""
+
+
 class CheckpointError(MagistralError):
     """Checkpoint, or a file of it, that is missing, damaged or of another model."""
 

@@ -12,7 +12,13 @@ from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.documents import AGAIN
 from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.checkpoint.safetensors_header import TYPE_NAMES
-from magistral_mlx.errors import CheckpointError, OptionError, OverwriteError, quoted
+from magistral_mlx.errors import (
+    CheckpointError,
+    ForeignFileError,
+    OptionError,
+    OverwriteError,
+    quoted,
+)
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.kv_format import FLOAT_BITS
 
@@ -105,8 +111,8 @@ def check_replaceable(
         )
 
 
-def _foreign(path: Path) -> OverwriteError:
-    return OverwriteError(
+def _foreign(path: Path) -> ForeignFileError:
+    return ForeignFileError(
         f"{path} is something else than a prompt cache, and is left as it is; name another file"
     )
 

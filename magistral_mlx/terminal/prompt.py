@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import sys
 import termios
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from magistral_mlx.errors import OptionError
 
+OWN_MODE = 0o600  # what is typed is its user's own
 LEAVING = "/quit or Ctrl-D ends the conversation"
 
 
@@ -137,9 +139,17 @@ def _make_session(history: Path, commands: Sequence[str]) -> Any:
 
 def _is_kept(history: Path) -> bool:
     """Create the file, readable by its user only; return True if it can be written."""
+    # Opening a pipe would wait for its reader without O_NONBLOCK.
+    access = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         history.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(history, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+        descriptor = os.open(history, access, OWN_MODE)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError("it is no plain file")
+            os.fchmod(descriptor, OWN_MODE)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         print(f"no history is kept: {history} cannot be written ({error})", file=sys.stderr)
         return False

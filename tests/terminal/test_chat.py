@@ -16,7 +16,7 @@ import pytest
 import magistral_mlx as mm
 from magistral_mlx import chat
 from magistral_mlx.terminal.display import Display
-from magistral_mlx.terminal.repl import COMMANDS
+from magistral_mlx.terminal.repl.commands import COMMANDS
 from magistral_mlx.tokenizer.segments import Segment
 from tests.support.tiny import DEMO
 
@@ -62,7 +62,7 @@ def test_commands_and_messages_of_several_lines_in_a_pipe(
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 1
     assert "budget 0 tokens" in err
-    assert "conversation  1 turns" in err
+    assert "conversation  1 turn;" in err
 
 
 def test_a_full_context_is_said(
@@ -119,7 +119,7 @@ def test_every_command_is_in_the_help_and_understood_or_refused(
     out, err = capsys.readouterr()
     assert out == ""
     assert all(err.count(f"\n{command} ") == 2 or command == "/retry" for command in COMMANDS)
-    assert "error: /hello: no such command; /retry" in err
+    assert "error: /hello: no such command; did you mean /help?" in err
     assert "error: /help takes nothing after it" in err
     assert "error: /retry: there is no question yet" in err
     assert "error: /save needs a file" in err
@@ -172,7 +172,7 @@ def test_a_question_asked_again(type_in: TypeIn, capsys: pytest.CaptureFixture[s
     assert chat.main(["--model", str(DEMO), "--seed", "5", "--temp", "2"]) == 0
     out, err = capsys.readouterr()
     assert len(set(prompts(err))) == 1
-    assert "conversation  1 turns" in err
+    assert "conversation  1 turn;" in err
     magistral = mm.load(str(DEMO))
     expected = [
         magistral.ask("What is 48 + 76?", mm.SamplingParams(temperature=2, seed=5 + i)).answer
@@ -255,7 +255,7 @@ def test_a_terminal_that_closes_leaves_the_conversation_saved(
     assert (turns := len(capsys.readouterr().out.splitlines()) - 1) > 0
     type_in("/stats")
     assert chat.main(arguments) == 0
-    assert f"conversation  {turns} turns" in capsys.readouterr().err
+    assert f"conversation  {turns} turn" in capsys.readouterr().err
 
 
 def test_ctrl_c_in_the_trace_drops_the_question_and_retry_asks_it(
@@ -346,7 +346,7 @@ def test_a_real_terminal_and_a_real_ctrl_c(tmp_path: Path) -> None:
         wait_for("stopped by you")
         wait_for("\x1b[?2004h")  # the prompt
         os.write(terminal, b"/stats\r")
-        wait_for("conversation  1 turns")
+        wait_for("conversation  1 turn;")
         wait_for("\x1b[?2004h")  # the prompt
         os.write(terminal, b"\x04")
         assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
@@ -381,10 +381,10 @@ def test_ctrl_c_ends_a_pipe_and_the_turns_before_it_are_saved(
 def test_a_pipe_drops_no_message_silently(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pipe_in(monkeypatch, "/usr/bin is what?\nWhat is 7 * 8?\n")
+    pipe_in(monkeypatch, "/usr is what?\nWhat is 7 * 8?\n")
     assert chat.main(GREEDY) == 2
     out, err = capsys.readouterr()
-    assert "/usr/bin is what?: no such command" in err
+    assert "/usr: no such command; /help lists the commands. A message may begin with //usr" in err
     assert out == ""
 
 

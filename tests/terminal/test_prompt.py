@@ -83,6 +83,26 @@ def test_the_history_is_readable_by_its_owner_only(
     assert "no history is kept" in capsys.readouterr().err
 
 
+def test_an_old_history_is_tightened(tmp_path: Path) -> None:
+    history = tmp_path / "history"
+    history.touch(0o644)
+    assert messages(history, "a secret", ENTER) == ["a secret"]
+    assert stat.S_IMODE(history.stat().st_mode) == 0o600
+
+
+def test_a_history_that_is_a_pipe_is_not_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "history")
+    assert messages(tmp_path / "history", "one", ENTER) == ["one"]
+    reader = os.open(tmp_path / "history", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert messages(tmp_path / "history", "one", ENTER) == ["one"]
+    finally:
+        os.close(reader)
+    assert capsys.readouterr().err.count("no history is kept") == 2
+
+
 def piped_in(monkeypatch: pytest.MonkeyPatch, text: str) -> list[str]:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     return list(read_pipe())

@@ -1,0 +1,1 @@
+"""A conversation at the prompt: its commands, its settings and its costs."""
