@@ -59,11 +59,12 @@ CHIPS = {
     )
 }
 
-_GIGABYTES = r"(\d{1,4})\s*(?:g|gb|gib)"
-_PRODUCT = r"(?:(?:apple|macbook|air|pro|mac|mini|studio|imac)[\s,]+)*"
-_CHIP = r"(m\d{1,2})[\s-]*(pro|max|ultra)?"
+# Gaps are bounded, so that a long text takes no time.
+_GIGABYTES = r"(\d{1,4})\s{0,3}(?:g|gb|gib)"
+_PRODUCT = r"(?:(?:apple|macbook|air|pro|mac|mini|studio|imac)[\s,]{1,3}){0,5}"
+_CHIP = r"(m\d{1,2})[\s-]{0,3}(pro|max|ultra)?"
 _MEMORY = re.compile(rf"{_GIGABYTES}?", re.ASCII | re.IGNORECASE)
-_MAC = re.compile(rf"{_PRODUCT}{_CHIP}[\s,/-]*\b{_GIGABYTES}", re.ASCII | re.IGNORECASE)
+_MAC = re.compile(rf"{_PRODUCT}{_CHIP}[\s,/-]{{0,3}}\b{_GIGABYTES}", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
