@@ -3,8 +3,7 @@
 import json
 import sys
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import click
 
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.convert.output.staging import partial_of
 from magistral_mlx.convert.pipeline.conversion import Summary, run_conversion
 from magistral_mlx.convert.pipeline.prepare import Checked, check_conversion
@@ -23,6 +21,8 @@ from magistral_mlx.convert.recipe.options import ConvertOptions
 from magistral_mlx.convert.recipe.recipe_file import UNPACKED_BITS
 from magistral_mlx.convert.source.source import FLOAT_TYPES
 from magistral_mlx.errors import in_units
+from magistral_mlx.library.details import by_kind
+from magistral_mlx.library.known_folders import remember
 from magistral_mlx.model.mac_table import contexts
 from magistral_mlx.options import FOLDER
 from magistral_mlx.terminal import command_line
@@ -141,6 +141,7 @@ def command(
     except KeyboardInterrupt:
         print(f"interrupted; {_kept(partial_of(checked.target))}", file=sys.stderr)
         raise
+    remember(summary.target)
     print(in_json(summary, time.perf_counter() - started) if as_json else in_words(summary))
     if options.recipe == AUTO and not as_json:
         config = checked.origin.source.config
@@ -225,24 +226,6 @@ def contexts_in_words(config: ModelConfig, weights_bytes: int) -> str:
         f"{memory_gb} GB Mac {'not' if context is None else f'{context:,} tokens'}"
         for memory_gb, context in found
     )
-
-
-def by_kind(formats: Mapping[str, QuantFormat | None], layers: int) -> list[str]:
-    """Write a line for each kind of matrix: its formats and their number of layers."""
-    kinds: dict[str, Counter[str]] = {}
-    for path, quant in formats.items():
-        kinds.setdefault(path.rpartition(".")[2], Counter())[_named(quant)] += 1
-    lines = []
-    for kind, counts in kinds.items():
-        shares = (f"{name} in {n} of {layers} layers" for name, n in sorted(counts.items()))
-        lines.append(f"  {kind:<14}{', '.join(counts if len(counts) == 1 else shares)}")
-    return lines
-
-
-def _named(quant: QuantFormat | None) -> str:
-    if quant is None:
-        return f"{UNPACKED_BITS} bit"
-    return f"{quant.bits} bit" if quant.mode == "affine" else quant.mode
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,19 +9,34 @@ import click
 from magistral_mlx import __version__
 from magistral_mlx.terminal import command_line
 
-COMMANDS = {
-    "generate": "magistral_mlx.generate",
-    "chat": "magistral_mlx.chat",
-    "plan": "magistral_mlx.plan",
-    "convert": "magistral_mlx.convert.__main__",
-    "verify": "magistral_mlx.convert.verify",
+# The commands by what they are for, each with its module and its name there.
+GROUPS = {
+    "Ask": {
+        "run": "magistral_mlx.generate:run",
+        "chat": "magistral_mlx.chat:command",
+        "generate": "magistral_mlx.generate:command",
+    },
+    "Models and defaults": {
+        "pull": "magistral_mlx.manage:pull",
+        "list": "magistral_mlx.manage:list_models",
+        "show": "magistral_mlx.manage:show",
+        "remove": "magistral_mlx.manage:remove",
+        "config": "magistral_mlx.manage:config",
+    },
+    "Fit and convert": {
+        "plan": "magistral_mlx.plan:command",
+        "convert": "magistral_mlx.convert.__main__:command",
+        "verify": "magistral_mlx.convert.verify:command",
+    },
 }
+COMMANDS = {name: place for group in GROUPS.values() for name, place in group.items()}
 
 EPILOG = """\b
 First steps:
-  magistral generate --model demo -p "What is 48 + 76?"
+  magistral run demo "What is 48 + 76?"
   magistral plan
-  magistral convert --help"""
+  magistral pull
+  magistral chat"""
 
 
 class Commands(click.Group):
@@ -33,8 +48,18 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(COMMANDS[cmd_name]).command
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(module), name)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands in groups."""
+        width = formatter.width - max(map(len, COMMANDS)) - 6
+        for title, names in GROUPS.items():
+            found = [(name, self.get_command(ctx, name)) for name in names]
+            rows = [(n, c.get_short_help_str(width)) for n, c in found if c is not None]
+            with formatter.section(title):
+                formatter.write_dl(rows, col_max=max(map(len, COMMANDS)))
 
 
 @click.group(cls=Commands, epilog=EPILOG)

@@ -13,11 +13,12 @@ from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.demo import resolve_model
 from magistral_mlx.engine.turns import KeepReasoning
 from magistral_mlx.errors import MagistralError, OptionError, as_flags, visible
-from magistral_mlx.files import cache_dir
 from magistral_mlx.generation.params import SamplingParams
+from magistral_mlx.library.places import state_dir
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.model.memory import plan_for
 from magistral_mlx.terminal import command_line, shared_flags
+from magistral_mlx.terminal.asking.model_name import model_option
 from magistral_mlx.terminal.display import tell
 from magistral_mlx.terminal.flags_from_options import click_options
 from magistral_mlx.terminal.prompt import is_interactive, read_pipe, read_terminal
@@ -34,7 +35,7 @@ Examples:
   printf 'What is 7 * 8?\\nWhat is 9 * 8?\\n' | magistral chat --model demo --hide-reasoning
 
 Answers go to stdout; traces (dim) and figures go to stderr. At a terminal /help lists the commands,
-and chat-history in the cache folder keeps what is typed. From a pipe each line is one message or
+and chat-history in the state folder keeps what is typed. From a pipe each line is one message or
 command; a backslash at its end continues it in the next line. A wrong line ends the conversation
 with exit code 2, after it is saved.
 
@@ -43,7 +44,7 @@ Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug."""
 
 
 @click.command("chat", cls=shared_flags.Command, epilog=EPILOG)
-@shared_flags.model_option
+@model_option
 @click_options(LoadOptions, "options")
 @click.option(
     "--system-prompt", metavar="S", help="A system prompt, added to the checkpoint's own."
@@ -112,7 +113,7 @@ def answer_terminal(session: Session) -> None:
     if session.file is not None and session.turns:
         show_resumed(session.chat, session.file)
     tell("")
-    for text in read_terminal(cache_dir() / "chat-history", [*COMMANDS, *ALIASES]):
+    for text in read_terminal(state_dir() / "chat-history", [*COMMANDS, *ALIASES]):
         try:
             answer(session, text)
         except (MagistralError, OSError) as error:

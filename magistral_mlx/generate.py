@@ -15,6 +15,7 @@ from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.serving.events import event_of
 from magistral_mlx.terminal import command_line, shared_flags
 from magistral_mlx.terminal.asking.batch import Batch, ResultFile, read_entries
+from magistral_mlx.terminal.asking.model_name import model_option, word_command
 from magistral_mlx.terminal.asking.question import Question
 from magistral_mlx.terminal.asking.results import (
     as_object,
@@ -59,7 +60,7 @@ Exit codes: 0 done, 2 something to change, 3 a reply ended without an answer (al
 
 
 @click.command("generate", cls=shared_flags.Command, epilog=EPILOG)
-@shared_flags.model_option
+@model_option
 @click_options(LoadOptions, "options")
 @click_options(Question, "question")
 @click_options(Batch, "batch")
@@ -251,6 +252,21 @@ def show_samples(samples: Samples, model: str, *, as_json: bool, is_complete: bo
         return command_line.DONE
     report_no_answer(samples.replies[0])
     return command_line.NO_ANSWER
+
+
+run = word_command(
+    command,
+    help="Ask one question: generate, with the default model or the one that is named first.",
+    epilog="""\b
+Examples:
+  magistral run "How many r's are in strawberry?"
+  magistral run demo "What is 48 + 76?"
+  magistral run --json demo "What is 48 + 76?"
+
+The other options, what is printed where, and the exit codes are those of magistral generate.
+Exit codes: 0 done, 2 something to change, 3 the reply ended without an answer,
+130 interrupted, 1 a bug.""",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

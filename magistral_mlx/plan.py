@@ -26,9 +26,9 @@ from magistral_mlx.model.mac_table import (
     plan_small,
 )
 from magistral_mlx.model.memory import MemoryPlan, plan_for
-from magistral_mlx.options import FOLDER
 from magistral_mlx.terminal import command_line, forecast_tables, shared_flags
-from magistral_mlx.terminal.flags_from_options import click_options, suggest
+from magistral_mlx.terminal.asking.model_name import optional_model_option
+from magistral_mlx.terminal.flags_from_options import click_options
 from magistral_mlx.terminal.table import show_table
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
@@ -54,12 +54,7 @@ Exit codes: 0 it fits, 2 it does not fit, or something else to change."""
 
 
 @click.command("plan", cls=shared_flags.Command, epilog=EPILOG)
-@click.option(
-    "--model",
-    metavar="M",
-    shell_complete=suggest(FOLDER, "demo"),
-    help="A folder, a hub id such as org/name (which is fetched), or demo.",
-)
+@optional_model_option
 @click.option(
     "--mac", metavar="MAC", help='Plan for a Mac by chip and memory, such as "M4 Pro 24GB".'
 )

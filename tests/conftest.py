@@ -38,3 +38,6 @@ def checkpoint_folder(tmp_path: Path) -> Callable[..., Path]:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Convert the demo once for the whole run, into a temporary cache."""
     os.environ["MAGISTRAL_MLX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["MAGISTRAL_MLX_STATE"] = str(tmp_path_factory.mktemp("state"))
+    os.environ["MAGISTRAL_CONFIG"] = str(tmp_path_factory.mktemp("config") / "config.toml")
+    os.environ.pop("MAGISTRAL_MODEL", None)

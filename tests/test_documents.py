@@ -39,7 +39,7 @@ def prose(text: str) -> str:
 
 
 # Files that the examples read and write.
-MADE = ("problem.txt", "answer.txt", "report.txt")
+MADE = ("problem.txt", "answer.txt", "report.txt", "/.config/magistral-mlx/config.toml")
 COMMANDS = [
     line
     for text in DOCUMENTS.values()
@@ -55,7 +55,8 @@ def test_the_readme_begins_with_the_two_commands() -> None:
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_the_commands_are_understood(line: str) -> None:
+def test_the_commands_are_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAGISTRAL_MODEL", "demo")
     words = shlex.split(line[line.index("magistral ") :], comments=True)
     name, arguments = words[1], words[2:]
     if ">" in arguments:

@@ -34,10 +34,12 @@ MAY_IMPORT = {
     "demo": "checkpoint convert errors files",
     "engine": "checkpoint demo errors files generation model options streams tokenizer",
     "serving": "checkpoint demo engine errors files generation model options streams tokenizer",
-    "terminal": "checkpoint engine errors files generation model options startup streams tokenizer",
+    "library": "atomic_files checkpoint demo errors files generation model options tokenizer",
+    "terminal": "checkpoint engine errors files generation library model options startup streams "
+    "tokenizer",
     "training": "checkpoint errors files generation model options streams tokenizer",
 }
-DOORS = {"__init__", "__main__", "bridge", "chat", "generate", "plan"}
+DOORS = {"__init__", "__main__", "bridge", "chat", "generate", "manage", "plan"}
 CONVERTER_MAY_IMPORT = {
     "packing": "",
     "threads": "",
@@ -52,17 +54,18 @@ CONVERTER_MAY_IMPORT = {
 }
 CONVERTER_DOORS = {"__init__", "__main__", "verify"}
 RUNTIME_FOR_CONVERTER = (
-    "__init__ checkpoint demo disk_space errors files generation model options streams terminal "
-    "tokenizer"
+    "__init__ checkpoint demo disk_space errors files generation library model options streams "
+    "terminal tokenizer"
 )
 # The rooms and files that may import a package.
 THIRD_PARTY = {
     "mistral_common": "magistral_mlx.tokenizer magistral_mlx.training.demo "
     "magistral_mlx.convert.output.export",
     "huggingface_hub": "magistral_mlx.checkpoint.hub_api magistral_mlx.checkpoint.hub_cache "
-    "magistral_mlx.checkpoint.hub_transfer",
+    "magistral_mlx.checkpoint.hub_models magistral_mlx.checkpoint.hub_transfer",
     "click": "magistral_mlx.terminal magistral_mlx.generate magistral_mlx.chat magistral_mlx.plan "
-    "magistral_mlx.__main__ magistral_mlx.convert.__main__ magistral_mlx.convert.verify",
+    "magistral_mlx.manage magistral_mlx.__main__ magistral_mlx.convert.__main__ "
+    "magistral_mlx.convert.verify",
     "transformers": "magistral_mlx.convert.output.export",
     "tokenizers": "magistral_mlx.convert.verification.parity",
     "jinja2": "magistral_mlx.convert.verification.parity",

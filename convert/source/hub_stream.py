@@ -8,9 +8,9 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from magistral_mlx.checkpoint.documents import MAX_JSON_BYTES, parse_json
+from magistral_mlx.checkpoint.documents import parse_json
 from magistral_mlx.checkpoint.hub_api import HubFile, Layout, Listing, list_files
-from magistral_mlx.checkpoint.hub_transfer import Cancelled, read
+from magistral_mlx.checkpoint.hub_transfer import Cancelled, fetch_header, read
 from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.checkpoint.safetensors_header import INDEX
 from magistral_mlx.errors import ConversionError, HubError, quoted
@@ -88,7 +88,7 @@ class HubStream:
             ) from None
         _check_index(repo_id, listing, folder)
         shards = tuple(
-            _fetch_header(repo_id, listing.commit, file, folder)
+            fetch_header(repo_id, listing.commit, file, folder, head_bytes=HEAD_BYTES)
             for file in listing.weights.values()
         )
         return cls(repo_id, listing.commit, listing.layout, folder, listing.weights, shards)
@@ -248,14 +248,6 @@ def _check_index(repo_id: str, listing: Listing, folder: Path) -> None:
             f"{repo_id}: {INDEX} names {quoted(missing[0])}, which commit {listing.commit} does "
             "not hold; the repository is incomplete, name another commit with --revision"
         )
-
-
-def _fetch_header(repo_id: str, commit: str, file: HubFile, folder: Path) -> Shard:
-    head = b"".join(read(repo_id, commit, file, 0, min(HEAD_BYTES, file.size)))
-    end = 8 + int.from_bytes(head[:8], "little")
-    if len(head) < end <= min(file.size, 8 + MAX_JSON_BYTES):
-        head += b"".join(read(repo_id, commit, file, len(head), end))
-    return Shard.parse(folder / file.name, head, file.size)
 
 
 def _reopen(partial: Path, file: HubFile, planned: Shard) -> tuple[int, int]:

@@ -4,14 +4,19 @@ import logging
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
+from magistral_mlx.checkpoint.documents import MAX_JSON_BYTES
 from magistral_mlx.checkpoint.hub_api import HubFile, explain, reason, unreachable
+from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.errors import HubError
 
 log = logging.getLogger(__name__)
 
 RETRYABLE_STATUSES = (408, 429, 500, 502, 503, 504)
+# First request of a header; those of Magistral are far shorter.
+HEAD_BYTES = 2**17
 FAILURES_IN_A_ROW = 5
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 
@@ -53,6 +58,29 @@ def read(
                 ) from None
             log.info("%s: %s; trying again", file.name, error)
             _pause(max(error.pause_seconds, FIRST_PAUSE_SECONDS * 2 ** (failures - 1)), cancelled)
+
+
+def fetch_header(
+    repo_id: str, commit: str, file: HubFile, folder: Path, *, head_bytes: int = HEAD_BYTES
+) -> Shard:
+    """Fetch the header of a weight file that will lie in a folder.
+
+    Args:
+        repo_id: ``org/name``.
+        commit: of the file.
+        file: the weight file.
+        folder: where the file will lie.
+        head_bytes: of the first request; a longer header takes a second.
+
+    Raises:
+        HubError: it cannot be fetched.
+        CheckpointError: it contradicts itself.
+    """
+    head = b"".join(read(repo_id, commit, file, 0, min(head_bytes, file.size)))
+    end = 8 + int.from_bytes(head[:8], "little")
+    if len(head) < end <= min(file.size, 8 + MAX_JSON_BYTES):
+        head += b"".join(read(repo_id, commit, file, len(head), end))
+    return Shard.parse(folder / file.name, head, file.size)
 
 
 class _TransferInterrupted(Exception):

@@ -1,5 +1,6 @@
 """Flags of generate, chat and plan, and loading with progress."""
 
+import os
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -9,22 +10,24 @@ import click
 
 from magistral_mlx.engine.load import loading
 from magistral_mlx.engine.magistral import Magistral
-from magistral_mlx.errors import in_units
+from magistral_mlx.errors import (
+    CheckpointError,
+    ContextError,
+    MagistralError,
+    MemoryLimitError,
+    OptionError,
+    in_units,
+)
 from magistral_mlx.generation.params import SamplingParams
+from magistral_mlx.library.known_folders import remember
+from magistral_mlx.library.places import settings_path
+from magistral_mlx.library.settings import read_settings
 from magistral_mlx.model import cache_file
 from magistral_mlx.model.load_options import LoadOptions
-from magistral_mlx.options import FOLDER
 from magistral_mlx.terminal import command_line
-from magistral_mlx.terminal.flags_from_options import Decorator, Function, click_options, suggest
+from magistral_mlx.terminal.asking.model_name import is_setting
+from magistral_mlx.terminal.flags_from_options import Decorator, Function, click_options
 from magistral_mlx.terminal.verbosity import Status
-
-NO_MODEL = """--model is missing. Three ways to get a model:
-  --model lmstudio-community/Magistral-Small-2506-MLX-4bit
-      ready-made in 4 bit; fetches 13 GB on first use
-  magistral convert --hf-path mistralai/Magistral-Small-2506 --mlx-path magistral-4bit
-      your own, from the published weights (fetches 47 GB); then --model magistral-4bit
-  --model demo
-      the small model that comes with this package: arithmetic and letters, to try things out"""
 
 # Flags of mlx-lm that a user may type here, and what to do instead.
 MLX_LM_FLAGS = {
@@ -57,6 +60,29 @@ class Command(command_line.Command):
 
     foreign_flags = MLX_LM_FLAGS
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words; what they leave out comes from the user's settings."""
+        # Parsing is resilient while a shell completes the line.
+        if not ctx.resilient_parsing:
+            try:
+                ctx.default_map = read_settings()
+            except MagistralError:
+                # Help is shown beside settings that are wrong.
+                if not {"--help", *ctx.help_option_names} & set(args):
+                    raise
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an error also names the settings that were used."""
+        try:
+            return super().invoke(ctx)
+        except (CheckpointError, ContextError, MemoryLimitError, OptionError) as error:
+            used = [name.replace("_", "-") for name in ctx.params if is_setting(ctx, name)]
+            if not used:
+                raise
+            where = f"{settings_path()} sets {', '.join(used)}"
+            raise type(error)(f"{error}\n({where}; magistral config changes it)") from None
+
 
 def load_with_progress(model: str, options: LoadOptions) -> Magistral:
     """Load a model, with progress on stderr."""
@@ -66,7 +92,10 @@ def load_with_progress(model: str, options: LoadOptions) -> Magistral:
             status.show(f"loading {model}: {in_units(progress.done)} of {in_units(progress.total)}")
     finally:
         status.clear()
-    return stream.result()
+    magistral = stream.result()
+    if os.path.isdir(os.path.expanduser(model)):
+        remember(model)
+    return magistral
 
 
 def sampling_options(function: Function) -> Function:
@@ -76,6 +105,11 @@ def sampling_options(function: Function) -> Function:
     @click.option("--no-think", is_flag=True, help="Answer without a trace, as --think-budget 0.")
     @wraps(function)
     def call(*, sampling: SamplingParams, no_think: bool, **others: Any) -> int:
+        ctx = click.get_current_context()
+        if no_think and is_setting(ctx, "think_budget"):
+            sampling = replace(sampling, think_budget=None)
+        if not sampling.think_budget and is_setting(ctx, "think_budget_message"):
+            sampling = replace(sampling, think_budget_message="")
         if no_think and sampling.think_budget is not None:
             raise click.UsageError("--no-think is --think-budget 0; keep one of the two")
         if sampling.think_budget_message and not sampling.think_budget:
@@ -89,14 +123,6 @@ def sampling_options(function: Function) -> Function:
     return call
 
 
-def check_model(ctx: click.Context, _: click.Parameter, model: str | None) -> str | None:
-    """Name the ways to get a model where none is given."""
-    # Parsing is resilient while a shell completes the line.
-    if model is None and not ctx.resilient_parsing:
-        raise click.UsageError(NO_MODEL, ctx)
-    return model
-
-
 def check_cache_file(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
     """Check the file before any work: a reply may take hours before the file is written."""
     if path is not None:
@@ -104,14 +130,6 @@ def check_cache_file(ctx: click.Context, param: click.Parameter, path: Path | No
     return path
 
 
-model_option = click.option(
-    "--model",
-    metavar="M",
-    is_eager=True,
-    callback=check_model,
-    shell_complete=suggest(FOLDER, "demo"),
-    help="A folder, a hub id such as org/name, or demo.",
-)
 hide_reasoning_option = click.option(
     "--hide-reasoning", is_flag=True, help="Do not show the trace."
 )

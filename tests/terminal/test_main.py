@@ -39,7 +39,7 @@ def test_every_command_has_help_with_examples(
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nothing"], ["--nothing"], ["plan", "--nothing"], ["plan", "extra"]]
+    "arguments", [[], ["nothing"], ["--nothing"], ["plan", "--nothing"], ["plan", "demo", "extra"]]
 )
 def test_an_unknown_command_is_exit_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]

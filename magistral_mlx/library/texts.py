@@ -1,0 +1,52 @@
+"""The list of models, and one model's details, as a terminal shows them."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from magistral_mlx.errors import in_units
+from magistral_mlx.library.models import LocalModel
+
+
+def model_table(models: Sequence[LocalModel]) -> str:
+    """Return a table of models; a star marks the default."""
+    rows = [("", "model", "bits", "on disk", "context here"), *map(_row, models)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        f"{mark:<{widths[0]}} {name:<{widths[1]}}  {bits:>{widths[2]}}  {size:>{widths[3]}}  "
+        f"{context}"
+        for mark, name, bits, size, context in rows
+    )
+
+
+def in_words(found: dict[str, Any]) -> str:
+    """Write what is known of a model, a line for each value."""
+    context = "-" if found["context"] is None else f"{found['context']:,} tokens"
+    lines = [
+        ("folder", found["folder"]),
+        ("release", found["release"] or "unknown"),
+        ("tokenizer", f"tekken {found['tokenizer']}, traces as {found['reasoning_format']}"),
+        ("on disk", in_units(found["disk_bytes"])),
+        ("weights", f"{in_units(found['weights_bytes'])}, {found['bits']:.3g} bit"),
+        ("context here", found["problem"] or context),
+        ("default", "yes" if found["is_default"] else "no"),
+        *((name.replace("_", " "), f"{value:,}") for name, value in found["config"].items()),
+    ]
+    lines += [
+        ("matrices" if i == 0 else "", line.strip()) for i, line in enumerate(found["matrices"])
+    ]
+    for key in ("origin", "options"):
+        for i, (name, value) in enumerate((found[key] or {}).items()):
+            text = f"{len(value)} files" if name == "files" else json.dumps(value)
+            lines.append((key if i == 0 else "", f"{name}: {text}"))
+    if found["origin"] is None:
+        lines.append(("origin", "not converted here: it has no magistral_mlx.json"))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+
+
+def _row(model: LocalModel) -> tuple[str, str, str, str, str]:
+    bits = "-" if model.bits is None else f"{model.bits:.3g}"
+    context = f"{model.context:,}" if model.context is not None else f"- ({model.problem})"
+    mark = "*" if model.is_default else ""
+    return mark, model.name, bits, in_units(model.disk_bytes), context
