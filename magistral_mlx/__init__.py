@@ -18,6 +18,7 @@ from magistral_mlx.errors import (
     MemoryLimitError,
     NumericsError,
     OptionError,
+    OverwriteError,
     TokenizerError,
 )
 from magistral_mlx.generation.params import SamplingParams
@@ -40,6 +41,7 @@ __all__ = [
     "MemoryLimitError",
     "NumericsError",
     "OptionError",
+    "OverwriteError",
     "Progress",
     "Reply",
     "Samples",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from magistral_mlx.errors import OptionError
 from magistral_mlx.files import cache_dir
 
 
@@ -58,3 +59,9 @@ def test_a_relative_folder_of_ours_stays_where_it_was_meant(
     monkeypatch.chdir(home)
     monkeypatch.setenv("MAGISTRAL_MLX_CACHE", "mine")
     assert cache_dir() == home / "mine"
+
+
+def test_a_home_folder_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAGISTRAL_MLX_CACHE", "~nobody-of-this-name/x")
+    with pytest.raises(OptionError, match="no home folder ~nobody-of-this-name"):
+        cache_dir()

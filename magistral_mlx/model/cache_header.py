@@ -107,7 +107,7 @@ def check_replaceable(
     if not may_replace(bytes(np.array(shard.read(HASH)))):
         what = "another conversation" if holds_chat else "a prompt cache"
         raise OverwriteError(
-            f"{path} holds {what}, which would be lost; name another file, or ask to overwrite it"
+            f"{path} holds {what}, which would be lost; name another file, or pass overwrite=True"
         )
 
 

@@ -8,7 +8,6 @@ import mlx.core as mx
 import pytest
 
 import magistral_mlx as mm
-from magistral_mlx.errors import OverwriteError
 from tests.support.tiny import DEMO
 
 GREEDY = mm.SamplingParams(temperature=0)
@@ -124,17 +123,17 @@ def test_a_chat_replaces_its_own_file_and_no_other(magistral: mm.Magistral, tmp_
     assert notes.read_text() == "precious"
     chat.save(file)
     chat.save(file)
-    with pytest.raises(OverwriteError, match="talk holds another conversation"):
+    with pytest.raises(mm.OverwriteError, match="talk holds another conversation"):
         other.save(file)
     first, second = magistral.resume(file), magistral.resume(file)
     assert first.system_prompt == "Be brief."
     (tmp_path / "link").symlink_to(file)
     first.save(tmp_path / "link")
-    with pytest.raises(OverwriteError, match="talk holds another conversation"):
+    with pytest.raises(mm.OverwriteError, match="talk holds another conversation"):
         second.save(file)
     second.save(file, overwrite=True)
     second.save(file)
-    with pytest.raises(OverwriteError):
+    with pytest.raises(mm.OverwriteError):
         magistral.save_cache(file)
     magistral.save_cache(tmp_path / "prompt")
     magistral.save_cache(tmp_path / "prompt")

@@ -287,7 +287,12 @@ def test_a_saved_conversation_can_be_continued(handle: int, tmp_path: Path) -> N
     follow = [*resumed["messages"], {"role": "user", "content": "What is 7 * 8?"}]
     assert bridge.ask(other, follow)["usage"]["cached_tokens"] > reply["usage"]["prompt_tokens"]
     assert failure(bridge.resume(other, path + "3")) == "option"
-    assert failure(bridge.save(other, "/no/such/folder/talk")) == "option"
+    for wrong in ("/no/such/folder/talk", "/"):
+        assert failure(bridge.save(other, wrong)) == "option"
+    # This handle has resumed the file, so it may replace it, and the other one no more.
+    assert bridge.save(other, path)["ok"]
+    assert failure(bridge.save(handle, path)) == "option"
+    assert bridge.save(handle, path, overwrite=True)["ok"]
     assert bridge.close(other)["ok"]
 
 
