@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from magistral_mlx.errors import OptionError
+from magistral_mlx.terminal.window import PLAIN_TERMINALS
 
 OWN_MODE = 0o600  # what is typed is its user's own
 LEAVING = "/quit or Ctrl-D ends the conversation"
@@ -106,10 +107,12 @@ def _without_echo() -> Iterator[None]:
 def _make_session(history: Path, commands: Sequence[str]) -> Any:
     # The import takes a tenth of a second, and only a terminal needs it.
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.application import create_app_session
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.history import FileHistory, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
     from prompt_toolkit.output import create_output
+    from prompt_toolkit.output.plain_text import PlainTextOutput
 
     def send(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
@@ -126,15 +129,20 @@ def _make_session(history: Path, commands: Sequence[str]) -> Any:
     keys.add("enter")(send)
     keys.add("escape", "enter")(begin_line)
 
-    return PromptSession(
-        history=FileHistory(str(history)) if _is_kept(history) else InMemoryHistory(),
-        multiline=True,
-        prompt_continuation="  ",
-        key_bindings=keys,
-        completer=WordCompleter(list(commands), sentence=True),
-        complete_while_typing=False,
-        output=create_output(always_prefer_tty=True),
-    )
+    is_plain = os.environ.get("TERM") in PLAIN_TERMINALS
+    drawn = None if is_plain else create_output(always_prefer_tty=True)
+    # A session without an output of its own draws nothing where TERM is dumb.
+    plain = PlainTextOutput(sys.stdout if sys.stdout.isatty() else sys.stderr)
+    with create_app_session(output=drawn or plain):
+        return PromptSession(
+            history=FileHistory(str(history)) if _is_kept(history) else InMemoryHistory(),
+            multiline=True,
+            prompt_continuation="  ",
+            key_bindings=keys,
+            completer=WordCompleter(list(commands), sentence=True),
+            complete_while_typing=False,
+            output=drawn,
+        )
 
 
 def _is_kept(history: Path) -> bool:

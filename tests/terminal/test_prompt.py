@@ -69,6 +69,16 @@ def test_typed_messages(tmp_path: Path, keys: list[str], expected: list[str]) ->
     assert messages(tmp_path / "history", *keys) == expected
 
 
+def test_a_dumb_terminal_gets_no_control_sequence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    assert messages(tmp_path / "history", "one", ENTER) == ["one"]
+    out, err = capsys.readouterr()
+    assert "> one" in out + err
+    assert "\x1b" not in out + err
+
+
 def test_the_history_is_readable_by_its_owner_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
