@@ -7,7 +7,7 @@ is a ``Stream``.
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import wraps
-from typing import Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from magistral_mlx.errors import CancelledError
 
@@ -30,17 +30,32 @@ class Progress:
 
 
 class Cancellation:
-    """A request to end work early: any thread makes it, the work looks at it between two steps."""
+    """A request to end work early: any thread makes it, the work looks at it between two steps.
+
+    Attributes:
+        is_requested: the work is asked to end.
+        is_interrupted: Ctrl-C asked for it.
+        wake: called with every request, to end a wait.
+    """
 
     def __init__(self) -> None:
-        self.is_requested = False
+        self.is_requested = self.is_interrupted = False
+        self.wake: Callable[[], None] = lambda: None
 
     def request(self) -> None:
         """Ask the work to end."""
         self.is_requested = True
+        self.wake()
+
+    def interrupt(self) -> None:
+        """Ask the work to end as if Ctrl-C had been pressed in its own thread."""
+        self.is_interrupted = True
+        self.request()
 
     def check(self) -> None:
-        """Raise CancelledError if the work is asked to end."""
+        """Raise CancelledError if the work is asked to end, or KeyboardInterrupt after Ctrl-C."""
+        if self.is_interrupted:
+            raise KeyboardInterrupt
         if self.is_requested:
             raise CancelledError("the work was cancelled")
 
@@ -117,12 +132,7 @@ class Stream(Generic[Item, Result]):
 
     def then(self, finish: Callable[[Result], Other]) -> "Stream[Item, Other]":
         """Return a stream of the same items that ends in ``finish(result)``."""
-
-        def work() -> Generator[Item, None, Other]:
-            yield from self
-            return finish(self.result())
-
-        return Stream(work(), self._cancellation)
+        return _FinishedStream(self, finish)
 
     def cancel(self) -> None:
         """Ask the work to end after the step under way. May be called from any thread."""
@@ -132,6 +142,47 @@ class Stream(Generic[Item, Result]):
         """End the work now, at the step where it stands. Has no effect after its end."""
         self._is_open = False
         self._work.close()
+
+
+class _FinishedStream(Stream[Item, Other]):
+    """A stream, and what becomes of its result."""
+
+    def __init__(self, before: Stream[Item, Result], finish: Callable[[Result], Other]) -> None:
+        def work() -> Generator[Item, None, Other]:
+            # Not "yield from", which would close the other stream where this one is collected.
+            for item in before:  # noqa: UP028
+                yield item
+            return finish(before.result())
+
+        super().__init__(work(), before._cancellation)
+        self._before: Stream[Item, Any] = before
+
+    def result(self) -> Other:
+        try:
+            # The other stream may have a faster way to its end than step by step.
+            if self._is_open:
+                self._before.result()
+        except BaseException:
+            self.close()
+            raise
+        return super().result()
+
+    def cancel(self) -> None:
+        self._before.cancel()
+
+    def close(self) -> None:
+        super().close()
+        self._before.close()
+
+
+def without_items(work: Callable[[], Result]) -> Stream[Any, Result]:
+    """Return a stream that has no items, and the result of a call."""
+
+    def steps() -> Generator[Any, None, Result]:
+        yield from ()
+        return work()
+
+    return Stream(steps())
 
 
 def streamed(work: Callable[P, Generator[Item, None, Result]]) -> Callable[P, Stream[Item, Result]]:

@@ -3,14 +3,16 @@
 from collections.abc import Generator
 from pathlib import Path
 
-from magistral_mlx.checkpoint.folder import open_checkpoint
+from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint
 from magistral_mlx.demo import resolve_model
+from magistral_mlx.engine.line import Line
 from magistral_mlx.engine.magistral import Magistral
+from magistral_mlx.engine.worker_stream import on_worker
 from magistral_mlx.generation.speculation import Speculation, open_draft
 from magistral_mlx.model.device import limit_memory
 from magistral_mlx.model.load_options import DEFAULTS, LoadOptions
 from magistral_mlx.model.loader import load_model
-from magistral_mlx.model.memory import plan_for
+from magistral_mlx.model.memory import MemoryPlan, plan_for
 from magistral_mlx.options import takes_keywords_of
 from magistral_mlx.streams import Progress, streamed
 from magistral_mlx.tokenizer.tekken import Tokenizer
@@ -45,6 +47,17 @@ def loading(
     if options.draft_model is not None:
         draft = open_draft(resolve_model(options.draft_model), tokenizer)
     plan = plan_for(checkpoint, options, draft=draft)
+    return (yield from on_worker(_load(checkpoint, tokenizer, plan, options, draft), Line()))
+
+
+def _load(
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    plan: MemoryPlan,
+    options: LoadOptions,
+    draft: Checkpoint | None,
+) -> Generator[Progress, None, Magistral]:
+    """Read the weights as planned."""
     wired = plan.held_bytes if options.wired else None
     limit_memory(plan.budget_bytes, freed=plan.workspace_bytes, wired=wired)
     transformer = yield from load_model(checkpoint)

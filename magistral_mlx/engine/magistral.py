@@ -2,17 +2,20 @@
 
 import secrets
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.engine.chat import Chat
+from magistral_mlx.engine.line import Line
 from magistral_mlx.engine.prefix_cache import PrefixCache
 from magistral_mlx.engine.reply_stream import ReplyRun, Runtime
 from magistral_mlx.engine.request import Job, Messages, Request, SampleRequest, Tools
 from magistral_mlx.engine.samples import SampleRun, only_sample, plan_samples
 from magistral_mlx.engine.turns import KeepReasoning
+from magistral_mlx.engine.worker_stream import on_worker, run_on_worker
 from magistral_mlx.errors import OptionError
 from magistral_mlx.files import as_path
 from magistral_mlx.generation.params import SamplingParams
@@ -32,9 +35,11 @@ Result = TypeVar("Result")
 
 
 class Magistral:
-    """A loaded model. Call it from one thread: MLX arrays belong to the thread that made them.
+    """A loaded model. Any thread may call it.
 
-    Only ``cancel``, and ``cancel`` of a stream, may be called from another thread.
+    Callers are served one at a time, in the order in which they came: a reply waits until those
+    before it have ended, a stream that another thread has begun included. A stream that the same
+    thread left open is ended instead. All work is done on one thread of the process, the worker.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class Magistral:
             dtype=model.norm.weight.dtype,
         )
         self._newest = Cancellation()
+        self._line = Line()
 
     @takes_keywords_of(Request)
     def ask(self, request: Request) -> Reply:
@@ -134,7 +140,7 @@ class Magistral:
             CheckpointError: it is damaged.
         """
         path = as_path(path, "path")
-        state, stamp = self.prefix_cache.open(path)
+        state, stamp = run_on_worker(partial(self.prefix_cache.open, path), self._line)
         if not state:
             raise OptionError(f"{path} holds a prompt cache but no conversation; name another file")
         return Chat.restored(self, state, path, stamp)
@@ -162,9 +168,14 @@ class Magistral:
             OverwriteError: the file is another conversation's, or no prompt cache.
             OptionError: it cannot be written; an older file is unchanged.
         """
-        return self.prefix_cache.save(
-            as_path(path, "path"), conversation, lambda stamp: overwrite or stamp == replaces
-        )
+        file = as_path(path, "path")
+
+        def save() -> bytes:
+            return self.prefix_cache.save(
+                file, conversation, lambda stamp: overwrite or stamp == replaces
+            )
+
+        return run_on_worker(save, self._line, replaces=False)
 
     def free_context(
         self,
@@ -197,7 +208,7 @@ class Magistral:
         prompt = self._encode(request)
         max_tokens = self.plan.reply_tokens(len(prompt), request.params.max_tokens)
         run = ReplyRun(self._runtime(), _job(request, prompt, max_tokens))
-        return self._begin(request, run, run.segments())
+        return self._begin(run, self._keeping_file(request, run, run.segments()))
 
     def _stream_samples(self, request: SampleRequest) -> Stream[Reply, Samples]:
         prompt, n = self._encode(request), request.n
@@ -205,10 +216,11 @@ class Magistral:
         job = _job(request, prompt, budget.max_tokens)
         if n == 1:
             run = ReplyRun(self._runtime(), job)
-            stream = self._begin(request, run, run.segments())
-            return Stream(only_sample(stream), job.cancellation)
+            work = self._keeping_file(request, run, run.segments())
+            return self._begin(run, only_sample(Stream(work, job.cancellation)))
         several = SampleRun(self._runtime(), job, n, budget.prompt_bytes)
-        return self._begin(request, several, several.replies())
+        replies = self._keeping_file(request, several, several.replies())
+        return self._begin(several, replies, gives_rest=True)
 
     def _encode(self, request: Request) -> list[int]:
         """Return the prompt's ids."""
@@ -229,33 +241,43 @@ class Magistral:
         )
 
     def _begin(
-        self, request: Request, run: ReplyRun | SampleRun, work: Generator[Item, None, Result]
+        self,
+        run: ReplyRun | SampleRun,
+        work: Generator[Item, None, Result],
+        *,
+        gives_rest: bool = False,
     ) -> Stream[Item, Result]:
-        """Open the request's cache file; return a stream of the work that saves it at the end."""
-        file = None
-        if request.prompt_cache_file is not None:
-            file = as_path(request.prompt_cache_file, "prompt_cache_file")
-            self._open_cache_file(file)
+        """Return a stream of the work, which is now the newest."""
         self._newest = run.job.cancellation
-        stream = Stream(work, run.job.cancellation)
-        if file is None:
-            return stream
+        return on_worker(work, self._line, run.job.cancellation, gives_rest=gives_rest)
 
-        def save(result: Result) -> Result:
-            if self.prefix_cache.holder is run:
-                self.prefix_cache.save(file)
-            return result
-
-        return stream.then(save)
+    def _keeping_file(
+        self, request: Request, run: ReplyRun | SampleRun, work: Generator[Item, None, Result]
+    ) -> Generator[Item, None, Result]:
+        """Open the request's cache file now; return work that saves it at the end."""
+        if request.prompt_cache_file is None:
+            return work
+        file = as_path(request.prompt_cache_file, "prompt_cache_file")
+        check_cache_file(file)
+        run_on_worker(partial(self._open_cache_file, file), self._line)
+        return self._saving(work, run, file)
 
     def _open_cache_file(self, file: Path) -> None:
         """Replace the prefix cache by a file's, if the file exists."""
-        check_cache_file(file)
         if file.exists() and self.prefix_cache.open(file)[0]:
             raise OptionError(
                 f"{file} holds a conversation, which a single reply would overwrite; go on with it "
                 "(magistral chat, Magistral.resume), or name another file"
             )
+
+    def _saving(
+        self, work: Generator[Item, None, Result], run: ReplyRun | SampleRun, file: Path
+    ) -> Generator[Item, None, Result]:
+        """Do the work, then write the cache that it left to a file."""
+        result = yield from work
+        if self.prefix_cache.holder is run:
+            self.prefix_cache.save(file)
+        return result
 
 
 def _job(request: Request, prompt: list[int], max_tokens: int) -> Job:

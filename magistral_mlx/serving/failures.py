@@ -2,6 +2,7 @@
 
 from typing import Any, TypedDict
 
+from magistral_mlx.engine.worker import EndingError
 from magistral_mlx.errors import (
     CancelledError,
     CheckpointError,
@@ -49,6 +50,7 @@ CODES: dict[type[BaseException], str] = {
     OptionError: "option",
     TokenizerError: "tokenizer",
     ClosedError: "closed",
+    EndingError: "closed",
     BusyError: "busy",
     CancelledError: "cancelled",
     MagistralError: "option",

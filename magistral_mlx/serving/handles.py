@@ -4,18 +4,19 @@ import itertools
 from typing import Any
 
 from magistral_mlx.engine.request import Request
+from magistral_mlx.engine.worker import WORKER
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.serving.event_queue import EventQueue
 from magistral_mlx.serving.failures import ClosedError
 from magistral_mlx.serving.hosted_model import HostedModel
-from magistral_mlx.serving.worker import MlxWorker
 
 
 class Handles:
     """Numbers for what a host has open. No number is used twice, so that an old one is refused."""
 
     def __init__(self) -> None:
-        self._worker = MlxWorker(at_exit=self.close_all)
+        self._worker = WORKER
+        self._worker.at_exit(self.close_all)
         self._numbers = itertools.count(1)
         self._models: dict[int, HostedModel] = {}
         # By its number, the handle of a stream's model, and its events.

@@ -1,15 +1,17 @@
 """A model that a host has open: the queue of its jobs, from any thread."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from magistral_mlx.engine.request import Request
+from magistral_mlx.engine.worker import Worker
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.serving.event_queue import EventQueue
 from magistral_mlx.serving.events import never_started
 from magistral_mlx.serving.failures import BusyError, ClosedError
+from magistral_mlx.serving.job import Job, Steps
 from magistral_mlx.serving.model_jobs import ModelJobs
-from magistral_mlx.serving.worker import Job, JobQueue, MlxWorker, Steps
 
 # A host that starts more streams of one model has lost count of them.
 MAX_WAITING = 16
@@ -18,11 +20,11 @@ MAX_WAITING = 16
 class HostedModel:
     """One model of a host: its jobs, and the queue in which they run one after another."""
 
-    def __init__(self, worker: MlxWorker, name: str) -> None:
+    def __init__(self, worker: Worker, name: str) -> None:
         self.name = name
         self.jobs = ModelJobs(worker.lock)
         self._worker = worker
-        self._queue: JobQueue = JobQueue()
+        self._queue: deque[Job] = deque()
         self._is_closed = False
 
     @property

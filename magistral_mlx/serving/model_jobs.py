@@ -23,8 +23,8 @@ from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.model.memory import MemoryPlan, plan_for
 from magistral_mlx.serving import events
 from magistral_mlx.serving.event_queue import EventQueue
+from magistral_mlx.serving.job import Steps
 from magistral_mlx.serving.plain_values import copy_plain
-from magistral_mlx.serving.worker import Steps
 from magistral_mlx.streams import Stream
 from magistral_mlx.tokenizer.segments import Segment
 

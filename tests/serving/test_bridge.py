@@ -408,7 +408,7 @@ def test_an_error_that_cannot_be_described_is_one_all_the_same(
     monkeypatch.setattr(mm.Magistral, "stream", raising)
     assert failure(bridge.ask(handle, QUESTION)) == "internal"
     monkeypatch.setattr("magistral_mlx.serving.failures.failure_of", out_of_memory)
-    monkeypatch.setattr("magistral_mlx.serving.worker.failed", out_of_memory)
+    monkeypatch.setattr("magistral_mlx.serving.job.failed", out_of_memory)
     assert failure(bridge.stats(-1)) == "internal"
     assert failure(bridge.ask(handle, QUESTION)) == "internal"
 

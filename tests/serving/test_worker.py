@@ -1,19 +1,21 @@
 """The worker thread: queues take turns, jobs of one queue follow each other, errors are events."""
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 
 import pytest
 
+from magistral_mlx.engine.worker import Worker
 from magistral_mlx.serving.event_queue import EventQueue
-from magistral_mlx.serving.worker import Job, JobQueue, MlxWorker
+from magistral_mlx.serving.job import Job
 
 Log = list[tuple[str, int, str]]
 
 
 @pytest.fixture
-def worker() -> MlxWorker:
-    return MlxWorker(at_exit=lambda: None)
+def worker() -> Worker:
+    return Worker()
 
 
 def job(log: Log, name: str, steps: int, raising: BaseException | None = None) -> Job:
@@ -30,9 +32,10 @@ def job(log: Log, name: str, steps: int, raising: BaseException | None = None) -
     return Job(work(), events)
 
 
-def test_queues_take_turns_and_jobs_of_one_queue_follow_each_other(worker: MlxWorker) -> None:
+def test_queues_take_turns_and_jobs_of_one_queue_follow_each_other(worker: Worker) -> None:
     log: Log = []
-    first, second = JobQueue(), JobQueue()
+    first: deque[Job] = deque()
+    second: deque[Job] = deque()
     jobs = [job(log, "a", 3), job(log, "b", 2), job(log, "c", 4)]
     with worker.lock:  # all jobs are added before the first step
         worker.add(first, jobs[0])
@@ -52,10 +55,10 @@ def test_queues_take_turns_and_jobs_of_one_queue_follow_each_other(worker: MlxWo
     "error", [ValueError, MemoryError, RecursionError, SystemExit, KeyboardInterrupt]
 )
 def test_whatever_a_job_raises_is_its_last_event(
-    worker: MlxWorker, error: type[BaseException]
+    worker: Worker, error: type[BaseException]
 ) -> None:
     log: Log = []
-    jobs = JobQueue()
+    jobs: deque[Job] = deque()
     failing, next_one = job(log, "a", 1, error("no")), job(log, "b", 1)
     worker.add(jobs, failing)
     worker.add(jobs, next_one)
@@ -65,9 +68,9 @@ def test_whatever_a_job_raises_is_its_last_event(
     assert next_one.events.get(None) == ({"kind": "done"}, True)
 
 
-def test_a_job_without_a_last_event_gets_one(worker: MlxWorker) -> None:
+def test_a_job_without_a_last_event_gets_one(worker: Worker) -> None:
     forgetful = Job(iter(()), EventQueue())  # type: ignore[arg-type]
-    worker.add(JobQueue(), forgetful)
+    worker.add(deque(), forgetful)
     event, is_last = forgetful.events.get(None)
     assert event is not None
     assert (event["kind"], is_last) == ("error", True)
