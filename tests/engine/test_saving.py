@@ -171,6 +171,7 @@ def test_a_cache_whose_values_are_not_numbers_does_not_stay(magistral: mm.Magist
     cache = magistral.prefix_cache.cache
     for layer in cache.layers:
         layer.buffer.arrays = [mx.full(a.shape, float("nan"), a.dtype) for a in layer.buffer.arrays]
+        mx.eval(layer.buffer.arrays)  # here, because the worker cannot
     with pytest.raises(mm.NumericsError):
         magistral.ask(QUESTION, short)
     assert magistral.ask(QUESTION, short).reasoning == expected

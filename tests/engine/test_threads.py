@@ -66,7 +66,7 @@ def test_everything_may_be_called_at_once(magistral: mm.Magistral, tmp_path: Pat
     def converse(i: int) -> str:
         chat = magistral.chat()
         chat.ask(f"What is {i} + 2?", SHORT)
-        chat.save(tmp_path / str(i))
+        chat.save(tmp_path / str(i), overwrite=True)
         return chat.messages[-1]["reasoning"] + str(magistral.resume(tmp_path / str(i)).messages)
 
     calls: list[Callable[[], object]] = [
