@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -75,10 +75,15 @@ def command(
         raise OptionError(
             f"{file} has a conversation with its own system prompt; leave --system-prompt out"
         )
+
+    def options_for(name: str) -> LoadOptions:
+        # A revision belongs to the model that it was given with.
+        return options if name == model else replace(options, revision=None)
+
     models = Models(
         model,
-        check=partial(check_model, options=options),
-        open=partial(shared_flags.load_with_progress, options=options),
+        check=lambda name: check_model(name, options_for(name)),
+        open=lambda name: shared_flags.load_with_progress(name, options_for(name)),
     )
     magistral = models.open(model)
     if file is not None and file.exists():

@@ -246,8 +246,8 @@ class Chat:
         if dropped > self.dropped_turns:
             self.dropped_turns = dropped
             log.warning(
-                f"the context of {self.magistral.plan.context:,} is full: of the conversation's "
-                f"{len(turn_starts(history))} turns the oldest {dropped} are left out from here on"
+                f"the context of {self.magistral.plan.context:,} is full: the oldest turns are "
+                f"left out from here on, {dropped:,} of {len(turn_starts(history)):,}"
             )
         return stream.then(partial(self._keep, asked, dropped))
 

@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+from magistral_mlx.files import as_path, expanded
+
 NAME = "magistral-mlx"
 
 
@@ -16,7 +18,7 @@ def state_dir() -> Path:
     Source: https://specifications.freedesktop.org/basedir-spec (ignore a relative XDG path).
     """
     if own := os.environ.get("MAGISTRAL_MLX_STATE"):
-        return Path(own).expanduser().absolute()
+        return expanded(as_path(own, "MAGISTRAL_MLX_STATE")).absolute()
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / NAME
     return _xdg("XDG_STATE_HOME", ".local/state") / NAME
@@ -29,7 +31,7 @@ def settings_path() -> Path:
     or ``~/.config``. The file may not exist yet.
     """
     if own := os.environ.get("MAGISTRAL_CONFIG"):
-        return Path(own).expanduser().absolute()
+        return expanded(as_path(own, "MAGISTRAL_CONFIG")).absolute()
     return _xdg("XDG_CONFIG_HOME", ".config") / NAME / "config.toml"
 
 

@@ -114,7 +114,7 @@ def save_cache(
         why = (
             f"the disk is full, it takes {in_units(size)}; free some space, or"
             if is_disk_full(error)
-            else f"{error};"
+            else f"{(error.strerror if isinstance(error, OSError) else None) or error};"
         )
         raise OptionError(
             f"{path}: the prompt cache could not be written: {why} name a file elsewhere. "

@@ -73,12 +73,10 @@ def test_a_full_context_is_said(
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 6
     said = re.findall(
-        r"the context of 420 is full: of the conversation's (\d) turns "
-        r"the oldest (\d) are left out",
-        err,
+        r"the context of 420 is full: the oldest turns are left out from here on, (\d) of (\d)", err
     )
     assert said
-    assert f"; {said[-1][1]} oldest turns left out; seed" in err
+    assert re.search(rf"; {said[-1][0]} oldest turns? left out; seed", err)
 
 
 def test_a_line_that_is_not_utf_8(
@@ -323,7 +321,7 @@ def test_a_real_terminal_and_a_real_ctrl_c(tmp_path: Path) -> None:
         os.environ |= {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
         os.environ |= {
             "PROMPT_TOOLKIT_NO_CPR": "1",
-            "MAGISTRAL_MLX_CACHE": str(tmp_path),
+            "MAGISTRAL_MLX_STATE": str(tmp_path),
         }  # nobody answers where it is
         os.execv(sys.executable, command)
     seen = ""
@@ -384,7 +382,7 @@ def test_a_pipe_drops_no_message_silently(
     pipe_in(monkeypatch, "/usr is what?\nWhat is 7 * 8?\n")
     assert chat.main(GREEDY) == 2
     out, err = capsys.readouterr()
-    assert "/usr: no such command; /help lists the commands. A message may begin with //usr" in err
+    assert "/usr: no such command; /help lists the commands. As a message, write it //usr" in err
     assert out == ""
 
 

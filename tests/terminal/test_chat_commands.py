@@ -101,7 +101,7 @@ def test_a_path_may_be_in_quotes(text: str, path: str) -> None:
     [
         ("/sav x", "did you mean /save"),
         ("/HISTROY", "did you mean /history"),
-        ("/xyzzy", "/help lists the commands. A message may begin with //xyzzy"),
+        ("/xyzzy", "/help lists the commands. As a message, write it //xyzzy"),
         ("/", "no such command"),
         ("/save", "needs a file"),
         ("/save /", "no plain file"),

@@ -31,7 +31,7 @@ def unknown_command(name: str, known: list[str]) -> OptionError:
     """Make the error for a command that is not there."""
     near = get_close_matches(name.lower(), known, n=1)
     hint = f"did you mean {near[0]}?" if near else "/help lists the commands."
-    return OptionError(f"{name}: no such command; {hint} A message may begin with /{name}")
+    return OptionError(f"{name}: no such command; {hint} As a message, write it /{name}")
 
 
 def path_in(command: str, text: str) -> Path:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from magistral_mlx.errors import OptionError, counted
+from magistral_mlx.library.known_folders import find_model
 from magistral_mlx.terminal.display import tell
 from magistral_mlx.terminal.repl.lines import number_in, on_or_off, whole_number_in
 from magistral_mlx.terminal.repl.session import Session
@@ -79,10 +80,11 @@ def system(session: Session, text: str) -> None:
 
 
 def model(session: Session, text: str) -> None:
-    if text == session.models.name:
-        raise OptionError(f"/model: {text} is the model that is loaded")
-    if text:
-        session.switch_to(text)
-        tell(f"{text} goes on with this conversation, and reads it anew")
-    else:
+    if not text:
         tell(f"the model is {session.models.name}")
+        return
+    name = find_model(text)
+    if name == session.models.name:
+        raise OptionError(f"/model: {text} is the model that is loaded")
+    session.switch_to(name)
+    tell(f"{text} goes on with this conversation, and reads it anew")
