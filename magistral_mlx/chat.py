@@ -14,6 +14,7 @@ from magistral_mlx.demo import resolve_model
 from magistral_mlx.engine.turns import KeepReasoning
 from magistral_mlx.errors import MagistralError, OptionError, as_flags, visible
 from magistral_mlx.generation.params import SamplingParams
+from magistral_mlx.library.known_folders import find_model
 from magistral_mlx.library.places import state_dir
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.model.memory import plan_for
@@ -109,7 +110,7 @@ def command(
 
 def check_model(model: str, options: LoadOptions) -> None:
     """Raise MagistralError for a model that cannot be used or does not fit; read headers only."""
-    plan_for(open_checkpoint(resolve_model(model, options.revision)), options)
+    plan_for(open_checkpoint(resolve_model(find_model(model), options.revision)), options)
 
 
 def answer_terminal(session: Session) -> None:

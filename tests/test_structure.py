@@ -62,7 +62,7 @@ THIRD_PARTY = {
     "mistral_common": "magistral_mlx.tokenizer magistral_mlx.training.demo "
     "magistral_mlx.convert.output.export",
     "huggingface_hub": "magistral_mlx.checkpoint.hub_api magistral_mlx.checkpoint.hub_cache "
-    "magistral_mlx.checkpoint.hub_models magistral_mlx.checkpoint.hub_transfer",
+    "magistral_mlx.library.hub_models magistral_mlx.checkpoint.hub_transfer",
     "click": "magistral_mlx.terminal magistral_mlx.generate magistral_mlx.chat magistral_mlx.plan "
     "magistral_mlx.manage magistral_mlx.__main__ magistral_mlx.convert.__main__ "
     "magistral_mlx.convert.verify",

@@ -9,9 +9,9 @@ from pathlib import Path
 from magistral_mlx.atomic_files import replacing
 from magistral_mlx.checkpoint.documents import read_json
 from magistral_mlx.checkpoint.folder import DEMO
-from magistral_mlx.checkpoint.hub_models import cached_ids
 from magistral_mlx.errors import CheckpointError, MagistralError
 from magistral_mlx.files import exclusive, write_all
+from magistral_mlx.library.hub_models import cached_ids
 from magistral_mlx.library.places import state_dir
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,8 @@ def find_model(name: str) -> str:
 
 def model_names() -> list[str]:
     """Return the names that a shell may complete, without opening a model."""
-    return [DEMO, *sorted({folder.name for folder in known_folders()}), *cached_ids()]
+    folders = sorted({folder.name for folder in known_folders()} - {DEMO})
+    return [DEMO, *folders, *cached_ids()]
 
 
 def is_model(name: str) -> bool:

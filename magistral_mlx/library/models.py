@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from magistral_mlx.checkpoint.folder import DEMO, DEMO_SOURCE, Checkpoint, open_checkpoint
-from magistral_mlx.checkpoint.hub_models import cached_models
 from magistral_mlx.demo import demo_folder
 from magistral_mlx.errors import CheckpointError, MagistralError, MemoryLimitError
+from magistral_mlx.library.hub_models import cached_models
 from magistral_mlx.library.known_folders import find_model, known_folders
 from magistral_mlx.library.settings import default_model, load_options
 from magistral_mlx.model.load_options import LoadOptions

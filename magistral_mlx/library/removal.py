@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from magistral_mlx.checkpoint.hub_models import delete_cached
 from magistral_mlx.checkpoint.manifest import MANIFEST, Manifest
 from magistral_mlx.errors import CheckpointError, OptionError
+from magistral_mlx.library.hub_models import delete_cached
 from magistral_mlx.library.known_folders import forget
 from magistral_mlx.library.models import LocalModel
 from magistral_mlx.library.settings import MODEL, read_settings, unset_value

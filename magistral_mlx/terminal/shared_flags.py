@@ -19,7 +19,7 @@ from magistral_mlx.errors import (
     in_units,
 )
 from magistral_mlx.generation.params import SamplingParams
-from magistral_mlx.library.known_folders import remember
+from magistral_mlx.library.known_folders import find_model, remember
 from magistral_mlx.library.places import settings_path
 from magistral_mlx.library.settings import read_settings
 from magistral_mlx.model import cache_file
@@ -86,15 +86,16 @@ class Command(command_line.Command):
 
 def load_with_progress(model: str, options: LoadOptions) -> Magistral:
     """Load a model, with progress on stderr."""
-    stream, status = loading(model, options), Status()
+    folder = find_model(model)
+    stream, status = loading(folder, options), Status()
     try:
         for progress in stream:
             status.show(f"loading {model}: {in_units(progress.done)} of {in_units(progress.total)}")
     finally:
         status.clear()
     magistral = stream.result()
-    if os.path.isdir(os.path.expanduser(model)):
-        remember(model)
+    if os.path.isdir(os.path.expanduser(folder)):
+        remember(folder)
     return magistral
 
 

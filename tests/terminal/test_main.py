@@ -65,6 +65,7 @@ def test_a_command_is_imported_when_it_is_called() -> None:
         ("generate --max-k", "plain,--max-kv-size"),
         ("generate --model ", "dir,"),
         ("generate --model d", "dir,d plain,demo"),
+        ("chat d", "dir,d plain,demo"),
         ("generate --draft-model ", "dir,"),
         ("generate --file ", "file,"),
         ("generate --prompt-cache-file ", "file,"),
@@ -78,8 +79,13 @@ def test_a_command_is_imported_when_it_is_called() -> None:
     ],
 )
 def test_a_shell_completes_flags_folders_files_and_names(
-    line: str, offered: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    line: str,
+    offered: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setenv("MAGISTRAL_MLX_STATE", str(tmp_path))  # knows no models
     monkeypatch.setenv("COMP_WORDS", f"magistral {line}")
     monkeypatch.setenv("COMP_CWORD", str(line.count(" ") + 1))
     shell_complete(command, {}, "magistral", "_MAGISTRAL_COMPLETE", "bash_complete")
