@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast, get_type_hints
 
-from magistral_mlx.errors import OptionError
+from magistral_mlx.errors import OptionError, named, quoted
 
 P = ParamSpec("P")
 First = TypeVar("First")
@@ -21,6 +21,7 @@ Result = TypeVar("Result")
 
 # In ``completes`` of an option: a shell offers the names of folders, or of files.
 FOLDER, FILE = "<folder>", "<file>"
+LARGEST_COUNT = 2**63 - 1  # what MLX, and every library below it, can count
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,27 @@ def option(
     """
     metadata = {"help": help, "metavar": metavar, "aliases": aliases, "completes": completes}
     return field(default=default, metadata=metadata)
+
+
+def refused(name: str, value: object, instead: str) -> OptionError:
+    """Make the error for an option's value; ``instead`` tells which values it takes."""
+    return OptionError(f"{named(name)} is {quoted(value)}; use {instead}")
+
+
+def check_count(name: str, value: object, least: int, most: int = LARGEST_COUNT) -> None:
+    """Check the value of an option that is a whole number or None.
+
+    Raises:
+        OptionError: it is something else, or not in ``least`` to ``most``.
+    """
+    if value is not None and not (type(value) is int and least <= value <= most):
+        limits = f"of at least {least}" if most == LARGEST_COUNT else f"from {least} to {most}"
+        raise refused(name, value, f"a whole number {limits}, or leave it out")
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is a number, which ``True`` is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def options_of(cls: type) -> list[Option]:

@@ -15,7 +15,7 @@ MAX_JSON_VALUES = 250_000
 AGAIN = ". Fetch or convert it again"  # ends the message of a damaged file
 
 
-def read_document(path: Path) -> bytes:
+def read_document(path: Path, most_bytes: int = MAX_JSON_BYTES) -> bytes:
     """Return the content of a small file.
 
     Raises:
@@ -23,11 +23,12 @@ def read_document(path: Path) -> bytes:
     """
     try:
         with open_plain(path) as file:
-            if (size := os.fstat(file.fileno()).st_size) > MAX_JSON_BYTES:
+            if (size := os.fstat(file.fileno()).st_size) > most_bytes:
                 raise CheckpointError(
                     f"{path} has {size} bytes, far too many for what it is; fetch it again"
                 )
-            return file.read(MAX_JSON_BYTES)
+            # No more than that: some files of Linux's /proc have no size, and never end.
+            return file.read(size)
     except OSError as error:
         raise unreadable(path, error) from None
 
@@ -67,11 +68,19 @@ def parse_json(text: bytes, source: Path) -> dict[str, Any]:
     return value
 
 
-def open_plain(path: Path) -> BinaryIO:
-    """Open a plain file for reading, and raise OSError for a pipe or device, which may not end."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError("it is no plain file")
-    return path.open("rb")
+def open_plain(path: Path, *, buffering: int = -1) -> BinaryIO:
+    """Open a plain file for reading, and raise OSError for a pipe or device, which may not end.
+
+    The file that was opened is the one that is checked. Nothing waits for a pipe's writer.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("it is no plain file")
+        return open(descriptor, "rb", buffering=buffering)
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def damaged(path: Path, what: str) -> CheckpointError:

@@ -131,7 +131,8 @@ def parse_header(path: Path, file: BinaryIO, file_bytes: int) -> Header:
     Raises:
         CheckpointError: it contradicts itself or the file's size.
     """
-    prefix = file.read(8)
+    # A file without a size, such as some of Linux's /proc, may have no end.
+    prefix = file.read(8) if file_bytes else b""
     num_bytes = int.from_bytes(prefix, "little")
     if len(prefix) < 8 or 8 + num_bytes > file_bytes:
         raise damaged(

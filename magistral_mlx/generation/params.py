@@ -1,11 +1,10 @@
 """SamplingParams: the options of choosing a reply's ids, and of ending it."""
 
-import math
+import sys
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from magistral_mlx.errors import OptionError, quoted
-from magistral_mlx.options import option
+from magistral_mlx.options import check_count, is_number, option, refused
 
 OnLoop = Literal["close", "stop", "ignore"]
 MAX_LOGPROBS = 20  # the limit of OpenAI's interface
@@ -57,38 +56,28 @@ class SamplingParams:
         return self.think_budget != 0
 
     def __post_init__(self) -> None:
-        if not _is_number(self.temperature) or not 0 <= self.temperature < math.inf:
-            raise OptionError(
-                f"temperature is {self.temperature!r}; use 0 (greedy) or a number over 0"
-            )
-        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
-            raise OptionError(
-                f"top_p is {self.top_p!r}; use a number in (0, 1], 1 to turn the filter off"
-            )
-        _check_count("max_tokens", self.max_tokens, 1)
-        _check_count("seed", self.seed, 0)
-        _check_count("think_budget", self.think_budget, 0)
+        # A whole number may be too large for a float.
+        if not is_number(self.temperature) or not 0 <= self.temperature <= sys.float_info.max:
+            raise refused("temperature", self.temperature, "0 (greedy) or a number over 0")
+        if not is_number(self.top_p) or not 0 < self.top_p <= 1:
+            raise refused("top_p", self.top_p, "a number in (0, 1], 1 to turn the filter off")
+        check_count("max_tokens", self.max_tokens, 1)
+        check_count("seed", self.seed, 0)
+        check_count("think_budget", self.think_budget, 0)
         if type(self.logprobs) is not int or not 0 <= self.logprobs <= MAX_LOGPROBS:
-            raise OptionError(
-                f"logprobs is {self.logprobs!r}; use a whole number from 0 to {MAX_LOGPROBS}"
-            )
+            raise refused("logprobs", self.logprobs, f"a whole number from 0 to {MAX_LOGPROBS}")
         if self.on_loop not in get_args(OnLoop):
-            raise OptionError(
-                f"on_loop is {self.on_loop!r}; use one of {', '.join(get_args(OnLoop))}"
-            )
+            raise refused("on_loop", self.on_loop, f"one of {', '.join(get_args(OnLoop))}")
         if not _is_line(self.think_budget_message):
-            raise OptionError(
-                f"think_budget_message is {quoted(self.think_budget_message)}; use one line of "
-                f"at most {MAX_MESSAGE} characters, without tags"
+            raise refused(
+                "think_budget_message",
+                self.think_budget_message,
+                f"one line of at most {MAX_MESSAGE} characters, without tags",
             )
         if not isinstance(self.stop, tuple) or not all(
             isinstance(text, str) and text for text in self.stop
         ):
-            raise OptionError(f"stop is {self.stop!r}; use a tuple of texts, none of them empty")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+            raise refused("stop", self.stop, "texts in a tuple, none of them empty")
 
 
 def _is_line(text: object) -> bool:
@@ -98,10 +87,3 @@ def _is_line(text: object) -> bool:
         and text.isprintable()
         and "think>" not in text
     )
-
-
-def _check_count(name: str, value: int | None, least: int) -> None:
-    if value is not None and (type(value) is not int or value < least):
-        raise OptionError(
-            f"{name} is {value!r}; use a whole number of at least {least}, or leave it out"
-        )

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from magistral_mlx.checkpoint.manifest import ReasoningFormat
-from magistral_mlx.errors import OptionError, quoted
+from magistral_mlx.errors import OptionError, named
 from magistral_mlx.files import as_path
-from magistral_mlx.options import FOLDER, option
+from magistral_mlx.options import FOLDER, check_count, is_number, option, refused
 
 KVBits = Literal[16, 8, 4]
 MAX_MEMORY_GB = 1_000_000
@@ -65,50 +65,32 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         if not isinstance(self.revision, str | None):
-            raise OptionError(
-                f"revision is {quoted(self.revision)}; name a branch, tag or commit of a hub id"
-            )
+            raise refused("revision", self.revision, "a branch, tag or commit of a hub id")
         if self.kv_bits is not None and not _is_kv_bits(self.kv_bits):
-            raise OptionError(
-                f"kv_bits is {quoted(self.kv_bits)}; use 8 or 4, or 16 for a cache that is not "
-                "quantized"
+            raise refused(
+                "kv_bits", self.kv_bits, "8 or 4, or 16 for a cache that is not quantized"
             )
-        step = self.prefill_step_size
-        if step is not None and not (type(step) is int and step >= 1):
-            raise OptionError(f"prefill_step_size is {quoted(step)}; use a whole number from 1 on")
-        _check_memory(self.memory_gb)
+        check_count("prefill_step_size", self.prefill_step_size, 1)
+        memory_gb = self.memory_gb
+        if memory_gb is not None and not (is_number(memory_gb) and 0 < memory_gb < MAX_MEMORY_GB):
+            below = f"a number of gigabytes over 0, below {MAX_MEMORY_GB:,}"
+            raise refused("memory_gb", memory_gb, below)
         if type(self.wired) is not bool:
-            raise OptionError(f"wired is {quoted(self.wired)}; use True or False")
+            raise refused("wired", self.wired, "True or False")
         if self.draft_model is not None:
             as_path(self.draft_model, "draft_model")
         _check_draft_tokens(self.num_draft_tokens, has_draft=self.draft_model is not None)
         formats = get_args(ReasoningFormat)
         if self.reasoning_format is not None and self.reasoning_format not in formats:
-            raise OptionError(
-                f"reasoning_format is {quoted(self.reasoning_format)}; use {' or '.join(formats)}"
-            )
-
-
-def _check_memory(memory_gb: float | None) -> None:
-    if memory_gb is None:
-        return
-    if type(memory_gb) not in (int, float) or not 0 < memory_gb < MAX_MEMORY_GB:
-        raise OptionError(
-            f"memory_gb is {quoted(memory_gb)}; use a number of gigabytes over 0, "
-            f"below {MAX_MEMORY_GB:,}"
-        )
+            raise refused("reasoning_format", self.reasoning_format, " or ".join(formats))
 
 
 def _check_draft_tokens(count: int | None, *, has_draft: bool) -> None:
-    if count is not None and not (type(count) is int and 0 <= count <= MAX_DRAFT_TOKENS):
-        raise OptionError(
-            f"num_draft_tokens is {count!r}; use 0 (no drafting) to {MAX_DRAFT_TOKENS}, "
-            "or leave it out"
-        )
+    check_count("num_draft_tokens", count, 0, MAX_DRAFT_TOKENS)
     if count == 0 and has_draft:
         raise OptionError(
-            "num_draft_tokens is 0, so a draft model would have nothing to guess; "
-            "leave one of them out"
+            f"{named('num_draft_tokens')} is 0, so a draft model would have nothing to guess; "
+            f"leave it or {named('draft_model')} out"
         )
 
 

@@ -148,10 +148,10 @@ def _read(raw: Any, where: str) -> tuple[str, Mapping[str, Any]]:
     message = fields(raw, where, "{'role': ..., 'content': ...}")
     role = message.get("role")
     if not isinstance(role, str) or role not in KEYS:
-        raise OptionError(f"{where}: role is {role!r}; use one of {', '.join(KEYS)}")
-    unknown = {str(key) for key, value in message.items() if value} - KEYS[role] - {"role"}
-    if unknown:
-        raise OptionError(f"{where}: messages of role {role} have no {min(unknown)!r}; remove it")
+        raise OptionError(f"{where}: role is {quoted(role)}; use one of {', '.join(KEYS)}")
+    known = KEYS[role] | {"role"}
+    if unknown := [quoted(key) for key, value in message.items() if value and key not in known]:
+        raise OptionError(f"{where}: messages of role {role} have no {min(unknown)}; remove it")
     return str(role), message
 
 

@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 
+from magistral_mlx.checkpoint.documents import read_document
 from magistral_mlx.checkpoint.manifest import Manifest, ReasoningFormat
-from magistral_mlx.errors import TokenizerError
+from magistral_mlx.errors import CheckpointError, TokenizerError
 from magistral_mlx.tokenizer.messages import CONTROL_TAGS, CONTROL_TRACE
 from magistral_mlx.tokenizer.reasoning import OPEN
 
@@ -129,15 +130,8 @@ def read_system_prompt(folder: Path, form: ReasoningFormat) -> str:
 
 
 def _text_of(path: Path) -> str:
-    """Return a file's text, or "" if it is missing, too large, or no plain text file.
-
-    To open a pipe would wait forever.
-    """
+    """Return a file's text, or "" if it is missing, too large, or no plain text file."""
     try:
-        return (
-            path.read_bytes().decode()
-            if path.is_file() and path.stat().st_size <= MAX_PROMPT_BYTES
-            else ""
-        )
-    except (OSError, UnicodeDecodeError):
+        return read_document(path, MAX_PROMPT_BYTES).decode()
+    except (CheckpointError, UnicodeDecodeError):
         return ""

@@ -15,7 +15,13 @@ from magistral_mlx.tokenizer.messages import CONTROL_TAGS, Messages, conversatio
 from magistral_mlx.tokenizer.reasoning import EMPTY_TRACE, Splitter, TagSplitter, closing, last_line
 from magistral_mlx.tokenizer.release import find_reasoning_format, read_system_prompt
 from magistral_mlx.tokenizer.segments import ToolCall
-from magistral_mlx.tokenizer.tekken_file import DAMAGE, TEKKEN_FILE, damaged_tekken, open_tekken
+from magistral_mlx.tokenizer.tekken_file import (
+    DAMAGE,
+    TEKKEN_FILE,
+    damaged_tekken,
+    open_tekken,
+    panics_as_errors,
+)
 from magistral_mlx.tokenizer.tool_calls import parse_call, parse_call_list
 
 if TYPE_CHECKING:
@@ -178,7 +184,12 @@ class Tokenizer:
             request: ChatCompletionRequest[Any] = ChatCompletionRequest.model_validate(
                 {"messages": turns, "tools": [Tool.from_openai(tool) for tool in defined] or None}
             )
-            ids: list[int] = self._mistral.encode_chat_completion(request).tokens
+            with panics_as_errors(self._tekken.file_path):
+                ids: list[int] = self._mistral.encode_chat_completion(request).tokens
+        except RecursionError:
+            raise OptionError(
+                "the messages or tools are nested too deeply; flatten what they hold"
+            ) from None
         except (ValueError, TypeError, AttributeError, MistralCommonException) as error:
             reason = re.sub(r"\s+", " ", str(error).partition("For further information")[0]).strip()
             raise OptionError(f"the messages or tools cannot be encoded: {reason}") from None
@@ -190,7 +201,8 @@ class Tokenizer:
         Raises:
             OptionError: the text is not valid Unicode.
         """
-        return self._tekken.encode(checked(text, "the text"), bos=False, eos=False)
+        with panics_as_errors(self._tekken.file_path):
+            return self._tekken.encode(checked(text, "the text"), bos=False, eos=False)
 
     def pieces(self, text: str) -> list[bytes]:
         """Return the bytes of each id of a text; they may end inside a character."""

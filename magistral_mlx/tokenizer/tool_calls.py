@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from magistral_mlx.errors import OptionError, quoted
@@ -113,7 +113,7 @@ class CallIds:
         Raises:
             OptionError: one is malformed, or two have the same id.
         """
-        if isinstance(raw_calls, str | Mapping):
+        if not isinstance(raw_calls, Sequence | None) or isinstance(raw_calls, str | bytes):
             raise OptionError(f"{where}: tool_calls is {type(raw_calls).__name__}, expected a list")
         calls = [
             _read_call(raw, f"{where}: tool call {i}")
