@@ -13,7 +13,7 @@ from magistral_mlx.checkpoint.folder import DEMO, DEMO_SOURCE, open_checkpoint
 from magistral_mlx.convert.calibration.corpus import built_in, digest, read_calibration
 from magistral_mlx.convert.calibration.traces import SelfCalibration, check_vocabulary
 from magistral_mlx.convert.recipe.options import ConvertOptions
-from magistral_mlx.errors import OptionError
+from magistral_mlx.errors import OptionError, named
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 SELF = "self"
@@ -63,8 +63,9 @@ def make_calibration(
         return Calibration.of_ids("file", read_calibration(path, tokenizer, windows=windows))
     if options.calibration == SELF and options.stream:
         raise OptionError(
-            "calibration self reads the source twice, and --stream keeps none of it; leave "
-            "--stream out, or name the folder of a 4-bit conversion of this model as --calibration"
+            f"{named('calibration', 'self')} reads the source twice, and {named('stream')} keeps "
+            f"none of it; leave {named('stream')} out, or name the folder of a 4-bit conversion of "
+            f"this model as {named('calibration')}"
         )
     writer = None if options.calibration == SELF else open_checkpoint(path)
     if writer is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from magistral_mlx.errors import OptionError
+from magistral_mlx.errors import OptionError, named
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 TEXTS = Path(__file__).parent / "calibration.txt"
@@ -66,7 +66,7 @@ def read_calibration(
     path = Path(os.path.expanduser(path))
     again = (
         "name a UTF-8 text file, such as answers of the model to questions of yours, or leave "
-        "--calibration out"
+        f"{named('calibration')} out"
     )
     try:
         if not stat.S_ISREG(path.stat().st_mode):

@@ -13,7 +13,7 @@ from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.checkpoint.safetensors_header import TYPE_NAMES, header_bytes, lay_out
 from magistral_mlx.convert.calibration.host import matmul
 from magistral_mlx.convert.source.source import Source
-from magistral_mlx.errors import NumericsError
+from magistral_mlx.errors import NumericsError, named
 
 # Most columns that share one Hessian. A wider input gets a Hessian for every 4096 columns, a
 # multiple of every group size: eight float64 factors of 4096 take an eighth of one of 32768.
@@ -42,7 +42,7 @@ def mean_squares(modules: Sequence[str], x: mx.array) -> mx.array:
         raise NumericsError(
             f"the calibration's input of {' and '.join(modules)} holds NaN or infinity: weights "
             "before it are damaged, or this model overflows float32; download the checkpoint "
-            "again, or use --q-method round, which needs no forward pass"
+            f"again, or use {named('q_method', 'round')}, which needs no forward pass"
         )
     found = total / (x.shape[0] * x.shape[1])
     # Other threads read the result, so it is computed here.

@@ -14,7 +14,7 @@ from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.convert.calibration.corpus import WINDOW, questions, windows_of
 from magistral_mlx.convert.recipe.options import ConvertOptions
-from magistral_mlx.errors import CheckpointError
+from magistral_mlx.errors import CheckpointError, named
 from magistral_mlx.files import append_to_file, is_own_file, write_file
 from magistral_mlx.generation.decoding import Stepper, decode, prefill
 from magistral_mlx.generation.params import SamplingParams
@@ -187,5 +187,5 @@ def check_vocabulary(tokenizer: Tokenizer, writer: Checkpoint) -> None:
     if not tokenizer.shares_ids(writer.folder):
         raise CheckpointError(
             f"{writer.folder} has another vocabulary than the source; name a conversion of the "
-            "same model, or --calibration self"
+            f"same model, or {named('calibration', 'self')}"
         )

@@ -13,7 +13,7 @@ from typing import Any
 
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.convert.output.card import model_card
-from magistral_mlx.errors import ConversionError
+from magistral_mlx.errors import ConversionError, named
 from magistral_mlx.tokenizer.messages import prompt_around
 from magistral_mlx.tokenizer.release import SYSTEM_PROMPT_FILE
 from magistral_mlx.tokenizer.tekken import Tokenizer
@@ -45,7 +45,7 @@ def require_export_extra() -> None:
     raise ConversionError(
         f"tokenizer.json, which Swift and LM Studio need, cannot be made: {what}. "
         "Run: pip install 'magistral-mlx[export]', or leave tokenizer.json out with "
-        "--no-tokenizer-json"
+        f"{named('tokenizer_json', False)}"
     )
 
 
@@ -218,7 +218,8 @@ def _tokenizer_json(tekken: Path, *, vocab_size: int, probe_ids: list[int]) -> s
     if backend.get_vocab_size() != vocab_size or backend.encode(PROBE).ids != probe_ids:
         raise ConversionError(
             "the tokenizer.json that transformers makes does not encode as tekken.json does; "
-            "install another version of transformers, or pass --no-tokenizer-json"
+            "install another version of transformers, or pass "
+            f"{named('tokenizer_json', False)}"
         )
     text: str = backend.to_str(pretty=True)
     return text + "\n"

@@ -17,7 +17,7 @@ from typing import Any
 
 from magistral_mlx.convert.output.journal import JOURNAL, journal_line, read_journal
 from magistral_mlx.convert.output.manifest import first_difference
-from magistral_mlx.errors import ConversionError
+from magistral_mlx.errors import ConversionError, named
 from magistral_mlx.files import (
     PARTIAL,
     append_to_file,
@@ -213,8 +213,8 @@ class Staging:
             if not self._force:
                 raise ConversionError(
                     f"{self.folder} holds an unfinished conversion with another {other}; finish it "
-                    "with the command that began it, or give it up with --force or by deleting the "
-                    "folder"
+                    "with the command that began it, or give it up with "
+                    f"{named('force')} or by deleting the folder"
                 )
             lines = []
         names = set(os.listdir(self.folder))

@@ -28,7 +28,7 @@ from magistral_mlx.convert.recipe.named import AUTO
 from magistral_mlx.convert.recipe.options import ConvertOptions
 from magistral_mlx.convert.source.hub_stream import HubStream
 from magistral_mlx.convert.source.source import Source, open_source, warn_of_rounding_twice
-from magistral_mlx.errors import ConversionError, OptionError, in_units
+from magistral_mlx.errors import ConversionError, OptionError, in_units, named
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -162,11 +162,12 @@ def _open_stream(
 ) -> Origin:
     if options.recipe == AUTO:
         raise OptionError(
-            "the recipe auto reads all weights twice, so --stream would fetch "
+            "the recipe auto reads all weights twice, so "
+            f"{named('stream')} would fetch "
             "them twice; leave one of the two out"
         )
     if hub_id is None:
-        raise OptionError(f"{source} is a folder here; --stream is for a hub id")
+        raise OptionError(f"{source} is a folder here; {named('stream')} is for a hub id")
     documents = TemporaryDirectory(prefix="magistral-")
     hub = HubStream.open(hub_id, Path(documents.name), revision=revision, layout=options.layout)
     opened = open_source(hub.folder, hub.layout, hub.shards)
@@ -192,7 +193,8 @@ def _other_target(
     other = difference(target, source=origin.identity, options=recorded)
     if other is not None and not options.force:
         raise ConversionError(
-            f"{target} exists, and {other}; name another folder, or replace it with --force"
+            f"{target} exists, and {other}; name another folder, or replace it with "
+            f"{named('force')}"
         )
     return other
 

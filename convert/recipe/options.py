@@ -17,8 +17,8 @@ from magistral_mlx.checkpoint.quant_format import (
 )
 from magistral_mlx.convert.recipe.named import AUTO, RAISED_BITS, RECIPES, is_raised
 from magistral_mlx.convert.recipe.recipe_file import DEFAULT_GROUP_SIZE, UNPACKED_BITS, RecipeFile
-from magistral_mlx.errors import CheckpointError, OptionError
-from magistral_mlx.options import FILE, option
+from magistral_mlx.errors import CheckpointError, OptionError, named, quoted
+from magistral_mlx.options import FILE, option, refused
 
 Method = Literal["round", "importance", "gptq"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -81,24 +81,21 @@ class ConvertOptions:
 
     def __post_init__(self) -> None:
         if not isinstance(self.recipe, str | os.PathLike | None):
-            raise OptionError(
-                f"recipe is {self.recipe!r}; it is a name or a file: write the table to a JSON file"
-            )
+            raise refused("recipe", self.recipe, "a name or a file: write the table to a JSON file")
         if self.q_mode not in get_args(Mode):
-            raise OptionError(f"q_mode is {self.q_mode!r}; known are {', '.join(get_args(Mode))}")
+            raise refused("q_mode", self.q_mode, f"one of {', '.join(get_args(Mode))}")
         if self.reasoning_format is not None and self.reasoning_format not in get_args(
             ReasoningFormat
         ):
-            raise OptionError(
-                f"reasoning_format is {self.reasoning_format!r}; known are text and control"
-            )
+            raise refused("reasoning_format", self.reasoning_format, "text or control")
         if self.layout not in (None, *get_args(Layout)):
-            raise OptionError(f"layout is {self.layout!r}; known are {', '.join(get_args(Layout))}")
+            raise refused("layout", self.layout, f"one of {', '.join(get_args(Layout))}")
         if self.q_method not in (None, *METHODS):
-            raise OptionError(f"q_method is {self.q_method!r}; known are {', '.join(METHODS)}")
+            raise refused("q_method", self.q_method, f"one of {', '.join(METHODS)}")
         if (self.recipe == AUTO) != (self.target_bits is not None):
             raise OptionError(
-                "the recipe auto and target_bits need each other: --recipe auto --target-bits 4.6"
+                f"the recipe auto and {named('target_bits')} need each other: "
+                f"{named('recipe', 'auto')} {named('target_bits', 4.6)}"
             )
         if self.recipe == AUTO:
             self._check_auto()
@@ -111,51 +108,55 @@ class ConvertOptions:
     def _check_method(self) -> None:
         if self.method != "round" and not self._is_any_affine:
             raise OptionError(
-                f"q_method {self.method} is for affine formats, and none is written here (mxfp4, "
-                "mxfp8 and nvfp4 are always rounded, 16 bits not at all); leave it out"
+                f"{named('q_method', self.method)} is for affine formats, and none is written here "
+                "(mxfp4, mxfp8 and nvfp4 are always rounded, 16 bits not at all); leave it out"
             )
         if self.method == "round" and self.calibration is not None:
-            other = ", or use q_method importance or gptq" if self._is_any_affine else ""
+            other = (
+                f", or use {named('q_method')} importance or gptq" if self._is_any_affine else ""
+            )
             raise OptionError(
-                f"rounding weights needs no calibration; leave the calibration out{other}"
+                f"rounding weights needs no calibration; leave {named('calibration')} out{other}"
             )
 
     def _check_recipe(self, recipe: str) -> None:
         if self.q_mode != "affine":
             raise OptionError(
-                f"the recipe {recipe} is for q_mode affine, not {self.q_mode}; leave one out"
+                f"the recipe {recipe} is for {named('q_mode', 'affine')}, not {self.q_mode}; "
+                "leave one out"
             )
         if self.q_bits is not None and self.q_bits != RECIPES[recipe][0]:
-            raise OptionError(f"the recipe {recipe} sets the bits; leave q_bits {self.q_bits} out")
+            raise OptionError(f"the recipe {recipe} sets the bits; leave {named('q_bits')} out")
 
     def _check_auto(self) -> None:
         if not isinstance(self.target_bits, int | float) or isinstance(self.target_bits, bool):
-            raise OptionError(f"target_bits is {self.target_bits!r}; use a number, such as 4.6")
+            raise refused("target_bits", self.target_bits, "a number, such as 4.6")
         if self.q_group_size not in (None, *AFFINE_GROUP_SIZES):
-            raise OptionError(
-                f"q_group_size is {self.q_group_size!r}; use one of "
-                f"{', '.join(map(str, AFFINE_GROUP_SIZES))}"
-            )
+            sizes = ", ".join(map(str, AFFINE_GROUP_SIZES))
+            raise refused("q_group_size", self.q_group_size, f"one of {sizes}")
         if self.q_mode != "affine":
             raise OptionError(
-                f"the recipe auto is for q_mode affine, not {self.q_mode}; leave one out"
+                f"the recipe auto is for {named('q_mode', 'affine')}, not {self.q_mode}; "
+                "leave one out"
             )
         if self.q_method == "round":
             raise OptionError(
-                "the recipe auto needs a forward pass, and round takes none; leave q_method out"
+                "the recipe auto needs a forward pass, and round takes none; leave "
+                f"{named('q_method')} out"
             )
         if self.q_bits is not None:
-            raise OptionError(f"the recipe auto sets the bits; leave q_bits {self.q_bits} out")
+            raise OptionError(f"the recipe auto sets the bits; leave {named('q_bits')} out")
 
     def _read_recipe(self, path: Path) -> None:
         if not os.path.lexists(path):
             raise OptionError(
-                f"recipe is {self.recipe!r}; a recipe is one of the names "
+                f"{named('recipe')} is {quoted(self.recipe)}; a recipe is one of the names "
                 f"{', '.join([*RECIPES, AUTO])}, or a JSON file, and there is none of that name"
             )
         if self.q_bits is not None or self.q_group_size is not None or self.q_mode != "affine":
             raise OptionError(
-                f"the recipe {path} sets the bits; leave q_bits, q_group_size and q_mode out"
+                f"the recipe {path} sets the bits; leave {named('q_bits')}, "
+                f"{named('q_group_size')} and {named('q_mode')} out"
             )
         object.__setattr__(self, "file", RecipeFile.read(path))
 
@@ -167,7 +168,8 @@ class ConvertOptions:
         if self.q_bits == UNPACKED_BITS:
             if self.q_group_size is not None or self.q_mode != "affine":
                 raise OptionError(
-                    "with q_bits 16 nothing is packed; leave q_group_size and q_mode out"
+                    f"with {named('q_bits', 16)} nothing is packed; leave "
+                    f"{named('q_group_size')} and {named('q_mode')} out"
                 )
             return None
         bits, group_size = FP_FORMATS.get(self.q_mode, (DEFAULT_BITS, DEFAULT_GROUP_SIZE))

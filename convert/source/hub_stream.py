@@ -13,7 +13,7 @@ from magistral_mlx.checkpoint.hub_api import HubFile, Layout, Listing, list_file
 from magistral_mlx.checkpoint.hub_transfer import Cancelled, fetch_header, read
 from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.checkpoint.safetensors_header import INDEX
-from magistral_mlx.errors import ConversionError, HubError, quoted
+from magistral_mlx.errors import ConversionError, HubError, named, quoted
 from magistral_mlx.files import (
     create_file,
     discard,
@@ -240,13 +240,14 @@ def _check_index(repo_id: str, listing: Listing, folder: Path) -> None:
     if INDEX not in listing.documents:
         return
     weight_map = parse_json((folder / INDEX).read_bytes(), folder / INDEX).get("weight_map")
-    named = weight_map.values() if isinstance(weight_map, dict) else ()
+    files = weight_map.values() if isinstance(weight_map, dict) else ()
     if missing := [
-        name for name in named if not isinstance(name, str) or name not in listing.weights
+        name for name in files if not isinstance(name, str) or name not in listing.weights
     ]:
         raise HubError(
             f"{repo_id}: {INDEX} names {quoted(missing[0])}, which commit {listing.commit} does "
-            "not hold; the repository is incomplete, name another commit with --revision"
+            "not hold; the repository is incomplete, name another commit with "
+            f"{named('revision')}"
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from magistral_mlx.checkpoint.config import ModelConfig
-from magistral_mlx.errors import MemoryLimitError, NumericsError, OptionError
+from magistral_mlx.errors import MemoryLimitError, NumericsError, OptionError, named
 from magistral_mlx.model.cache_file import load_cache, never, save_cache
 from magistral_mlx.model.cache_header import Stamp
 from magistral_mlx.model.kv_cache import KVCache
@@ -100,8 +100,8 @@ class PrefixCache:
                 raise
             raise MemoryLimitError(
                 f"there was not enough memory for this reply, and its cache was dropped ({error}); "
-                "the model can be used on: load it with a smaller context (--max-kv-size) or "
-                "--kv-bits 8"
+                "the model can be used on: load it with a smaller context "
+                f"({named('max_kv_size')}) or {named('kv_bits', 8)}"
             ) from None
         finally:
             self.sync(holder)

@@ -7,6 +7,7 @@ from typing import Any
 
 from magistral_mlx.errors import OptionError, quoted
 from magistral_mlx.generation.params import SamplingParams
+from magistral_mlx.options import refused
 from magistral_mlx.streams import Cancellation
 
 Messages = str | Sequence[Mapping[str, Any]]
@@ -63,7 +64,7 @@ class SampleRequest(Request):
     def __post_init__(self) -> None:
         Request.__post_init__(self)
         if type(self.n) is not int or self.n < 1:
-            raise OptionError(f"n is {self.n!r}; ask for at least one sample")
+            raise refused("n", self.n, "a whole number of at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import mlx.core as mx
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.engine.reply_stream import Runtime
 from magistral_mlx.engine.request import Job
-from magistral_mlx.errors import CancelledError, MemoryLimitError, in_units
+from magistral_mlx.errors import CancelledError, MemoryLimitError, in_units, named
 from magistral_mlx.generation.batch import BatchStepper, decode_rows
 from magistral_mlx.generation.decoding import Stepper, Token, prefill
 from magistral_mlx.generation.reply import FinishReason, Reply, ReplyBuilder, Samples, Usage
@@ -73,11 +73,11 @@ def plan_samples(
     fewer = 1 + bisect_left(
         range(2, min(n, 2**31)), True, key=lambda count: fitting(count) < wanted
     )
-    ways = [f"{fewer} of them (--samples {fewer})"]
+    ways = [f"{fewer} of them ({named('n', fewer)})"]
     if asked is not None and fitting(n):
-        ways.append(f"{n} of {fitting(n)} tokens (--max-tokens {fitting(n)})")
+        ways.append(f"{n} of {fitting(n)} tokens ({named('max_tokens', fitting(n))})")
     if plan.kv_bits != 4:
-        ways.append("a cache of fewer bits (--kv-bits)")
+        ways.append(f"a cache of fewer bits ({named('kv_bits')})")
     needed = n * wanted * token_bytes + left(1) - left(n)
     raise MemoryLimitError(
         f"{n} replies of {wanted} tokens need {in_units(needed)} beside a prompt of "

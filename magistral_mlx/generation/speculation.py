@@ -4,7 +4,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint
-from magistral_mlx.errors import OptionError
+from magistral_mlx.errors import OptionError, named
 from magistral_mlx.generation.draft_model import DraftModel
 from magistral_mlx.generation.drafting import (
     MAX_ROWS,
@@ -37,7 +37,7 @@ def open_draft(folder: Path, tokenizer: Tokenizer) -> Checkpoint:
         raise OptionError(
             f"the draft model in {folder} has another vocabulary, so its guesses would mean other "
             f"text; name one with the {tokenizer.vocab_size} ids of the model's own tekken.json, "
-            "or leave --draft-model out"
+            f"or leave {named('draft_model')} out"
         )
     return draft
 

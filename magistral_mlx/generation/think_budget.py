@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from magistral_mlx.errors import OptionError
+from magistral_mlx.errors import OptionError, named
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
@@ -42,8 +42,9 @@ class ThinkBudget:
             self._limit = min(sampling.think_budget, self._latest)
             if sampling.think_budget_message and self._latest < 1:
                 raise OptionError(
-                    f"max_tokens is {max_tokens}, of which think_budget_message and the closing "
-                    f"tag take {len(closing)} and {reserved} are kept for the answer: none is "
+                    f"{named('max_tokens')} is {max_tokens}, of which "
+                    f"{named('think_budget_message')} and the closing tag take "
+                    f"{len(closing)} and {reserved} are kept for the answer: none is "
                     "left to think; allow more, or shorten the message"
                 )
         self._tag_id = tokenizer.closing("\n")[0]

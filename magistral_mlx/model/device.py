@@ -5,7 +5,7 @@ import os
 
 import mlx.core as mx
 
-from magistral_mlx.errors import MemoryLimitError, OptionError, in_units
+from magistral_mlx.errors import MemoryLimitError, OptionError, in_units, named
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def budget_bytes(memory_gb: float | None = None) -> int:
             if key in info:
                 return int(info[key])
         raise MemoryLimitError(
-            "this device does not tell how much memory it has; say it with --memory-gb (memory_gb)"
+            f"this device does not tell how much memory it has; say it with {named('memory_gb')}"
         )
     return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * CPU_SHARE)
 
@@ -58,10 +58,10 @@ def limit_memory(budget: int, *, freed: int, wired: int | None) -> None:
     if wired is not None:
         if not mx.metal.is_available():
             raise OptionError(
-                "memory can be wired on a Mac's GPU only; leave --wired (wired=True) out"
+                f"memory can be wired on a Mac's GPU only; leave {named('wired', True)} out"
             )
         log.warning(
-            "wiring %s; if this Mac restarts by itself, leave --wired out: "
+            "wiring %s; if this Mac restarts by itself, do not ask for that: "
             "setting that limit is implicated in kernel panics of macOS (mlx issue 3186)",
             in_units(wired),
         )
@@ -69,8 +69,8 @@ def limit_memory(budget: int, *, freed: int, wired: int | None) -> None:
             mx.set_wired_limit(wired)
         except ValueError as error:
             raise OptionError(
-                f"{in_units(wired)} cannot be wired on this Mac ({error}); leave --wired out, or "
-                "plan for less by --memory-gb"
+                f"{in_units(wired)} cannot be wired on this Mac ({error}); leave "
+                f"{named('wired', True)} out, or plan for less by {named('memory_gb')}"
             ) from None
     mx.set_memory_limit(budget)
     mx.set_cache_limit(freed)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from magistral_mlx.errors import OptionError
+from magistral_mlx.errors import OptionError, named
 
 FLOAT_BITS = 16  # --kv-bits 16 means the activations' type, of whatever width
 
@@ -33,8 +33,8 @@ class KVFormat:
             return cls()
         if kv_bits not in (4, 8) or head_dim % 32:
             raise OptionError(
-                f"kv_bits is {kv_bits} with a head size of {head_dim}; use 8 or 4, where a head's "
-                "size is a multiple of 32, or 16 for a cache that is not quantized"
+                f"{named('kv_bits')} is {kv_bits} with a head size of {head_dim}; use 8 or 4, "
+                "where a head's size is a multiple of 32, or 16 for a cache that is not quantized"
             )
         return cls(kv_bits, 64 if head_dim % 64 == 0 else 32)
 

@@ -7,7 +7,14 @@ from functools import partial
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.quant_format import QuantFormat
-from magistral_mlx.errors import ContextError, MemoryLimitError, OptionError, in_units, quoted
+from magistral_mlx.errors import (
+    ContextError,
+    MemoryLimitError,
+    OptionError,
+    in_units,
+    named,
+    quoted,
+)
 from magistral_mlx.model.device import budget_bytes, on_gpu
 from magistral_mlx.model.footprint import (
     activation_bytes,
@@ -30,7 +37,7 @@ CPU_CHUNKS = (256, 128, 64)
 REPLY_ROOM = 256
 # A default context is a multiple of this.
 CONTEXT_STEP = 256
-LARGER_CONTEXT = "or load with a larger context (--max-kv-size), if the model has it"
+LARGER_CONTEXT = f"or load with a larger context ({named('max_kv_size')}), if the model has it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +89,11 @@ class MemoryPlan:
             raise ContextError(
                 f"the prompt with its system prompt and earlier turns is {prompt_tokens} tokens, "
                 f"which leaves {room} of the context of {self.context} for the reply; a reply of "
-                f"no given length needs {REPLY_ROOM}. Ask for at most {room} (--max-tokens "
-                f"{room}), {LARGER_CONTEXT}"
+                f"no given length needs {REPLY_ROOM}. Ask for at most {room} "
+                f"({named('max_tokens', room)}), {LARGER_CONTEXT}"
             )
         if room < (asked or 1):
-            wanted = "" if asked is None else f"max_tokens is {asked}, but "
+            wanted = "" if asked is None else f"{named('max_tokens')} is {asked}, but "
             less = f"ask for at most {room}" if room > 0 else "shorten it"
             raise ContextError(
                 f"{wanted}the prompt with its system prompt and earlier turns is {prompt_tokens} "
@@ -218,9 +225,9 @@ def _refusal(
         "used; "
     )
     fitting = [
-        f"a context of {plan.context:,} (--max-kv-size {plan.context})"
+        f"a context of {plan.context:,} ({named('max_kv_size', plan.context)})"
         + (
-            f" with {'an' if bits == 8 else 'a'} {bits}-bit cache (--kv-bits {bits})"
+            f" with {'an' if bits == 8 else 'a'} {bits}-bit cache ({named('kv_bits', bits)})"
             if bits
             else ""
         )
@@ -235,8 +242,8 @@ def _refusal(
         return message + "what fits: " + ", or ".join(fitting)
     if wanted.draft_bytes:
         return (
-            message
-            + "no context fits beside these weights and a draft model: leave --draft-model out"
+            message + "no context fits beside these weights and a draft model: "
+            f"leave {named('draft_model')} out"
         )
     return (
         message

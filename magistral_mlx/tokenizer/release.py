@@ -5,7 +5,7 @@ from pathlib import Path
 
 from magistral_mlx.checkpoint.documents import read_document
 from magistral_mlx.checkpoint.manifest import Manifest, ReasoningFormat
-from magistral_mlx.errors import CheckpointError, TokenizerError
+from magistral_mlx.errors import CheckpointError, TokenizerError, named
 from magistral_mlx.tokenizer.messages import CONTROL_TAGS, CONTROL_TRACE
 from magistral_mlx.tokenizer.reasoning import OPEN
 
@@ -39,7 +39,9 @@ CONTROL_CARD_SYSTEM_PROMPT = (
     "provide a self-contained response."
 )
 
-OVERRIDE = ". If it does reason, and writes <think> as text, say so: --reasoning-format text"
+OVERRIDE = ". If it does reason, and writes <think> as text, say so: " + named(
+    "reasoning_format", "text"
+)
 
 # By the version of tekken.json.
 FORMATS: dict[str, ReasoningFormat] = {"v7": "text", "v11": "text", "v13": "control"}

@@ -103,7 +103,7 @@ def test_a_draft_model_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
         tekken["vocab"][700]["token_bytes"],
     )
     (folder / "tekken.json").write_text(json.dumps(tekken))
-    with pytest.raises(OptionError, match=r"another vocabulary.*--draft-model"):
+    with pytest.raises(OptionError, match=r"another vocabulary.*draft_model"):
         mm.load("demo", draft_model=folder)
     (folder / "tekken.json").unlink()
     with pytest.raises(MagistralError, match=r"tekken\.json is missing"):

@@ -31,7 +31,7 @@ def test_a_budget_is_what_was_asked_for_or_what_there_is(monkeypatch: pytest.Mon
     assert device.budget_bytes() == 11
     monkeypatch.setattr(mx, "device_info", lambda: {"device_name": "a new one"})
     assert device.budget_bytes(1) == 10**9
-    with pytest.raises(MemoryLimitError, match=r"does not tell how much memory .* --memory-gb"):
+    with pytest.raises(MemoryLimitError, match=r"does not tell how much memory .* memory_gb"):
         device.budget_bytes()
 
 
@@ -42,7 +42,7 @@ def test_the_wired_limit_is_not_touched_unless_asked(
     device.limit_memory(100, freed=20, wired=None)
     assert limits == {"memory": 100, "cache": 20}
     limits.clear()
-    with pytest.raises(OptionError, match="--wired"):
+    with pytest.raises(OptionError, match="wired=True"):
         device.limit_memory(100, freed=20, wired=50)
     assert limits == {}
 
@@ -59,5 +59,5 @@ def test_memory_is_wired_when_asked_for(
         raise ValueError("larger than the maximum working set size")
 
     monkeypatch.setattr(mx, "set_wired_limit", refuse)
-    with pytest.raises(OptionError, match=r"cannot be wired on this Mac .* --memory-gb"):
+    with pytest.raises(OptionError, match=r"cannot be wired on this Mac .* memory_gb"):
         device.limit_memory(100, freed=20, wired=50)

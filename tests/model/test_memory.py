@@ -130,7 +130,7 @@ def test_a_pass_never_grows_past_what_is_planned() -> None:
     assert found.reply_tokens(744, None) == 256
     with pytest.raises(
         ContextError,
-        match=r"leaves 255 of .* no given length needs 256\. .* at most 255 \(--max-tokens 255\)",
+        match=r"leaves 255 of .* no given length needs 256\. .* at most 255 \(max_tokens=255\)",
     ):
         found.reply_tokens(745, None)
     assert found.reply_tokens(745, 255) == 255
@@ -175,11 +175,11 @@ def test_a_refusal_names_what_would_fit() -> None:
     with pytest.raises(MemoryLimitError) as error:
         plan(40_960, 17.2)
     message = str(error.value)
-    assert f"--max-kv-size {plan(None, 17.2).context})" in message
+    assert f"max_kv_size={plan(None, 17.2).context})" in message
     for bits in (8, 4):
         article = {8: "an", 4: "a"}[bits]
         assert (
-            f"--max-kv-size {plan(None, 17.2, kv_bits=bits).context}) with {article} {bits}-bit "
+            f"max_kv_size={plan(None, 17.2, kv_bits=bits).context}) with {article} {bits}-bit "
             "cache" in message
         )
     with pytest.raises(

@@ -130,7 +130,7 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "one that is asked otherwise": (
         "v7",
         "Just answer.",
-        f"version v7, and no .*{OTHER_MODEL}.*--reasoning-format text",
+        f"version v7, and no .*{OTHER_MODEL}.*reasoning_format=text",
     ),
     "older": ("v3", "", rf"version v3; .*v11 \(2506\) or v13.*{OTHER_MODEL}"),
     "no [THINK]": (
@@ -319,7 +319,7 @@ def build(tokenizer: Tokenizer, ids: list[int]) -> mm.Reply:
 def test_a_conversion_records_what_it_was_told(magistral: mm.Magistral, tmp_path: Path) -> None:
     source = shutil.copytree(magistral.checkpoint.folder, tmp_path / "source")
     (source / "SYSTEM_PROMPT.txt").write_text(CARD_SYSTEM_PROMPT)
-    with pytest.raises(TokenizerError, match="--reasoning-format text"):
+    with pytest.raises(TokenizerError, match="reasoning_format=text"):
         convert_quickly(source, tmp_path / "out", q_bits=8, q_group_size=32)
     convert_quickly(source, tmp_path / "out", q_bits=8, q_group_size=32, reasoning_format="text")
     assert json.loads((tmp_path / "out" / MANIFEST).read_text())["reasoning_format"] == "text"
@@ -329,7 +329,7 @@ def test_a_conversion_records_what_it_was_told(magistral: mm.Magistral, tmp_path
     )
     assert again.already_complete
     with pytest.raises(
-        mm.OptionError, match="reasoning_format is 'spoken'; known are text and control"
+        mm.OptionError, match="reasoning_format is 'spoken'; use text or control"
     ):
         convert_quickly(source, tmp_path / "out", reasoning_format="spoken")
 

@@ -108,7 +108,7 @@ def test_another_method_or_calibration_is_refused_with_the_way_out(
         ),
     ):
         with pytest.raises(
-            ConversionError, match=f"unfinished conversion with another ({changed}).*--force"
+            ConversionError, match=f"unfinished conversion with another ({changed}).*force"
         ):
             convert_quickly(source, tmp_path / "out", **way)
     assert os.listdir(tmp_path / "out.partial") == before

@@ -282,7 +282,7 @@ def test_without_the_extra_nothing_begins(tmp_path: Path, monkeypatch: pytest.Mo
         match=r"transformers is not installed.*pip install 'magistral-mlx\[export\]'",
     ):
         require_export_extra()
-    with pytest.raises(ConversionError, match="--no-tokenizer-json"):
+    with pytest.raises(ConversionError, match="tokenizer_json=False"):
         exports(source, config_out(), tokenizer_json=True)
     texts = [
         "README.md",

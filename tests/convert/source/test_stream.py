@@ -165,7 +165,7 @@ def test_a_dry_run_fetches_no_weights_and_writes_nothing(tmp_path: Path, hub: Hu
 
 
 def test_a_folder_is_not_streamed(tmp_path: Path, published: Path) -> None:
-    with pytest.raises(OptionError, match=r"is a folder.*--stream is for a hub id"):
+    with pytest.raises(OptionError, match=r"is a folder.*stream is for a hub id"):
         check_conversion(published, tmp_path / "out", ConvertOptions(**QUICK, stream=True))
 
 
@@ -195,7 +195,7 @@ def test_a_pass_through_the_model_goes_along_with_the_stream(
 
 
 def test_a_streamed_source_cannot_write_its_own_calibration(tmp_path: Path, hub: Hub) -> None:
-    with pytest.raises(OptionError, match="leave --stream out, or name the folder"):
+    with pytest.raises(OptionError, match="leave stream out, or name the folder"):
         check_conversion(
             REPO,
             tmp_path / "out",
