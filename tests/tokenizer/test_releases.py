@@ -328,9 +328,7 @@ def test_a_conversion_records_what_it_was_told(magistral: mm.Magistral, tmp_path
         source, tmp_path / "out", q_bits=8, q_group_size=32, reasoning_format="text"
     )
     assert again.already_complete
-    with pytest.raises(
-        mm.OptionError, match="reasoning_format is 'spoken'; use text or control"
-    ):
+    with pytest.raises(mm.OptionError, match="reasoning_format is 'spoken'; use text or control"):
         convert_quickly(source, tmp_path / "out", reasoning_format="spoken")
 
 

@@ -15,6 +15,7 @@ from magistral_mlx.generation.decoding import Token
 from magistral_mlx.generation.reply import ReplyBuilder, Usage
 from magistral_mlx.model.memory import MemoryPlan
 from magistral_mlx.streams import Stream, streamed
+from magistral_mlx.tokenizer.messages import conversation
 from magistral_mlx.tokenizer.segments import ToolCall
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.support.oracle import Oracle
@@ -397,3 +398,27 @@ def test_a_saved_conversation_keeps_its_tools(model: mm.Magistral, tmp_path: Pat
     again = model.resume(tmp_path / "talk")
     assert again.tools == TOOLS
     assert again.answer_calls({call.id: "3"}, GREEDY).answer == "It is 7."
+
+
+@pytest.mark.parametrize("calls", [5, True, 1.5, "x", {"id": 1}, {1}, object(), b"x"])
+def test_calls_that_are_no_list_are_refused(calls: Any) -> None:
+    message = {"role": "assistant", "content": "", "tool_calls": calls}
+    with pytest.raises(mm.OptionError, match=r"message 2: tool_calls is \w+, expected a list"):
+        conversation([{"role": "user", "content": "?"}, message], "")
+
+
+def test_what_is_nested_without_end_is_refused(tokenizer: Tokenizer) -> None:
+    deep: Any = {}
+    for _ in range(5000):
+        deep = {"a": deep}
+    for place in ("parameters", "description"):
+        tool = {"type": "function", "function": {"name": "add", place: deep}}
+        with pytest.raises(mm.OptionError, match=r"nested too deeply|cannot be encoded"):
+            tokenizer.encode_chat("?", tools=[tool])
+    calls = [{"id": "a", "function": {"name": "add", "arguments": deep}}]
+    messages = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+    ]
+    with pytest.raises(mm.OptionError, match="arguments are no JSON object"):
+        tokenizer.encode_chat(messages)
