@@ -4,6 +4,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ from rich.text import Text
 
 from magistral_mlx.errors import in_units
 from magistral_mlx.streams import Progress, Stream
-from magistral_mlx.terminal.verbosity import Status, is_quiet
+from magistral_mlx.terminal.verbosity import Status, is_quiet, ticking
 from magistral_mlx.terminal.window import can_draw, has_styles
 
 T = TypeVar("T")
@@ -50,16 +51,17 @@ class Pace:
 
     def words(self) -> str:
         """Return the speed and the time left, or the time so far where neither is known."""
-        now = self.clock()
-        if len(self._recent) > 1 and self._recent[-1][1] < self._total:
-            (began, first), (last, done) = self._recent[0], self._recent[-1]
+        # A bar asks from a thread of its own.
+        now, recent = self.clock(), tuple(self._recent)
+        if len(recent) > 1 and recent[-1][1] < self._total:
+            (began, first), (last, done) = recent[0], recent[-1]
             seconds = max(last - began, 1e-3)
             speed = (done - first) / seconds
             # The step under way takes as long as those before it, or longer.
-            step = min(now - last, seconds / (len(self._recent) - 1))
+            step = min(now - last, seconds / (len(recent) - 1))
             left = max((self._total - done) / speed - step, 1.0)
             return f"{in_units(speed)}/s, about {_time(left)} left"
-        ends = "finishing, " if self._recent and self._recent[-1][1] >= self._total else ""
+        ends = "finishing, " if recent and recent[-1][1] >= self._total else ""
         return f"{ends}{_time(now - self._started)} so far"
 
 
@@ -75,13 +77,20 @@ def run_with_bar(stream: Stream[Progress, T]) -> T:
         disable=is_quiet() or not can_draw(sys.stderr),
     ) as bar:
         task = bar.add_task("", total=None)
-        for step in stream:
-            pace.take(step)
-            bar.update(task, completed=step.done, total=step.total, description=step.name)
-            if bar.disable:
-                done = f"{in_units(step.done)} of {in_units(step.total)}"
-                status.show(f"{done}, {pace.words()}: {step.name}")
-        return stream.result()
+
+        def line() -> str:
+            shown = bar.tasks[task]
+            done = f"{in_units(shown.completed)} of {in_units(shown.total or 0)}"
+            return f"{done}, {pace.words()}: {shown.description}"
+
+        # In a log a step may take minutes; a bar moves by itself.
+        with ticking(line, status) if bar.disable else nullcontext():
+            for step in stream:
+                pace.take(step)
+                bar.update(task, completed=step.done, total=step.total, description=step.name)
+                if bar.disable:
+                    status.show(line())
+            return stream.result()
 
 
 class PaceColumn(ProgressColumn):

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from magistral_mlx.terminal.display import (
     write,
 )
 from magistral_mlx.terminal.flags_from_options import click_options
-from magistral_mlx.terminal.verbosity import Status, is_quiet
+from magistral_mlx.terminal.verbosity import Status, is_quiet, ticking
 from magistral_mlx.tokenizer.segments import Segment, Text
 
 EPILOG = """\b
@@ -121,7 +121,9 @@ def command(
             system_prompt_only=question.system_prompt_only,
             prompt_cache_file=prompt_cache_file,
         )
-        found, is_complete = collect(replies, samples, model=model if json_stream else None)
+        found, is_complete = collect(
+            replies, samples, lambda: magistral.tokens_so_far, model=model if json_stream else None
+        )
         return show_samples(found, model, as_json=prints_json, is_complete=is_complete)
     stream = magistral.stream(
         messages,
@@ -217,25 +219,26 @@ class EventDisplay(Display):
 
 
 def collect(
-    replies: Iterator[Reply], count: int, *, model: str | None = None
+    replies: Iterator[Reply], count: int, tokens: Callable[[], int], *, model: str | None = None
 ) -> tuple[Samples, bool]:
     """Collect the replies; return them, and False if Ctrl-C was pressed before the last.
 
-    With ``model`` each reply is printed as a line of JSON.
+    ``tokens`` counts the tokens so far. With ``model`` each reply is printed as a line of JSON.
     """
     found: list[Reply] = []
-    status = Status()
+
+    def state() -> str:
+        done = f"{len(found)} of {counted(count, 'reply', 'replies')} done"
+        return f"{done}, {counted(tokens(), 'token')} so far"
+
     try:
-        status.show(f"{counted(count, 'reply', 'replies')} under way")
-        for reply in replies:
-            found.append(reply)
-            if model is not None:
-                print_json({"kind": "reply"} | as_object(reply, model))
-            status.show(f"{len(found)} of {counted(count, 'reply', 'replies')} done")
+        with ticking(state):
+            for reply in replies:
+                found.append(reply)
+                if model is not None:
+                    print_json({"kind": "reply"} | as_object(reply, model))
     except KeyboardInterrupt:
         return Samples.from_replies(found), False
-    finally:
-        status.clear()
     return Samples.from_replies(found), True
 
 

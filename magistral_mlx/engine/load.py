@@ -1,5 +1,6 @@
 """Load a checkpoint: the door of the library."""
 
+import logging
 from collections.abc import Generator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from magistral_mlx.demo import resolve_model
 from magistral_mlx.engine.line import Line
 from magistral_mlx.engine.magistral import Magistral
 from magistral_mlx.engine.worker_stream import on_worker
+from magistral_mlx.errors import in_units
 from magistral_mlx.generation.speculation import Speculation, open_draft
 from magistral_mlx.model.device import limit_memory
 from magistral_mlx.model.load_options import DEFAULTS, LoadOptions
@@ -16,6 +18,8 @@ from magistral_mlx.model.memory import MemoryPlan, plan_for
 from magistral_mlx.options import takes_keywords_of
 from magistral_mlx.streams import Progress, streamed
 from magistral_mlx.tokenizer.tekken import Tokenizer
+
+log = logging.getLogger(__name__)
 
 
 @takes_keywords_of(LoadOptions)
@@ -47,6 +51,15 @@ def loading(
     if options.draft_model is not None:
         draft = open_draft(resolve_model(options.draft_model), tokenizer)
     plan = plan_for(checkpoint, options, draft=draft)
+    log.debug(
+        "%s: %s of weights; context %d, with a %d-bit KV cache; %s of %s in all",
+        checkpoint.folder,
+        in_units(plan.weights_bytes),
+        plan.context,
+        plan.kv_bits or 16,
+        in_units(plan.total_bytes),
+        in_units(plan.budget_bytes),
+    )
     return (yield from on_worker(_load(checkpoint, tokenizer, plan, options, draft), Line()))
 
 

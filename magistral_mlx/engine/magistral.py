@@ -19,7 +19,7 @@ from magistral_mlx.engine.worker_stream import on_worker, run_on_worker
 from magistral_mlx.errors import OptionError
 from magistral_mlx.files import as_path
 from magistral_mlx.generation.params import SamplingParams
-from magistral_mlx.generation.reply import Reply, Samples
+from magistral_mlx.generation.reply import Reply, ReplyBuilder, Samples
 from magistral_mlx.generation.speculation import Speculation
 from magistral_mlx.model.cache_file import check_cache_file
 from magistral_mlx.model.kv_format import KVFormat
@@ -64,6 +64,7 @@ class Magistral:
             dtype=model.norm.weight.dtype,
         )
         self._newest = Cancellation()
+        self._builders: list[ReplyBuilder] = []
         self._line = Line()
 
     @takes_keywords_of(Request)
@@ -197,6 +198,11 @@ class Magistral:
         """Bytes that the prefix cache has allocated."""
         return self.prefix_cache.nbytes
 
+    @property
+    def tokens_so_far(self) -> int:
+        """Tokens that the newest stream has written so far, in all of its replies."""
+        return sum(builder.tokens for builder in self._builders)
+
     def cancel(self) -> None:
         """Cancel the newest stream. May be called from another thread.
 
@@ -248,7 +254,7 @@ class Magistral:
         gives_rest: bool = False,
     ) -> Stream[Item, Result]:
         """Return a stream of the work, which is now the newest."""
-        self._newest = run.job.cancellation
+        self._newest, self._builders = run.job.cancellation, run.builders
         return on_worker(work, self._line, run.job.cancellation, gives_rest=gives_rest)
 
     def _keeping_file(

@@ -43,6 +43,7 @@ class ReplyRun:
     def __init__(self, runtime: Runtime, job: Job) -> None:
         self.runtime, self.job = runtime, job
         self.builder = ReplyBuilder(runtime.tokenizer, job.sampling, job.max_tokens)
+        self.builders = [self.builder]
         self.passes = self.cached = 0
         self.started = self.first_token = 0.0
 

@@ -118,6 +118,7 @@ class SampleRun:
             Candidate(seed, ReplyBuilder(runtime.tokenizer, job.sampling, job.max_tokens))
             for seed in range(job.seed, job.seed + n)
         ]
+        self.builders = [candidate.builder for candidate in self.candidates]
         self.steps: list[Stepper | BatchStepper] = []
         self.started = 0.0
         self.cached = 0

@@ -4,8 +4,10 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Event, Thread
 
 import click
 
@@ -21,6 +23,8 @@ LOG_LEVELS = {
 FLAGS = ("quiet", "verbose", "log_level")
 # Seconds between two lines where no line can be drawn over, as in a log file.
 BETWEEN_LINES = 30.0
+# Seconds between two looks at work that says nothing by itself.
+BETWEEN_LOOKS = 0.5
 _QUIET, _VERBOSE = f"{__name__}.quiet", f"{__name__}.verbose"
 
 
@@ -85,6 +89,7 @@ class Status:
     """
 
     clock: Callable[[], float] = time.monotonic
+    is_silent: bool = field(default_factory=is_quiet)
     is_shown: bool = False
     _due: float = field(init=False)
 
@@ -93,7 +98,7 @@ class Status:
 
     def show(self, text: str) -> None:
         """Say how far the work is."""
-        if is_quiet():
+        if self.is_silent:
             return
         if can_draw(sys.stderr):
             # A line that wraps could not be removed.
@@ -114,3 +119,22 @@ class Status:
     def _draw(self, text: str) -> None:
         sys.stderr.write(f"\r\x1b[K{text}")
         sys.stderr.flush()
+
+
+@contextmanager
+def ticking(text: Callable[[], str], status: Status | None = None) -> Iterator[None]:
+    """Show a text as the status twice a second for the block, however long its steps take."""
+    status, ended = status or Status(), Event()
+
+    def tick() -> None:
+        while not ended.wait(BETWEEN_LOOKS):
+            status.show(text())
+
+    thread = Thread(target=tick, name="status", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        status.clear()

@@ -8,6 +8,7 @@ import pytest
 from magistral_mlx.convert import progress
 from magistral_mlx.convert.progress import Pace, run_with_bar
 from magistral_mlx.streams import Progress, streamed
+from magistral_mlx.terminal import verbosity
 from magistral_mlx.terminal.verbosity import Status
 
 
@@ -54,6 +55,7 @@ def test_another_stage_has_another_pace() -> None:
 def test_a_log_gets_a_line_every_30_seconds(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(verbosity, "BETWEEN_LOOKS", 1e6)
     seconds = itertools.count(step=10)
     monkeypatch.setattr(progress, "Status", lambda: Status(clock=lambda: next(seconds)))
 

@@ -292,3 +292,12 @@ def test_samples_are_the_single_replies_with_those_seeds(magistral: mm.Magistral
 )
 def test_votes(answer: str, key: str) -> None:
     assert vote(answer) == key
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_the_tokens_so_far_are_those_of_all_replies(loaded: mm.Magistral, n: int) -> None:
+    with loaded.stream_samples(QUESTION, GREEDY, n=n) as replies:
+        assert loaded.tokens_so_far == 0
+        samples = replies.result()
+    written = sum(reply.usage.completion_tokens for reply in samples.replies)
+    assert loaded.tokens_so_far == written > 0

@@ -5,11 +5,14 @@ import re
 import sys
 from collections.abc import Callable, Generator
 from dataclasses import replace
+from itertools import count
+from threading import Event
 
 import pytest
 
 from magistral_mlx.generation.reply import Reply, Usage
 from magistral_mlx.streams import Progress, streamed
+from magistral_mlx.terminal import verbosity
 from magistral_mlx.terminal.display import Display, figures, report, tell
 from magistral_mlx.terminal.verbosity import Status
 from magistral_mlx.terminal.window import TraceWindow
@@ -156,6 +159,22 @@ def test_a_rate_that_cannot_be_told_is_a_dash(capsys: pytest.CaptureFixture[str]
         "cut off at --max-tokens (1); prompt 20 tokens, -; reply 1 token (0 reasoning), -; "
         "first token after 0.00 s; peak memory 1.00 GB; seed 7\n"
     )
+
+
+def test_work_that_says_nothing_has_a_status_that_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = make_terminal(monkeypatch)
+    monkeypatch.setattr(verbosity, "BETWEEN_LOOKS", 0.0)
+    seen, looks = Event(), count(1)
+
+    def text() -> str:
+        if (look := next(looks)) == 3:
+            seen.set()
+        return f"look {look}"
+
+    with verbosity.ticking(text):
+        assert seen.wait(timeout=60)
+    assert "look 1\r\x1b[Klook 2" in terminal.getvalue()
+    assert terminal.lines() == [""]
 
 
 def test_one_turn_is_singular() -> None:

@@ -43,6 +43,7 @@ class Scripted:
     asked: list[Any] = field(default_factory=list)
     loaded: dict[str, Any] = field(default_factory=dict)
     is_closed: bool = False
+    tokens_so_far: int = 0
 
     @streamed
     def loading(self, model: str, options: LoadOptions) -> Generator[Progress, None, "Scripted"]:
