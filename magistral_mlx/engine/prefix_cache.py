@@ -9,7 +9,7 @@ import mlx.core as mx
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.errors import MemoryLimitError, NumericsError, OptionError, named
 from magistral_mlx.model.cache_file import load_cache, never, save_cache
-from magistral_mlx.model.cache_header import Stamp
+from magistral_mlx.model.cache_header import Stamp, kind_of, open_cache
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.kv_format import KVFormat
 
@@ -117,6 +117,9 @@ class PrefixCache:
 
         Errors: ``load_cache``.
         """
+        empty = KVCache(self.config, limit=self.limit, kv_format=self.kv_format)
+        # A file that is not for this model leaves the cache as it is.
+        open_cache(path, empty, self.config, kind_of(empty, self.fingerprint, self.dtype))
         self.clear()  # memory is planned for one cache
         self.cache, self.ids, conversation, stamp = load_cache(
             path,

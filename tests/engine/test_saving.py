@@ -175,3 +175,15 @@ def test_a_cache_whose_values_are_not_numbers_does_not_stay(magistral: mm.Magist
     with pytest.raises(mm.NumericsError):
         magistral.ask(QUESTION, short)
     assert magistral.ask(QUESTION, short).reasoning == expected
+
+
+def test_a_file_that_cannot_be_opened_leaves_the_cache(
+    magistral: mm.Magistral, tmp_path: Path
+) -> None:
+    magistral.ask(QUESTION, replace(GREEDY, max_tokens=1))
+    cached = magistral.cached_tokens
+    (tmp_path / "notes").write_text("precious")
+    for path in ("none", "notes", "."):
+        with pytest.raises(mm.MagistralError):
+            magistral.resume(tmp_path / path)
+    assert magistral.cached_tokens == cached > 0
