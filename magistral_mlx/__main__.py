@@ -31,6 +31,9 @@ GROUPS = {
 }
 COMMANDS = {name: place for group in GROUPS.values() for name, place in group.items()}
 
+# The names that other tools have.
+ALIASES = {"ls": "list", "rm": "remove"}
+
 EPILOG = """\b
 First steps:
   magistral run demo "What is 48 + 76?"
@@ -46,6 +49,7 @@ class Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        cmd_name = ALIASES.get(cmd_name, cmd_name)
         if cmd_name not in COMMANDS:
             return None
         module, _, name = COMMANDS[cmd_name].partition(":")

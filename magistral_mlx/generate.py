@@ -259,7 +259,7 @@ def show_samples(samples: Samples, model: str, *, as_json: bool, is_complete: bo
 
 run = word_command(
     command,
-    help="Ask one question: generate, with the default model or the one that is named first.",
+    help="Ask the default model a question, or the model that is named first.",
     epilog="""\b
 Examples:
   magistral run "How many r's are in strawberry?"

@@ -11,19 +11,20 @@ import click
 from magistral_mlx.checkpoint.folder import DEMO
 from magistral_mlx.checkpoint.hub_api import Unreachable
 from magistral_mlx.demo import resolve_model
-from magistral_mlx.errors import MemoryLimitError, OptionError, in_units
+from magistral_mlx.errors import MemoryLimitError, OptionError, in_units, visible
 from magistral_mlx.library import settings
 from magistral_mlx.library.details import details
 from magistral_mlx.library.known_folders import find_model
 from magistral_mlx.library.models import bits_of, find_local, local_models
 from magistral_mlx.library.places import settings_path
 from magistral_mlx.library.preview import preview
-from magistral_mlx.library.removal import check_removable, remove_model
+from magistral_mlx.library.removal import find_removable, remove_model
 from magistral_mlx.library.texts import in_words, model_table
 from magistral_mlx.library.toml_file import in_toml
 from magistral_mlx.model.memory import plan_for
 from magistral_mlx.terminal import command_line
-from magistral_mlx.terminal.asking.model_name import READY_MADE
+from magistral_mlx.terminal.asking.model_name import READY_MADE, complete_models
+from magistral_mlx.terminal.flags_from_options import suggest
 from magistral_mlx.terminal.verbosity import is_quiet
 
 CODES = "Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug."
@@ -43,7 +44,7 @@ Settings:
   {{names}}
 
 \b
-{CODES}""".format(names="\n  ".join(dict.fromkeys(key.name for key in settings.KEYS.values())))
+{CODES}""".format(names="\n  ".join(" or ".join(names) for names in settings.names_of_keys()))
 
 
 PULL_EPILOG = f"""\b
@@ -130,15 +131,18 @@ def list_models(*, as_json: bool) -> int:
         print(json.dumps(found, ensure_ascii=False))
         return command_line.DONE
     print(model_table(models))
+    default = settings.default_model()
     if any(model.is_default for model in models):
         tell("* is the default: magistral config model NAME changes it")
-    else:
+    elif default is None:
         tell("none is the default: magistral config model NAME makes one")
+    else:
+        tell(f"the default, {default}, is not here")
     return command_line.DONE
 
 
 @click.command("show", cls=command_line.Command, epilog=SHOW_EPILOG)
-@click.argument("model", metavar="M")
+@click.argument("model", metavar="M", shell_complete=complete_models)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def show(*, model: str, as_json: bool) -> int:
     """Show all that the files of a model tell about it."""
@@ -148,13 +152,12 @@ def show(*, model: str, as_json: bool) -> int:
 
 
 @click.command("remove", cls=command_line.Command, epilog=REMOVE_EPILOG)
-@click.argument("model", metavar="M")
+@click.argument("model", metavar="M", shell_complete=complete_models)
 @click.option("--yes", is_flag=True, help="Remove without asking.")
 def remove(*, model: str, yes: bool) -> int:
     """Remove a model from this machine."""
-    found = find_local(model)
-    check_removable(found)
-    what = f"{found.folder if found.kind == 'folder' else found.name}"
+    found = find_removable(model)
+    what = visible(f"{found.folder if found.kind == 'folder' else found.name}")
     if not yes:
         if not sys.stdin.isatty():
             raise OptionError(f"{what} would be removed; say --yes, as nobody can be asked here")
@@ -166,9 +169,11 @@ def remove(*, model: str, yes: bool) -> int:
 
 
 @click.command("config", cls=command_line.Command, epilog=CONFIG_EPILOG)
-@click.argument("key", required=False)
+@click.argument("key", required=False, shell_complete=suggest(*settings.KEYS))
 @click.argument("value", required=False)
-@click.option("--unset", metavar="KEY", help="Remove a setting.")
+@click.option(
+    "--unset", metavar="KEY", shell_complete=suggest(*settings.KEYS), help="Remove a setting."
+)
 def config(*, key: str | None, value: str | None, unset: str | None) -> int:
     """Show the defaults of flags, or set one."""
     path = settings_path()
@@ -217,4 +222,4 @@ def _model_to_keep(name: str) -> str:
 def tell(text: str) -> None:
     """Write a line on stderr, unless --quiet is asked for."""
     if not is_quiet():
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)

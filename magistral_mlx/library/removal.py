@@ -7,35 +7,40 @@ from magistral_mlx.checkpoint.manifest import MANIFEST, Manifest
 from magistral_mlx.errors import CheckpointError, OptionError
 from magistral_mlx.library.hub_models import delete_cached
 from magistral_mlx.library.known_folders import forget
-from magistral_mlx.library.models import LocalModel
+from magistral_mlx.library.models import LocalModel, find_local
 from magistral_mlx.library.settings import MODEL, read_settings, unset_value
 
 # Written beside the files that the manifest names.
 UNNAMED = frozenset({MANIFEST, ".DS_Store"})
 
 
-def check_removable(model: LocalModel) -> None:
-    """Raise the error that ``remove_model`` would raise, before a user is asked.
+def find_removable(name: str) -> LocalModel:
+    """Return a model that may be removed.
 
     Raises:
-        OptionError: it is the demo, which is part of the package.
-        CheckpointError: the folder was not converted here, or holds other files.
+        OptionError: it is the demo, or a link.
+        CheckpointError: it is not here, was not converted here, or its folder holds other files.
     """
+    path = os.path.expanduser(name)
+    if os.path.islink(path):
+        raise OptionError(f"{path} is a link; name the folder itself, {os.path.realpath(path)}")
+    model = find_local(name)
     if model.kind == "demo":
         raise OptionError("the demo is part of this package; it cannot be removed alone")
     if model.kind == "folder":
         _files_of(model.folder)
+    return model
 
 
 def remove_model(model: LocalModel) -> int:
-    """Delete a model; return the bytes that are freed. A default that named it is unset.
+    """Delete a model that ``find_removable`` found; return the bytes that are freed.
+
+    A default that names it is unset.
 
     Raises:
         HubError: another process has just deleted it.
-        OptionError: as for ``check_removable``.
-        CheckpointError: as for ``check_removable``.
+        CheckpointError: its folder has changed.
     """
-    check_removable(model)
     freed = delete_cached(model.name) if model.kind == "hub" else _remove_folder(model.folder)
     # Otherwise the next command would fetch it again.
     if model.is_default and MODEL in read_settings():
@@ -65,8 +70,6 @@ def _files_of(folder: Path) -> list[Path]:
             "delete it yourself"
         )
     manifest.require_all()
-    if folder.is_symlink():
-        raise CheckpointError(f"{folder} is a link; name the folder {os.path.realpath(folder)}")
     own = UNNAMED | set(manifest.files)
     files = list(folder.iterdir())
     if strangers := [p for p in files if p.name not in own or p.is_dir()]:

@@ -69,6 +69,12 @@ def _keys() -> dict[str, Key]:
 KEYS = _keys()
 
 
+def names_of_keys() -> list[list[str]]:
+    """Return the names of each setting, the first of which is written into the file."""
+    keys = dict.fromkeys(key.name for key in KEYS.values())
+    return [[name for name in KEYS if KEYS[name].name == key] for key in keys]
+
+
 def key_of(name: str) -> Key:
     """Return a setting by its name; raise OptionError, which names the nearest, if it is none."""
     found = KEYS.get(_plain(name))

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from magistral_mlx.errors import in_units
+from magistral_mlx.errors import in_units, visible
 from magistral_mlx.library.models import LocalModel
 
 
@@ -14,7 +14,7 @@ def model_table(models: Sequence[LocalModel]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         f"{mark:<{widths[0]}} {name:<{widths[1]}}  {bits:>{widths[2]}}  {size:>{widths[3]}}  "
-        f"{context}"
+        f"{context}".rstrip()
         for mark, name, bits, size, context in rows
     )
 
@@ -30,7 +30,7 @@ def in_words(found: dict[str, Any]) -> str:
         ("weights", f"{in_units(found['weights_bytes'])}, {found['bits']:.3g} bit"),
         ("context here", found["problem"] or context),
         ("default", "yes" if found["is_default"] else "no"),
-        *((name.replace("_", " "), f"{value:,}") for name, value in found["config"].items()),
+        *((name.replace("_", " "), _number(value)) for name, value in found["config"].items()),
     ]
     lines += [
         ("matrices" if i == 0 else "", line.strip()) for i, line in enumerate(found["matrices"])
@@ -42,11 +42,19 @@ def in_words(found: dict[str, Any]) -> str:
     if found["origin"] is None:
         lines.append(("origin", "not converted here: it has no magistral_mlx.json"))
     width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+    return "\n".join(f"{name:<{width}}  {visible(text)}" for name, text in lines)
+
+
+def _number(value: float) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}"
 
 
 def _row(model: LocalModel) -> tuple[str, str, str, str, str]:
     bits = "-" if model.bits is None else f"{model.bits:.3g}"
-    context = f"{model.context:,}" if model.context is not None else f"- ({model.problem})"
+    context = (
+        f"{model.context:,}" if model.context is not None else f"- ({visible(str(model.problem))})"
+    )
     mark = "*" if model.is_default else ""
-    return mark, model.name, bits, in_units(model.disk_bytes), context
+    return mark, visible(model.name), bits, in_units(model.disk_bytes), context

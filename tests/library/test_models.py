@@ -151,6 +151,35 @@ def test_a_folder_that_cannot_be_opened_is_listed_with_the_reason(
     assert found["context"] is None
 
 
+def test_an_incomplete_download_is_listed_and_can_be_removed(hub: Hub, capsys: Capture) -> None:
+    assert run(manage.pull, REPO) == 0
+    blobs = Path(listed(capsys)[REPO]["folder"]).parents[1] / "blobs"
+    (blobs / "new.incomplete").write_bytes(b"half")
+    model = listed(capsys)[REPO]
+    assert model["problem"] == f"incomplete; magistral pull {REPO} goes on"
+    assert model["disk_bytes"] == 4 + sum(map(len, hub.files.values()))
+    assert run(manage.remove, REPO, "--yes") == 0
+    assert not blobs.exists()
+
+
+def test_names_cannot_write_to_a_terminal(converted: Path, capsys: Capture) -> None:
+    folder = converted.with_name("a\x1b[2Jb")
+    converted.rename(folder)
+    remember(folder)
+    assert run(manage.list_models) == 0
+    assert run(manage.show, str(folder)) == 0
+    assert run(manage.remove, str(folder), "--yes") == 0
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out + err
+
+
+def test_a_default_that_has_gone_is_said(converted: Path, capsys: Capture) -> None:
+    assert run(manage.config, "model", "mine") == 0
+    shutil.rmtree(converted)
+    assert run(manage.list_models) == 0
+    assert "the default, " in capsys.readouterr().err
+
+
 # show
 
 
@@ -212,8 +241,10 @@ def test_remove_touches_nothing_that_is_not_a_conversion(
     (converted / "notes.txt").unlink()
     link = tmp_path / "link"
     link.symlink_to(converted)
-    (converted / "magistral_mlx.json").rename(tmp_path / "manifest")
     assert run(manage.remove, str(link), "--yes") == 2
+    assert "is a link" in capsys.readouterr().err
+    (converted / "magistral_mlx.json").rename(tmp_path / "manifest")
+    assert run(manage.remove, str(converted), "--yes") == 2
     assert "was not converted here" in capsys.readouterr().err
     assert run(manage.remove, "demo", "--yes") == 2
     assert "part of this package" in capsys.readouterr().err

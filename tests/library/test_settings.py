@@ -52,7 +52,7 @@ def test_a_value_is_read_as_it_was_set(key: str, text: str, value: object) -> No
     ("key", "text", "said"),
     [
         ("temp", "hot", "temperature is 'hot'; use a number"),
-        ("top-p", "2", "top_p is 2"),
+        ("top-p", "2", "top-p is 2"),
         ("temp", "nan", "temperature is nan"),
         ("temp", "true", "use a number"),
         ("kv-bits", "7", "use one of 16, 8, 4"),

@@ -21,6 +21,14 @@ def test_the_group_offers_every_command(capsys: pytest.CaptureFixture[str]) -> N
     assert all(f"  {name} " in listed for name in ("generate", "chat", "plan", "convert"))
 
 
+def test_the_names_of_other_tools_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ls", "--help"]) == 0
+    assert main(["rm", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "List the models" in out
+    assert "Remove a model" in out
+
+
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert __version__ in capsys.readouterr().out
@@ -66,6 +74,7 @@ def test_a_command_is_imported_when_it_is_called() -> None:
         ("generate --model ", "dir,"),
         ("generate --model d", "dir,d plain,demo"),
         ("chat d", "dir,d plain,demo"),
+        ("config top", "plain,top-p"),
         ("generate --draft-model ", "dir,"),
         ("generate --file ", "file,"),
         ("generate --prompt-cache-file ", "file,"),

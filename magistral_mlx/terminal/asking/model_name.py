@@ -97,13 +97,13 @@ def _keep_words(ctx: click.Context, _: click.Parameter, words: tuple[str, ...]) 
     _require(ctx)
 
 
-def _complete(ctx: click.Context, param: click.Parameter, typed: str) -> list[CompletionItem]:
+def complete_models(ctx: click.Context, param: click.Parameter, typed: str) -> list[CompletionItem]:
     """Offer the names of models to a shell, and folders."""
     return suggest(FOLDER, *model_names())(ctx, param, typed)
 
 
 # Both places of a model are eager, so that a missing one is told before anything else.
-EAGER: dict[str, Any] = {"is_eager": True, "expose_value": False, "shell_complete": _complete}
+EAGER: dict[str, Any] = {"is_eager": True, "expose_value": False, "shell_complete": complete_models}
 
 
 def _model_options(callback: Callable[..., None], help: str) -> Decorator:
