@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -26,6 +27,7 @@ from magistral_mlx.terminal.prompt import is_interactive, read_pipe, read_termin
 from magistral_mlx.terminal.repl.commands import ALIASES, COMMANDS, answer
 from magistral_mlx.terminal.repl.history import show_resumed
 from magistral_mlx.terminal.repl.session import Models, Session
+from magistral_mlx.tokenizer.agreement import check_before_weights
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +112,9 @@ def command(
 
 def check_model(model: str, options: LoadOptions) -> None:
     """Raise MagistralError for a model that cannot be used or does not fit; read headers only."""
-    plan_for(open_checkpoint(resolve_model(find_model(model), options.revision)), options)
+    check = partial(check_before_weights, given=options.tokenizer)
+    folder = resolve_model(find_model(model), options.revision, check=check)
+    plan_for(open_checkpoint(folder), options)
 
 
 def answer_terminal(session: Session) -> None:

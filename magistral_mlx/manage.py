@@ -26,6 +26,7 @@ from magistral_mlx.terminal import command_line
 from magistral_mlx.terminal.asking.model_name import READY_MADE, complete_models
 from magistral_mlx.terminal.flags_from_options import suggest
 from magistral_mlx.terminal.verbosity import is_quiet
+from magistral_mlx.tokenizer.agreement import check_before_weights
 
 CODES = "Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug."
 CONFIG_EPILOG = f"""\b
@@ -114,7 +115,7 @@ def pull(*, model: str, revision: str | None, force: bool) -> int:
                     f"it): {error}"
                 ) from None
             tell(f"does not fit this machine: {error}")
-    print(resolve_model(found, revision))
+    print(resolve_model(found, revision, check=check_before_weights))
     if settings.default_model() is None and revision is None:
         settings.set_value(settings.key_of(settings.MODEL), found)
         tell("it is the default model now: magistral chat")

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import click
@@ -30,10 +31,12 @@ from magistral_mlx.terminal import command_line, forecast_tables, shared_flags
 from magistral_mlx.terminal.asking.model_name import optional_model_option
 from magistral_mlx.terminal.flags_from_options import click_options
 from magistral_mlx.terminal.table import show_table
+from magistral_mlx.tokenizer.agreement import check_before_weights
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 # The options of LoadOptions that change a plan, or say which model it is for.
-PLANNED = ("revision", "max_kv_size", "kv_bits", "memory_gb", "draft_model", "reasoning_format")
+OF_MODEL = ("revision", "draft_model", "tokenizer", "reasoning_format")
+PLANNED = ("max_kv_size", "kv_bits", "memory_gb", *OF_MODEL)
 # Formats in the table of all Macs.
 SHOWN = ("3", "4", "6", "8")
 # A model whose speed is predicted has at least so many bytes of weights.
@@ -87,9 +90,10 @@ def command(
             raise click.UsageError("a model has its own bits; leave --bits or --model out")
         _show_model(model, machine, options, as_json=as_json)
         return command_line.DONE
-    if any(map(_is_typed, ("revision", "draft_model", "reasoning_format"))):
+    if any(map(_is_typed, OF_MODEL)):
         raise click.UsageError(
-            "--revision, --draft-model and --reasoning-format need a --model to plan for"
+            "--revision, --draft-model, --tokenizer and --reasoning-format need a --model to "
+            "plan for"
         )
     budget = None if options.memory_gb is None else budget_bytes(options.memory_gb)
     if budget is None:
@@ -130,10 +134,14 @@ def _machine(
 
 def _show_model(model: str, machine: Mac | None, options: LoadOptions, *, as_json: bool) -> None:
     """Plan for a checkpoint, on this device or on a Mac."""
-    checkpoint = open_checkpoint(resolve_model(model, options.revision))
+    check = partial(check_before_weights, given=options.tokenizer)
+    checkpoint = open_checkpoint(resolve_model(model, options.revision, check=check))
     # What could not be loaded does not fit.
     tokenizer = Tokenizer.of_model(
-        checkpoint.folder, checkpoint.config.vocab_size, options.reasoning_format
+        checkpoint.folder,
+        checkpoint.config.vocab_size,
+        options.reasoning_format,
+        given=options.tokenizer,
     )
     draft = None
     if options.draft_model is not None:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.checkpoint.hub_api import TEKKEN_FILE
 from magistral_mlx.convert.output.card import model_card
 from magistral_mlx.errors import ConversionError, named
+from magistral_mlx.tokenizer.home import BASE_MODEL
 from magistral_mlx.tokenizer.messages import prompt_around
 from magistral_mlx.tokenizer.release import SYSTEM_PROMPT_FILE
 from magistral_mlx.tokenizer.tekken import Tokenizer
-from magistral_mlx.tokenizer.tekken_file import TEKKEN_FILE
 
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 # From the model card, like the sampling below.
@@ -103,9 +104,9 @@ def exports(
     """Build every file but the weights and their index; return content by sorted name.
 
     Args:
-        source: the checkpoint to convert, whose tekken.json and SYSTEM_PROMPT.txt are copied.
+        source: the checkpoint to convert.
         config_out: from ``make_config``.
-        tokenizer: the source's, if it was read already.
+        tokenizer: the source's, if it was read already; its tekken.json is copied.
         tokenizer_json: make tokenizer.json, with the export extra.
         base_model: hub id of the source, for the card.
 
@@ -116,7 +117,7 @@ def exports(
     if tokenizer_json:
         require_export_extra()
     tokenizer = tokenizer or Tokenizer.of_model(source, config_out["vocab_size"])
-    ids = _special_ids(tokenizer, config_out, source)
+    ids = _special_ids(tokenizer, config_out)
     sampling = {
         "do_sample": True,
         "max_new_tokens": MAX_NEW_TOKENS,
@@ -137,19 +138,19 @@ def exports(
         ),
         # Without tokenizer.json, transformers makes its tokenizer from tekken.json and this.
         "tokenizer_config.json": json_text(
-            _tokenizer_config(config_out["max_position_embeddings"])
+            _tokenizer_config(config_out["max_position_embeddings"], base_model)
         ),
     }
     if tokenizer_json:
         vocab_size, probe_ids = tokenizer.vocab_size, tokenizer.encode(PROBE)
         texts["tokenizer.json"] = _tokenizer_json(
-            source / TEKKEN_FILE, vocab_size=vocab_size, probe_ids=probe_ids
+            tokenizer.path, vocab_size=vocab_size, probe_ids=probe_ids
         )
     files = {name: text.encode() for name, text in texts.items()}
-    return dict(sorted((files | {TEKKEN_FILE: (source / TEKKEN_FILE).read_bytes()}).items()))
+    return dict(sorted((files | {TEKKEN_FILE: tokenizer.path.read_bytes()}).items()))
 
 
-def _special_ids(tokenizer: Tokenizer, config_out: dict[str, Any], source: Path) -> dict[str, int]:
+def _special_ids(tokenizer: Tokenizer, config_out: dict[str, Any]) -> dict[str, int]:
     """Return a tokenizer's special ids; raise ConversionError if config.json has others."""
     ids = {
         "bos_token_id": tokenizer.bos_id,
@@ -158,8 +159,7 @@ def _special_ids(tokenizer: Tokenizer, config_out: dict[str, Any], source: Path)
     }
     if wrong := {key for key, value in ids.items() if config_out[key] != value}:
         raise ConversionError(
-            f"{source / TEKKEN_FILE}: {', '.join(sorted(wrong))} is not Magistral's; "
-            "download it again"
+            f"{tokenizer.path}: {', '.join(sorted(wrong))} is not Magistral's; download it again"
         )
     return ids
 
@@ -189,8 +189,10 @@ def json_text(value: dict[str, Any]) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def _tokenizer_config(max_positions: int) -> dict[str, Any]:
-    return {
+def _tokenizer_config(max_positions: int, base_model: str | None) -> dict[str, Any]:
+    # mlx-lm copies this file and no tekken.json. The base model tells a later reader where it is.
+    base = {} if base_model is None else {BASE_MODEL: base_model}
+    return base | {
         "add_bos_token": False,  # the chat template writes it
         "add_eos_token": False,
         "bos_token": "<s>",

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,8 +28,14 @@ from magistral_mlx.convert.recipe.layout import Plan, in_order, make_plan, read_
 from magistral_mlx.convert.recipe.named import AUTO
 from magistral_mlx.convert.recipe.options import ConvertOptions
 from magistral_mlx.convert.source.hub_stream import HubStream
-from magistral_mlx.convert.source.source import Source, open_source, warn_of_rounding_twice
+from magistral_mlx.convert.source.source import (
+    Source,
+    open_source,
+    warn_of_rounding_twice,
+    with_document,
+)
 from magistral_mlx.errors import ConversionError, OptionError, in_units, named
+from magistral_mlx.tokenizer.agreement import check_before_weights
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -131,8 +138,9 @@ def check_conversion(source: str | Path, target: str | Path, options: ConvertOpt
         check_target(plan, options.target_bits, opened, options)
     warn_of_rounding_twice(opened, plan.formats)
     tokenizer = Tokenizer.of_model(
-        opened.folder, opened.config.vocab_size, options.reasoning_format
+        opened.folder, opened.config.vocab_size, options.reasoning_format, given=options.tokenizer
     )
+    origin = replace(origin, identity=with_document(origin.identity, tokenizer.path))
     calibration = make_calibration(options, tokenizer, opened.config)
     other = _other_target(target, origin, options, calibration)
     if other is None:
@@ -151,7 +159,8 @@ def _open_origin(source: str | Path, target: Path, options: ConvertOptions) -> O
         revision = begun_commit(target, hub_id)
     if options.stream:
         return _open_stream(source, hub_id, revision, options)
-    folder = resolve(source, revision=revision, layout=options.layout, advice=SOURCES)
+    check = partial(check_before_weights, given=options.tokenizer)
+    folder = resolve(source, revision=revision, layout=options.layout, advice=SOURCES, check=check)
     check_apart(folder, target)
     opened = open_source(folder, options.layout)
     return Origin(opened, _with_hub(opened.identity(), hub_id, folder.name), hub_id)

@@ -68,6 +68,12 @@ class ConvertOptions:
     )
     hash_source: bool = option(False, "Record the whole sha256 of each of SRC's weight files.")
     tokenizer_json: bool = option(True, "Leave out tokenizer.json, which Swift and LM Studio need.")
+    tokenizer: str | Path | None = option(
+        None,
+        "A folder or hub id whose tekken.json is used; by default SRC's, or that of the base "
+        "model that SRC's files name.",
+        metavar="T",
+    )
     reasoning_format: ReasoningFormat | None = option(
         None, "How SRC writes its traces, where its files show that wrongly."
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from magistral_mlx.checkpoint.documents import parse_json
-from magistral_mlx.checkpoint.hub_api import HubFile, Layout, Listing, list_files
+from magistral_mlx.checkpoint.hub_api import TEKKEN_FILE, HubFile, Layout, Listing, list_files
 from magistral_mlx.checkpoint.hub_transfer import Cancelled, fetch_header, read
 from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.checkpoint.safetensors_header import INDEX
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 # Suffix of an incomplete file.
 INCOMPLETE = ".incomplete"
-# Made from tekken.json.
+# Made from tekken.json, or compared with it where that comes from elsewhere.
 NOT_NEEDED = frozenset({"tokenizer.json"})
 # First request of each weight file; the published headers are far shorter.
 HEAD_BYTES = 2**17
@@ -72,7 +72,9 @@ class HubStream:
         """
         listing = list_files(repo_id, revision, layout)
         documents = {
-            name: file for name, file in listing.documents.items() if name not in NOT_NEEDED
+            name: file
+            for name, file in listing.documents.items()
+            if name not in NOT_NEEDED or TEKKEN_FILE not in listing.documents
         }
         try:
             _make_own(

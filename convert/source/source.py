@@ -148,12 +148,19 @@ class Source:
                 files[file] |= {"size": size} | ({} if sha256 is None else {"sha256": sha256})
         for path in (self.folder / name for name in DOCUMENTS):
             if path.is_file():
-                content = path.read_bytes()
-                files[path.name] = {
-                    "size": len(content),
-                    "sha256": hashlib.sha256(content).hexdigest(),
-                }
+                files[path.name] = _hashes(path)
         return {"layout": self.layout, "files": dict(sorted(files.items()))}
+
+
+def with_document(identity: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return a source's identity with a document that may lie elsewhere, such as tekken.json."""
+    files = identity["files"] | {path.name: _hashes(path)}
+    return identity | {"files": dict(sorted(files.items()))}
+
+
+def _hashes(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def open_source(

@@ -15,10 +15,11 @@ from magistral_mlx.checkpoint.folder import (
     open_checkpoint,
     resolve,
 )
+from magistral_mlx.checkpoint.hub_api import TEKKEN_FILE
 from magistral_mlx.checkpoint.manifest import Manifest
 from magistral_mlx.convert.output.manifest import first_difference
 from magistral_mlx.convert.source.consolidated import CONSOLIDATED
-from magistral_mlx.convert.source.source import Source, open_source
+from magistral_mlx.convert.source.source import Source, open_source, with_document
 from magistral_mlx.convert.verification.checks import (
     Check,
     check_config,
@@ -44,7 +45,6 @@ from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.errors import CheckpointError, TokenizerError
 from magistral_mlx.streams import Progress, Stream, streamed
 from magistral_mlx.tokenizer.tekken import Tokenizer
-from magistral_mlx.tokenizer.tekken_file import TEKKEN_FILE
 
 T = TypeVar("T")
 
@@ -194,7 +194,11 @@ def _check_source(checkpoint: Checkpoint, source: Source, manifest: Manifest | N
     if manifest is not None:
         # A folder has no hub id.
         recorded = {key: value for key, value in manifest.source.items() if key != "hub"}
-        if (key := first_difference(recorded, source.identity())) is not None:
+        identity = source.identity()
+        # A tekken.json from elsewhere is compared with the manifest, not with the source.
+        if TEKKEN_FILE not in identity["files"] and (checkpoint.folder / TEKKEN_FILE).is_file():
+            identity = with_document(identity, checkpoint.folder / TEKKEN_FILE)
+        if (key := first_difference(recorded, identity)) is not None:
             faults.append(f"it was made from another source: {key}")
     faults += [
         f"{field.name} is {getattr(checkpoint.config, field.name)}, "

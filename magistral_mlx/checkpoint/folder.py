@@ -2,8 +2,7 @@
 
 import hashlib
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from magistral_mlx.checkpoint.consistency import (
     shard_names,
 )
 from magistral_mlx.checkpoint.documents import parse_json, read_document
-from magistral_mlx.checkpoint.hub_api import Layout
+from magistral_mlx.checkpoint.hub_api import Layout, is_hub_id
 from magistral_mlx.checkpoint.hub_cache import fetch
 from magistral_mlx.checkpoint.manifest import compare_manifest
 from magistral_mlx.checkpoint.multimodal import MODEL_TYPE, language_config, text_name, text_shards
@@ -47,6 +46,7 @@ def resolve(
     revision: str | None = None,
     layout: Layout | None = None,
     advice: str = MODELS,
+    check: Callable[[Path], None] | None = None,
 ) -> Path:
     """Return the folder of a checkpoint; a hub id's files are fetched into the hub's cache.
 
@@ -55,6 +55,7 @@ def resolve(
         revision: branch, tag or commit of a hub id.
         layout: the weights to fetch; None prefers HF shards to the consolidated file.
         advice: what to name where there is no such model.
+        check: called with a folder of a hub id's other files before weights are fetched.
 
     Raises:
         CheckpointError: neither a folder nor a hub id.
@@ -80,10 +81,8 @@ def resolve(
         raise CheckpointError(
             f"{folder} is a file; name the folder that holds config.json and the weights"
         )
-    if isinstance(model, str) and re.fullmatch(
-        r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model, re.ASCII
-    ):
-        return fetch(model, revision=revision, layout=layout)
+    if isinstance(model, str) and is_hub_id(model):
+        return fetch(model, revision=revision, layout=layout, check=check)
     raise CheckpointError(f"{model}: no such folder, and not a hub id either. {advice}")
 
 

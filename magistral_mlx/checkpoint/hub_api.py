@@ -18,11 +18,14 @@ log = logging.getLogger(__name__)
 
 Layout = Literal["hf", "consolidated"]
 
+TEKKEN_FILE = "tekken.json"
+# The model card. It is fetched where tekken.json is missing: it names the base model, which has it.
+CARD = "README.md"
 BESIDE_THE_WEIGHTS = (
     "config.json",
     "generation_config.json",
     "params.json",
-    "tekken.json",
+    TEKKEN_FILE,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -82,6 +85,12 @@ class Listing(NamedTuple):
         return {**self.documents, **self.weights}
 
 
+def is_hub_id(name: str) -> bool:
+    """Return whether a name has the form ``org/name`` of a hub id."""
+    pattern = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+    return re.fullmatch(pattern, name, re.ASCII) is not None
+
+
 def list_files(repo_id: str, revision: str | None, layout: Layout | None) -> Listing:
     """List the files of a checkpoint in the commit that ``revision`` means now, by one request.
 
@@ -94,6 +103,23 @@ def list_files(repo_id: str, revision: str | None, layout: Layout | None) -> Lis
         Unreachable: the hub does not answer.
         HubError: there is no such repository or revision, no access to it, or no weights in it.
     """
+    commit, siblings = _listed(repo_id, revision)
+    return _choose(repo_id, commit, siblings, layout)
+
+
+def list_named(repo_id: str, names: Sequence[str]) -> tuple[str, dict[str, HubFile]]:
+    """Return the commit of the main branch, and those of the files ``names`` that it has.
+
+    Raises:
+        Unreachable, HubError: as ``list_files``, though no weights are needed.
+    """
+    commit, siblings = _listed(repo_id, None)
+    found = [file for file in siblings if file.rfilename in names]
+    return commit, {file.rfilename: _hub_file(repo_id, file) for file in found}
+
+
+def _listed(repo_id: str, revision: str | None) -> tuple[str, Sequence["RepoSibling"]]:
+    """Return the commit that a revision means now, and its files."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError  # type: ignore[attr-defined]
 
@@ -116,7 +142,7 @@ def list_files(repo_id: str, revision: str | None, layout: Layout | None) -> Lis
         raise HubError(
             f"{repo_id}: the hub does not say which commit it lists; run the same command again"
         )
-    return _choose(repo_id, info.sha, info.siblings or [], layout)
+    return info.sha, info.siblings or []
 
 
 def _choose(
@@ -136,7 +162,10 @@ def _choose(
     for choice in WEIGHTS if layout is None else (layout,):
         pattern, *index = WEIGHTS[choice]
         if weights := matching([pattern]):
-            return Listing(commit, choice, matching([*BESIDE_THE_WEIGHTS, *index]), weights)
+            documents = matching([*BESIDE_THE_WEIGHTS, *index])
+            if TEKKEN_FILE not in documents:
+                documents |= matching([CARD])
+            return Listing(commit, choice, documents, weights)
     if layout == "hf" and matching(WEIGHTS["consolidated"]):
         raise HubError(
             f"{repo_id} holds only Mistral's own layout; convert it first: "

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from magistral_mlx.checkpoint.hub_api import (
     Unreachable,
     explain,
     list_files,
+    list_named,
 )
 from magistral_mlx.disk_space import free_bytes, is_disk_full
 from magistral_mlx.errors import HubError, in_units
@@ -26,7 +27,13 @@ UNCHECKED = "magistral-unchecked"
 CHUNK_BYTES = 2**20
 
 
-def fetch(repo_id: str, *, revision: str | None = None, layout: Layout | None = None) -> Path:
+def fetch(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    layout: Layout | None = None,
+    check: Callable[[Path], None] | None = None,
+) -> Path:
     """Return the folder in the hub's cache that holds a checkpoint; download what is missing.
 
     A complete commit in the cache needs no request. Without a network a complete cached copy is
@@ -37,13 +44,13 @@ def fetch(repo_id: str, *, revision: str | None = None, layout: Layout | None = 
         repo_id: ``org/name``.
         revision: branch, tag or commit; all files come from the commit that it means at the start.
         layout: the weights to fetch; by default the HF shards if there are any.
+        check: called with the folder once it holds all but the weights, if weights are missing.
 
     Raises:
         HubError: there is no network and no cached copy, no such repository, no access to it, or no
             weights in it; the disk is too small; or a file arrived damaged.
     """
-    from huggingface_hub import snapshot_download, try_to_load_from_cache
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+    from huggingface_hub import try_to_load_from_cache
 
     if (
         is_commit(revision)
@@ -63,18 +70,61 @@ def fetch(repo_id: str, *, revision: str | None = None, layout: Layout | None = 
     if missing or unchecked.exists():
         to_check = list(files.values()) if unchecked.exists() else missing
         _check_space(repo_id, missing)
-        try:
-            unchecked.parent.mkdir(parents=True, exist_ok=True)
-            unchecked.touch()
-            folder = Path(
-                snapshot_download(repo_id, revision=listing.commit, allow_patterns=list(files))
-            )
-        # hf_xet raises plain RuntimeErrors.
-        except (HTTPError, OSError, RuntimeError) as error:
-            raise _fetch_error(repo_id, listing.commit, error) from None
+        if check is not None and any(file.name in listing.weights for file in missing):
+            folder = _download(repo_id, listing.commit, listing.documents)
+            documents = [file for file in to_check if file.name in listing.documents]
+            _refuse(_delete_damaged(folder, documents))
+            check(folder)
+        folder = _download(repo_id, listing.commit, files)
         _check(folder, to_check)
     _note(repo_id, revision, listing.commit)
     return folder
+
+
+def fetch_files(repo_id: str, names: Sequence[str]) -> Path:
+    """Return the folder in the hub's cache that holds small files of a repository's main branch.
+
+    The first of ``names`` must be there; others may be missing.
+
+    Raises:
+        HubError: it is not there, or the files cannot be fetched.
+    """
+    commit, files = list_named(repo_id, names)
+    if names[0] not in files:
+        raise HubError(f"{repo_id} holds no {names[0]}; name another repository or a folder")
+    _check_space(repo_id, files.values())
+    folder = _download(repo_id, commit, files, is_marked=False)
+    _refuse(_delete_damaged(folder, files.values()))
+    _note(repo_id, None, commit)
+    return folder
+
+
+def cached_files(repo_id: str, name: str) -> Path | None:
+    """Return the folder in the hub's cache that holds a file of the main branch, if any."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(repo_id, name)
+    except HFValidationError:  # the hub says why
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _download(repo_id: str, commit: str, names: Collection[str], *, is_marked: bool = True) -> Path:
+    """Download files of a commit; ``is_marked`` leaves a mark until ``_check`` has seen them."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    mark = _cache_of(repo_id) / UNCHECKED
+    try:
+        if is_marked:
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        return Path(snapshot_download(repo_id, revision=commit, allow_patterns=list(names)))
+    # hf_xet raises plain RuntimeErrors.
+    except (HTTPError, OSError, RuntimeError) as error:
+        raise _fetch_error(repo_id, commit, error) from None
 
 
 def is_commit(revision: str | None) -> bool:
@@ -105,7 +155,14 @@ def _check_space(repo_id: str, missing: Iterable[HubFile]) -> None:
 
 
 def _check(folder: Path, files: Iterable[HubFile]) -> None:
-    """Hash the files that arrived and delete damaged ones; huggingface_hub compares only sizes."""
+    """Hash all files that arrived and delete damaged ones, then remove the mark."""
+    damaged = _delete_damaged(folder, files)
+    (folder.parent.parent / UNCHECKED).unlink(missing_ok=True)
+    _refuse(damaged)
+
+
+def _delete_damaged(folder: Path, files: Iterable[HubFile]) -> list[str]:
+    """Hash files, delete damaged ones and name them; huggingface_hub compares only sizes."""
     damaged = []
     for file in files:
         blob, digest = (folder / file.name).resolve(), file.digest()
@@ -116,7 +173,10 @@ def _check(folder: Path, files: Iterable[HubFile]) -> None:
             (folder / file.name).unlink()
             blob.unlink(missing_ok=True)
             damaged.append(file.name)
-    (folder.parent.parent / UNCHECKED).unlink(missing_ok=True)
+    return damaged
+
+
+def _refuse(damaged: Sequence[str]) -> None:
     if damaged:
         raise HubError(
             f"{', '.join(damaged)} arrived damaged (another hash than the hub states) and had to "

@@ -1,6 +1,7 @@
 """The embedded model, a real checkpoint of 5 MB, and the folders of models by name."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from magistral_mlx.checkpoint.folder import DEMO, DEMO_SOURCE, open_checkpoint, resolve
@@ -40,8 +41,12 @@ def demo_checkpoint() -> Path:
     return target
 
 
-def resolve_model(model: str | Path, revision: str | None = None) -> Path:
+def resolve_model(
+    model: str | Path, revision: str | None = None, *, check: Callable[[Path], None] | None = None
+) -> Path:
     """Return the folder of a model: "demo", a folder, or a hub id, which is fetched.
+
+    ``check`` is called with a folder of a hub id's other files before weights are fetched.
 
     Raises:
         CheckpointError: there is no such folder, and it is not a hub id.
@@ -49,7 +54,7 @@ def resolve_model(model: str | Path, revision: str | None = None) -> Path:
         OptionError: a revision of a folder or of the demo.
     """
     as_path(model, "model")
-    folder = resolve(model, revision=revision, layout="hf")
+    folder = resolve(model, revision=revision, layout="hf", check=check)
     return demo_checkpoint() if model == DEMO else folder
 
 

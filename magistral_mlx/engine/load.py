@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 
 from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint
@@ -17,6 +18,7 @@ from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.memory import MemoryPlan, plan_for
 from magistral_mlx.options import takes_keywords_of
 from magistral_mlx.streams import Progress, streamed
+from magistral_mlx.tokenizer.agreement import check_before_weights
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -43,9 +45,13 @@ def loading(
     model: str | Path, options: LoadOptions = DEFAULTS
 ) -> Generator[Progress, None, Magistral]:
     """Load as ``load`` does, as a stream of the bytes loaded."""
-    checkpoint = open_checkpoint(resolve_model(model, options.revision))
+    check = partial(check_before_weights, given=options.tokenizer)
+    checkpoint = open_checkpoint(resolve_model(model, options.revision, check=check))
     tokenizer = Tokenizer.of_model(
-        checkpoint.folder, checkpoint.config.vocab_size, options.reasoning_format
+        checkpoint.folder,
+        checkpoint.config.vocab_size,
+        options.reasoning_format,
+        given=options.tokenizer,
     )
     draft = None
     if options.draft_model is not None:

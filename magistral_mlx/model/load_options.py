@@ -59,6 +59,12 @@ class LoadOptions:
         "0 for none.",
         metavar="N",
     )
+    tokenizer: str | Path | None = option(
+        None,
+        "A folder or hub id whose tekken.json is used; by default the model's own, or that of the "
+        "base model that its files name.",
+        metavar="T",
+    )
     reasoning_format: ReasoningFormat | None = option(
         None, "The form of the model's traces, if its files show it wrongly."
     )
@@ -79,6 +85,8 @@ class LoadOptions:
             raise refused("wired", self.wired, "True or False")
         if self.draft_model is not None:
             as_path(self.draft_model, "draft_model")
+        if self.tokenizer is not None:
+            as_path(self.tokenizer, "tokenizer")
         _check_draft_tokens(self.num_draft_tokens, has_draft=self.draft_model is not None)
         formats = get_args(ReasoningFormat)
         if self.reasoning_format is not None and self.reasoning_format not in formats:

@@ -26,6 +26,7 @@ from magistral_mlx.serving.event_queue import EventQueue
 from magistral_mlx.serving.job import Steps
 from magistral_mlx.serving.plain_values import copy_plain
 from magistral_mlx.streams import Stream
+from magistral_mlx.tokenizer.home import find_tokenizer
 from magistral_mlx.tokenizer.segments import Segment
 
 
@@ -151,6 +152,9 @@ class ModelJobs:
         if options.memory_gb is None and held:
             options = replace(options, memory_gb=_remaining_bytes(held) / 1e9)
         self.plan = plan_local(folder, options)
+        # A host can cancel no download.
+        home = find_tokenizer(folder, options.tokenizer, fetches=False)
+        options = replace(options, tokenizer=home)
         _check_cancelled(queue)
         with loading(folder, options) as stream:
             for progress in stream:
@@ -199,12 +203,11 @@ class ModelJobs:
 
 
 def plan_local(folder: Path, options: LoadOptions) -> MemoryPlan:
-    """Plan for a folder and its draft model; read headers, no weights."""
-    draft = options.draft_model
+    """Plan for a folder and its draft model; read headers, no weights, and fetch nothing."""
+    checkpoint, draft = open_checkpoint(folder), options.draft_model
+    find_tokenizer(folder, options.tokenizer, fetches=False)
     return plan_for(
-        open_checkpoint(folder),
-        options,
-        draft=None if draft is None else open_checkpoint(Path(draft)),
+        checkpoint, options, draft=None if draft is None else open_checkpoint(Path(draft))
     )
 
 

@@ -1,6 +1,7 @@
 """Tokenizer of tekken.json: a chat to ids by mistral-common, and ids to text."""
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
@@ -8,16 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magistral_mlx.checkpoint.manifest import ReasoningFormat
-from magistral_mlx.errors import CheckpointError, OptionError, TokenizerError
+from magistral_mlx.errors import OptionError, TokenizerError
+from magistral_mlx.tokenizer.agreement import check_agreement, other_size, share_ids
 from magistral_mlx.tokenizer.content import checked, fields
 from magistral_mlx.tokenizer.detokenizer import Detokenizer
+from magistral_mlx.tokenizer.home import find_tokenizer
 from magistral_mlx.tokenizer.messages import CONTROL_TAGS, Messages, conversation
 from magistral_mlx.tokenizer.reasoning import EMPTY_TRACE, Splitter, TagSplitter, closing, last_line
-from magistral_mlx.tokenizer.release import find_reasoning_format, read_system_prompt
+from magistral_mlx.tokenizer.release import (
+    SYSTEM_PROMPT_FILE,
+    find_reasoning_format,
+    read_system_prompt,
+)
 from magistral_mlx.tokenizer.segments import ToolCall
 from magistral_mlx.tokenizer.tekken_file import (
     DAMAGE,
-    TEKKEN_FILE,
     damaged_tekken,
     open_tekken,
     panics_as_errors,
@@ -40,6 +46,7 @@ class Tokenizer:
         system_prompt: default system prompt, which asks for reasoning.
         reasoning_format: form in which a trace is written.
         version: of tekken.json.
+        path: of tekken.json.
     """
 
     def __init__(self, tekken: "Tekkenizer", form: ReasoningFormat, system_prompt: str) -> None:
@@ -52,6 +59,7 @@ class Tokenizer:
         )
         from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
+        self.path = tekken.file_path
         self.version: str = tekken.version.value
         self.vocab_size = tekken.n_words
         self.bos_id, self.eos_id, self.pad_id = tekken.bos_id, tekken.eos_id, tekken.pad_id
@@ -84,59 +92,60 @@ class Tokenizer:
 
     @classmethod
     def from_folder(
-        cls, folder: Path, reasoning_format: ReasoningFormat | None = None
+        cls, folder: Path, reasoning_format: ReasoningFormat | None = None, home: Path | None = None
     ) -> "Tokenizer":
         """Read ``tekken.json`` of a checkpoint, and ``SYSTEM_PROMPT.txt`` if it has one.
 
         Args:
             folder: of the checkpoint.
             reasoning_format: form of its traces; None for what its files show.
+            home: another folder that has its tekken.json, and its prompt unless ``folder`` has one.
 
         Raises:
             TokenizerError: tekken.json is missing, damaged or of another release, or
                 SYSTEM_PROMPT.txt is no text.
         """
-        tekken, path = open_tekken(folder)
+        home = home or folder
+        tekken, path = open_tekken(home)
+        with_prompt = folder if os.path.lexists(folder / SYSTEM_PROMPT_FILE) else home
         try:
-            has_control_tags = all(map(tekken.is_special, CONTROL_TAGS))
+            version, has_tags = tekken.version.value, all(map(tekken.is_special, CONTROL_TAGS))
             form = find_reasoning_format(
-                folder,
-                tekken.version.value,
-                has_control_tags=has_control_tags,
-                given=reasoning_format,
+                home, version, has_control_tags=has_tags, given=reasoning_format
             )
-            return cls(tekken, form, read_system_prompt(folder, form))
+            return cls(tekken, form, read_system_prompt(with_prompt, form))
         except DAMAGE as error:
             raise damaged_tekken(path, error) from None
 
     @classmethod
     def of_model(
-        cls, folder: Path, vocab_size: int, reasoning_format: ReasoningFormat | None = None
+        cls,
+        folder: Path,
+        vocab_size: int,
+        reasoning_format: ReasoningFormat | None = None,
+        *,
+        given: str | Path | None = None,
     ) -> "Tokenizer":
-        """Read a tokenizer as ``from_folder`` does, and check that it has the model's vocabulary.
+        """Read the tokenizer of a model, and check that it has the model's vocabulary.
+
+        ``given`` and the place of tekken.json are as for ``find_tokenizer``.
 
         Raises:
             CheckpointError: it has not ``vocab_size`` ids.
+            TokenizerError, HubError: it cannot be found, read or fetched, or has other ids than
+                a tokenizer.json in ``folder``.
         """
-        tokenizer = cls.from_folder(folder, reasoning_format)
+        home = find_tokenizer(folder, given)
+        tokenizer = cls.from_folder(folder, reasoning_format, home=home)
+        if home != folder:
+            check_agreement(tokenizer._tekken, tokenizer.path, folder)
         if tokenizer.vocab_size != vocab_size:
-            raise CheckpointError(
-                f"{folder / TEKKEN_FILE} has {tokenizer.vocab_size} ids, the model has "
-                f"{vocab_size}; they are not of the same model: download both again"
-            )
+            raise other_size(tokenizer.path, tokenizer.vocab_size, vocab_size)
         return tokenizer
 
     def shares_ids(self, folder: Path) -> bool:
-        """Return whether another checkpoint's tekken.json gives every id of text the same bytes.
-
-        Raises:
-            TokenizerError: the other tekken.json is missing or damaged.
-        """
-        ours, (theirs, _) = self._tekken, open_tekken(folder)
-        if (ours.n_words, ours.num_special_tokens) != (theirs.n_words, theirs.num_special_tokens):
-            return False
-        texts = range(ours.num_special_tokens, ours.n_words)
-        return all(ours.id_to_byte_piece(i) == theirs.id_to_byte_piece(i) for i in texts)
+        """Return whether another checkpoint's tekken.json gives every id of text the same bytes."""
+        return share_ids(self._tekken, open_tekken(find_tokenizer(folder, fetches=False))[0])
 
     def encode_chat(
         self,

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magistral_mlx.checkpoint.documents import read_document
+from magistral_mlx.checkpoint.hub_api import TEKKEN_FILE
 from magistral_mlx.errors import CheckpointError, TokenizerError, quoted
 
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
-TEKKEN_FILE = "tekken.json"
 # Without an id for each byte, tiktoken panics on text that needs it.
 BYTES = 256
 MAX_TEKKEN_BYTES = 50_000_000  # Magistral's has 19 million

@@ -36,6 +36,7 @@ class Hub:
 
     Attributes:
         other_commits: older commits that can be fetched by name.
+        repositories: the files of other repositories by name, each of the same commit.
         refusal: status and X-Error-Code of every answer.
         file_refusal: the same for files alone: a gated repository shows its listing.
         damaged: files sent with other bytes than the listing's hash.
@@ -50,6 +51,7 @@ class Hub:
     files: dict[str, bytes]
     commit: str = COMMIT
     other_commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refusal: tuple[int, str] | None = None
     file_refusal: tuple[int, str] | None = None
     damaged: frozenset[str] = frozenset()
@@ -86,7 +88,9 @@ class Hub:
                 self.bytes_until_down -= allowed
             return allowed
 
-    def of(self, commit: str) -> dict[str, bytes] | None:
+    def of(self, commit: str, repository: str = REPO) -> dict[str, bytes] | None:
+        if repository != REPO:
+            return self.repositories.get(repository)
         return self.files if commit == self.commit else self.other_commits.get(commit)
 
 
@@ -148,28 +152,39 @@ def serving(state: Hub) -> Iterator[str]:
             if state.refusal is not None:
                 self.send(state.refusal[0], X_Error_Code=state.refusal[1])
             elif "/resolve/" in path:
-                commit, name = path.split("/resolve/")[1].split("/")
-                self.send_file(commit, name)
+                repository, _, place = path[1:].partition("/resolve/")
+                commit, name = place.split("/")
+                self.send_file(commit, name, repository)
             elif "/tree/" in path:
-                self.send_listing(path.split("/tree/")[1])
-            elif path == f"/api/models/{REPO}" or path.startswith(f"/api/models/{REPO}/revision/"):
-                self.send_listing(path.partition("/revision/")[2] or "main", is_tree=False)
+                repository, _, revision = path.removeprefix("/api/models/").partition("/tree/")
+                self.send_listing(revision, repository)
+            elif repository := self.asked(path):
+                revision = path.partition("/revision/")[2] or "main"
+                self.send_listing(revision, repository, is_tree=False)
             else:
                 self.send(404, X_Error_Code="RepoNotFound")
 
-        def send_listing(self, revision: str, *, is_tree: bool = True) -> None:
+        def asked(self, path: str) -> str | None:
+            """Return the repository whose listing a path asks for, if there is one."""
+            for name in (REPO, *state.repositories):
+                page = f"/api/models/{name}"
+                if path == page or path.startswith(f"{page}/revision/"):
+                    return name
+            return None
+
+        def send_listing(self, revision: str, repository: str, *, is_tree: bool = True) -> None:
             commit = state.commit if revision in ("main", "v1") else revision
-            files = state.of(commit)
+            files = state.of(commit, repository)
             if files is None:
                 return self.send(404, X_Error_Code="RevisionNotFound")
             entries = [listing(files, name) for name in files]
-            answer = entries if is_tree else {"id": REPO, "sha": commit, "siblings": entries}
+            answer = entries if is_tree else {"id": repository, "sha": commit, "siblings": entries}
             return self.send(200, json.dumps(answer).encode())
 
-        def send_file(self, commit: str, name: str) -> None:
+        def send_file(self, commit: str, name: str, repository: str) -> None:
             with state.lock:
                 passing = state.passing.pop(0) if state.passing else None
-            files = state.of(commit)
+            files = state.of(commit, repository)
             if state.file_refusal is not None:
                 self.send(state.file_refusal[0], X_Error_Code=state.file_refusal[1])
             elif passing is not None:

@@ -58,7 +58,7 @@ def weights_sent(hub: Hub) -> int:
 
 def same_but_for_the_source(one: Path, two: Path) -> bool:
     # These files name the hub id.
-    named = {"magistral_mlx.json", "README.md"}
+    named = {"magistral_mlx.json", "README.md", "tokenizer_config.json"}
     files = [
         {name: data for name, data in content(folder).items() if name not in named}
         for folder in (one, two)
