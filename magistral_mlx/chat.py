@@ -21,6 +21,7 @@ from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.model.memory import plan_for
 from magistral_mlx.terminal import command_line, shared_flags
 from magistral_mlx.terminal.asking.model_name import model_option
+from magistral_mlx.terminal.asking.question import SystemPrompt
 from magistral_mlx.terminal.display import tell
 from magistral_mlx.terminal.flags_from_options import click_options
 from magistral_mlx.terminal.prompt import is_interactive, read_pipe, read_terminal
@@ -49,9 +50,7 @@ Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug."""
 @click.command("chat", cls=shared_flags.Command, epilog=EPILOG)
 @model_option
 @click_options(LoadOptions, "options")
-@click.option(
-    "--system-prompt", metavar="S", help="A system prompt, added to the checkpoint's own."
-)
+@click_options(SystemPrompt, "system")
 @click.option(
     "--keep-reasoning",
     type=click.Choice(get_args(KeepReasoning)),
@@ -67,17 +66,17 @@ def command(
     model: str,
     options: LoadOptions,
     sampling: SamplingParams,
-    system_prompt: str | None,
+    system: SystemPrompt,
     keep_reasoning: KeepReasoning | None,
     hide_reasoning: bool,
     prompt_cache_file: Path | None,
 ) -> int:
     """Talk to Magistral; a follow-up reuses the KV cache of the turns before it."""
     file = prompt_cache_file
+    system_prompt = system.text
     if file is not None and file.exists() and system_prompt is not None:
-        raise OptionError(
-            f"{file} has a conversation with its own system prompt; leave --system-prompt out"
-        )
+        flag = "--system-prompt" if system.system_prompt_file is None else "--system-prompt-file"
+        raise OptionError(f"{file} has a conversation with its own system prompt; leave {flag} out")
 
     def options_for(name: str) -> LoadOptions:
         # A revision belongs to the model that it was given with.

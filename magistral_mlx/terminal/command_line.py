@@ -30,7 +30,7 @@ class Command(click.Command):
     It names our flag for another tool's, and allows a closed output pipe.
     """
 
-    # mlx-lm's flags, and what to do instead.
+    # Flags of other programs, and what to do instead.
     foreign_flags: Mapping[str, str] = {}
 
     def __init__(self, *args: Any, **settings: Any) -> None:
@@ -45,7 +45,9 @@ class Command(click.Command):
             if error.option_name not in self.foreign_flags:
                 raise
             instead = self.foreign_flags[error.option_name]
-            raise click.UsageError(f"{error.option_name} is mlx-lm's: {instead}", ctx) from None
+            raise click.UsageError(
+                f"{error.option_name} is another program's: {instead}", ctx
+            ) from None
         take_verbosity(ctx)
         return left
 

@@ -29,7 +29,7 @@ from magistral_mlx.terminal.asking.model_name import is_setting
 from magistral_mlx.terminal.flags_from_options import Decorator, Function, click_options
 from magistral_mlx.terminal.verbosity import Status
 
-# Flags of mlx-lm that a user may type here, and what to do instead.
+# Flags of mlx-lm, Ollama and llama.cpp that a user may type here, and what to do instead.
 MLX_LM_FLAGS = {
     "--adapter-path": "adapters are not read; fuse the adapter into the checkpoint first "
     "(mlx_lm.fuse)",
@@ -37,16 +37,28 @@ MLX_LM_FLAGS = {
     "see --no-think",
     "--extra-eos-token": "use --stop TEXT",
     "--ignore-chat-template": "Magistral is asked through its chat format only",
+    "--ctx-size": "use --max-kv-size",
+    "--format": "use --json",
+    "--frequency-penalty": "the model card asks for none; for repetitions see --on-loop",
+    "--grammar": "replies are not bound to a grammar; ask for the form in the prompt",
+    "--hidethinking": "use --hide-reasoning",
     "--image": "Magistral Small 2506 reads text only",
+    "--json-schema": "replies are not bound to a schema; ask for the form in the prompt",
     "--kv-group-size": "groups are 64; choose the bits with --kv-bits",
+    "--logit-bias": "no token is preferred; ask for what you want in the prompt",
     "--min-p": "use --top-p, as the model card does",
     "--min-tokens-to-keep": "use --top-p",
+    "--n-predict": "use --max-tokens",
     "--pipeline": "the model runs on one machine",
     "--prefill-response": "use --no-think for an answer without a trace",
+    "--presence-penalty": "the model card asks for none; for repetitions see --on-loop",
     "--quantize": "a checkpoint is quantized once, with magistral convert; "
     "see --kv-bits for the cache",
     "--quantize-activations": "activations keep the checkpoint's type",
     "--quantized-kv-start": "the cache is quantized from the first token on; see --kv-bits",
+    "--repeat-penalty": "the model card asks for none; for repetitions see --on-loop",
+    "--repetition-penalty": "the model card asks for none; for repetitions see --on-loop",
+    "--think": "the model thinks unless --no-think is given; see also --think-budget",
     "--top-k": "use --top-p, as the model card does",
     "--trust-remote-code": "no code from a checkpoint is ever run",
     "--use-default-chat-template": "the chat is encoded by mistral-common, not by a template",

@@ -93,6 +93,16 @@ def test_a_prompt_that_is_refused_leaves_the_others(
     assert lines(output.read_text()) == [RESULTS[0], RESULTS[2], RESULTS[1]]
 
 
+def test_ctrl_c_keeps_the_results_so_far(ask: Asked, model: Scripted, tmp_path: Path) -> None:
+    output = tmp_path / "results.jsonl"
+    model.interrupt_after = 1
+    assert ask("--output", str(output)) == 130
+    assert output.read_bytes() == b""
+    model.interrupt_after = None
+    assert ask("--output", str(output)) == 0
+    assert lines(output.read_text()) == RESULTS
+
+
 def test_one_without_an_answer_is_exit_3(ask: Asked, model: Scripted) -> None:
     model.reply = Reply("hm", "", (), "length", None, USAGE)
     assert ask() == 3

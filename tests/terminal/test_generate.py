@@ -221,7 +221,7 @@ def test_flags_of_mlx_lm_are_refused_with_ours(
     model: Scripted, capsys: pytest.CaptureFixture[str], flag: str
 ) -> None:
     assert run(flag, "1") == 2
-    assert f"{flag} is mlx-lm's: " in capsys.readouterr().err
+    assert f"{flag} is another program's: " in capsys.readouterr().err
 
 
 def test_without_a_model_there_are_three_ways(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from magistral_mlx import generate
+import magistral_mlx as mm
+from magistral_mlx import chat, generate
 from magistral_mlx.errors import HubError
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.serving.events import event_of
@@ -99,6 +100,23 @@ def test_files_follow_the_prompt_under_their_names(
     )
     assert run("--system-prompt-file", str(first), "--system-prompt-only") == 0
     assert model.asked[-1][0][0] == {"role": "system", "content": "x = 1"}
+
+
+def test_a_chat_takes_its_system_prompt_from_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(mm.Magistral, "chat", lambda _, **options: asked.append(options))
+    (tmp_path / "f").write_text("Be brief.\n")
+    with pytest.raises(AttributeError):  # the chat is none
+        chat.main(["--model", "demo", "--system-prompt-file", str(tmp_path / "f")])
+    assert asked == [{"system_prompt": "Be brief."}]
+    for flags, said in (
+        (("--system-prompt-file", str(tmp_path)), "cannot be read"),
+        (("--system-prompt", "a", "--system-prompt-file", "b"), "keep one"),
+    ):
+        assert chat.main(["--model", "demo", *flags]) == 2
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,40 @@ FENCE = "```"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class SystemPrompt:
+    """A system prompt: a text, or a file with one.
+
+    Raises:
+        OptionError: both are given.
+    """
+
+    system_prompt: str | None = option(
+        None, "A system prompt, added to the checkpoint's own.", metavar="S"
+    )
+    system_prompt_file: str | None = option(
+        None, "A text file with the system prompt.", metavar="F", completes=(FILE,)
+    )
+
+    def __post_init__(self) -> None:
+        if self.system_prompt is not None and self.system_prompt_file is not None:
+            raise OptionError(
+                "--system-prompt and --system-prompt-file are two system prompts; keep one"
+            )
+
+    @property
+    def text(self) -> str | None:
+        """The system prompt; None without one. Reads the file, if there is one.
+
+        Raises:
+            OptionError: the file cannot be read, or is no text.
+        """
+        if self.system_prompt_file is not None:
+            return read_file(self.system_prompt_file)
+        return self.system_prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question(SystemPrompt):
     """The question and the system prompt of a command line.
 
     Raises:
@@ -40,37 +73,21 @@ class Question:
         metavar="F",
         completes=(FILE,),
     )
-    system_prompt: str | None = option(
-        None, "A system prompt, added to the checkpoint's own.", metavar="S"
-    )
-    system_prompt_file: str | None = option(
-        None, "A text file with the system prompt.", metavar="F", completes=(FILE,)
-    )
     system_prompt_only: bool = option(
         False, "Use --system-prompt alone; the model may then stop reasoning."
     )
 
     def __post_init__(self) -> None:
-        if self.system_prompt is not None and self.system_prompt_file is not None:
-            raise OptionError(
-                "--system-prompt and --system-prompt-file are two system prompts; keep one"
-            )
-        if self.system_prompt_only and not self.has_system_prompt:
+        SystemPrompt.__post_init__(self)
+        if self.system_prompt_only and self.system_prompt is self.system_prompt_file is None:
             raise OptionError(
                 "--system-prompt-only needs a --system-prompt to use instead of the default"
             )
 
     @property
-    def has_system_prompt(self) -> bool:
-        """True if a system prompt is given, as text or as a file."""
-        return self.system_prompt is not None or self.system_prompt_file is not None
-
-    @property
     def system_messages(self) -> list[dict[str, Any]]:
         """The message of the system prompt; none without one."""
-        text = self.system_prompt
-        if self.system_prompt_file is not None:
-            text = read_file(self.system_prompt_file)
+        text = self.text
         return [] if text is None else [{"role": "system", "content": text}]
 
     @property

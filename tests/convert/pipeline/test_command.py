@@ -36,7 +36,7 @@ def run(source: Path, target: Path, *flags: str) -> int:
         (["-d", "--q-bits", "4"], "-d packs nothing, and --q-bits 4 does"),
         (["-d", "--recipe", "8bit"], "leave"),
         (["--quant-predicate", "mixed_2_6"], "recipe is 'mixed_2_6'; a recipe is one of"),
-        (["--upload-repo", "a/b"], "--upload-repo is mlx-lm's"),
+        (["--upload-repo", "a/b"], "--upload-repo is another program's"),
         (["--dtype", "float16"], "keep the source's type, bfloat16; leave --dtype out"),
         (["--dtype", "int8"], "'int8' is not one of"),
         (["--trust-remote-code"], "no code from a checkpoint is ever run"),
