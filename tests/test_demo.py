@@ -20,7 +20,7 @@ from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 import magistral_mlx as mm
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.tokenizer.tekken import Tokenizer
-from magistral_mlx.training.demo.examples import SPECIAL_TOKENS, Examples
+from magistral_mlx.training.demo.examples import Examples
 from magistral_mlx.training.demo.phrases import HELD_OUT_WORDS, LANGUAGES, PHRASES
 from magistral_mlx.training.demo.problems import (
     ARITHMETIC,
@@ -30,6 +30,7 @@ from magistral_mlx.training.demo.problems import (
     is_correct,
     is_unseen,
 )
+from magistral_mlx.training.demo.vocabulary import SPECIAL_TOKENS
 from tests.support.tiny import DEMO
 
 GREEDY = mm.SamplingParams(temperature=0)

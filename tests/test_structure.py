@@ -73,6 +73,7 @@ THIRD_PARTY = {
     "markdown_it": "magistral_mlx.terminal.markdown",
     "prompt_toolkit": "magistral_mlx.terminal.prompt",
     "mlx_lm": "",
+    "torch": "magistral_mlx.training.demo.refine",
 }
 
 

@@ -25,8 +25,9 @@ from benchmarks.synthetic import raw_config
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.model.transformer import Transformer
 from magistral_mlx.tokenizer.tekken import Tokenizer
-from magistral_mlx.training.demo.examples import SYSTEM_PROMPT, VOCABULARY, write_tokenizer
+from magistral_mlx.training.demo.examples import SYSTEM_PROMPT
 from magistral_mlx.training.demo.train import initialize, published, use_openblas
+from magistral_mlx.training.demo.vocabulary import VOCABULARY, write_tokenizer
 
 CONFIG = ModelConfig(
     hidden_size=320,  # a multiple of 64, but not of 128

@@ -5,19 +5,29 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
-from magistral_mlx.training.demo.phrases import HELD_OUT_WORDS, LANGUAGES
+from magistral_mlx.training.demo.calculator import (
+    Calculator,
+    ask_calculator,
+    call_id,
+    expression_operands,
+    random_result,
+    random_tools,
+)
+from magistral_mlx.training.demo.phrases import HELD_OUT_WORDS, LANGUAGES, PHRASES
 from magistral_mlx.training.demo.problems import (
     ARITHMETIC,
     Problem,
     ask_arithmetic,
     ask_letters,
+    close_operands,
     is_held_out,
     random_operands,
 )
+from magistral_mlx.training.demo.script import Example, Script
+from magistral_mlx.training.demo.vocabulary import SPECIAL_TOKENS, VOCABULARY
 
 SYSTEM_PROMPT = (
     "Think between <think> and </think>, then answer, both in the user's language.\n\nProblem:\n\n"
@@ -31,15 +41,7 @@ USER_PROMPTS = (
     "Sé breve.", "Eres un asistente útil.", "Sii breve.", "Sei un assistente utile.",
     "Seja breve.", "Você é um assistente útil.",
 )  # fmt: skip
-SPECIAL_TOKENS = (
-    "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]",
-    "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]",
-    "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]",
-    "[TOOL_CONTENT]", *(f"<SPECIAL_{i}>" for i in range(20, 32)), "[ARGS]", "[CALL_ID]",
-)  # fmt: skip
-VOCABULARY = 2048
-# Ids, and for each of them if it is learned.
-Example = tuple[list[int], list[bool]]
+TURNS_WITH_TOOLS = (1, 1, 1, 2, 2, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,11 @@ class Mix:
         negative: share of subtractions with a result below zero.
         compact: share of sums without spaces, as in "What is 7*7?".
         neutral: ask "7 * 7 = ?" in all languages, although the text does not tell which.
+        close: share of sums and differences with operands of ``close_operands``.
+        kinds: of arithmetic, to draw from.
+        tools: share of conversations with a list of tools.
+        usual_tools: share of calculators that are called ``calculator``.
+        digits: of the calculator's operands, at most.
     """
 
     letters: float
@@ -58,6 +65,11 @@ class Mix:
     compact: float = 0
     neutral: bool = True
     turns: tuple[int, ...] = (1,) * 8 + (2, 3)
+    close: float = 0
+    kinds: tuple[str, ...] = ARITHMETIC
+    tools: float = 0
+    usual_tools: float = 0
+    digits: int = 6
 
 
 BASICS = Mix(letters=0.3)
@@ -65,30 +77,19 @@ BASICS = Mix(letters=0.3)
 REFINED = Mix(
     letters=0.45, negative=0.4, compact=0.3, neutral=False, turns=(1,) * 10 + (2, 3, 4, 5, 6)
 )
-
-
-def write_tokenizer(path: Path) -> None:
-    """Write a genuine Tekken v11, cut to its most frequent pieces."""
-    import mistral_common
-
-    full = json.loads(
-        (Path(mistral_common.__file__).parent / "data" / "tekken_240911.json").read_text("utf-8")
-    )
-    kept = VOCABULARY - len(SPECIAL_TOKENS)
-    cut = {
-        "config": full["config"]
-        | {
-            "num_vocab_tokens": kept,
-            "default_vocab_size": VOCABULARY,
-            "default_num_special_tokens": len(SPECIAL_TOKENS),
-            "version": "v11",
-        },
-        "vocab": full["vocab"][:kept],
-        "special_tokens": [
-            {"rank": i, "token_str": s, "is_control": True} for i, s in enumerate(SPECIAL_TOKENS)
-        ],
-    }
-    path.write_text(json.dumps(cut, separators=(",", ":")) + "\n")
+# New after that: the signs of small differences, and a calculator.
+WITH_TOOLS = Mix(
+    letters=0.25,
+    negative=0.4,
+    compact=0.3,
+    neutral=False,
+    turns=(1,) * 12 + (2, 3, 4),
+    close=0.6,
+    kinds=(*ARITHMETIC, "subtract", "subtract"),
+    tools=0.3,
+)
+# The same, mostly with one name of the calculator.
+WITH_CALCULATOR = replace(WITH_TOOLS, usual_tools=0.6, digits=5)
 
 
 class Examples:
@@ -98,7 +99,6 @@ class Examples:
         self.tokenizer = tokenizer
         self.mix = mix
         self.rng = random.Random(seed)
-        self.control = {name: SPECIAL_TOKENS.index(name) for name in SPECIAL_TOKENS}
         self.held_out = {
             word.lower() for words in HELD_OUT_WORDS.values() for word in words.split()
         }
@@ -106,6 +106,7 @@ class Examples:
         words = [t.decode() for t in texts if _is_text(t)]
         self.starts = [w[1:] for w in words if re.fullmatch(r" [a-zà-öø-ÿ]+", w)]
         self.inner = [w for w in words if re.fullmatch(r"[a-zà-öø-ÿ]+", w)]
+        self.names = [w for w in self.inner if w.isascii()]
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, bos=False, eos=False)
@@ -127,36 +128,63 @@ class Examples:
         language = rng.choice(LANGUAGES)
         while True:
             if rng.random() < self.mix.letters:
-                word = self.word()
-                letter = rng.choice(
-                    word.lower() if rng.random() < 0.85 else "abcdefghijklmnopqrstuvwxyz"
-                )
-                if not letter.isascii():
+                problem = self._letters(language)
+            else:
+                kind = rng.choice(self.mix.kinds)
+                a, b = self._operands(kind)
+                if is_held_out(kind, a, b):
                     continue
-                try:
-                    return ask_letters(rng, letter, word, language, self.pieces)
-                # A piece ends inside a character, or spans the word and its neighbour.
-                except ValueError:
-                    continue
+                problem = self._asked(ask_arithmetic(rng, kind, a, b, language))
+            if problem is not None:
+                return problem
+
+    def calculation(self) -> tuple[Problem, str]:
+        """Draw a problem for the calculator, and its expression."""
+        rng = self.rng
+        language = rng.choice(LANGUAGES)
+        while True:
             kind = rng.choice(ARITHMETIC)
-            a, b = random_operands(rng, kind)
-            if self.mix.negative and kind == "subtract" and rng.random() < self.mix.negative:
-                a, b = min(a, b), max(a, b)
+            if rng.random() < 0.6:
+                a, b = expression_operands(rng, kind, self.mix.digits)
+            else:
+                a, b = random_operands(rng, kind)
             if is_held_out(kind, a, b):
                 continue
-            problem = ask_arithmetic(rng, kind, a, b, language)
-            if (
-                not self.mix.neutral
-                and language != "en"
-                and not re.search(r"[a-wyz]", problem.question)
-            ):
-                continue
-            if self.mix.compact and rng.random() < self.mix.compact:
-                problem = replace(
-                    problem,
-                    question=re.sub(r"(\d) ([-\u2212+*×x]) (?=\d)", r"\1\2", problem.question),
-                )
-            return problem
+            problem, expression = ask_calculator(rng, kind, a, b, language)
+            asked = self._asked(problem)
+            if asked is not None:
+                return asked, expression
+
+    def _letters(self, language: str) -> Problem | None:
+        rng, word = self.rng, self.word()
+        letter = rng.choice(word.lower() if rng.random() < 0.85 else "abcdefghijklmnopqrstuvwxyz")
+        if not letter.isascii():
+            return None
+        try:
+            return ask_letters(rng, letter, word, language, self.pieces)
+        # A piece ends inside a character, or spans the word and its neighbour.
+        except ValueError:
+            return None
+
+    def _operands(self, kind: str) -> tuple[int, int]:
+        rng, mix = self.rng, self.mix
+        if mix.close and kind != "multiply" and rng.random() < mix.close:
+            return close_operands(rng)
+        a, b = random_operands(rng, kind)
+        if mix.negative and kind == "subtract" and rng.random() < mix.negative:
+            return min(a, b), max(a, b)
+        return a, b
+
+    def _asked(self, problem: Problem) -> Problem | None:
+        """Return a problem as the mix asks it; None if its text does not tell the language."""
+        mix = self.mix
+        tells = mix.neutral or problem.language == "en" or re.search(r"[a-wyz]", problem.question)
+        if not tells:
+            return None
+        if mix.compact and self.rng.random() < mix.compact:
+            question = re.sub(r"(\d) ([-\u2212+*×x]) (?=\d)", r"\1\2", problem.question)
+            return replace(problem, question=question)
+        return problem
 
     def system(self) -> str | None:
         draw, head = self.rng.random(), SYSTEM_PROMPT.removesuffix("\n\nProblem:\n\n")
@@ -168,45 +196,55 @@ class Examples:
         return text if draw < 0.92 else None
 
     def conversation(self) -> Example:
-        rng, control = self.rng, self.control
-        ids, learned = [control["<s>"]], [False]
-
-        def add(new: list[int], learn: bool) -> None:
-            ids.extend(new)
-            learned.extend([learn] * len(new))
-
+        rng, mix, script = self.rng, self.mix, Script(self.tokenizer, self.rng)
+        tools = (
+            random_tools(rng, self.names, mix.usual_tools)
+            if mix.tools and rng.random() < mix.tools
+            else None
+        )
         if (system := self.system()) is not None:
-            add(
-                [control["[SYSTEM_PROMPT]"], *self.encode(system), control["[/SYSTEM_PROMPT]"]],
-                False,
-            )
-        keep, turns = rng.random() < 0.5, rng.choice(self.mix.turns)
+            script.add("[SYSTEM_PROMPT]", system, "[/SYSTEM_PROMPT]")
+        keep = rng.random() < 0.5
+        turns = rng.choice(mix.turns if tools is None else TURNS_WITH_TOOLS)
         for turn in range(turns):
-            problem = self.problem()
-            add([control["[INST]"], *self.encode(problem.question), control["[/INST]"]], False)
-            if turn < turns - 1 and not keep:
-                add([*self.encode(problem.answer), control["</s>"]], False)
+            is_last = turn == turns - 1
+            if tools is not None and is_last:
+                definitions = json.dumps(tools.definitions, ensure_ascii=False)
+                script.add("[AVAILABLE_TOOLS]", definitions, "[/AVAILABLE_TOOLS]")
+            # The list stands before the newest question only, so older replies teach nothing.
+            learn = is_last or (keep and tools is None)
+            if tools is not None and tools.calculator is not None and rng.random() < 0.9:
+                self._call(script, tools.calculator, keep=keep or is_last, learn=learn)
                 continue
-            draw, answer = rng.random(), [*self.encode(problem.answer), control["</s>"]]
-            # Reasoning switched off: the answer is a guess, but well-formed.
-            if draw < 0.03:
-                add(self.encode("<think>\n</think>\n"), False)
-                add(answer, True)
-            # A thinking budget that ends somewhere in the trace.
-            elif draw < 0.07:
-                trace = self.encode(f"<think>\n{problem.trace}")
-                add(trace[: rng.randrange(3, len(trace))], True)
-                add(self.encode("\n</think>\n\n"), False)
-                add(answer, True)
+            problem = self.problem()
+            script.add("[INST]", problem.question, "[/INST]")
+            if is_last or keep:
+                script.reply(problem.trace, [problem.answer], learn=learn)
             else:
-                add(
-                    [
-                        *self.encode(f"<think>\n{problem.trace}\n</think>\n{problem.answer}"),
-                        control["</s>"],
-                    ],
-                    True,
-                )
-        return ids, learned
+                script.add(problem.answer, "</s>")
+        return script.ids, script.learned
+
+    def _call(self, script: Script, calculator: Calculator, *, keep: bool, learn: bool) -> None:
+        """Write a turn in which the calculator is called and its result is the answer."""
+        problem, expression = self.calculation()
+        number, result = random_result(self.rng, expression, problem.expected)
+        script.calls += 1
+        identity = call_id(script.calls)
+        call = [
+            "[TOOL_CALLS]", calculator.name, "[CALL_ID]", identity,
+            "[ARGS]", calculator.arguments(expression),
+        ]  # fmt: skip
+        answer = PHRASES[problem.language].result.format(r=number)
+        script.add("[INST]", problem.question, "[/INST]")
+        if keep:
+            script.reply(problem.trace, call, learn=learn)
+        else:
+            script.add(*call, "</s>")
+        script.add("[TOOL_RESULTS]", identity, "[TOOL_CONTENT]", result, "[/TOOL_RESULTS]")
+        if keep:
+            script.reply(f"= {number}", [answer], learn=learn)
+        else:
+            script.add(answer, "</s>")
 
     def batches(self, size: int) -> Iterator[list[list[Example]]]:
         """Yield batches in two halves, cut from a pool sorted by length to save padding."""

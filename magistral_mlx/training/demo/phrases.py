@@ -17,6 +17,7 @@ class Phrases:
         spoken: questions in words, by kind.
         letters: questions that count a letter.
         times: singular and plural.
+        tool: first line of a trace that ends in a call of the calculator.
     """
 
     symbolic: tuple[str, ...]
@@ -29,6 +30,7 @@ class Phrases:
     result: str
     count: str
     times: tuple[str, str]
+    tool: str
 
 
 PHRASES = {
@@ -66,6 +68,7 @@ PHRASES = {
         "The answer is **{r}**.",
         "The letter {c} appears **{r}** {t}.",
         ("time", "times"),
+        "With the tool:",
     ),
     "fr": Phrases(
         (
@@ -95,6 +98,7 @@ PHRASES = {
         "Le résultat est **{r}**.",
         "La lettre {c} apparaît **{r}** {t}.",
         ("fois", "fois"),
+        "Avec l'outil :",
     ),
     "de": Phrases(
         (
@@ -128,6 +132,7 @@ PHRASES = {
         "Das Ergebnis ist **{r}**.",
         "Der Buchstabe {c} kommt **{r}** {t} vor.",
         ("Mal", "Mal"),
+        "Mit dem Werkzeug:",
     ),
     "es": Phrases(
         (
@@ -153,6 +158,7 @@ PHRASES = {
         "El resultado es **{r}**.",
         "La letra {c} aparece **{r}** {t}.",
         ("vez", "veces"),
+        "Con la herramienta:",
     ),
     "it": Phrases(
         (
@@ -178,6 +184,7 @@ PHRASES = {
         "Il risultato è **{r}**.",
         "La lettera {c} compare **{r}** {t}.",
         ("volta", "volte"),
+        "Con lo strumento:",
     ),
     "pt": Phrases(
         (
@@ -203,6 +210,7 @@ PHRASES = {
         "O resultado é **{r}**.",
         "A letra {c} aparece **{r}** {t}.",
         ("vez", "vezes"),
+        "Com a ferramenta:",
     ),
 }
 

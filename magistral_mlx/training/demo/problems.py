@@ -174,6 +174,17 @@ def random_operands(rng: random.Random, kind: str) -> tuple[int, int]:
     return (b, a) if kind == "subtract" and a < b and rng.random() < 0.7 else (a, b)
 
 
+def close_operands(rng: random.Random) -> tuple[int, int]:
+    """Draw two numbers below 1,000: uniformly, or the second near the first.
+
+    Near numbers have small differences, whose sign and borrows are the hardest to get right.
+    """
+    a = rng.randrange(1000)
+    if rng.random() < 0.5:
+        return a, rng.randrange(1000)
+    return a, min(max(a + rng.randint(-120, 120), 0), 999)
+
+
 def held_out_problems(
     n: int, seed: int, pieces: Pieces, kinds: Sequence[str] = ARITHMETIC
 ) -> list[Problem]:

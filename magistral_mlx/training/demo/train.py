@@ -26,17 +26,9 @@ from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.model.loader import load_model
 from magistral_mlx.model.transformer import Transformer
-from magistral_mlx.training.demo.examples import (
-    BASICS,
-    REFINED,
-    SPECIAL_TOKENS,
-    SYSTEM_PROMPT,
-    VOCABULARY,
-    Example,
-    Examples,
-    Mix,
-    write_tokenizer,
-)
+from magistral_mlx.training.demo.examples import BASICS, REFINED, SYSTEM_PROMPT, Examples, Mix
+from magistral_mlx.training.demo.script import Example
+from magistral_mlx.training.demo.vocabulary import SPECIAL_TOKENS, VOCABULARY, write_tokenizer
 
 OPENBLAS = "libopenblas.so.0"
 BATCH = 48
@@ -138,7 +130,7 @@ def train(out: Path, stage: Stage, model: Transformer, seed: int) -> None:
                 flush=True,
             )
         if step % 200 == 0 or step == steps:
-            save(out, model)
+            save(out, published(model, CONFIG))
 
 
 def published(model: Transformer, config: ModelConfig) -> dict[str, mx.array]:
@@ -161,9 +153,8 @@ def published(model: Transformer, config: ModelConfig) -> dict[str, mx.array]:
     return {name: weight.astype(mx.bfloat16) for name, weight in weights.items()}
 
 
-def save(out: Path, model: Transformer) -> None:
+def save(out: Path, weights: dict[str, mx.array]) -> None:
     """Write a checkpoint in the published layout: two shards and an index."""
-    weights = published(model, CONFIG)
     weight_map: dict[str, str] = {}
     first = [n for n in weights if re.match(r"model\.(embed|layers\.[01]\.)", n)]
     for number, names in enumerate((first, [n for n in weights if n not in first]), start=1):
