@@ -28,7 +28,7 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
         if (
             not line.endswith(b"\n")
             or not isinstance(record, dict)
-            or set(record) - {"errors"} != keys
+            or set(record) - {"errors", "stamps"} != keys
         ):
             break
         records.append(record)

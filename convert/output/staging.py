@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -58,6 +58,7 @@ class Staging:
         record: Mapping[str, Any],
         *,
         is_complete: Callable[[Path], bool],
+        stamps: Mapping[str, Sequence[int]] | None = None,
         force: bool = False,
     ) -> None:
         """Describe the folder; entering the block makes and locks it.
@@ -66,6 +67,7 @@ class Staging:
             target: the folder to publish.
             record: the manifest's entries for source and options.
             is_complete: tells whether a folder is the complete result of this record.
+            stamps: size and time of change of the source's files that no hash identifies.
             force: discard a partial folder of another record.
         """
         self.target, self.folder = target, partial_of(target)
@@ -74,6 +76,7 @@ class Staging:
         self.awaits_publication, self._is_complete = False, is_complete
         self.finished: dict[str, dict[str, Any]] = {}
         self._record, self._force = {"plan": json.loads(json.dumps(record))}, force
+        self._stamps = {file: list(stamp) for file, stamp in (stamps or {}).items()}
         self._journal = self.folder / JOURNAL
         self._writing = threading.Lock()
         self._made: list[Path] = []
@@ -209,11 +212,10 @@ class Staging:
                     f"{self.folder} holds {min(strangers)} and no {JOURNAL}; "
                     "move it away, or name another target"
                 )
-        elif (other := first_difference(lines[0], self._record)) is not None:
+        elif (other := self._other_conversion(lines[0])) is not None:
             if not self._force:
                 raise ConversionError(
-                    f"{self.folder} holds an unfinished conversion with another {other}; finish it "
-                    "with the command that began it, or give it up with "
+                    f"{self.folder} holds an unfinished conversion {other}, or give it up with "
                     f"{named('force')} or by deleting the folder"
                 )
             lines = []
@@ -237,9 +239,24 @@ class Staging:
             discard(self.folder / name)
         self._rewrite()
 
+    def _other_conversion(self, begun: Mapping[str, Any]) -> str | None:
+        """Say why what was begun cannot be finished here, and the way out; None if it can."""
+        if (other := first_difference({"plan": begun["plan"]}, self._record)) is not None:
+            return f"with another {other}; finish it with the command that began it"
+        for file, stamp in self._stamps.items():
+            if begun.get("stamps", {}).get(file, stamp) != stamp:
+                return (
+                    f"of a source whose {file} was changed since: what is finished may be of other "
+                    "weights; put the old file back"
+                )
+        return None
+
     def _rewrite(self) -> None:
         files = ({"file": file, **entry} for file, entry in self.finished.items())
-        write_file(self._journal, b"".join(map(journal_line, (self._record, *files))))
+        write_file(
+            self._journal,
+            b"".join(map(journal_line, (self._record | {"stamps": self._stamps}, *files))),
+        )
 
 
 def partial_of(target: Path) -> Path:

@@ -133,7 +133,11 @@ def run_conversion(checked: Checked) -> Generator[Progress, None, Summary]:
     record = plan_record(checked, checked.origin.identity)
     try:
         with Staging(
-            target, record, is_complete=checked.is_made_at, force=checked.options.force
+            target,
+            record,
+            is_complete=checked.is_made_at,
+            stamps=checked.origin.stamps,
+            force=checked.options.force,
         ) as staging:
             if checked.is_made_at(target):  # another process was faster
                 discard(staging.folder)

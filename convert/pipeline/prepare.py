@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from magistral_mlx.checkpoint.folder import DEMO, SOURCES, resolve
+from magistral_mlx.checkpoint.safetensors import Stamp
 from magistral_mlx.convert.calibration.choose import WINDOWS, Calibration, make_calibration
 from magistral_mlx.convert.calibration.corpus import WINDOW
 from magistral_mlx.convert.calibration.traces import ROUNDED
@@ -51,6 +52,15 @@ class Origin:
     stream: HubStream | None = None
     # The stream's documents, which are deleted with this value.
     documents: TemporaryDirectory[str] | None = None
+
+    @property
+    def stamps(self) -> dict[str, Stamp]:
+        """Size and time of change of the weight files that the identity has no whole hash of."""
+        return {
+            shard.path.name: shard.stamp
+            for shard in self.source.shards
+            if shard.stamp is not None and "sha256" not in self.identity["files"][shard.path.name]
+        }
 
 
 @dataclass(frozen=True, slots=True)

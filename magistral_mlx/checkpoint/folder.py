@@ -111,11 +111,19 @@ class Checkpoint:
         """Return every tensor by its Hugging Face name; it is read when first evaluated."""
         arrays: dict[str, mx.array] = {}
         for shard in self.shards:
-            loaded = mx.load(str(shard.path), format="safetensors")
-            assert isinstance(loaded, dict)
-            named = ((text_name(stored), array) for stored, array in loaded.items())
-            arrays |= {name: array for name, array in named if name is not None}
+            named = ((text_name(stored), array) for stored, array in shard.load().items())
+            found = {name: array for name, array in named if name is not None}
+            if {n: a.shape for n, a in found.items()} != {
+                n: entry.shape for n, entry in shard.header.items()
+            }:
+                raise shard.changed()
+            arrays |= found
         return arrays
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError if a file of weights changed since the checkpoint was opened."""
+        for shard in self.shards:
+            shard.check_unchanged()
 
     def read(self, name: str, rows: slice | None = None) -> mx.array:
         """Read one tensor or a block of its rows, see ``Shard.read``."""

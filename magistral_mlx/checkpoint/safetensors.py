@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import mlx.core as mx
 import numpy as np
@@ -20,6 +21,8 @@ from magistral_mlx.files import leave_file_cache
 READ_BYTES = 2**30  # a single read of 2 GiB or more fails on macOS
 SAMPLE_BYTES = 256
 
+Stamp = tuple[int, int]  # bytes, and nanoseconds of the last change
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:
@@ -28,6 +31,7 @@ class Shard:
     Attributes:
         header: place of each tensor, by name.
         data_start: first byte after the header.
+        stamp: size and time of the last change when it was opened, None if it had not arrived.
     """
 
     path: Path
@@ -35,6 +39,7 @@ class Shard:
     metadata: Mapping[str, str]
     data_start: int
     header_sha256: str
+    stamp: Stamp | None = None
 
     @classmethod
     def open(cls, path: Path) -> "Shard":
@@ -48,17 +53,18 @@ class Shard:
         """
         try:
             with open_plain(path) as file:
-                header = parse_header(path, file, os.fstat(file.fileno()).st_size)
-            # The reference reader has to agree.
-            with safe_open(path, framework="numpy"):
-                pass
+                stamp = _stamp(file)
+                header = parse_header(path, file, stamp[0])
+                # The reference reader has to agree.
+                with safe_open(_name_of_open(file), framework="numpy"):
+                    pass
         except OSError as error:
             raise unreadable(path, error) from None
         except SafetensorError as error:
             raise damaged(
                 path, f"the safetensors library refuses it ({quoted(str(error))})"
             ) from None
-        return cls(path, *header)
+        return cls(path, *header, stamp)
 
     @classmethod
     def parse(cls, path: Path, head: bytes, file_bytes: int) -> "Shard":
@@ -109,10 +115,10 @@ class Shard:
             values = np.frombuffer(buffer, numpy_dtype, math.prod(shape)).reshape(shape)
         unread = values.reshape(-1).view(np.uint8).data
         try:
-            with self.path.open("rb", buffering=0) as file:
+            with self._opened(buffering=0) as file:
                 file.seek(offset)
                 while unread:
-                    count = file.readinto(unread[:READ_BYTES])
+                    count = os.readv(file.fileno(), [unread[:READ_BYTES]])
                     if not count:
                         raise damaged(
                             self.path,
@@ -128,14 +134,61 @@ class Shard:
         array = mx.array(values)
         return array if mx_dtype is None else array.view(mx_dtype)
 
+    def load(self) -> dict[str, mx.array]:
+        """Return every tensor by its stored name; it is read when first evaluated.
+
+        Raises:
+            CheckpointError: the file changed since it was opened.
+        """
+        try:
+            with self._opened() as file:
+                loaded = mx.load(_name_of_open(file), format="safetensors")
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{self.path} cannot be loaded ({error}); check the disk, and fetch the file again"
+            ) from None
+        assert isinstance(loaded, dict)
+        return loaded
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError if the file changed since it was opened."""
+        try:
+            self._opened().close()
+        except OSError as error:
+            raise unreadable(self.path, error) from None
+
+    def _opened(self, *, buffering: int = -1) -> BinaryIO:
+        file = open_plain(self.path, buffering=buffering)
+        if self.stamp is not None and _stamp(file) != self.stamp:
+            file.close()
+            raise self.changed()
+        return file
+
+    def changed(self) -> CheckpointError:
+        """Make the error for a file that is not the one that was checked."""
+        return CheckpointError(
+            f"{self.path} was changed or replaced after it was checked; run the same command again "
+            "when nothing writes to it"
+        )
+
     def sample_sha256(self) -> str:
         """Return the SHA-256, in hex, of a few bytes from the middle of every tensor.
 
         Fine-tunes of one model differ only in such bytes, and hashing all of them takes minutes.
         """
         digest = hashlib.sha256()
-        with self.path.open("rb") as file:
+        with self._opened() as file:
             for entry in sorted(self.header.values(), key=lambda entry: entry.begin):
                 file.seek(self.data_start + entry.begin + max(0, entry.nbytes - SAMPLE_BYTES) // 2)
                 digest.update(file.read(min(entry.nbytes, SAMPLE_BYTES)))
         return digest.hexdigest()
+
+
+def _stamp(file: BinaryIO) -> Stamp:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
+def _name_of_open(file: BinaryIO) -> str:
+    """Return a name by which a library opens the file that is open, whatever took its name."""
+    return f"/dev/fd/{file.fileno()}"

@@ -35,7 +35,8 @@ def load_model(checkpoint: Checkpoint) -> Generator[Progress, None, Transformer]
     fused are in memory twice: gate and up, half a layer, less than lm_head, which comes later.
 
     Raises:
-        CheckpointError: a scale, a bias or a norm's weight is not finite.
+        CheckpointError: a scale, a bias or a norm's weight is not finite, or a file is changed
+            meanwhile.
     """
     if mx.default_device().type == mx.DeviceType.cpu:
         return (yield from _load(checkpoint, {mx.bfloat16: mx.float32, mx.float16: mx.float32}))
@@ -113,7 +114,12 @@ class _Weights:
 
     def settle(self, module: nn.Module) -> Progress:
         """Bring a finished module into memory, check its tensors and free them."""
-        mx.eval(module.parameters())
+        try:
+            mx.eval(module.parameters())
+        except RuntimeError:
+            # MLX says only that it could not read.
+            self.checkpoint.check_unchanged()
+            raise
         checks = {
             name: mx.isfinite(array).all()
             for name, array in self.taken.items()

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,53 @@ IDS = mx.array([[3, 1, 319, 77, 5]])
 
 def load(folder: Path) -> Transformer:
     return load_model(open_checkpoint(folder)).result()
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def replaced(path: Path) -> None:
+    path.unlink()
+    mx.save_safetensors(str(path), {"a": mx.zeros(8)})
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+CHANGES: list[Callable[[Path], None]] = [cut, replaced, pipe, Path.unlink, Path.touch]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_weights_that_change_after_the_check_are_refused_at_once(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "m", CONFIG, make_weights(CONFIG)))
+    change(max(tmp_path.glob("m/*.safetensors")))
+    with pytest.raises(CheckpointError, match=r"changed or replaced|cannot be (loaded|read)"):
+        load_model(checkpoint).result()
+
+
+def test_weights_that_are_cut_while_they_are_read_are_refused(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "m", CONFIG, make_weights(CONFIG)))
+    stream = load_model(checkpoint)
+    next(stream)
+    for path in tmp_path.glob("m/*.safetensors"):
+        os.truncate(path, 1000)
+    with pytest.raises(CheckpointError, match="changed or replaced"):
+        stream.result()
+
+
+def test_weights_that_are_replaced_while_they_are_read_stay_the_old_ones(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "m", CONFIG, make_weights(CONFIG))
+    expected = load(folder)(IDS)
+    stream = load_model(open_checkpoint(folder))
+    next(stream)
+    for path in folder.glob("*.safetensors"):
+        pipe(path)
+    assert mx.array_equal(stream.result()(IDS), expected)
 
 
 @pytest.mark.parametrize("overrides", MIXED.values(), ids=MIXED.keys())

@@ -212,6 +212,26 @@ def test_another_plan_is_refused_by_name_and_given_up_by_force(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
 
 
+def test_a_source_that_changed_since_is_refused(tmp_path: Path) -> None:
+    """The hash of samples does not tell, but the time of the change does."""
+    source = write_hf(tmp_path / "source")
+    path = min(source.glob("*.safetensors"))
+    old = path.stat()
+    partial = stopped(source, tmp_path / "out", 1)
+    before = content(partial)
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x3d")
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns + 1))
+    with pytest.raises(ConversionError, match=rf"a source whose {path.name} was changed since"):
+        convert_quickly(source, tmp_path / "out")
+    assert content(partial) == before
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+    copy = shutil.copytree(source, tmp_path / "moved")  # which keeps the times
+    convert_quickly(copy, tmp_path / "out")
+    assert not partial.exists()
+
+
 def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path, source: Path) -> None:
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "thesis.txt").write_text("years")
