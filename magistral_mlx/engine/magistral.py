@@ -272,8 +272,8 @@ class Magistral:
         """Replace the prefix cache by a file's, if the file exists."""
         if file.exists() and self.prefix_cache.open(file)[0]:
             raise OptionError(
-                f"{file} holds a conversation, which a single reply would overwrite; go on with it "
-                "(magistral chat, Magistral.resume), or name another file"
+                f"{file} holds a conversation, which a single reply would overwrite; continue it "
+                "with magistral chat or resume(), or name another file"
             )
 
     def _saving(
