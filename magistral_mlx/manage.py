@@ -11,7 +11,7 @@ import click
 from magistral_mlx.checkpoint.folder import DEMO
 from magistral_mlx.checkpoint.hub_api import Unreachable
 from magistral_mlx.demo import resolve_model
-from magistral_mlx.errors import MemoryLimitError, OptionError, in_units, visible
+from magistral_mlx.errors import MemoryLimitError, OptionError, as_flags, in_units, visible
 from magistral_mlx.library import settings
 from magistral_mlx.library.details import details
 from magistral_mlx.library.known_folders import find_model
@@ -112,9 +112,9 @@ def pull(*, model: str, revision: str | None, force: bool) -> int:
             if not force:
                 raise MemoryLimitError(
                     f"{found} does not fit this machine, so it is not fetched (--force fetches "
-                    f"it): {error}"
+                    f"it): {error.template}"
                 ) from None
-            tell(f"does not fit this machine: {error}")
+            tell(f"does not fit this machine: {as_flags(error)}")
     print(resolve_model(found, revision, check=check_before_weights))
     if settings.default_model() is None and revision is None:
         settings.set_value(settings.key_of(settings.MODEL), found)

@@ -186,7 +186,7 @@ def _show_formats(machine: Mac | None, budget: int, options: LoadOptions, *, as_
         except MemoryLimitError as error:
             raise MemoryLimitError(
                 f"{forecast_tables.NAME} does not fit, not even with --bits {smallest} "
-                f"--kv-bits {kv_bits}: {error}"
+                f"--kv-bits {kv_bits}: {error.template}"
             ) from None
     if as_json:
         _print_json({"plans": [_forecast(one) for one in found]})

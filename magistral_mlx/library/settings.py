@@ -102,7 +102,7 @@ def read_settings() -> dict[str, Any]:
             found[key.option.name] = key.checked(value)
         except OptionError as error:
             raise OptionError(
-                f"{path}: {error}. `magistral config --unset {name}` removes it"
+                f"{path}: {error.template}. `magistral config --unset {name}` removes it"
             ) from None
     return found
 

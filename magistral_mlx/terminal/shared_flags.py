@@ -93,7 +93,7 @@ class Command(command_line.Command):
             if not used:
                 raise
             where = f"{settings_path()} sets {', '.join(used)}"
-            raise type(error)(f"{error}\n({where}; magistral config changes it)") from None
+            raise type(error)(f"{error.template}\n({where}; magistral config changes it)") from None
 
 
 def load_with_progress(model: str, options: LoadOptions) -> Magistral:

@@ -134,6 +134,16 @@ def test_the_default_model_is_not_planned_for_unasked(config: Path, capsys: Capt
     assert json.loads(capsys.readouterr().out)["model"] == "demo"
 
 
+def test_an_error_spells_flags_and_names_the_settings(config: Path, capsys: Capture) -> None:
+    write(config, "memory-gb = 17\nkv-bits = 8")
+    assert plan.main(["--bits", "4", "--context", "40000"]) == 2
+    error = capsys.readouterr().err
+    assert "(--max-kv-size 39168)" in error
+    assert "sets kv-bits, memory-gb" in error
+    assert plan.main(["--memory", "16GB", "--context", "40000"]) == 2
+    assert "(--max-kv-size 11776) with an 8-bit cache (--kv-bits 8)" in capsys.readouterr().err
+
+
 def test_a_folder_is_found_by_its_name_until_it_goes(tmp_path: Path) -> None:
     for parent in ("a", "b"):
         (tmp_path / parent / "mine").mkdir(parents=True)
