@@ -11,12 +11,10 @@ class _Short(reprlib.Repr):
     """Representations of at most about 100 characters."""
 
     def repr_int(self, x: int, level: int) -> str:
-        # Python refuses to write out a number of more than 4,300 digits.
-        return (
-            super().repr_int(x, level)
-            if x.bit_length() < 1000
-            else "a number of 300 digits or more"
-        )
+        try:
+            return super().repr_int(x, level)
+        except ValueError:  # Python writes no number of more than 4,300 digits
+            return "a number of more than 4,300 digits"
 
 
 _SHORT = _Short()
