@@ -14,6 +14,7 @@ from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply, Usage
 from magistral_mlx.terminal.display import Display, report, tell
 from magistral_mlx.terminal.prompt import interruptible
+from magistral_mlx.terminal.repl.history import show_turns
 from magistral_mlx.terminal.verbosity import is_quiet
 
 
@@ -119,6 +120,8 @@ class Session:
             MagistralError: the other one cannot be used; this one is loaded, if need be again.
         """
         self.models.check(name)
+        if self.file is not None and self.is_unsaved:
+            self.save(self.file)
         former, self.models.name = self.models.name, name
         self._free_model()
         try:
@@ -127,7 +130,17 @@ class Session:
         except BaseException:
             tell(f"{name} is not loaded; {former} is loaded again")
             self.models.name = former
-            self._use(self.models.open(former))
+            self._reopen(former)
+            raise
+
+    def _reopen(self, name: str) -> None:
+        """Load the model from before; without one the conversation ends, and its text is shown."""
+        try:
+            self._use(self.models.open(name))
+        except BaseException:
+            self.is_over, self.file = True, None
+            tell("no model is loaded any more, so the conversation ends. It was:")
+            show_turns(self.chat)
             raise
 
     def _free_model(self) -> None:

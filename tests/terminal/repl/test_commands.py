@@ -210,6 +210,29 @@ def test_a_model_that_cannot_be_loaded_leaves_the_one_before(
     assert (session.turns, session.models.name) == (2, "demo")
 
 
+def test_a_conversation_without_a_model_is_shown_before_it_ends(
+    session: Session, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session.chat.messages += [
+        {"role": "user", "content": QUESTION},
+        {"role": "assistant", "content": "It is 124."},
+    ]
+    session.file = file = tmp_path / "talk"
+    loaded = session.magistral
+
+    def gone(name: str) -> mm.Magistral:
+        raise mm.CheckpointError("the drive is gone")
+
+    session.models.open = gone
+    with pytest.raises(mm.CheckpointError, match="the drive is gone"):
+        answer(session, "/model other")
+    session.save_at_end()
+    assert session.is_over
+    said = capsys.readouterr().err
+    assert f"the conversation ends. It was:\n> {QUESTION}\nIt is 124.\n" in said
+    assert loaded.resume(file).messages == session.chat.messages
+
+
 def test_a_bug_ends_no_conversation(
     monkeypatch: pytest.MonkeyPatch, session: Session, capsys: pytest.CaptureFixture[str]
 ) -> None:
