@@ -6,6 +6,7 @@
 # First, so that Ctrl-C during the other imports ends a command line without a traceback.
 from magistral_mlx import startup  # isort: split
 
+from magistral_mlx.engine.async_stream import AsyncStream
 from magistral_mlx.engine.chat import Chat
 from magistral_mlx.engine.load import load
 from magistral_mlx.engine.magistral import Magistral
@@ -31,6 +32,7 @@ del startup
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncStream",
     "Chat",
     "CheckpointError",
     "ContextError",

@@ -85,6 +85,17 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def explained(text: str) -> Mapping[str, str]:
+    """Return the metadata of a field that is documented, but is no option of a command line."""
+    return {"text": text}
+
+
+def documented(cls: type[Options]) -> type[Options]:
+    """Add the texts of a dataclass's fields to its docstring."""
+    cls.__doc__ = _with_section(cls.__doc__ or "", "Attributes", describe(cls))
+    return cls
+
+
 def options_of(cls: type) -> list[Option]:
     """Return the options that a dataclass declares, in order."""
     types = get_type_hints(cls)
@@ -123,6 +134,7 @@ def takes_keywords_of(
         @wraps(function)
         def call(*args: Any, **keywords: Any) -> Result:
             first, *rest = _positional(function, args, keywords, leading=1)
+            _check_names(function, options, keywords)
             return function(first, options(*rest, **keywords))
 
         _show_keywords(call, function, options, leading=1)
@@ -131,10 +143,22 @@ def takes_keywords_of(
     return decorate
 
 
-def describe(cls: Any) -> str:
-    """Return the declared options as the section ``Args`` of a docstring; "" without any."""
-    lines = [f"    {option.name}: {option.help}" for option in options_of(cls)]
-    return "\n".join(["\n\nArgs:", *lines]) if lines else ""
+def describe(cls: Any) -> list[str]:
+    """Return a line of a docstring for each field that has a text, in the order of its keywords."""
+    declared = {found.name: found.metadata for found in fields(cls)}
+    texts = {
+        name: declared[name].get("help", declared[name].get("text", ""))
+        for name in inspect.signature(cls).parameters
+    }
+    return [f"    {name}: {text}" for name, text in texts.items() if text]
+
+
+def _with_section(doc: str, title: str, lines: list[str]) -> str:
+    """Add lines to a section of a docstring, which stands before its errors."""
+    before, errors, after = inspect.cleandoc(doc).partition("\n\nRaises:")
+    if f"\n{title}:\n" not in before:
+        before += f"\n\n{title}:"
+    return f"{chr(10).join([before, *lines])}{errors}{after}" if lines else doc
 
 
 def takes_two_and_keywords_of(
@@ -150,6 +174,7 @@ def takes_two_and_keywords_of(
         @wraps(function)
         def call(*args: Any, **keywords: Any) -> Result:
             first, second, *rest = _positional(function, args, keywords, leading=2)
+            _check_names(function, options, keywords)
             return function(first, second, options(*rest, **keywords))
 
         _show_keywords(call, function, options, leading=2)
@@ -170,6 +195,18 @@ def _positional(
     return given
 
 
+def _check_names(
+    function: Callable[..., Any], options: Any, keywords: Mapping[str, object]
+) -> None:
+    """Raise TypeError for a keyword that the options do not have, and name the nearest."""
+    declared = {found.name: found.metadata.get("aliases", ()) for found in fields(options)}
+    for name in keywords.keys() - declared:
+        near = [own for own, flags in declared.items() if f"--{name.replace('_', '-')}" in flags]
+        near += get_close_matches(name, declared, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(declared)}"
+        raise TypeError(f"{function.__name__}() has no keyword {name!r}; {hint}")
+
+
 def _show_keywords(
     call: Any, function: Callable[..., Any], options: Callable[..., Any], *, leading: int
 ) -> None:
@@ -178,7 +215,7 @@ def _show_keywords(
     parameters = list(own.parameters.values())[:leading]
     parameters += inspect.signature(options).parameters.values()
     call.__signature__ = own.replace(parameters=parameters)
-    call.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}{describe(options)}"
+    call.__doc__ = _with_section(function.__doc__ or "", "Args", describe(options))
 
 
 def _declared(cls: Any) -> list[Field[Any]]:

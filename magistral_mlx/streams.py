@@ -91,8 +91,17 @@ class Stream(Generic[Item, Result]):
         self._results: list[Result] = []
         self._is_open = True
 
+    @property
+    def is_open(self) -> bool:
+        """True until the work has ended, by itself or by ``close``."""
+        return self._is_open
+
     def __iter__(self) -> "Stream[Item, Result]":
         return self
+
+    def __repr__(self) -> str:
+        ending = "with a result" if self._results else "without a result"
+        return f"<{type(self).__name__}: {'open' if self._is_open else f'ended {ending}'}>"
 
     def __next__(self) -> Item:
         if not self._is_open:
@@ -132,7 +141,7 @@ class Stream(Generic[Item, Result]):
 
     def then(self, finish: Callable[[Result], Other]) -> "Stream[Item, Other]":
         """Return a stream of the same items that ends in ``finish(result)``."""
-        return _FinishedStream(self, finish)
+        return FinishedStream(self, finish)
 
     def cancel(self) -> None:
         """Ask the work to end after the step under way. May be called from any thread."""
@@ -144,8 +153,13 @@ class Stream(Generic[Item, Result]):
         self._work.close()
 
 
-class _FinishedStream(Stream[Item, Other]):
-    """A stream, and what becomes of its result."""
+class FinishedStream(Stream[Item, Other]):
+    """A stream, and what becomes of its result.
+
+    Attributes:
+        before: the stream.
+        finish: makes the new result of the old one.
+    """
 
     def __init__(self, before: Stream[Item, Result], finish: Callable[[Result], Other]) -> None:
         def work() -> Generator[Item, None, Other]:
@@ -155,24 +169,25 @@ class _FinishedStream(Stream[Item, Other]):
             return finish(before.result())
 
         super().__init__(work(), before._cancellation)
-        self._before: Stream[Item, Any] = before
+        self.before: Stream[Item, Any] = before
+        self.finish: Callable[[Any], Other] = finish
 
     def result(self) -> Other:
         try:
             # The other stream may have a faster way to its end than step by step.
             if self._is_open:
-                self._before.result()
+                self.before.result()
         except BaseException:
             self.close()
             raise
         return super().result()
 
     def cancel(self) -> None:
-        self._before.cancel()
+        self.before.cancel()
 
     def close(self) -> None:
         super().close()
-        self._before.close()
+        self.before.close()
 
 
 def without_items(work: Callable[[], Result]) -> Stream[Any, Result]:

@@ -24,6 +24,7 @@ assert_type(magistral, mm.Magistral)
 reply = magistral.ask("What is 48 + 76?", mm.SamplingParams(seed=7))
 assert_type(reply, mm.Reply)
 assert_type(reply.usage, mm.Usage)
+assert_type(magistral.ask("What is 48 + 76?", temperature=0.2, max_tokens=9), mm.Reply)
 with magistral.stream([{"role": "user", "content": "And 124 * 3?"}]) as stream:
     for segment in stream:
         if isinstance(segment, mm.Text):
@@ -31,6 +32,16 @@ with magistral.stream([{"role": "user", "content": "And 124 * 3?"}]) as stream:
 assert_type(stream.result(), mm.Reply)
 samples = magistral.sample("What is 9 * 37?", n=5)
 assert_type(samples, mm.Samples)
+
+
+async def ask() -> None:
+    async with magistral.astream("What is 48 + 76?", seed=7) as stream:
+        async for segment in stream:
+            assert_type(segment, mm.Segment)
+    assert_type(await stream.result(), mm.Reply)
+    assert_type(await magistral.aask("What is 48 + 76?"), mm.Reply)
+
+
 chat = magistral.chat(keep_reasoning="none")
 assert_type(chat, mm.Chat)
 assert_type(chat.ask("How many r's are in strawberry?"), mm.Reply)
@@ -43,6 +54,8 @@ from magistral_mlx.convert import convert_checkpoint
 mm.load("demo", kv_bits="8")
 mm.load("demo", context=1024)
 mm.SamplingParams(temperature="hot")
+mm.load("demo").ask("What is 48 + 76?", temperature="hot")
+mm.load("demo").ask("What is 48 + 76?", temp=0.2)
 convert_checkpoint("source", "target", bits=4)
 """
 
@@ -91,7 +104,7 @@ def test_a_script_outside_the_clone_is_checked_strictly(python: Path, tmp_path: 
 def test_a_wrong_option_is_found_before_the_script_runs(python: Path, tmp_path: Path) -> None:
     done = check(python, MISTAKES, tmp_path)
     lines = {line.split(":")[1] for line in done.stdout.splitlines() if ": error:" in line}
-    assert lines == {"5", "6", "7", "8"}, done.stdout + done.stderr
+    assert lines == {"5", "6", "7", "8", "9", "10"}, done.stdout + done.stderr
 
 
 @pytest.mark.slow

@@ -3,17 +3,19 @@
 import logging
 import os
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import get_args
 
+from magistral_mlx.engine.async_stream import AsyncStream
 from magistral_mlx.engine.chat_state import no_conversation, read_state, write_state
-from magistral_mlx.engine.request import Tools
+from magistral_mlx.engine.request import CallResults, Question, Tools
 from magistral_mlx.engine.turns import (
     KeepReasoning,
     Message,
+    Model,
     seen_again,
     turn_messages,
     turn_starts,
@@ -23,7 +25,8 @@ from magistral_mlx.errors import OptionError, quoted
 from magistral_mlx.files import as_path
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply
-from magistral_mlx.model.memory import REPLY_ROOM, MemoryPlan
+from magistral_mlx.model.memory import REPLY_ROOM
+from magistral_mlx.options import takes_keywords_of
 from magistral_mlx.streams import Stream
 from magistral_mlx.tokenizer.segments import Segment
 
@@ -32,38 +35,6 @@ log = logging.getLogger(__name__)
 KEEP_FOR_BOOL: Mapping[bool, KeepReasoning] = {True: "all", False: "none"}
 # 1/SHARE of the context is kept free for a reply. Dropping turns frees another 1/SHARE.
 SHARE = 4
-
-
-class Model(Protocol):
-    """The part of a Magistral that a conversation needs."""
-
-    plan: MemoryPlan
-
-    def free_context(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        sampling: SamplingParams | None = None,
-        *,
-        tools: Tools | None = None,
-    ) -> int:
-        """Return the positions left for a reply."""
-        ...
-
-    def stream(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        sampling: SamplingParams | None = None,
-        *,
-        tools: Tools | None = None,
-    ) -> Stream[Segment, Reply]:
-        """Start a reply."""
-        ...
-
-    def save_cache(
-        self, path: str | Path, conversation: str, *, overwrite: bool, replaces: bytes
-    ) -> bytes:
-        """Write the prefix cache and a conversation's state to a file; return its stamp."""
-        ...
 
 
 class Chat:
@@ -80,7 +51,7 @@ class Chat:
     Attributes:
         keep_reasoning: "all" or True keeps every trace, "last" the newest, "none" or False none.
             Until a question is answered, all traces since it are kept.
-        messages: the conversation so far.
+        messages: the conversation so far, as {"role": ..., "content": ...}.
         tools: functions the model may call, as OpenAI's tool definitions. A reply with
             ``tool_calls`` waits for their results: see ``answer_calls``.
         dropped_turns: the oldest turns that the model no longer sees.
@@ -138,19 +109,37 @@ class Chat:
         own = [] if text is None else [{"role": "system", "content": text}]
         self.messages[: self.system_prompt is not None] = own
 
-    def ask(self, question: str, sampling: SamplingParams | None = None) -> Reply:
+    def __repr__(self) -> str:
+        turns = len(turn_starts(self.messages))
+        return f"Chat(<turns: {turns}>, keep_reasoning={self.keep_reasoning!r})"
+
+    @takes_keywords_of(Question)
+    def ask(self, asked: Question) -> Reply:
         """Return the whole reply to the next question.
 
         Raises:
             OptionError: calls wait for their results; else as ``Magistral.ask``.
             ContextError: not even the system prompt and the question fit.
         """
-        return self.stream(question, sampling).result()
+        return self._ask(asked).result()
 
-    def stream(
-        self, question: str, sampling: SamplingParams | None = None
-    ) -> Stream[Segment, Reply]:
+    @takes_keywords_of(Question)
+    def stream(self, asked: Question) -> Stream[Segment, Reply]:
         """Start the reply that ``ask`` gives."""
+        return self._ask(asked)
+
+    @takes_keywords_of(Question)
+    async def aask(self, asked: Question) -> Reply:
+        """Return the reply that ``ask`` gives, in ``async`` code; a cancelled task cancels it."""
+        return await AsyncStream(self._ask(asked)).result()
+
+    @takes_keywords_of(Question)
+    def astream(self, asked: Question) -> AsyncStream[Segment, Reply]:
+        """Start the reply that ``stream`` gives, for ``async for``."""
+        return AsyncStream(self._ask(asked))
+
+    def _ask(self, asked: Question) -> Stream[Segment, Reply]:
+        question = asked.question
         if not isinstance(question, str):
             raise OptionError(
                 f"the question is {quoted(question)}; ask with text, and give the results of calls "
@@ -163,31 +152,33 @@ class Chat:
                 f"the tool call {waiting!r} waits for its result; use "
                 f"answer_calls({{{waiting!r}: result}}) before any other question"
             )
-        asked = [{"role": "user", "content": question}]
-        return self._stream(asked, self._history(is_answered=True), sampling)
+        messages = [{"role": "user", "content": question}]
+        return self._stream(messages, self._history(is_answered=True), asked.params)
 
-    def answer_calls(
-        self, results: Mapping[str, str], sampling: SamplingParams | None = None
-    ) -> Reply:
+    @takes_keywords_of(CallResults)
+    def answer_calls(self, answer: CallResults) -> Reply:
         """Return the reply to the results of the calls that wait, by the calls' ids.
 
         Raises:
             OptionError: a call has no result, or there is no such call; else as ``ask``.
             ContextError: as ``ask``.
         """
-        return self.stream_after_calls(results, sampling).result()
+        return self._answer_calls(answer).result()
 
-    def stream_after_calls(
-        self, results: Mapping[str, str], sampling: SamplingParams | None = None
-    ) -> Stream[Segment, Reply]:
+    @takes_keywords_of(CallResults)
+    def stream_after_calls(self, answer: CallResults) -> Stream[Segment, Reply]:
         """Start the reply that ``answer_calls`` gives."""
+        return self._answer_calls(answer)
+
+    def _answer_calls(self, answer: CallResults) -> Stream[Segment, Reply]:
+        results = answer.results
         if not isinstance(results, Mapping):
             raise OptionError(f"the results are {quoted(results)}; give a text for each call's id")
         asked = [
             {"role": "tool", "tool_call_id": call, "content": result}
             for call, result in results.items()
         ]
-        return self._stream(asked, self._history(is_answered=False), sampling)
+        return self._stream(asked, self._history(is_answered=False), answer.params)
 
     def undo(self) -> str | None:
         """Remove the newest turn and return its question; None where there is no turn."""
@@ -238,7 +229,7 @@ class Chat:
         self._stamps = other._stamps
 
     def _stream(
-        self, asked: list[Message], history: list[Message], sampling: SamplingParams | None
+        self, asked: list[Message], history: list[Message], sampling: SamplingParams
     ) -> Stream[Segment, Reply]:
         dropped = self._turns_to_drop(history, asked, sampling)
         messages = [*without_oldest(history, dropped), *asked]
@@ -258,11 +249,11 @@ class Chat:
         return reply
 
     def _turns_to_drop(
-        self, history: list[Message], asked: list[Message], sampling: SamplingParams | None
+        self, history: list[Message], asked: list[Message], sampling: SamplingParams
     ) -> int:
         """Return how many of the oldest turns to drop, to make room for the reply."""
         context = self.magistral.plan.context
-        wanted = None if sampling is None else sampling.max_tokens
+        wanted = sampling.max_tokens
         least = max(REPLY_ROOM, context // SHARE) if wanted is None else wanted
         is_answer_to_calls = any(message["role"] == "tool" for message in asked)
         # The last question must stay.

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint
+from magistral_mlx.engine.async_stream import AsyncStream
 from magistral_mlx.engine.chat import Chat
 from magistral_mlx.engine.line import Line
 from magistral_mlx.engine.prefix_cache import PrefixCache
@@ -16,7 +17,7 @@ from magistral_mlx.engine.request import Job, Messages, Request, SampleRequest, 
 from magistral_mlx.engine.samples import SampleRun, only_sample, plan_samples
 from magistral_mlx.engine.turns import KeepReasoning
 from magistral_mlx.engine.worker_stream import on_worker, run_on_worker
-from magistral_mlx.errors import OptionError
+from magistral_mlx.errors import OptionError, in_units
 from magistral_mlx.files import as_path
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply, ReplyBuilder, Samples
@@ -67,12 +68,15 @@ class Magistral:
         self._builders: list[ReplyBuilder] = []
         self._line = Line()
 
+    def __repr__(self) -> str:
+        return (
+            f"Magistral({self.checkpoint.folder.name!r}, {in_units(self.plan.weights_bytes)} of "
+            f"weights, context {self.plan.context:,}, {self.cached_tokens:,} tokens cached)"
+        )
+
     @takes_keywords_of(Request)
     def ask(self, request: Request) -> Reply:
         """Return the whole reply to a question, or to a conversation that ends in one.
-
-        Args:
-            request: its fields, as keywords; see ``Request``.
 
         Raises:
             OptionError: a message or option is malformed.
@@ -91,6 +95,16 @@ class Magistral:
         its ``finish_reason`` "cancelled", and the prefix cache keeps what was read.
         """
         return self._stream(request)
+
+    @takes_keywords_of(Request)
+    async def aask(self, request: Request) -> Reply:
+        """Return the reply that ``ask`` gives, in ``async`` code; a cancelled task cancels it."""
+        return await AsyncStream(self._stream(request)).result()
+
+    @takes_keywords_of(Request)
+    def astream(self, request: Request) -> AsyncStream[Segment, Reply]:
+        """Start the reply that ``stream`` gives, for ``async for``."""
+        return AsyncStream(self._stream(request))
 
     @takes_keywords_of(SampleRequest)
     def sample(self, request: SampleRequest) -> Samples:
@@ -265,25 +279,8 @@ class Magistral:
             return work
         file = as_path(request.prompt_cache_file, "prompt_cache_file")
         check_cache_file(file)
-        run_on_worker(partial(self._open_cache_file, file), self._line)
-        return self._saving(work, run, file)
-
-    def _open_cache_file(self, file: Path) -> None:
-        """Replace the prefix cache by a file's, if the file exists."""
-        if file.exists() and self.prefix_cache.open(file)[0]:
-            raise OptionError(
-                f"{file} holds a conversation, which a single reply would overwrite; continue it "
-                "with magistral chat or resume(), or name another file"
-            )
-
-    def _saving(
-        self, work: Generator[Item, None, Result], run: ReplyRun | SampleRun, file: Path
-    ) -> Generator[Item, None, Result]:
-        """Do the work, then write the cache that it left to a file."""
-        result = yield from work
-        if self.prefix_cache.holder is run:
-            self.prefix_cache.save(file)
-        return result
+        run_on_worker(partial(self.prefix_cache.open_for_reply, file), self._line)
+        return self.prefix_cache.saved_after(work, run, file)
 
 
 def _job(request: Request, prompt: list[int], max_tokens: int) -> Job:

@@ -1,8 +1,9 @@
 """The KV cache of the newest reply and the ids it holds, for the next prompt to share."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import mlx.core as mx
 
@@ -12,6 +13,9 @@ from magistral_mlx.model.cache_file import load_cache, never, save_cache
 from magistral_mlx.model.cache_header import Stamp, kind_of, open_cache
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.kv_format import KVFormat
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class PrefixCache:
@@ -130,6 +134,27 @@ class PrefixCache:
             dtype=self.dtype,
         )
         return conversation, stamp
+
+    def open_for_reply(self, path: Path) -> None:
+        """Replace the cache by a file's, if the file exists.
+
+        Raises:
+            OptionError: the file holds a conversation; else as ``open``.
+        """
+        if path.exists() and self.open(path)[0]:
+            raise OptionError(
+                f"{path} holds a conversation, which a single reply would overwrite; continue it "
+                "with magistral chat or resume(), or name another file"
+            )
+
+    def saved_after(
+        self, work: Generator[Item, None, Result], holder: object, path: Path
+    ) -> Generator[Item, None, Result]:
+        """Do a holder's work, then write the cache to a file if it is still the holder's."""
+        result = yield from work
+        if self.holder is holder:
+            self.save(path)
+        return result
 
     def save(
         self, path: Path, conversation: str = "", may_replace: Callable[[Stamp], bool] = never

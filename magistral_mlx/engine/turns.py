@@ -1,13 +1,51 @@
-"""The turns of a conversation: which of them, and which traces, the model sees again."""
+"""The turns of a conversation: which of them, and which traces, its model sees again."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
+from magistral_mlx.engine.request import Tools
+from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply
+from magistral_mlx.model.memory import MemoryPlan
+from magistral_mlx.streams import Stream
+from magistral_mlx.tokenizer.segments import Segment
 from magistral_mlx.tokenizer.tool_calls import as_message
 
 KeepReasoning = Literal["all", "last", "none"]
 Message = dict[str, Any]
+
+
+class Model(Protocol):
+    """The part of a Magistral that a conversation needs."""
+
+    plan: MemoryPlan
+
+    def free_context(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampling: SamplingParams | None = None,
+        *,
+        tools: Tools | None = None,
+    ) -> int:
+        """Return the positions left for a reply."""
+        ...
+
+    def stream(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampling: SamplingParams | None = None,
+        *,
+        tools: Tools | None = None,
+    ) -> Stream[Segment, Reply]:
+        """Start a reply."""
+        ...
+
+    def save_cache(
+        self, path: str | Path, conversation: str, *, overwrite: bool, replaces: bytes
+    ) -> bytes:
+        """Write the prefix cache and a conversation's state to a file; return its stamp."""
+        ...
 
 
 def turn_messages(

@@ -1,22 +1,20 @@
 """SamplingParams: the options of choosing a reply's ids, and of ending it."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from magistral_mlx.options import check_count, is_number, option, refused
+from magistral_mlx.options import check_count, documented, explained, is_number, option, refused
 
 OnLoop = Literal["close", "stop", "ignore"]
 MAX_LOGPROBS = 20  # the limit of OpenAI's interface
 MAX_MESSAGE = 200  # characters
 
 
-@dataclass(frozen=True, slots=True)
+@documented
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """The options of sampling a reply. The defaults are the model card's.
-
-    Attributes:
-        logprobs: report so many of the most probable ids for every token.
 
     Raises:
         OptionError: a value is out of range.
@@ -48,7 +46,13 @@ class SamplingParams:
         "When the model repeats itself: close its trace so that it answers, stop the reply, "
         "or ignore it. In an answer close stops as well.",
     )
-    logprobs: int = 0
+    logprobs: int = field(
+        default=0,
+        metadata=explained(
+            "Report so many of the most probable ids for every token, at most 20, in "
+            "``Text.logprobs`` and ``Reply.logprobs``."
+        ),
+    )
 
     @property
     def thinks(self) -> bool:

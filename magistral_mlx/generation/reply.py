@@ -23,6 +23,8 @@ FinishReason = Literal["stop", "length", "tool_calls", "loop", "cancelled"]
 ClosedBy = Literal["model", "budget", "loop"]
 # Characters of a reply's end that tell how to close its trace.
 TAIL = len(THINK_CLOSE)
+# Characters of an answer in the representation of a reply.
+MAX_SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class Usage:
     """Tokens, passes, seconds and bytes that a reply took.
 
     Attributes:
+        prompt_tokens: tokens of the prompt, cached ones included.
+        completion_tokens: tokens of the reply.
         reasoning_tokens: completion tokens until the trace closed, tags included.
         cached_tokens: prompt tokens that were found in the cache.
         forward_passes: passes over all the weights, prefill included; a reply that is one of
@@ -58,7 +62,19 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One finished reply. ``reasoning_closed_by`` is None when no trace was closed."""
+    """One finished reply. ``str(reply)`` is its answer.
+
+    Attributes:
+        reasoning: the trace; "" without one.
+        answer: the text after the trace.
+        tool_calls: functions that the model wants called; see ``Chat.answer_calls``.
+        finish_reason: what ended it: "stop" the model or a stop string, "length" its limit of
+            tokens, "tool_calls" their end, "loop" a repetition, "cancelled" somebody.
+        reasoning_closed_by: what closed the trace: "model", "budget" or "loop"; None if nothing.
+        usage: what it took.
+        logprobs: with ``SamplingParams.logprobs``, for every token of the reply its most probable
+            ids with their log-probabilities, best first; {} for a token that was forced.
+    """
 
     reasoning: str
     answer: str
@@ -66,11 +82,24 @@ class Reply:
     finish_reason: FinishReason
     reasoning_closed_by: ClosedBy | None
     usage: Usage
+    logprobs: tuple[dict[int, float], ...] = ()
+
+    def __str__(self) -> str:
+        return self.answer
+
+    def __repr__(self) -> str:
+        shown = [f"answer={shortened(self.answer)}"]
+        shown += [f"reasoning=<{len(self.reasoning):,} characters>"] if self.reasoning else []
+        shown += [f"tool_calls={self.tool_calls}"] if self.tool_calls else []
+        shown += [f"finish_reason={self.finish_reason!r}"]
+        return f"Reply({', '.join(shown)}, <{self.usage.completion_tokens:,} tokens>)"
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
     """Several replies to one prompt, and the answer most of them agree on (self-consistency).
+
+    ``str(samples)`` is that answer.
 
     Attributes:
         replies: the replies in the order of their seeds.
@@ -85,6 +114,15 @@ class Samples:
     votes: dict[str, int]
     forward_passes: int
 
+    def __str__(self) -> str:
+        return self.majority
+
+    def __repr__(self) -> str:
+        return (
+            f"Samples(majority={shortened(self.majority)}, votes={self.votes}, "
+            f"<{len(self.replies)} replies>)"
+        )
+
     @classmethod
     def from_replies(cls, replies: Iterable[Reply]) -> "Samples":
         """Count the votes of replies that were decoded together."""
@@ -97,6 +135,11 @@ class Samples:
         # The last reply to end took part in every pass.
         passes = max((reply.usage.forward_passes for reply in ordered), default=0)
         return cls(ordered, majority, dict(votes), passes)
+
+
+def shortened(text: str) -> str:
+    """Return the representation of a text, without its middle if it is long."""
+    return repr(text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 20]} ... {text[-15:]}")
 
 
 def vote(answer: str) -> str:
@@ -221,6 +264,7 @@ class ReplyBuilder:
             finish_reason,
             closed_by,
             usage,
+            (*(found for text in self._texts for found in text.logprobs), *self._logprobs),
         )
 
     def _joined(self, kind: str) -> str:

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from magistral_mlx.checkpoint.manifest import ReasoningFormat
 from magistral_mlx.errors import OptionError, named
 from magistral_mlx.files import as_path
-from magistral_mlx.options import FOLDER, check_count, is_number, option, refused
+from magistral_mlx.options import FOLDER, check_count, documented, is_number, option, refused
 
 KVBits = Literal[16, 8, 4]
 MAX_MEMORY_GB = 1_000_000
@@ -15,6 +15,7 @@ MAX_MEMORY_GB = 1_000_000
 MAX_DRAFT_TOKENS = 7
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
     """Options of loading a model. The plan checks those that depend on the model.

@@ -10,9 +10,12 @@ from magistral_mlx.streams import Progress
 class Text:
     """A piece of the reasoning trace or of the answer.
 
-    ``logprobs``, if asked for, has an entry for each id of the piece: the best ids and their
-    log-probabilities without temperature; an id that was forced has an empty entry. A piece
-    without text carries the entries of a tool call.
+    Attributes:
+        kind: "reasoning" or "answer".
+        text: the characters; they may be none.
+        logprobs: if asked for, an entry for each id of the piece: the best ids and their
+            log-probabilities without temperature; an id that was forced has an empty entry. A
+            piece without text carries the entries of a tool call.
     """
 
     kind: Literal["reasoning", "answer"]
@@ -22,7 +25,13 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A function that the model asks to be called; ``id`` is nine letters and digits."""
+    """A function that the model asks to be called.
+
+    Attributes:
+        id: nine letters and digits, which the result refers to.
+        name: the function's.
+        arguments: by their names.
+    """
 
     id: str
     name: str
