@@ -13,6 +13,7 @@ import click
 from magistral_mlx.convert.progress import run_with_bar
 from magistral_mlx.convert.verification.verification import Report, stream_verification
 from magistral_mlx.errors import visible
+from magistral_mlx.library.known_folders import find_model
 from magistral_mlx.options import FOLDER
 from magistral_mlx.terminal import command_line
 from magistral_mlx.terminal.flags_from_options import suggest
@@ -54,7 +55,7 @@ Exit codes: 0 all checks pass, 2 one fails, or something else to change, 130 int
 def command(*, target: str, hf_path: str | None, as_json: bool) -> int:
     """Check a converted checkpoint: every file, number and id of it."""
     started = time.perf_counter()
-    report = run_with_bar(stream_verification(target, hf_path))
+    report = run_with_bar(stream_verification(find_model(target), hf_path))
     seconds = time.perf_counter() - started
     print(in_json(report, seconds) if as_json else visible(in_words(report)))
     return command_line.DONE if report.passed else command_line.WRONG

@@ -4,14 +4,15 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import click
 
 from magistral_mlx.checkpoint.folder import DEMO
-from magistral_mlx.checkpoint.hub_api import Unreachable
+from magistral_mlx.checkpoint.hub_api import Unreachable, is_hub_id
 from magistral_mlx.demo import resolve_model
-from magistral_mlx.errors import MemoryLimitError, OptionError, as_flags, in_units, visible
+from magistral_mlx.errors import MemoryLimitError, OptionError, as_flags, in_units, quoted, visible
 from magistral_mlx.library import settings
 from magistral_mlx.library.details import details
 from magistral_mlx.library.known_folders import find_model
@@ -92,12 +93,19 @@ holds no other files. At a terminal it asks first.
 @click.command("pull", cls=command_line.Command, epilog=PULL_EPILOG)
 @click.argument("model", metavar="[ID]", default=READY_MADE)
 @click.option("--revision", metavar="R", help="Branch, tag or commit.")
+@click.option(
+    "--tokenizer",
+    metavar="T",
+    help="A folder or hub id whose tekken.json fits a model that has none and names no base model.",
+)
 @click.option("--force", is_flag=True, help="Fetch a model that does not fit this machine, too.")
-def pull(*, model: str, revision: str | None, force: bool) -> int:
+def pull(*, model: str, revision: str | None, tokenizer: str | None, force: bool) -> int:
     """Fetch a model from the hub, and say first what it takes."""
     found = find_model(model)
     if found == DEMO or os.path.isdir(os.path.expanduser(found)):
         raise OptionError(f"{model} is on this machine already; a hub id has the form org/name")
+    if not is_hub_id(found):
+        raise OptionError(f"{quoted(model)} is no hub id; use the form org/name")
     try:
         seen = preview(found, revision)
     except Unreachable:
@@ -115,7 +123,7 @@ def pull(*, model: str, revision: str | None, force: bool) -> int:
                     f"it): {error.template}"
                 ) from None
             tell(f"does not fit this machine: {as_flags(error)}")
-    print(resolve_model(found, revision, check=check_before_weights))
+    print(resolve_model(found, revision, check=partial(check_before_weights, given=tokenizer)))
     if settings.default_model() is None and revision is None:
         settings.set_value(settings.key_of(settings.MODEL), found)
         tell("it is the default model now: magistral chat")
@@ -212,10 +220,10 @@ def _model_to_keep(name: str) -> str:
     found = find_model(name)
     if os.path.isdir(os.path.expanduser(found)):
         return os.path.abspath(os.path.expanduser(found))
-    if found != DEMO and found.count("/") != 1:
+    if found != DEMO and not is_hub_id(found):
         raise OptionError(
-            f"{name} is no model here; magistral list shows those that are, and a hub id has the "
-            "form org/name"
+            f"{quoted(name)} is no model here; magistral list shows those that are, and a hub id "
+            "has the form org/name"
         )
     return found
 

@@ -85,5 +85,5 @@ def resolve_local(model: str, *, converts_demo: bool = True) -> Path:
         )
     raise CheckpointError(
         f"{quoted(model)}: no such folder. A host loads folders and 'demo', and fetches nothing: "
-        "download the model in your app, or once with `magistral generate --model org/name`"
+        "download the model in your app, or once with `magistral pull org/name`"
     )

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Literal
 
 from magistral_mlx.checkpoint.folder import DEMO, DEMO_SOURCE, Checkpoint, open_checkpoint
+from magistral_mlx.checkpoint.hub_api import is_hub_id
 from magistral_mlx.demo import demo_folder
-from magistral_mlx.errors import CheckpointError, MagistralError, MemoryLimitError
+from magistral_mlx.errors import CheckpointError, MagistralError, MemoryLimitError, as_flags
 from magistral_mlx.library.hub_models import cached_models
 from magistral_mlx.library.known_folders import find_model, known_folders
 from magistral_mlx.library.settings import default_model, load_options
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.model.memory import plan_for
+from magistral_mlx.tokenizer.home import find_tokenizer
 
 Kind = Literal["demo", "folder", "hub"]
 
@@ -80,7 +82,7 @@ def find_local(name: str) -> LocalModel:
     if folder.is_dir():
         found = _Found(str(folder), "folder", folder, folder_bytes(folder))
         return _described(found, load_options(), _default())
-    way = f"`magistral pull {wanted}` fetches it" if wanted.count("/") == 1 else "check the name"
+    way = f"`magistral pull {wanted}` fetches it" if is_hub_id(wanted) else "check the name"
     raise CheckpointError(f"{name} is not on this machine; magistral list shows what is, {way}")
 
 
@@ -144,11 +146,12 @@ def _described(found: _Found, options: LoadOptions, default: str | None) -> Loca
         try:
             checkpoint = open_checkpoint(found.folder)
             bits = bits_of(checkpoint)
+            find_tokenizer(found.folder, fetches=False)
             context = plan_for(checkpoint, options).context
         except MemoryLimitError:
             problem = "does not fit this machine"
         except MagistralError as error:
-            problem = str(error)
+            problem = as_flags(error)
     return LocalModel(
         found.name, found.kind, found.folder, found.nbytes, bits, context, is_default, problem
     )

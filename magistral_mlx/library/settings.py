@@ -15,8 +15,17 @@ from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.options import Option, option, options_of
 
 MODEL, MODEL_VARIABLE = "model", "MAGISTRAL_MODEL"
-# Options that suit every model. The others belong to one model or one run.
-LOADING = ("max_kv_size", "kv_bits", "prefill_step_size", "memory_gb", "num_draft_tokens")
+# The options of loading that are settings. The others belong to one model or one run.
+LOADING = (
+    "max_kv_size",
+    "kv_bits",
+    "prefill_step_size",
+    "memory_gb",
+    "num_draft_tokens",
+    "tokenizer",
+)
+# Those that a plan for this machine takes.
+PLANNED = ("kv_bits", "prefill_step_size", "memory_gb")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +129,7 @@ def default_model() -> str | None:
 def load_options() -> LoadOptions:
     """Return the options of a plan for this machine: the settings without the context."""
     settings = read_settings()
-    values = {name: settings[name] for name in LOADING[1:4] if name in settings}
+    values = {name: settings[name] for name in PLANNED if name in settings}
     return LoadOptions(**values)
 
 

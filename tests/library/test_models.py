@@ -116,6 +116,23 @@ def test_what_is_here_is_not_pulled(name: str, capsys: Capture) -> None:
     assert "is on this machine already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["nothing", "https://hub/org/name", "org/a/b", "./a b"])
+def test_what_is_no_hub_id_is_not_asked_for(hub: Hub, name: str, capsys: Capture) -> None:
+    assert run(manage.pull, name) == 2
+    assert "is no hub id; use the form org/name" in capsys.readouterr().err
+    assert hub.requests == []
+
+
+def test_a_model_without_a_tokenizer_is_refused_before_its_weights(
+    hub: Hub, capsys: Capture
+) -> None:
+    del hub.files["tekken.json"]
+    assert run(manage.pull, REPO) == 2
+    assert "tekken.json is missing" in capsys.readouterr().err
+    shards = {name: data for name, data in hub.files.items() if name.endswith(".safetensors")}
+    assert all(hub.sent[name] < len(content) for name, content in shards.items())
+
+
 # list
 
 

@@ -39,6 +39,7 @@ def write(path: Path, text: str) -> None:
         ("memory-gb", "17.2", 17.2),
         ("max-kv-size", "4096", 4096),
         ("model", "org/name", "org/name"),
+        ("tokenizer", "org/name", "org/name"),
     ],
 )
 def test_a_value_is_read_as_it_was_set(key: str, text: str, value: object) -> None:
@@ -62,7 +63,7 @@ def test_a_value_is_read_as_it_was_set(key: str, text: str, value: object) -> No
         ("on-loop", "never", "use one of close, stop, ignore"),
         ("stop", "[1]", "a list of texts"),
         ("model", "nothing here", "is no model here"),
-        ("model", "a\nb/c", "use one line of plain text"),
+        ("model", "a\nb/c", r"'a\nb/c' is no model here"),
         ("tempe", "1", "did you mean"),
         ("wired", "true", "is not a setting; use one of model"),
         ("revision", "main", "is not a setting"),
