@@ -16,7 +16,7 @@ from magistral_mlx import chat, generate
 from magistral_mlx.errors import HubError
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.serving.events import event_of
-from magistral_mlx.terminal import shared_flags
+from magistral_mlx.terminal import command_line, shared_flags
 from magistral_mlx.terminal.asking.question import MAX_BYTES
 from magistral_mlx.terminal.asking.results import as_object
 from tests.support.terminal.scripted import REPLY, SEGMENTS, Scripted, run
@@ -57,6 +57,18 @@ def test_piped_text_follows_the_prompt(model: Scripted, pipe: Callable[[str], No
     pipe("")
     assert run() == 0
     assert question(model) == "What is 48 + 76?"
+
+
+def test_a_piped_question_goes_to_the_model_that_run_names(
+    model: Scripted, pipe: Callable[[str], None]
+) -> None:
+    pipe("What is it?\n")
+    assert command_line.run(generate.run, ["demo"]) == 0
+    assert question(model) == "What is it?"
+    assert model.loaded["model"] == "demo"
+    pipe("one\n")
+    assert command_line.run(generate.run, ["demo", "Sum it up."]) == 0
+    assert question(model) == "Sum it up.\n\none"
 
 
 def test_a_terminal_is_not_read(

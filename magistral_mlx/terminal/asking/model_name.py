@@ -13,6 +13,7 @@ from magistral_mlx.errors import quoted
 from magistral_mlx.library.known_folders import find_model, is_model, model_names
 from magistral_mlx.library.settings import MODEL, MODEL_VARIABLE, default_model
 from magistral_mlx.options import FOLDER
+from magistral_mlx.terminal.asking.question import is_piped
 from magistral_mlx.terminal.flags_from_options import Decorator, suggest
 
 READY_MADE = "lmstudio-community/Magistral-Small-2506-MLX-4bit"
@@ -86,12 +87,15 @@ def _keep_words(ctx: click.Context, _: click.Parameter, words: tuple[str, ...]) 
         return
     if len(words) > 2:
         raise click.UsageError('put the question in quotes: magistral run "..."', ctx)
-    if len(words) == 1 and is_model(words[0]):
+    is_alone = len(words) == 1 and is_model(words[0])
+    if is_alone and not is_piped():
         raise click.UsageError(
             f'{words[0]} is a model: magistral run {words[0]} "..." asks it a question, and '
             f"magistral chat {words[0]} talks to it",
             ctx,
         )
+    if is_alone:  # as in: cat question.txt | magistral run demo
+        words = (words[0], "-")
     ctx.params["prompt"] = words[-1] if words else None
     _choose(ctx, WORD, words[0] if len(words) == 2 else None)
     _require(ctx)
