@@ -81,17 +81,23 @@ def fetch(
     return folder
 
 
-def fetch_files(repo_id: str, names: Sequence[str]) -> Path:
+def fetch_files(repo_id: str, names: Sequence[str], *, most_bytes: int) -> Path:
     """Return the folder in the hub's cache that holds small files of a repository's main branch.
 
     The first of ``names`` must be there; others may be missing.
 
     Raises:
-        HubError: it is not there, or the files cannot be fetched.
+        HubError: it is not there, a file has over ``most_bytes``, or they cannot be fetched.
     """
     commit, files = list_named(repo_id, names)
     if names[0] not in files:
         raise HubError(f"{repo_id} holds no {names[0]}; name another repository or a folder")
+    for file in files.values():
+        if file.size > most_bytes:
+            raise HubError(
+                f"{repo_id}: {file.name} has {file.size} bytes, far too many for what it is; name "
+                "another repository or a folder"
+            )
     _check_space(repo_id, files.values())
     folder = _download(repo_id, commit, files, is_marked=False)
     _refuse(_delete_damaged(folder, files.values()))

@@ -11,6 +11,7 @@ from magistral_mlx.checkpoint.hub_api import CARD, TEKKEN_FILE, is_hub_id
 from magistral_mlx.checkpoint.hub_cache import cached_files, fetch_files
 from magistral_mlx.errors import CheckpointError, HubError, TokenizerError, named, quoted
 from magistral_mlx.files import as_path
+from magistral_mlx.tokenizer.tekken_file import MAX_TEKKEN_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -18,8 +19,11 @@ log = logging.getLogger(__name__)
 FILES = (TEKKEN_FILE, "SYSTEM_PROMPT.txt")
 TOKENIZER_CONFIG = "tokenizer_config.json"
 BASE_MODEL = "base_model"  # its key in both
-# The value of the key in the card's front matter: an id, or a list with one.
-BASE_IN_CARD = re.compile(r"^base_model:[ \t]*(?:\n[ \t]*-)?[ \t]*(['\"]?)(\S+?)\1[ \t]*$", re.M)
+# The value of the key in the card's front matter: an id, or a list that begins with one. No two
+# repetitions meet, so the time is linear.
+BASE_IN_CARD = re.compile(
+    r"^base_model:[ \t]*(?:\r?\n[ \t]*-[ \t]*)?(['\"]?)(\S+?)\1[ \t\r]*$", re.M
+)
 RELEASE = "mistralai/Magistral-Small-2506"
 
 
@@ -54,8 +58,8 @@ def find_tokenizer(folder: Path, given: str | Path | None = None, *, fetches: bo
         home = _from_hub(base, fetches=fetches)
     except HubError as error:
         raise HubError(
-            f"{folder / TEKKEN_FILE} is missing, and that of the base model is not here: {error}; "
-            f"or name a folder that has it by {named('tokenizer')}"
+            f"{folder / TEKKEN_FILE} is missing; name a folder that has it by "
+            f"{named('tokenizer')}. That of the base model is not here: {error}"
         ) from None
     log.info("%s is missing; that of the base model %s is used", folder / TEKKEN_FILE, base)
     return home
@@ -89,7 +93,7 @@ def _from_hub(repo_id: str, *, fetches: bool) -> Path:
             f"{repo_id} has it, and nothing is fetched here; load the model once with "
             "`magistral generate`"
         )
-    return fetch_files(repo_id, FILES)
+    return fetch_files(repo_id, FILES, most_bytes=MAX_TEKKEN_BYTES)
 
 
 def _base_model(folder: Path) -> str | None:

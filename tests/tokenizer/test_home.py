@@ -14,6 +14,7 @@ from magistral_mlx.convert import __main__ as convert_door
 from magistral_mlx.convert import verify_checkpoint
 from magistral_mlx.convert.source.hub_stream import HEAD_BYTES
 from magistral_mlx.errors import CheckpointError, HubError, MagistralError, TokenizerError
+from magistral_mlx.tokenizer import home
 from magistral_mlx.tokenizer.home import find_tokenizer
 from magistral_mlx.tokenizer.tekken import Tokenizer
 from tests.support.hub_server import REPO, Hub, go_offline, serving, use
@@ -105,7 +106,7 @@ def test_a_hub_model_takes_that_of_its_base_before_its_weights(hub: Hub) -> None
     [
         (None, {}, r"tekken.json is missing, and no file .* tokenizer=mistralai/Magistral"),
         ("/a/folder", {}, "names '/a/folder' as its base model, which is no hub id"),
-        ("org/gone-1", {}, "that of the base model is not here: org/gone-1"),
+        ("org/gone-1", {}, "base model is not here: org/gone-1"),
         (OTHER, {}, r"is not the tokenizer of .*tokenizer.json: id 34 is .*THINK"),
         (BASE, {"tokenizer": OTHER}, r"is not the tokenizer of .*tokenizer.json: id 34 is .*THINK"),
         (BASE, {"tokenizer": "none"}, "none is no folder and no hub id"),
@@ -178,13 +179,40 @@ def test_what_mlx_lm_copies_names_the_base(hub: Hub, folder: Path) -> None:
     assert (find_tokenizer(folder) / "SYSTEM_PROMPT.txt").read_text() == PROMPT
 
 
+@pytest.mark.parametrize(
+    ("card", "base"),
+    [
+        (f"base_model: {BASE}", BASE),
+        (f"base_model: '{BASE}'  \r", BASE),
+        (f"base_model:\r\n  - {BASE}\r\n  - {OTHER}\r", BASE),
+        ("base_model:" + " " * 1_000_000, None),
+        ("base_model_relation: quantized", None),
+        ("x: y\n---\nbase_model: org/later", None),
+    ],
+)
+def test_the_base_is_read_off_the_card(folder: Path, card: str, base: str | None) -> None:
+    (folder / "README.md").write_bytes(f"---\n{card}\n---\n# A model\n".encode())
+    with pytest.raises(MagistralError, match=base or "no file beside it names the base model"):
+        find_tokenizer(folder, fetches=False)
+
+
+def test_a_file_far_too_large_is_not_fetched(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(home, "MAX_TEKKEN_BYTES", 1000)
+    with pytest.raises(HubError, match="far too many for what it is"):
+        find_tokenizer(folder, BASE)
+    assert not hub.fetched()
+
+
 def test_what_arrived_damaged_is_deleted(hub: Hub, folder: Path) -> None:
     (folder / "README.md").write_text(CARD.format(BASE))
     hub.damaged = frozenset({"tekken.json"})
     with pytest.raises(HubError, match="arrived damaged"):
         find_tokenizer(folder)
     hub.damaged = frozenset()
-    assert Tokenizer.of_model(folder, 2048).path.read_bytes() == (DEMO / "tekken.json").read_bytes()
+    taken = Tokenizer.of_model(folder, 2048).path
+    assert taken.read_bytes() == (DEMO / "tekken.json").read_bytes()
 
 
 def test_without_a_network_the_message_names_both_ways(
@@ -192,7 +220,9 @@ def test_without_a_network_the_message_names_both_ways(
 ) -> None:
     (folder / "README.md").write_text(CARD.format(f"'{BASE}'"))
     go_offline(monkeypatch, "flag")
-    with pytest.raises(HubError, match=r"org/Base-1 cannot be fetched.* a folder that has it by"):
+    with pytest.raises(
+        HubError, match=r"name a folder that has it by .*org/Base-1 cannot be fetched"
+    ):
         find_tokenizer(folder)
 
 
