@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-import magistral_mlx as mm
 from magistral_mlx import chat, generate
 from magistral_mlx.errors import HubError
 from magistral_mlx.model.load_options import LoadOptions
@@ -115,14 +114,12 @@ def test_files_follow_the_prompt_under_their_names(
 
 
 def test_a_chat_takes_its_system_prompt_from_a_file(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Scripted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[object] = []
-    monkeypatch.setattr(mm.Magistral, "chat", lambda _, **options: asked.append(options))
     (tmp_path / "f").write_text("Be brief.\n")
     with pytest.raises(AttributeError):  # the chat is none
         chat.main(["--model", "demo", "--system-prompt-file", str(tmp_path / "f")])
-    assert asked == [{"system_prompt": "Be brief."}]
+    assert model.asked == [{"system_prompt": "Be brief."}]
     for flags, said in (
         (("--system-prompt-file", str(tmp_path)), "cannot be read"),
         (("--system-prompt", "a", "--system-prompt-file", "b"), "keep one"),

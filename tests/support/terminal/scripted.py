@@ -66,6 +66,9 @@ class Scripted:
         finally:
             self.is_closed = True
 
+    def chat(self, **options: Any) -> None:
+        self.asked.append(options)
+
     @streamed
     def stream_samples(
         self, messages: Any, sampling: SamplingParams, *, n: int, **options: Any
