@@ -245,7 +245,7 @@ class Magistral:
     def _encode(self, request: Request) -> list[int]:
         """Return the prompt's ids."""
         return self.tokenizer.encode_chat(
-            request.messages,
+            request.conversation,
             system_prompt_only=request.system_prompt_only,
             tools=request.tools,
             think=request.params.thinks,

@@ -63,11 +63,14 @@ class Request(Asked):
         default=None,
         metadata=explained("Functions the model may call, as OpenAI's tool definitions."),
     )
+    system_prompt: str | None = field(
+        default=None, metadata=explained("A system prompt, added to the checkpoint's own.")
+    )
     system_prompt_only: bool = field(
         default=False,
         metadata=explained(
-            "A system message replaces the checkpoint's instead of joining it; the model may then "
-            "stop reasoning."
+            "The system prompt or message replaces the checkpoint's instead of joining it; the "
+            "model may then stop reasoning."
         ),
     )
     prompt_cache_file: str | Path | None = field(
@@ -77,6 +80,18 @@ class Request(Asked):
             "end."
         ),
     )
+
+    @property
+    def conversation(self) -> Messages:
+        """The messages, after the system prompt if there is one."""
+        if self.system_prompt is None:
+            return self.messages
+        asked = self.messages
+        if isinstance(asked, str):
+            asked = [{"role": "user", "content": asked}]
+        elif not isinstance(asked, Sequence):
+            return asked  # refused by the tokenizer
+        return [{"role": "system", "content": self.system_prompt}, *asked]
 
 
 @documented

@@ -74,7 +74,7 @@ class Worker:
     @property
     def is_current(self) -> bool:
         """True on the worker's own thread."""
-        return self._thread is threading.current_thread()
+        return self._thread is not None and self._thread.ident == threading.get_ident()
 
     def at_exit(self, end: Callable[[], None]) -> None:
         """Let a function end what is open, before the interpreter and the worker end."""

@@ -10,7 +10,7 @@ import pytest
 import magistral_mlx as mm
 
 QUESTION, OTHER = "What is 48 + 76?", "How many r's are in strawberry?"
-SHORT = mm.SamplingParams(seed=3, max_tokens=6)
+SHORT = mm.SamplingParams(seed=3, max_tokens=3)
 LONG = mm.SamplingParams(temperature=9, top_p=1, seed=1, on_loop="ignore")
 
 
@@ -19,7 +19,7 @@ def said(reply: mm.Reply) -> tuple[str, str, str]:
 
 
 def test_replies_at_once_are_those_of_one_after_another(magistral: mm.Magistral) -> None:
-    questions = [QUESTION, OTHER, "What is 7 * 8?"]
+    questions = [QUESTION, OTHER]
     alone = [said(magistral.ask(question, SHORT)) for question in questions]
     threads = threading.active_count()
 
@@ -98,9 +98,9 @@ def test_a_conversation_keeps_its_turns(magistral: mm.Magistral) -> None:
     expected = [said(plain.ask(question, SHORT)) for question in (QUESTION, OTHER)]
 
     async def converse() -> AsyncIterator[mm.Reply]:
-        yield await chat.aask(QUESTION, seed=3, max_tokens=6)
+        yield await chat.aask(QUESTION, seed=3, max_tokens=3)
         async with contextlib.AsyncExitStack() as stack:
-            stream = await stack.enter_async_context(chat.astream(OTHER, seed=3, max_tokens=6))
+            stream = await stack.enter_async_context(chat.astream(OTHER, seed=3, max_tokens=3))
             async for _ in stream:
                 pass
             yield await stream.result()

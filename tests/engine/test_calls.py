@@ -29,6 +29,17 @@ def test_the_fields_of_the_sampling_are_keywords(magistral: mm.Magistral) -> Non
         magistral.ask(QUESTION, temperature=-1)
 
 
+def test_a_system_prompt_is_a_system_message(magistral: mm.Magistral) -> None:
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
+    expected = magistral.ask(asked, SHORT)
+    for messages in (QUESTION, asked[1:]):
+        found = magistral.ask(messages, SHORT, system_prompt="Be brief.")
+        assert said(found) == said(expected)
+        assert found.usage.prompt_tokens == expected.usage.prompt_tokens
+    with pytest.raises(mm.OptionError):
+        magistral.ask(QUESTION, system_prompt=5)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("how", ["ask", "stream", "sample", "stream_samples"])
 def test_keywords_and_a_sampling_are_not_mixed(magistral: mm.Magistral, how: str) -> None:
     count = {"n": 2} if "sample" in how else {}
@@ -47,7 +58,7 @@ def test_a_wrong_keyword_is_named_with_the_right_one(magistral: mm.Magistral) ->
 
 def test_what_is_printed(magistral: mm.Magistral) -> None:
     chat = magistral.chat()
-    reply = chat.ask(QUESTION, temperature=0)
+    reply = chat.ask(QUESTION, temperature=0, think_budget=2)
     assert str(reply) == reply.answer != ""
     assert repr(reply).startswith(f"Reply(answer={reply.answer!r}, reasoning=<")
     assert len(repr(reply)) < 200

@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_refused_before_any_pass(
         magistral.stream(QUESTION, mm.SamplingParams(max_tokens=magistral.plan.context))
     with pytest.raises(mm.ContextError, match="shorten it"):
         magistral.ask("1 + 1 " * 2000)
-    with pytest.raises(mm.OptionError, match="at least one"):
+    with pytest.raises(mm.OptionError, match="at least 1"):
         magistral.sample(QUESTION, n=0)
 
 

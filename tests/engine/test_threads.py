@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
@@ -17,10 +17,10 @@ import pytest
 import magistral_mlx as mm
 from magistral_mlx.engine.line import Line, Turn
 from magistral_mlx.engine.worker import EndingError, Worker
-from magistral_mlx.streams import without_items
+from magistral_mlx.streams import streamed, without_items
 
 QUESTION, OTHER = "What is 48 + 76?", "How many r's are in strawberry?"
-SHORT = mm.SamplingParams(seed=3, max_tokens=6)
+SHORT = mm.SamplingParams(seed=3, max_tokens=3)
 LONG = mm.SamplingParams(temperature=9, top_p=1, seed=1, on_loop="ignore")
 
 
@@ -46,7 +46,7 @@ def check_threads(magistral: mm.Magistral, threads: int, asks: int) -> None:
     jobs = [(f"What is {i} + {k}?", 50 * i + k) for i in range(threads) for k in range(asks)]
 
     def ask(job: tuple[str, int]) -> tuple[str, str, str]:
-        return said(magistral.ask(job[0], mm.SamplingParams(seed=job[1], max_tokens=6)))
+        return said(magistral.ask(job[0], mm.SamplingParams(seed=job[1], max_tokens=3)))
 
     alone = list(map(ask, jobs))
     with ThreadPoolExecutor(threads) as pool:
@@ -54,7 +54,7 @@ def check_threads(magistral: mm.Magistral, threads: int, asks: int) -> None:
 
 
 def test_replies_of_several_threads_are_those_of_one(magistral: mm.Magistral) -> None:
-    check_threads(magistral, threads=4, asks=2)
+    check_threads(magistral, threads=4, asks=1)
 
 
 @pytest.mark.slow
@@ -231,6 +231,26 @@ def test_ctrl_c_gives_what_there_is_of_several_replies(
     with pytest.raises(KeyboardInterrupt):
         found.extend(magistral.stream_samples(QUESTION, LONG, n=3))
     assert [reply.finish_reason for reply in found] == ["cancelled"] * 3
+
+
+def test_ctrl_c_ends_a_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    main, ended = threading.main_thread().ident, threading.Event()
+    assert main is not None
+
+    @streamed
+    def endless(_: object) -> Generator[mm.Progress, None, None]:
+        try:
+            for done in range(10**9):
+                yield mm.Progress(done, 10**9)
+                if done == 3:
+                    signal.pthread_kill(main, signal.SIGINT)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr("magistral_mlx.engine.load.load_model", endless)
+    with pytest.raises(KeyboardInterrupt):
+        mm.load("demo")
+    assert ended.is_set()
 
 
 def test_a_forked_process_is_told_to_load_its_own_model(monkeypatch: pytest.MonkeyPatch) -> None:
