@@ -58,7 +58,7 @@ def test_a_wrong_keyword_is_named_with_the_right_one(magistral: mm.Magistral) ->
 
 def test_what_is_printed(magistral: mm.Magistral) -> None:
     chat = magistral.chat()
-    reply = chat.ask(QUESTION, temperature=0, think_budget=2)
+    reply = chat.ask(QUESTION, temperature=0, think_budget=8)
     assert str(reply) == reply.answer != ""
     assert repr(reply).startswith(f"Reply(answer={reply.answer!r}, reasoning=<")
     assert len(repr(reply)) < 200
