@@ -15,6 +15,7 @@ from magistral_mlx.demo import resolve_model
 from magistral_mlx.errors import MemoryLimitError, OptionError, as_flags, in_units, quoted, visible
 from magistral_mlx.library import settings
 from magistral_mlx.library.details import details
+from magistral_mlx.library.hub_models import hide_progress
 from magistral_mlx.library.known_folders import find_model
 from magistral_mlx.library.models import bits_of, find_local, local_models
 from magistral_mlx.library.places import settings_path
@@ -106,6 +107,8 @@ def pull(*, model: str, revision: str | None, tokenizer: str | None, force: bool
         raise OptionError(f"{model} is on this machine already; a hub id has the form org/name")
     if not is_hub_id(found):
         raise OptionError(f"{quoted(model)} is no hub id; use the form org/name")
+    if is_quiet():
+        hide_progress()
     try:
         seen = preview(found, revision)
     except Unreachable:
@@ -170,7 +173,8 @@ def remove(*, model: str, yes: bool) -> int:
     if not yes:
         if not sys.stdin.isatty():
             raise OptionError(f"{what} would be removed; say --yes, as nobody can be asked here")
-        click.confirm(f"Remove {what}, {in_units(found.disk_bytes)}?", abort=True, err=True)
+        if not click.confirm(f"Remove {what}, {in_units(found.disk_bytes)}?", err=True):
+            return command_line.DONE
     print(f"{what}: removed, {in_units(remove_model(found))} freed")
     if found.is_default:
         tell("it was the default model; magistral config model NAME makes another")

@@ -30,6 +30,13 @@ class CachedModel:
     is_whole: bool
 
 
+def hide_progress() -> None:
+    """Let huggingface_hub show no progress of its own, in this process."""
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+
+    disable_progress_bars()
+
+
 def cached_ids() -> list[str]:
     """Return the ids in the hub's cache, by the names of its folders alone."""
     from huggingface_hub import constants

@@ -21,7 +21,7 @@ FOLDERS = "folders"  # the key in the list's file
 
 def known_folders() -> list[Path]:
     """Return the folders that hold a model now; one that has gone is left out."""
-    return [folder for folder in _read() if (folder / "config.json").is_file()]
+    return [folder for folder in _read() if os.path.isfile(folder / "config.json")]
 
 
 def remember(folder: str | Path) -> None:

@@ -8,26 +8,28 @@ from typing import Any
 
 import click
 
+from magistral_mlx.checkpoint.hub_api import is_hub_id
 from magistral_mlx.engine.load import loading
 from magistral_mlx.engine.magistral import Magistral
 from magistral_mlx.errors import (
     CheckpointError,
     ContextError,
+    HubError,
     MagistralError,
     MemoryLimitError,
-    OptionError,
+    TokenizerError,
     in_units,
 )
 from magistral_mlx.generation.params import SamplingParams
+from magistral_mlx.library.hub_models import hide_progress
 from magistral_mlx.library.known_folders import find_model, remember
-from magistral_mlx.library.places import settings_path
-from magistral_mlx.library.settings import read_settings
+from magistral_mlx.library.settings import LOADING, MODEL, read_settings
 from magistral_mlx.model import cache_file
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.terminal import command_line
-from magistral_mlx.terminal.asking.model_name import is_setting
+from magistral_mlx.terminal.asking.model_name import is_setting, source_of
 from magistral_mlx.terminal.flags_from_options import Decorator, Function, click_options
-from magistral_mlx.terminal.verbosity import Status
+from magistral_mlx.terminal.verbosity import Status, is_quiet
 
 # Flags of mlx-lm, Ollama and llama.cpp that a user may type here, and what to do instead.
 MLX_LM_FLAGS = {
@@ -85,20 +87,33 @@ class Command(command_line.Command):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an error also names the settings that were used."""
+        """Run the command; an error also names the settings that may have caused it."""
         try:
             return super().invoke(ctx)
-        except (CheckpointError, ContextError, MemoryLimitError, OptionError) as error:
-            used = [name.replace("_", "-") for name in ctx.params if is_setting(ctx, name)]
+        except MagistralError as error:
+            used = [name for name in ctx.params if may_cause(name, error) and is_setting(ctx, name)]
             if not used:
                 raise
-            where = f"{settings_path()} sets {', '.join(used)}"
-            raise type(error)(f"{error.template}\n({where}; magistral config changes it)") from None
+            names = ", ".join(name.replace("_", "-") for name in used)
+            where = f"{source_of(ctx, used)} sets {names}"
+            raise type(error)(f"{error.template}\n({where})") from None
+
+
+def may_cause(name: str, error: MagistralError) -> bool:
+    """Return whether a parameter may be the cause of an error that its command ended with."""
+    if isinstance(error, CheckpointError | HubError | TokenizerError):
+        return name in (MODEL, "tokenizer")
+    if isinstance(error, ContextError | MemoryLimitError):
+        return name in (*LOADING, "max_tokens")
+    text = error.template.replace("-", "_")
+    return name in text or (name == "max_kv_size" and "context" in text)
 
 
 def load_with_progress(model: str, options: LoadOptions) -> Magistral:
     """Load a model, with progress on stderr."""
     folder = find_model(model)
+    if is_quiet() and is_hub_id(folder):
+        hide_progress()
     stream, status = loading(folder, options), Status()
     try:
         for progress in stream:

@@ -113,6 +113,20 @@ def test_an_error_names_the_setting_that_caused_it(config: Path, capsys: Capture
     assert "max-kv-size" in err
 
 
+def test_an_error_that_no_setting_caused_names_none(config: Path, capsys: Capture) -> None:
+    write(config, 'model = "org/name"\ntemp = 0.1\n')
+    assert generate.main(["-p", ""]) == 2
+    assert str(config) not in capsys.readouterr().err
+
+
+def test_a_model_of_the_variable_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MAGISTRAL_MODEL", str(tmp_path))
+    assert generate.main(ASK) == 2
+    assert "MAGISTRAL_MODEL sets model" in capsys.readouterr().err
+
+
 def test_help_is_shown_beside_wrong_settings(config: Path, capsys: Capture) -> None:
     write(config, "temp = 'hot'")
     assert generate.main(["--help"]) == 0
@@ -168,6 +182,15 @@ def test_a_damaged_list_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "mine" / "config.json").write_text("{}")
     remember(tmp_path / "mine")
     assert known_folders() == [tmp_path / "mine"]
+
+
+@pytest.mark.parametrize("name", ["/" + "a" * 5000, "/\\u0000", "/\\ud800", "relative", 5, None])
+def test_a_name_that_is_no_path_is_left_out(tmp_path: Path, name: object) -> None:
+    (tmp_path / "state").mkdir()
+    text = json.dumps({"folders": [name, str(tmp_path)]}).replace("\\\\", "\\")
+    (tmp_path / "state" / "models.json").write_text(text)
+    (tmp_path / "config.json").write_text("{}")
+    assert known_folders() == [tmp_path]
 
 
 def test_a_home_that_is_read_only_costs_the_list_alone(

@@ -1,5 +1,6 @@
 """The models of this machine: pull, list, show and remove, on a hub on the loopback interface."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -266,6 +267,27 @@ def test_remove_touches_nothing_that_is_not_a_conversion(
     assert run(manage.remove, "demo", "--yes") == 2
     assert "part of this package" in capsys.readouterr().err
     assert (converted / "tekken.json").exists()
+
+
+@pytest.mark.parametrize("answer", ["y", "n", ""])
+def test_remove_asks_at_a_terminal(
+    converted: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    typed = io.StringIO(f"{answer}\n")
+    monkeypatch.setattr(typed, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", typed)
+    assert run(manage.remove, "mine") == 0
+    assert converted.exists() == (answer != "y")
+
+
+def test_quiet_shows_the_folder_alone(hub: Hub, capfd: pytest.CaptureFixture[str]) -> None:
+    from huggingface_hub.utils import enable_progress_bars
+
+    assert run(manage.pull, REPO, "--quiet") == 0
+    enable_progress_bars()
+    out, err = capfd.readouterr()
+    assert Path(out.strip()).is_dir()
+    assert err == ""
 
 
 def test_an_interrupted_removal_can_be_repeated(converted: Path) -> None:

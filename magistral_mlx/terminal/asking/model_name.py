@@ -11,6 +11,7 @@ from click.shell_completion import CompletionItem
 
 from magistral_mlx.errors import quoted
 from magistral_mlx.library.known_folders import find_model, is_model, model_names
+from magistral_mlx.library.places import settings_path
 from magistral_mlx.library.settings import MODEL, MODEL_VARIABLE, default_model
 from magistral_mlx.options import FOLDER
 from magistral_mlx.terminal.asking.question import is_piped
@@ -29,15 +30,21 @@ NO_MODEL = f"""no model is named, and none is the default. Ways to get one:
       the small model that comes with this package: arithmetic and letters, to try things out"""
 # Where the options keep the model that was named, until all of them are read.
 NAMED = "magistral_mlx.named"
-# Its keys beside MODEL: the word in place of --model; True if the settings name the model.
+# Its keys beside MODEL: the word in place of --model; True if none is typed.
 WORD, DEFAULT = "model_name", "is_default"
 
 
 def is_setting(ctx: click.Context, name: str) -> bool:
-    """Return whether a parameter's value comes from the user's settings."""
+    """Return whether a parameter's value comes from the settings, or from MAGISTRAL_MODEL."""
     if name == MODEL:
         return bool(ctx.meta[NAMED].get(DEFAULT))
     return ctx.get_parameter_source(name) is ParameterSource.DEFAULT_MAP
+
+
+def source_of(ctx: click.Context, names: list[str]) -> str:
+    """Return the place that sets these parameters."""
+    is_variable = names == [MODEL] and bool(os.environ.get(MODEL_VARIABLE))
+    return MODEL_VARIABLE if is_variable else str(settings_path())
 
 
 def keep_name(ctx: click.Context, param: click.Parameter, name: str | None) -> None:
@@ -78,7 +85,7 @@ def _require(ctx: click.Context) -> None:
         if default is None:
             raise click.UsageError(NO_MODEL, ctx)
         ctx.params[MODEL] = find_model(default)
-        ctx.meta[NAMED][DEFAULT] = not os.environ.get(MODEL_VARIABLE)
+        ctx.meta[NAMED][DEFAULT] = True
 
 
 def _keep_words(ctx: click.Context, _: click.Parameter, words: tuple[str, ...]) -> None:
