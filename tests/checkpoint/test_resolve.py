@@ -89,16 +89,18 @@ def test_a_hub_id_is_fetched_with_what_was_asked(
 ) -> None:
     calls = []
 
-    def fetch(repo_id: str, *, revision: str | None, layout: str | None) -> Path:
-        calls.append((repo_id, revision, layout))
+    def fetch(repo_id: str, *, revision: str | None, layout: str | None, check: object) -> Path:
+        calls.append((repo_id, revision, layout, check))
         return tmp_path
 
     monkeypatch.setattr(folder_module, "fetch", fetch)
     assert (
-        resolve("mistralai/Magistral-Small-2506", revision="main", layout="consolidated")
+        resolve(
+            "mistralai/Magistral-Small-2506", revision="main", layout="consolidated", check=print
+        )
         == tmp_path
     )
-    assert calls == [("mistralai/Magistral-Small-2506", "main", "consolidated")]
+    assert calls == [("mistralai/Magistral-Small-2506", "main", "consolidated", print)]
 
 
 @pytest.mark.parametrize(
