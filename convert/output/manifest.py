@@ -13,6 +13,7 @@ from typing import Any
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.checkpoint.manifest import MANIFEST, Manifest
 from magistral_mlx.errors import CheckpointError
+from magistral_mlx.files import sha256_of
 
 HASHES = ("sha256", "sample_sha256")
 # Raised when the same source and options give other files.
@@ -49,10 +50,7 @@ def difference(
             file = target / name
             if not file.is_file() or file.stat().st_size != entry.size:
                 return f"its {name} is missing or has another size"
-            if (
-                not name.endswith(".safetensors")
-                and hashlib.sha256(file.read_bytes()).hexdigest() != entry.sha256
-            ):
+            if not name.endswith(".safetensors") and sha256_of(file) != entry.sha256:
                 return f"its {name} was changed"
         open_checkpoint(target, compares_manifest=False)
     except (CheckpointError, OSError) as error:

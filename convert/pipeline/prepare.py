@@ -36,6 +36,7 @@ from magistral_mlx.convert.source.source import (
     with_document,
 )
 from magistral_mlx.errors import ConversionError, OptionError, in_units, named
+from magistral_mlx.model.device import check_temporary_folder
 from magistral_mlx.tokenizer.agreement import check_before_weights
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
@@ -152,6 +153,8 @@ def check_conversion(source: str | Path, target: str | Path, options: ConvertOpt
     )
     origin = replace(origin, identity=with_document(origin.identity, tokenizer.path))
     calibration = make_calibration(options, tokenizer, opened.config)
+    if calibration is not None:
+        check_temporary_folder()
     other = _other_target(target, origin, options, calibration)
     if other is None:
         return Checked(origin, target, options, plan, tokenizer, calibration, is_complete=True)

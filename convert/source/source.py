@@ -11,8 +11,10 @@ from typing import Any
 import mlx.core as mx
 
 from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.checkpoint.documents import read_document
 from magistral_mlx.checkpoint.folder import Layout, Shard, open_checkpoint
 from magistral_mlx.checkpoint.hub_api import HubFile
+from magistral_mlx.checkpoint.manifest import MAX_HASHED_BYTES
 from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.checkpoint.safetensors_header import INDEX, Entry
 from magistral_mlx.convert.packing import PARTS, dequantize
@@ -159,7 +161,7 @@ def with_document(identity: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _hashes(path: Path) -> dict[str, Any]:
-    content = path.read_bytes()
+    content = read_document(path, MAX_HASHED_BYTES)
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 

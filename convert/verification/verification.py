@@ -43,6 +43,7 @@ from magistral_mlx.convert.verification.parity import (
 )
 from magistral_mlx.demo import demo_checkpoint
 from magistral_mlx.errors import CheckpointError, TokenizerError
+from magistral_mlx.files import sha256_of
 from magistral_mlx.streams import Progress, Stream, streamed
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
@@ -208,7 +209,7 @@ def _check_source(checkpoint: Checkpoint, source: Source, manifest: Manifest | N
         and getattr(checkpoint.config, field.name) != getattr(source.config, field.name)
     ]
     ours, theirs = checkpoint.folder / TEKKEN_FILE, source.folder / TEKKEN_FILE
-    if ours.is_file() and theirs.is_file() and ours.read_bytes() != theirs.read_bytes():
+    if ours.is_file() and theirs.is_file() and sha256_of(ours) != sha256_of(theirs):
         faults.append(f"{TEKKEN_FILE} is not the source's")
     return verdict("source", faults, f"{source.folder} is what this was made from")
 

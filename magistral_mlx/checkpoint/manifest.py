@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
 
-from magistral_mlx.checkpoint.documents import read_json
+from magistral_mlx.checkpoint.documents import read_document, read_json
 from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.checkpoint.safetensors_header import INDEX
 from magistral_mlx.errors import CheckpointError, quoted
@@ -153,9 +153,9 @@ def _fault(path: Path, entry: FileEntry, header_sha256: str | None) -> str | Non
         if path.suffix == ".safetensors":
             what, found, expected = "header", header_sha256, entry.header_sha256
         else:
-            is_small = size <= MAX_HASHED_BYTES
-            what, expected = "sha256", entry.sha256
-            found = hashlib.sha256(path.read_bytes()).hexdigest() if is_small else None
+            what, expected, found = "sha256", entry.sha256, None
+            if size <= MAX_HASHED_BYTES:
+                found = hashlib.sha256(read_document(path, MAX_HASHED_BYTES)).hexdigest()
     except OSError as error:
         return f"cannot be read ({error})"
     if found is None or expected is None:

@@ -11,6 +11,8 @@ log = logging.getLogger(__name__)
 
 # Of the machine's memory, which other programs use too; MLX's own limit on a CPU.
 CPU_SHARE = 0.8
+# Where C++ looks for the temporary folder, in this order.
+TEMPORARY = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
 
 
 def on_gpu() -> bool:
@@ -38,6 +40,23 @@ def budget_bytes(memory_gb: float | None = None) -> int:
             f"this device does not tell how much memory it has; say it with {named('memory_gb')}"
         )
     return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * CPU_SHARE)
+
+
+def check_temporary_folder() -> None:
+    """Check the folder into which MLX writes the kernels that it compiles for a CPU.
+
+    Raises:
+        OptionError: it is missing, or may not be written to.
+    """
+    name = next((name for name in TEMPORARY if name in os.environ), None)
+    folder = "/tmp" if name is None else os.environ[name]
+    if on_gpu() or (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
+        return
+    called = f"the temporary folder {folder}" if name is None else f"{name} is {folder!r}, which"
+    raise OptionError(
+        f"{called} is no folder that may be written to, and MLX compiles its CPU kernels there; "
+        "set TMPDIR to one"
+    )
 
 
 def limit_memory(budget: int, *, freed: int, wired: int | None) -> None:

@@ -10,6 +10,7 @@ from mlx import nn
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.errors import CheckpointError
+from magistral_mlx.model.device import check_temporary_folder
 from magistral_mlx.model.transformer import FusedLinear, Transformer
 from magistral_mlx.streams import Progress, streamed
 
@@ -37,7 +38,9 @@ def load_model(checkpoint: Checkpoint) -> Generator[Progress, None, Transformer]
     Raises:
         CheckpointError: a scale, a bias or a norm's weight is not finite, or a file is changed
             meanwhile.
+        OptionError: there is no temporary folder to compile a CPU's kernels in.
     """
+    check_temporary_folder()
     if mx.default_device().type == mx.DeviceType.cpu:
         return (yield from _load(checkpoint, {mx.bfloat16: mx.float32, mx.float16: mx.float32}))
     device = mx.device_info()

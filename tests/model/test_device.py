@@ -1,6 +1,7 @@
 """The memory that a device allows, and the limits of MLX that are set."""
 
 import os
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -18,6 +19,23 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
             mx, f"set_{name}_limit", lambda limit, name=name: found.update({name: limit})
         )
     return found
+
+
+@pytest.mark.parametrize("name", device.TEMPORARY)
+def test_a_cpu_needs_a_temporary_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    for each in device.TEMPORARY:
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setattr(device, "on_gpu", lambda: False)
+    device.check_temporary_folder()
+    monkeypatch.setenv(name, str(tmp_path))
+    device.check_temporary_folder()
+    monkeypatch.setenv(name, "/nonexistent")
+    with pytest.raises(OptionError, match=rf"^{name} is '/nonexistent', which is no folder .*set"):
+        device.check_temporary_folder()
+    monkeypatch.setattr(device, "on_gpu", lambda: True)
+    device.check_temporary_folder()
 
 
 def test_a_budget_is_what_was_asked_for_or_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
