@@ -11,6 +11,7 @@ import numpy as np
 
 from magistral_mlx.atomic_files import PRIVATE, check_writable, replacing
 from magistral_mlx.checkpoint.config import ModelConfig
+from magistral_mlx.checkpoint.documents import open_plain
 from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.checkpoint.safetensors_header import TYPE_NAMES, header_bytes, place
 from magistral_mlx.disk_space import is_disk_full
@@ -192,7 +193,7 @@ def _read(shard: Shard, cache: KVCache, config: ModelConfig) -> Saved:
     """
     length = shard.header["ids"].shape[0]
     names = names_of(cache) if length else []
-    with ThreadPoolExecutor(HASHERS) as beside, shard.path.open("rb") as file:
+    with ThreadPoolExecutor(HASHERS) as beside, open_plain(shard.path) as file:
         hashed = [[beside.submit(_digest, file.read(shard.data_start))]]
         buffer = bytearray(max(entry.nbytes for entry in shard.header.values()))
 
