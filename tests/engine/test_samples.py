@@ -265,7 +265,7 @@ def test_running_out_of_memory_drops_the_cache(
 
 @pytest.mark.parametrize("n", [0, -3, 2.5, True])
 def test_a_count_that_is_none(magistral: mm.Magistral, n: int) -> None:
-    with pytest.raises(mm.OptionError, match="at least one"):
+    with pytest.raises(mm.OptionError, match="at least 1"):
         magistral.stream_samples(QUESTION, n=n)
 
 

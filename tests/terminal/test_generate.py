@@ -112,7 +112,7 @@ def test_flags_reach_the_library(model: Scripted) -> None:
     flags = (
         "--temperature 0.1 --top-p 0.5 -m 9 --seed 3 --stop a --stop b --think-budget 5 "
         "--max-kv-size 512 --kv-bits 8 --prefill-step-size 64 --memory-gb 1.5 --wired "
-        "--revision r --system-prompt S --system-prompt-only --draft-model d "
+        "--revision r --tokenizer t --system-prompt S --system-prompt-only --draft-model d "
         "--num-draft-tokens 3 --reasoning-format text --think-budget-message Enough. "
         "--prompt-cache-file f"
     )
@@ -125,7 +125,7 @@ def test_flags_reach_the_library(model: Scripted) -> None:
         "wired": True,
     }
     planned |= {"draft_model": "d", "num_draft_tokens": 3, "reasoning_format": "text"}
-    assert model.loaded == {"model": "m", "revision": "r"} | planned
+    assert model.loaded == {"model": "m", "revision": "r", "tokenizer": "t"} | planned
     messages, sampling, options = model.asked[0]
     assert [m["role"] for m in messages] == ["system", "user"]
     assert sampling == SamplingParams(
