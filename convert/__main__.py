@@ -27,6 +27,7 @@ from magistral_mlx.model.mac_table import contexts
 from magistral_mlx.options import FOLDER
 from magistral_mlx.terminal import command_line
 from magistral_mlx.terminal.flags_from_options import click_options, suggest
+from magistral_mlx.terminal.verbosity import waiting
 
 # Flags of mlx-lm's convert that are refused, and what to do instead.
 MLX_LM_FLAGS = {
@@ -125,7 +126,8 @@ def command(
         raise click.UsageError(
             f"-q quantizes, and --q-bits {UNPACKED_BITS} (or -d) does not; leave one of them out"
         )
-    checked = check_conversion(hf_path, mlx_path, options)
+    with waiting(f"opening {hf_path}"):
+        checked = check_conversion(hf_path, mlx_path, options)
     if dtype not in (None, checked.plan.float_type):
         raise click.UsageError(
             f"--dtype is {dtype}, and tensors that are not packed keep the source's type, "

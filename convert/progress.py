@@ -15,7 +15,7 @@ from rich.text import Text
 
 from magistral_mlx.errors import in_units
 from magistral_mlx.streams import Progress, Stream
-from magistral_mlx.terminal.verbosity import Status, is_quiet, ticking
+from magistral_mlx.terminal.verbosity import Status, duration, is_quiet, ticking
 from magistral_mlx.terminal.window import can_draw, has_styles
 
 T = TypeVar("T")
@@ -60,9 +60,9 @@ class Pace:
             # The step under way takes as long as those before it, or longer.
             step = min(now - last, seconds / (len(recent) - 1))
             left = max((self._total - done) / speed - step, 1.0)
-            return f"{in_units(speed)}/s, about {_time(left)} left"
+            return f"{in_units(speed)}/s, about {duration(left)} left"
         ends = "finishing, " if recent and recent[-1][1] >= self._total else ""
-        return f"{ends}{_time(now - self._started)} so far"
+        return f"{ends}{duration(now - self._started)} so far"
 
 
 def run_with_bar(stream: Stream[Progress, T]) -> T:
@@ -102,10 +102,3 @@ class PaceColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(self.pace.words())
-
-
-def _time(seconds: float) -> str:
-    """Format a duration as hours, minutes and seconds, rounded up."""
-    minutes, rest = divmod(int(-(-seconds // 1)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -27,7 +27,7 @@ from magistral_mlx.model.memory import plan_for
 from magistral_mlx.terminal import command_line
 from magistral_mlx.terminal.asking.model_name import READY_MADE, complete_models
 from magistral_mlx.terminal.flags_from_options import suggest
-from magistral_mlx.terminal.verbosity import is_quiet
+from magistral_mlx.terminal.verbosity import is_quiet, waiting
 from magistral_mlx.tokenizer.agreement import check_before_weights
 
 CODES = "Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug."
@@ -126,7 +126,11 @@ def pull(*, model: str, revision: str | None, tokenizer: str | None, force: bool
                     f"it): {error.template}"
                 ) from None
             tell(f"does not fit this machine: {as_flags(error)}")
-    print(resolve_model(found, revision, check=partial(check_before_weights, given=tokenizer)))
+    with waiting(f"fetching {found}"):
+        folder = resolve_model(
+            found, revision, check=partial(check_before_weights, given=tokenizer)
+        )
+    print(folder)
     if settings.default_model() is None and revision is None:
         settings.set_value(settings.key_of(settings.MODEL), found)
         tell("it is the default model now: magistral chat")

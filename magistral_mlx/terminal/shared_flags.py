@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from functools import wraps
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.terminal import command_line
 from magistral_mlx.terminal.asking.model_name import is_setting, source_of
 from magistral_mlx.terminal.flags_from_options import Decorator, Function, click_options
-from magistral_mlx.terminal.verbosity import Status, is_quiet
+from magistral_mlx.terminal.verbosity import Status, is_quiet, waiting
 
 # Flags of mlx-lm, Ollama and llama.cpp that a user may type here, and what to do instead.
 MLX_LM_FLAGS = {
@@ -116,7 +117,10 @@ def load_with_progress(model: str, options: LoadOptions) -> Magistral:
         hide_progress()
     stream, status = loading(folder, options), Status()
     try:
-        for progress in stream:
+        # The first step fetches a model of the hub, whose bars are for a terminal only.
+        with waiting(f"opening {model}"):
+            first = [*islice(stream, 1)]
+        for progress in chain(first, stream):
             status.show(f"loading {model}: {in_units(progress.done)} of {in_units(progress.total)}")
     finally:
         status.clear()

@@ -1,6 +1,7 @@
 """Verbosity of a command (``-q``, ``-v``, ``--log-level``), and the line of its status."""
 
 import logging
+import math
 import shutil
 import sys
 import time
@@ -25,7 +26,7 @@ FLAGS = ("quiet", "verbose", "log_level")
 BETWEEN_LINES = 30.0
 # Seconds between two looks at work that says nothing by itself.
 BETWEEN_LOOKS = 0.5
-_QUIET, _VERBOSE = f"{__name__}.quiet", f"{__name__}.verbose"
+QUIET, VERBOSE = f"{__name__}.quiet", f"{__name__}.verbose"
 
 
 def verbosity_options(taken: frozenset[str] = frozenset()) -> list[click.Option]:
@@ -60,19 +61,19 @@ def take_verbosity(ctx: click.Context) -> None:
     if quiet and verbose:
         raise click.UsageError("--quiet and --verbose contradict each other; keep one", ctx)
     default = "error" if quiet else "debug" if verbose else "info"
-    ctx.meta.update({_QUIET: bool(quiet), _VERBOSE: bool(verbose)})
+    ctx.meta.update({QUIET: bool(quiet), VERBOSE: bool(verbose)})
     # The command line's run restores the level.
     logging.getLogger("magistral_mlx").setLevel(LOG_LEVELS[level or default])
 
 
 def is_quiet() -> bool:
     """Return True if the command that runs may show only its result and errors."""
-    return _asked(_QUIET)
+    return _asked(QUIET)
 
 
 def is_verbose() -> bool:
     """Return True if the command that runs is asked for details."""
-    return _asked(_VERBOSE)
+    return _asked(VERBOSE)
 
 
 def _asked(key: str) -> bool:
@@ -138,3 +139,21 @@ def ticking(text: Callable[[], str], status: Status | None = None) -> Iterator[N
         ended.set()
         thread.join()
         status.clear()
+
+
+@contextmanager
+def waiting(what: str, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
+    """In a log, say every 30 seconds that a block of work goes on which says nothing there."""
+    started = clock()
+    if can_draw(sys.stderr):
+        yield
+        return
+    with ticking(lambda: f"{what}, {duration(clock() - started)} so far", Status(clock)):
+        yield
+
+
+def duration(seconds: float) -> str:
+    """Format a duration as hours, minutes and seconds, rounded up."""
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

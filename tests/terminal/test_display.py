@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import count
 from threading import Event
 
+import click
 import pytest
 
 from magistral_mlx.generation.reply import Reply, Usage
@@ -175,6 +176,27 @@ def test_work_that_says_nothing_has_a_status_that_moves(monkeypatch: pytest.Monk
         assert seen.wait(timeout=60)
     assert "look 1\r\x1b[Klook 2" in terminal.getvalue()
     assert terminal.lines() == [""]
+
+
+@pytest.mark.parametrize("is_quiet", [False, True])
+def test_work_that_is_waited_for_is_said_in_a_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_quiet: bool
+) -> None:
+    monkeypatch.setattr(verbosity, "BETWEEN_LOOKS", 0.0)
+    seen, seconds = Event(), count(step=10)
+
+    def clock() -> float:
+        if (now := next(seconds)) >= 200:
+            seen.set()
+        return now
+
+    with click.Context(click.Command("pull")) as ctx:
+        ctx.meta[verbosity.QUIET] = is_quiet
+        with verbosity.waiting("fetching org/name", clock):
+            assert seen.wait(timeout=60)
+    said = capsys.readouterr().err.splitlines()
+    assert all(re.fullmatch(r"fetching org/name, [\d:]+ so far", line) for line in said)
+    assert (len(said) > 1) == (not is_quiet)
 
 
 def test_one_turn_is_singular() -> None:
