@@ -23,7 +23,7 @@ help:
 
 demo: $(VENV)/.installed
 	$(BIN)/magistral convert --hf-path magistral_mlx/demo --mlx-path build/demo-4bit --q-method round --no-tokenizer-json --force
-	$(BIN)/magistral generate --model build/demo-4bit --prompt "What is 48 + 76?"
+	$(BIN)/magistral generate --model build/demo-4bit --prompt "What is 48 + 76?" </dev/null
 
 # pytest starts a worker for each core; more threads would wait for each other.
 test: $(VENV)/.installed-test

@@ -153,6 +153,7 @@ def test_the_wheel_holds_the_package_and_runs_elsewhere(tmp_path: Path) -> None:
     site, cache = tmp_path / "site", tmp_path / "cache"
     done = subprocess.run(
         [*generate, "-p", "What is 48 + 76?", "--temp", "0"],
+        stdin=subprocess.DEVNULL,
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(site), "MAGISTRAL_MLX_CACHE": str(cache)},
         capture_output=True,

@@ -214,7 +214,10 @@ def test_ctrl_c_prints_what_there_is_and_exits_130() -> None:
     program = f"{listening}from magistral_mlx.generate import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "--model", "demo", "--temp", "9", "--top-p", "1"]
     with subprocess.Popen(
-        [*command, "-p", "1 + 1"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [*command, "-p", "1 + 1"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     ) as process:
         assert process.stdout is not None
         begun = process.stdout.read(1)
