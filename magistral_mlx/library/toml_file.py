@@ -1,6 +1,7 @@
 """A flat TOML file that a user and a program both edit: comments and other lines stay."""
 
 import json
+import os
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -79,6 +80,8 @@ def in_toml(value: Any) -> str:
 
 
 def _read_text(path: Path) -> str:
+    if str(path) == os.devnull:  # named to have no settings
+        return ""
     try:
         with open_plain(path) as file:
             content = file.read(MAX_BYTES + 1)

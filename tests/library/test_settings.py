@@ -1,5 +1,6 @@
 """Settings: a small TOML file that a user and ``magistral config`` both edit."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -122,9 +123,13 @@ def test_what_is_not_edited_here_is_left_alone(config: Path, capsys: Capture) ->
     assert config.read_text() == text
 
 
-def test_a_pipe_is_no_settings_file(config: Path) -> None:
-    import os
+def test_the_null_device_sets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAGISTRAL_CONFIG", os.devnull)
+    assert settings.read_settings() == {}
+    assert config_command("temp", "1") == 2
 
+
+def test_a_pipe_is_no_settings_file(config: Path) -> None:
     config.parent.mkdir()
     os.mkfifo(config)
     with pytest.raises(OptionError, match="no plain file"):

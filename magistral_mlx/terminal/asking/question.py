@@ -106,7 +106,8 @@ class Question(SystemPrompt):
         if not text:
             if self.prompt is None and not self.file and not parts:
                 raise OptionError(
-                    'the question is missing; give it with -p "What is 48 + 76?", or pipe it in'
+                    'the question is missing; give it with -p "What is 48 + 76?", as '
+                    'magistral run "What is 48 + 76?", or pipe it in'
                 )
             raise OptionError("the prompt is empty; give one with --prompt, or pipe it in")
         return [*system, {"role": "user", "content": text}]
