@@ -146,7 +146,7 @@ def list_models(*, as_json: bool) -> int:
         found = [asdict(model) | {"folder": str(model.folder)} for model in models]
         print(json.dumps(found, ensure_ascii=False))
         return command_line.DONE
-    print(model_table(models))
+    print(visible(model_table(models)))
     default = settings.default_model()
     if any(model.is_default for model in models):
         tell("* is the default: magistral config model NAME changes it")

@@ -12,7 +12,7 @@ from typing import Any
 
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.checkpoint.manifest import MANIFEST, Manifest
-from magistral_mlx.errors import CheckpointError
+from magistral_mlx.errors import CheckpointError, named
 from magistral_mlx.files import sha256_of
 
 HASHES = ("sha256", "sample_sha256")
@@ -95,7 +95,9 @@ def first_difference(found: Any, wanted: Any, path: str = "") -> str | None:
         )
     if type(found) is type(wanted) and found == wanted:
         return None
-    name = path.removeprefix("plan.").removeprefix("options.").removesuffix(".origin")
+    name = path.removeprefix("plan.")
+    if name.startswith("options."):
+        name = named(name.removeprefix("options.").removesuffix(".origin"))
     return f"{name}: {_short(found)}, now {_short(wanted)}"
 
 

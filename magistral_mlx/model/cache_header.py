@@ -17,6 +17,7 @@ from magistral_mlx.errors import (
     ForeignFileError,
     OptionError,
     OverwriteError,
+    named,
     quoted,
 )
 from magistral_mlx.model.kv_cache import KVCache
@@ -107,7 +108,8 @@ def check_replaceable(
     if not may_replace(bytes(np.array(shard.read(HASH)))):
         what = "another conversation" if holds_chat else "a prompt cache"
         raise OverwriteError(
-            f"{path} holds {what}, which would be lost; name another file, or pass overwrite=True"
+            f"{path} holds {what}, which would be lost; name another file, or pass "
+            f"{named('overwrite', True)}"
         )
 
 
