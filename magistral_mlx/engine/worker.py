@@ -59,6 +59,7 @@ class Worker:
 
     Attributes:
         lock: guards all state that other threads and the worker share. Never held during work.
+        is_ending: the program ends, so that nothing can be started.
     """
 
     def __init__(self) -> None:
@@ -69,7 +70,7 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._process = 0
         self._endings: list[Callable[[], None]] = []
-        self._is_ending = False
+        self.is_ending = False
 
     @property
     def is_current(self) -> bool:
@@ -87,7 +88,7 @@ class Worker:
             EndingError: the interpreter is ending, or this process was forked off another's worker.
         """
         with self.lock:
-            if self._is_ending:
+            if self.is_ending:
                 raise EndingError("the program is ending; nothing can be started any more")
             if self._thread is None:
                 self._start()
@@ -131,15 +132,15 @@ class Worker:
     def _next(self) -> deque[Any] | None:
         """Return the queue whose turn it is, or None when the interpreter ends."""
         with self.lock:
-            while not self._turns and not self._is_ending:
+            while not self._turns and not self.is_ending:
                 self._work.wait()
-            return None if self._is_ending else self._turns.popleft()
+            return None if self.is_ending else self._turns.popleft()
 
     def _end(self) -> None:
         for end in self._endings:
             end()
         with self.lock:
-            self._is_ending = True
+            self.is_ending = True
             self._work.notify()
         if self._thread is not None and self._process == os.getpid():
             self._thread.join()

@@ -121,7 +121,9 @@ class WorkerStream(Stream[Item, Result]):
         if not self._turn.has_begun:
             self._steps.close()
             return None
-        # The program's end closes it as well.
+        # The program's end closes it as well, and is no time to make an error.
+        if WORKER.is_ending:
+            return None
         with suppress(EndingError):
             return WORKER.submit(without_items(self._close))
         return None
