@@ -68,7 +68,7 @@ class Chat:
             keep_reasoning = KEEP_FOR_BOOL[keep_reasoning]
         if keep_reasoning not in get_args(KeepReasoning):
             raise OptionError(
-                f"keep_reasoning is {keep_reasoning!r}; "
+                f"keep_reasoning is {quoted(keep_reasoning)}; "
                 f"use {', '.join(get_args(KeepReasoning))}, True or False"
             )
         self.magistral = magistral

@@ -17,7 +17,7 @@ from magistral_mlx.engine.request import Job, Messages, Request, SampleRequest, 
 from magistral_mlx.engine.samples import SampleRun, only_sample, plan_samples
 from magistral_mlx.engine.turns import KeepReasoning
 from magistral_mlx.engine.worker_stream import on_worker, run_on_worker
-from magistral_mlx.errors import OptionError, in_units
+from magistral_mlx.errors import OptionError, in_units, named
 from magistral_mlx.files import as_path
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply, ReplyBuilder, Samples
@@ -277,7 +277,7 @@ class Magistral:
         """Open the request's cache file now; return work that saves it at the end."""
         if request.prompt_cache_file is None:
             return work
-        file = as_path(request.prompt_cache_file, "prompt_cache_file")
+        file = as_path(request.prompt_cache_file, named("prompt_cache_file"))
         check_cache_file(file)
         run_on_worker(partial(self.prefix_cache.open_for_reply, file), self._line)
         return self.prefix_cache.saved_after(work, run, file)

@@ -85,9 +85,9 @@ class LoadOptions:
         if type(self.wired) is not bool:
             raise refused("wired", self.wired, "True or False")
         if self.draft_model is not None:
-            as_path(self.draft_model, "draft_model")
+            as_path(self.draft_model, named("draft_model"))
         if self.tokenizer is not None:
-            as_path(self.tokenizer, "tokenizer")
+            as_path(self.tokenizer, named("tokenizer"))
         _check_draft_tokens(self.num_draft_tokens, has_draft=self.draft_model is not None)
         formats = get_args(ReasoningFormat)
         if self.reasoning_format is not None and self.reasoning_format not in formats:

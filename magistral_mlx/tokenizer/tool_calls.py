@@ -124,7 +124,7 @@ class CallIds:
             call_id for call_id in self._unanswered if self._unanswered.count(call_id) > 1
         }:
             raise OptionError(
-                f"{where}: two tool calls have the id {min(twice)!r}; each needs its own"
+                f"{where}: two tool calls have the id {quoted(min(twice))}; each needs its own"
             )
         native = {call_id: call_id for call_id in self._unanswered if ID.fullmatch(call_id)}
         made: dict[str, str] = {}
@@ -148,12 +148,15 @@ class CallIds:
         caller_id_of = {native: caller for caller, native in self._ids.items()}
         caller_id_of |= {caller: caller for caller in self._ids}
         if call_id not in caller_id_of:
-            known = f"its ids are {', '.join(map(repr, self._ids))}" if self._ids else "it has none"
+            known = (
+                f"its ids are {', '.join(map(quoted, self._ids))}" if self._ids else "it has none"
+            )
             raise OptionError(
-                f"{where}: {call_id!r} is no call of the assistant's message before it; {known}"
+                f"{where}: {quoted(call_id)} is no call of the assistant's message before it; "
+                f"{known}"
             )
         if caller_id_of[call_id] not in self._unanswered:
-            raise OptionError(f"{where}: the call {call_id!r} has a result already; keep one")
+            raise OptionError(f"{where}: the call {quoted(call_id)} has a result already; keep one")
         self._unanswered.remove(caller_id_of[call_id])
         return self._ids[caller_id_of[call_id]]
 
@@ -161,8 +164,8 @@ class CallIds:
         """Raise OptionError if a call has no result yet."""
         if self._unanswered:
             raise OptionError(
-                f"{where}: the tool call {self._unanswered[0]!r} has no result; put a message of "
-                "role tool, with its tool_call_id, before anything else"
+                f"{where}: the tool call {quoted(self._unanswered[0])} has no result; put a "
+                "message of role tool, with its tool_call_id, before anything else"
             )
 
 

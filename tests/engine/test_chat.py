@@ -155,3 +155,10 @@ def test_a_turn_closed_early_leaves_no_trace(magistral: mm.Magistral) -> None:
     next(stream)
     stream.close()
     assert chat.messages == []
+
+
+def test_what_a_chat_keeps_is_quoted_in_short(magistral: mm.Magistral) -> None:
+    with pytest.raises(
+        mm.OptionError, match="keep_reasoning is a number of more than 4,300 digits"
+    ):
+        magistral.chat(keep_reasoning=10**5000)  # type: ignore[arg-type]
