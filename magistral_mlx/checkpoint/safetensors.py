@@ -4,6 +4,7 @@ import hashlib
 import io
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ class Shard:
                 stamp = _stamp(file)
                 header = parse_header(path, file, stamp[0])
                 # The reference reader has to agree.
-                with safe_open(_name_of_open(file), framework="numpy"):
+                with safe_open(_name_of(file, path), framework="numpy"):
                     pass
         except OSError as error:
             raise unreadable(path, error) from None
@@ -142,7 +143,8 @@ class Shard:
         """
         try:
             with self._opened() as file:
-                loaded = mx.load(_name_of_open(file), format="safetensors")
+                loaded = mx.load(_name_of(file, self.path), format="safetensors")
+            self.check_unchanged()
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
                 f"{self.path} cannot be loaded ({error}); check the disk, and fetch the file again"
@@ -189,6 +191,10 @@ def _stamp(file: BinaryIO) -> Stamp:
     return status.st_size, status.st_mtime_ns
 
 
-def _name_of_open(file: BinaryIO) -> str:
-    """Return a name by which a library opens the file that is open, whatever took its name."""
-    return f"/dev/fd/{file.fileno()}"
+def _name_of(file: BinaryIO, path: Path) -> str:
+    """Return the name by which a library opens a file that is open.
+
+    On Linux it leads to the very file that was checked. A Mac has such names, too, but an app's
+    sandbox may forbid them; there the file is checked again after it was opened.
+    """
+    return f"/proc/self/fd/{file.fileno()}" if sys.platform == "linux" else str(path)
