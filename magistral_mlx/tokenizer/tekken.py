@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -27,6 +26,7 @@ from magistral_mlx.tokenizer.tekken_file import (
     damaged_tekken,
     open_tekken,
     panics_as_errors,
+    reason_of,
 )
 from magistral_mlx.tokenizer.tool_calls import parse_call, parse_call_list
 
@@ -196,12 +196,11 @@ class Tokenizer:
             with panics_as_errors(self._tekken.file_path):
                 ids: list[int] = self._mistral.encode_chat_completion(request).tokens
         except RecursionError:
-            raise OptionError(
-                "the messages or tools are nested too deeply; flatten what they hold"
-            ) from None
+            raise OptionError("the messages or tools are nested too deeply; flatten them") from None
         except (ValueError, TypeError, AttributeError, MistralCommonException) as error:
-            reason = re.sub(r"\s+", " ", str(error).partition("For further information")[0]).strip()
-            raise OptionError(f"the messages or tools cannot be encoded: {reason}") from None
+            raise OptionError(
+                f"the messages or tools cannot be encoded: {reason_of(error)}"
+            ) from None
         return ids if think else ids + self.empty_trace
 
     def encode(self, text: str) -> list[int]:

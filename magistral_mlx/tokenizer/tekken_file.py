@@ -34,6 +34,7 @@ PROBE = (
     + " Aa0, DŽdžʰªÉé\u0301 \u00a0\u2003\u2028\u200d\ufeff"
     + "Ωж א ع हिन्दी ไทย 한글 漢字 １½Ⅷ _- «“”» €+^` 🙂\U000e0001\U0010fffd \r\n\r\n  \t\n x  "
 )
+MAX_REASON = 300  # characters
 # What mistral-common raises depends on where the file is damaged.
 DAMAGE = (
     ValueError,
@@ -78,8 +79,14 @@ def open_tekken(folder: Path) -> tuple["Tekkenizer", Path]:
 
 def damaged_tekken(path: Path, error: BaseException) -> TokenizerError:
     """Make the error for a tekken.json that mistral-common cannot read."""
-    reason = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")[:200]
+    reason = f"{type(error).__name__}: {reason_of(error)}"
     return TokenizerError(f"{path} is damaged or unknown; download it again ({reason})")
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what mistral-common says on one short line; it may quote a whole file or tool."""
+    said = str(error).partition("For further information")[0]
+    return re.sub(r"\s+", " ", said).strip()[:MAX_REASON]
 
 
 @contextmanager

@@ -415,6 +415,9 @@ def test_what_is_nested_without_end_is_refused(tokenizer: Tokenizer) -> None:
         tool = {"type": "function", "function": {"name": "add", place: deep}}
         with pytest.raises(mm.OptionError, match=r"nested too deeply|cannot be encoded"):
             tokenizer.encode_chat("?", tools=[tool])
+    with pytest.raises(mm.OptionError) as caught:
+        tokenizer.encode_chat("?", tools=[{"type": "function", "function": {"name": "é" * 9999}}])
+    assert len(str(caught.value)) < 1000
     calls = [{"id": "a", "function": {"name": "add", "arguments": deep}}]
     messages = [
         {"role": "user", "content": "?"},

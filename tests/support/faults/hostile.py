@@ -179,7 +179,7 @@ class World:
             data = bytearray(change_bytes(chance, bytes(data)))
         try:
             self.cache.write_bytes(_signed(header, bytes(data)))
-        except (TypeError, ValueError, RecursionError, KeyError, AttributeError):
+        except (TypeError, ValueError, LookupError, RecursionError, AttributeError):
             self.cache.write_bytes(change_bytes(chance, self.saved))  # no JSON: plain damage
         chat = self.magistral.resume(self.cache)
         self.magistral.free_context([*chat.messages, {"role": "user", "content": "?"}])
