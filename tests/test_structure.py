@@ -235,7 +235,8 @@ def state():
 before = state()
 import MODULE
 packages = {name.split(".")[0] for name in sys.modules} - sys.stdlib_module_names
-print(json.dumps({"same": before == state(), "packages": sorted(packages)}))
+slow = [name for name in ("asyncio",) if name in sys.modules]
+print(json.dumps({"same": before == state(), "packages": sorted(packages), "slow": slow}))
 """
 LIGHT = {"__main__", "magistral_mlx", "mlx", "numpy", "safetensors"}
 
@@ -256,6 +257,7 @@ def test_importing_the_package_is_light_and_leaves_the_process_alone(module: str
     found = json.loads(done.stdout)
     assert found["same"]
     assert set(found["packages"]) <= LIGHT
+    assert not found["slow"]
 
 
 # Figures of .ci/figures.py, and the most that each may be.

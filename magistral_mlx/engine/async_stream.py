@@ -1,6 +1,5 @@
 """Streams for ``async`` code: a task that waits for a step leaves the event loop free."""
 
-import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
@@ -65,6 +64,9 @@ class AsyncStream(Generic[Item, Result]):
 
     async def aclose(self) -> None:
         """End the work at the step where it stands. Has no effect after its end."""
+        # The import takes a tenth of a second, which callers that are not async need not wait for.
+        import asyncio
+
         if self._stream.is_open and (closing := self._stream.leave()):
             await asyncio.wrap_future(closing)
 
@@ -82,6 +84,8 @@ class AsyncStream(Generic[Item, Result]):
 
     async def _wait(self, start: Callable[[], "Future[Any]"]) -> Any:
         """Wait for the turn and for what ``start`` gives to the worker."""
+        import asyncio
+
         try:
             await asyncio.wrap_future(self._stream.begin())
             return await asyncio.wrap_future(start())
