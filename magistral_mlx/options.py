@@ -76,7 +76,8 @@ def check_count(name: str, value: object, least: int, most: int = LARGEST_COUNT)
         OptionError: it is something else, or not in ``least`` to ``most``.
     """
     if value is not None and not (type(value) is int and least <= value <= most):
-        limits = f"of at least {least}" if most == LARGEST_COUNT else f"from {least} to {most}"
+        is_open = most == LARGEST_COUNT and not (isinstance(value, int) and value > most)
+        limits = f"of at least {least}" if is_open else f"from {least} to {most}"
         raise refused(name, value, f"a whole number {limits}, or leave it out")
 
 

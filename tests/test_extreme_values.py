@@ -40,6 +40,11 @@ def test_a_number_of_samples_is_a_number(n: Any) -> None:
         SampleRequest("hello", n=HUGE)
 
 
+def test_a_number_over_what_can_be_counted_is_told_the_limit() -> None:
+    with pytest.raises(OptionError, match=f"max_tokens is .*; use .* from 1 to {2**63 - 1}"):
+        SamplingParams(max_tokens=2**63)
+
+
 @pytest.mark.parametrize("form", [5, [], "spoken", True, {"a": 1}])
 def test_a_reasoning_format_is_refused_by_its_own_name(form: Any) -> None:
     with pytest.raises(OptionError, match=r"^reasoning_format is .*; use text or control$"):

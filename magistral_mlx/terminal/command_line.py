@@ -21,6 +21,7 @@ from magistral_mlx.terminal.verbosity import take_verbosity, verbosity_options
 
 # Exit codes; BUG is Python's own for an exception that escapes.
 DONE, BUG, WRONG, NO_ANSWER, INTERRUPTED = 0, 1, 2, 3, startup.INTERRUPTED
+LONGEST = 1000  # characters of a message about the command line
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 
 
@@ -127,6 +128,8 @@ def show_error(message: str) -> None:
 def _with_help(error: click.ClickException) -> str:
     """Return the message of a wrong command line, and the command that shows the right one."""
     message, ctx = error.format_message(), getattr(error, "ctx", None)
+    # It quotes what was typed, of whatever length.
+    message = message if len(message) <= LONGEST else f"{message[:LONGEST]} ..."
     if ctx is None:
         return message
     return f"{message}\n{ctx.command_path} {SETTINGS['help_option_names'][-1]} shows the options"

@@ -40,6 +40,13 @@ def test_a_wrong_command_line_has_the_form_of_every_error(
     assert err.endswith("\nwork --help shows the options\n")
 
 
+def test_a_message_about_what_was_typed_is_of_bounded_length(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command_line.run(work, ["--max-tokens", "9" * 9000], "work") == 2
+    assert len(capsys.readouterr().err) < 1200
+
+
 def test_h_is_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.run(work, ["-h"]) == 0
     assert "Usage: " in capsys.readouterr().out
