@@ -1,6 +1,17 @@
 """Magistral Small on Apple silicon.
 
 ``load`` a checkpoint, then ``ask``, ``stream``, ``sample`` or ``chat``.
+
+Example::
+
+    import magistral_mlx as mm
+
+    magistral = mm.load("demo")
+    print(magistral.ask("What is 48 + 76?", temperature=0.2))
+    for segment in magistral.stream("How many r's are in strawberry?"):
+        print(segment)
+    chat = magistral.chat()
+    print(chat.ask("What is 7 * 8?"))
 """
 
 # First, so that Ctrl-C during the other imports ends a command line without a traceback.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from functools import wraps
+from textwrap import TextWrapper
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast, get_type_hints
 
 from magistral_mlx.errors import OptionError, named, quoted
@@ -18,6 +19,8 @@ First = TypeVar("First")
 Second = TypeVar("Second")
 Options = TypeVar("Options")
 Result = TypeVar("Result")
+
+_TEXT = TextWrapper(96, " " * 4, " " * 8, break_on_hyphens=False, break_long_words=False)
 
 # In ``completes`` of an option: a shell offers the names of folders, or of files.
 FOLDER, FILE = "<folder>", "<file>"
@@ -145,13 +148,13 @@ def takes_keywords_of(
 
 
 def describe(cls: Any) -> list[str]:
-    """Return a line of a docstring for each field that has a text, in the order of its keywords."""
+    """Return the part of a docstring for each field with a text, in the order of keywords."""
     declared = {found.name: found.metadata for found in fields(cls)}
     texts = {
         name: declared[name].get("help", declared[name].get("text", ""))
         for name in inspect.signature(cls).parameters
     }
-    return [f"    {name}: {text}" for name, text in texts.items() if text]
+    return [_TEXT.fill(f"{name}: {text}") for name, text in texts.items() if text]
 
 
 def _with_section(doc: str, title: str, lines: list[str]) -> str:
