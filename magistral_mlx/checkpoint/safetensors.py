@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,7 +40,7 @@ class Shard:
     metadata: Mapping[str, str]
     data_start: int
     header_sha256: str
-    stamp: Stamp | None = None
+    stamp: Stamp | None = field(default=None, compare=False)
 
     @classmethod
     def open(cls, path: Path) -> "Shard":
