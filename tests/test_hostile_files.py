@@ -32,7 +32,7 @@ def check(folder: Path, count: int, seed: int) -> None:
 
 
 def test_some_hostile_tokenizers_names_caches_and_messages(tmp_path: Path) -> None:
-    check(tmp_path, 40, 0)
+    check(tmp_path, 30, 0)
 
 
 @pytest.mark.slow
