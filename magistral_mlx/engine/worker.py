@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 import mlx.core as mx
@@ -65,7 +66,9 @@ class Worker:
     def __init__(self) -> None:
         """Make a worker without a thread."""
         self.lock = threading.RLock()
-        self._work = threading.Condition(self.lock)
+        # Wakes the worker. The garbage collector may drop a stream, which adds work, amid the
+        # steps of a wait; a Condition could lose that signal.
+        self._wakes: SimpleQueue[None] = SimpleQueue()
         self._turns: deque[deque[Any]] = deque()
         self._thread: threading.Thread | None = None
         self._process = 0
@@ -101,7 +104,7 @@ class Worker:
             if not tasks:
                 self._turns.append(tasks)
             tasks.append(task)
-            self._work.notify()
+        self._wakes.put(None)
 
     def submit(self, work: Stream[Any, Result]) -> "Future[Result]":
         """Take the steps of a stream beside other tasks; return the future of its result."""
@@ -131,19 +134,23 @@ class Worker:
 
     def _next(self) -> deque[Any] | None:
         """Return the queue whose turn it is, or None when the interpreter ends."""
-        with self.lock:
-            while not self._turns and not self.is_ending:
-                self._work.wait()
-            return None if self.is_ending else self._turns.popleft()
+        while not self.is_ending:
+            with self.lock:
+                if self._turns:
+                    return self._turns.popleft()
+            self._wakes.get()
+        return None
 
     def _end(self) -> None:
+        # A forked process has nothing to end.
+        if self._thread is None or self._process != os.getpid():
+            return
         for end in self._endings:
             end()
         with self.lock:
             self.is_ending = True
-            self._work.notify()
-        if self._thread is not None and self._process == os.getpid():
-            self._thread.join()
+        self._wakes.put(None)
+        self._thread.join()
 
 
 def _hold_standard_files() -> None:

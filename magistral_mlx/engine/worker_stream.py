@@ -12,6 +12,10 @@ from magistral_mlx.streams import Cancellation, Stream, without_items
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+# The work that has begun and not ended. Otherwise the garbage collector, where it finds a stream in
+# a cycle, would close the work as well, on whatever thread it runs.
+_BEGUN: dict[Turn, Stream[Any, Any]] = {}
+
 
 def on_worker(
     work: Generator[Item, None, Result],
@@ -94,6 +98,8 @@ class WorkerStream(Stream[Item, Result]):
 
     def begin(self) -> "Future[None]":
         """Wait in line; return what tells that the turn has come."""
+        if not self._turn.has_begun:
+            _BEGUN[self._turn] = self._steps
         begun = self._turn.begin()
         if self._cancellation.is_requested:
             self._turn.grant()
@@ -145,7 +151,8 @@ class WorkerStream(Stream[Item, Result]):
         try:
             return call.result()
         except BaseException:
-            self._is_open = False
+            # Ctrl-C may come here, too; work that has failed has ended.
+            self.close()
             raise
         finally:
             # An error's frames would keep it alive.
@@ -166,11 +173,16 @@ class WorkerStream(Stream[Item, Result]):
 
     def _close(self) -> None:
         self._steps.close()
-        self._turn.leave()
+        _end(self._turn)
 
 
 def _in_turn(work: Generator[Item, None, Result], turn: Turn) -> Generator[Item, None, Result]:
     try:
         return (yield from work)
     finally:
-        turn.leave()
+        _end(turn)
+
+
+def _end(turn: Turn) -> None:
+    _BEGUN.pop(turn, None)
+    turn.leave()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import mlx.core as mx
@@ -248,3 +249,41 @@ def test_a_refused_request_leaves_the_running_reply_the_newest(
         magistral.stream(QUESTIONS[1], prompt_cache_file=tmp_path / "none" / "cache")
     magistral.cancel()
     assert running.result().finish_reason == "cancelled"
+
+
+def ask_elsewhere(magistral: mm.Magistral) -> str:
+    """Return how a short reply to another thread ends; it waits for any turn that nobody ended."""
+    with ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(magistral.ask, QUESTIONS[0], max_tokens=3)
+        return reply.result(timeout=60).finish_reason
+
+
+def test_a_stream_in_a_cycle_is_closed_by_the_worker(
+    magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closing: list[str] = []
+    monkeypatch.setattr(
+        magistral.prefix_cache, "sync", lambda _: closing.append(threading.current_thread().name)
+    )
+    holder: dict[str, object] = {"stream": magistral.stream(QUESTIONS[0], GREEDY)}
+    holder["itself"] = holder
+    next(holder["stream"])  # type: ignore[call-overload]
+    del holder
+    gc.collect()
+    assert ask_elsewhere(magistral) == "length"
+    assert set(closing) == {"magistral-worker"}
+
+
+def test_ctrl_c_just_after_a_step_ends_the_turn(
+    magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    stream = magistral.stream(QUESTIONS[0], GREEDY)
+    next(stream)
+    with monkeypatch.context() as patch:
+        patch.setattr(Future, "result", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+    assert ask_elsewhere(magistral) == "length"
