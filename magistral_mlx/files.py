@@ -68,9 +68,9 @@ def create_file(path: Path) -> int:
 
 def append_to_file(path: Path, content: bytes) -> None:
     """Add ``content`` to a file and return when it is on the drive."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        write_at(descriptor, memoryview(content), os.fstat(descriptor).st_size)
+        write_all(descriptor, memoryview(content))
         flush(descriptor)
     finally:
         os.close(descriptor)

@@ -148,6 +148,22 @@ def test_results_of_another_model_are_left_alone(ask: Asked, tmp_path: Path) -> 
     assert output.read_bytes() == whole
 
 
+def test_results_go_to_the_target_of_a_link(ask: Asked, tmp_path: Path) -> None:
+    output, link = tmp_path / "results.jsonl", tmp_path / "link"
+    link.symlink_to(output)
+    assert [ask("--output", str(link)), ask("--output", str(link))] == [0, 0]
+    assert link.is_symlink()
+    assert len(lines(output.read_text())) == len(RESULTS)
+
+
+@pytest.mark.parametrize("flag", ["--output", "--prompts-file", "--system-prompt-file"])
+def test_an_unknown_home_folder_is_told(
+    ask: Asked, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    assert ask(flag, "~nobody-of-this-name/file") == 2
+    assert "there is no home folder ~nobody-of-this-name" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from magistral_mlx.errors import OptionError, quoted, visible
-from magistral_mlx.files import append_to_file, write_file
+from magistral_mlx.files import append_to_file, expanded, write_file
 from magistral_mlx.options import FILE, option
 
 KEYS = ("prompt", "id", "system_prompt")
@@ -70,7 +70,8 @@ def read_entries(name: str) -> list[Entry]:
         OptionError: it cannot be read, or a line is no prompt.
     """
     try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).expanduser().read_bytes()
+        path = expanded(Path(name))
+        data = sys.stdin.buffer.read() if name == "-" else path.read_bytes()
     except OSError as error:
         raise OptionError(f"{visible(name)} cannot be read ({error.strerror})") from None
     lines = data.splitlines()
@@ -111,7 +112,8 @@ class ResultFile:
         Raises:
             OptionError: it holds something else than results of these entries by this model.
         """
-        self.path = Path(name).expanduser()
+        # The results go to a link's target.
+        self.path = expanded(Path(name)).resolve()
         self.finished: set[int] = set()
         exists = self.path.exists()
         if exists and not self.path.is_file():

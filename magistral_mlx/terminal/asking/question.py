@@ -6,9 +6,11 @@ import select
 import stat
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from magistral_mlx.errors import OptionError, in_units, visible
+from magistral_mlx.files import expanded
 from magistral_mlx.options import FILE, option
 from magistral_mlx.terminal.display import tell
 
@@ -139,9 +141,8 @@ def read_file(name: str) -> str:
     Raises:
         OptionError: it cannot be read, is empty, too long or no text.
     """
-    path = os.path.expanduser(name)
     try:
-        with open(path, "rb") as file:
+        with expanded(Path(name)).open("rb") as file:
             text = read_text(file, visible(name))
     except OSError as error:
         raise OptionError(f"{visible(name)} cannot be read ({error.strerror})") from None
