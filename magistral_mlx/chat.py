@@ -4,21 +4,18 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import get_args
 
 import click
 
-from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.demo import resolve_model
+from magistral_mlx.engine.load import plan_model
 from magistral_mlx.engine.turns import KeepReasoning
 from magistral_mlx.errors import MagistralError, OptionError, as_flags, visible
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.library.known_folders import find_model
 from magistral_mlx.library.places import state_dir
 from magistral_mlx.model.load_options import LoadOptions
-from magistral_mlx.model.memory import plan_for
 from magistral_mlx.terminal import command_line, shared_flags
 from magistral_mlx.terminal.asking.model_name import model_option
 from magistral_mlx.terminal.asking.question import SystemPrompt
@@ -28,7 +25,6 @@ from magistral_mlx.terminal.prompt import is_interactive, read_pipe, read_termin
 from magistral_mlx.terminal.repl.commands import ALIASES, COMMANDS, answer
 from magistral_mlx.terminal.repl.history import show_resumed
 from magistral_mlx.terminal.repl.session import Models, Session
-from magistral_mlx.tokenizer.agreement import check_before_weights
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +80,7 @@ def command(
 
     models = Models(
         model,
-        check=lambda name: check_model(name, options_for(name)),
+        check=lambda name: plan_model(find_model(name), options_for(name)),
         open=lambda name: shared_flags.load_with_progress(name, options_for(name)),
     )
     magistral = models.open(model)
@@ -107,13 +103,6 @@ def command(
         finally:
             session.save_at_end()
     return command_line.DONE
-
-
-def check_model(model: str, options: LoadOptions) -> None:
-    """Raise MagistralError for a model that cannot be used or does not fit; read headers only."""
-    check = partial(check_before_weights, given=options.tokenizer)
-    folder = resolve_model(find_model(model), options.revision, check=check)
-    plan_for(open_checkpoint(folder), options)
 
 
 def answer_terminal(session: Session) -> None:

@@ -26,13 +26,14 @@ from magistral_mlx.terminal.asking.results import (
 from magistral_mlx.terminal.display import (
     Display,
     has_result,
+    remark,
     report,
     report_no_answer,
     tell,
     write,
 )
 from magistral_mlx.terminal.flags_from_options import click_options
-from magistral_mlx.terminal.verbosity import Status, is_quiet, ticking
+from magistral_mlx.terminal.verbosity import Status, ticking
 from magistral_mlx.tokenizer.segments import Segment, Text
 
 EPILOG = """\b
@@ -110,8 +111,8 @@ def command(
         )
         return answer_batch(model, options, question, batch, sampling)
     messages = question.messages
-    if question.system_prompt_only and not is_quiet():
-        print("warning: without its own system prompt the model may not reason", file=sys.stderr)
+    if question.system_prompt_only:
+        remark("warning: without its own system prompt the model may not reason")
     magistral = shared_flags.load_with_progress(model, options)
     if samples is not None:
         replies = magistral.stream_samples(
@@ -168,8 +169,7 @@ def answer_batch(
     file = None if batch.output is None else ResultFile(batch.output, entries, model)
     waiting = [entry for entry in entries if file is None or entry.index not in file.finished]
     if not waiting:
-        if not is_quiet():
-            tell(f"{batch.output} has the results of all {counted(len(entries), 'prompt')} already")
+        remark(f"{batch.output} has the results of all {counted(len(entries), 'prompt')} already")
         return command_line.DONE
     magistral = shared_flags.load_with_progress(model, options)
     codes = {command_line.DONE}

@@ -26,6 +26,7 @@ from magistral_mlx.library.toml_file import in_toml
 from magistral_mlx.model.memory import plan_for
 from magistral_mlx.terminal import command_line
 from magistral_mlx.terminal.asking.model_name import READY_MADE, complete_models
+from magistral_mlx.terminal.display import remark
 from magistral_mlx.terminal.flags_from_options import suggest
 from magistral_mlx.terminal.verbosity import is_quiet, waiting
 from magistral_mlx.tokenizer.agreement import check_before_weights
@@ -115,17 +116,17 @@ def pull(*, model: str, revision: str | None, tokenizer: str | None, force: bool
         seen = None  # a complete copy in the cache is enough, and what lacks is told below
     if seen is not None:
         bits = bits_of(seen.checkpoint)
-        tell(f"{found}: {bits:.3g} bit, {in_units(seen.nbytes)} in all")
+        remark(f"{found}: {bits:.3g} bit, {in_units(seen.nbytes)} in all")
         try:
             context = plan_for(seen.checkpoint, settings.load_options()).context
-            tell(f"fits this machine, with a context of {context:,} tokens")
+            remark(f"fits this machine, with a context of {context:,} tokens")
         except MemoryLimitError as error:
             if not force:
                 raise MemoryLimitError(
                     f"{found} does not fit this machine, so it is not fetched (--force fetches "
                     f"it): {error.template}"
                 ) from None
-            tell(f"does not fit this machine: {as_flags(error)}")
+            remark(f"does not fit this machine: {as_flags(error)}")
     with waiting(f"fetching {found}"):
         folder = resolve_model(
             found, revision, check=partial(check_before_weights, given=tokenizer)
@@ -133,7 +134,7 @@ def pull(*, model: str, revision: str | None, tokenizer: str | None, force: bool
     print(folder)
     if settings.default_model() is None and revision is None:
         settings.set_value(settings.key_of(settings.MODEL), found)
-        tell("it is the default model now: magistral chat")
+        remark("it is the default model now: magistral chat")
     return command_line.DONE
 
 
@@ -149,11 +150,11 @@ def list_models(*, as_json: bool) -> int:
     print(visible(model_table(models)))
     default = settings.default_model()
     if any(model.is_default for model in models):
-        tell("* is the default: magistral config model NAME changes it")
+        remark("* is the default: magistral config model NAME changes it")
     elif default is None:
-        tell("none is the default: magistral config model NAME makes one")
+        remark("none is the default: magistral config model NAME makes one")
     else:
-        tell(f"the default, {default}, is not here")
+        remark(f"the default, {default}, is not here")
     return command_line.DONE
 
 
@@ -181,7 +182,7 @@ def remove(*, model: str, yes: bool) -> int:
             return command_line.DONE
     print(f"{what}: removed, {in_units(remove_model(found))} freed")
     if found.is_default:
-        tell("it was the default model; magistral config model NAME makes another")
+        remark("it was the default model; magistral config model NAME makes another")
     return command_line.DONE
 
 
@@ -234,9 +235,3 @@ def _model_to_keep(name: str) -> str:
             "has the form org/name"
         )
     return found
-
-
-def tell(text: str) -> None:
-    """Write a line on stderr, unless --quiet is asked for."""
-    if not is_quiet():
-        print(visible(text), file=sys.stderr, flush=True)

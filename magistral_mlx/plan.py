@@ -4,16 +4,13 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from magistral_mlx.checkpoint.folder import open_checkpoint
-from magistral_mlx.demo import resolve_model
+from magistral_mlx.engine.load import plan_model
 from magistral_mlx.errors import MemoryLimitError
-from magistral_mlx.generation.speculation import open_draft
 from magistral_mlx.model.device import budget_bytes
 from magistral_mlx.model.footprint import bytes_per_token, kv_bytes
 from magistral_mlx.model.load_options import LoadOptions
@@ -26,13 +23,11 @@ from magistral_mlx.model.mac_table import (
     forecasts,
     plan_small,
 )
-from magistral_mlx.model.memory import MemoryPlan, plan_for
+from magistral_mlx.model.memory import MemoryPlan
 from magistral_mlx.terminal import command_line, forecast_tables, shared_flags
 from magistral_mlx.terminal.asking.model_name import optional_model_option
 from magistral_mlx.terminal.flags_from_options import click_options
 from magistral_mlx.terminal.table import show_table
-from magistral_mlx.tokenizer.agreement import check_before_weights
-from magistral_mlx.tokenizer.tekken import Tokenizer
 
 # The options of LoadOptions that change a plan, or say which model it is for.
 OF_MODEL = ("revision", "draft_model", "tokenizer", "reasoning_format")
@@ -134,19 +129,8 @@ def _machine(
 
 def _show_model(model: str, machine: Mac | None, options: LoadOptions, *, as_json: bool) -> None:
     """Plan for a checkpoint, on this device or on a Mac."""
-    check = partial(check_before_weights, given=options.tokenizer)
-    checkpoint = open_checkpoint(resolve_model(model, options.revision, check=check))
-    # What could not be loaded does not fit.
-    tokenizer = Tokenizer.of_model(
-        checkpoint.folder,
-        checkpoint.config.vocab_size,
-        options.reasoning_format,
-        given=options.tokenizer,
-    )
-    draft = None
-    if options.draft_model is not None:
-        draft = open_draft(resolve_model(options.draft_model), tokenizer)
-    plan = plan_for(checkpoint, options, draft=draft, on_mac=machine is not None)
+    planned = plan_model(model, options, on_mac=machine is not None)
+    checkpoint, plan = planned.checkpoint, planned.plan
     chip, speed = None if machine is None else machine.chip, None
     # Calls of kernels, not the bandwidth, take the time of a small model.
     if chip is not None and checkpoint.nbytes >= LEAST_BYTES:

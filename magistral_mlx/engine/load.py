@@ -4,6 +4,7 @@ import logging
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from magistral_mlx.checkpoint.folder import Checkpoint, open_checkpoint
 from magistral_mlx.demo import resolve_model
@@ -22,6 +23,15 @@ from magistral_mlx.tokenizer.agreement import check_before_weights
 from magistral_mlx.tokenizer.tekken import Tokenizer
 
 log = logging.getLogger(__name__)
+
+
+class PlannedModel(NamedTuple):
+    """A model whose weights are not read yet."""
+
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    draft: Checkpoint | None
+    plan: MemoryPlan
 
 
 @takes_keywords_of(LoadOptions)
@@ -45,6 +55,22 @@ def loading(
     model: str | Path, options: LoadOptions = DEFAULTS
 ) -> Generator[Progress, None, Magistral]:
     """Load as ``load`` does, as a stream of the bytes loaded."""
+    planned = plan_model(model, options)
+    checkpoint, plan = planned.checkpoint, planned.plan
+    log.debug(
+        "%s: %s of weights; context %d, with a %d-bit KV cache; %s of %s in all",
+        checkpoint.folder,
+        in_units(plan.weights_bytes),
+        plan.context,
+        plan.kv_bits or 16,
+        in_units(plan.total_bytes),
+        in_units(plan.budget_bytes),
+    )
+    return (yield from on_worker(_load(planned, options), Line()))
+
+
+def plan_model(model: str | Path, options: LoadOptions, *, on_mac: bool = False) -> PlannedModel:
+    """Open a model and plan for it; fetch it if need be, and read no weights. Errors: ``load``."""
     check = partial(check_before_weights, given=options.tokenizer)
     checkpoint = open_checkpoint(resolve_model(model, options.revision, check=check))
     tokenizer = Tokenizer.of_model(
@@ -56,27 +82,13 @@ def loading(
     draft = None
     if options.draft_model is not None:
         draft = open_draft(resolve_model(options.draft_model), tokenizer)
-    plan = plan_for(checkpoint, options, draft=draft)
-    log.debug(
-        "%s: %s of weights; context %d, with a %d-bit KV cache; %s of %s in all",
-        checkpoint.folder,
-        in_units(plan.weights_bytes),
-        plan.context,
-        plan.kv_bits or 16,
-        in_units(plan.total_bytes),
-        in_units(plan.budget_bytes),
-    )
-    return (yield from on_worker(_load(checkpoint, tokenizer, plan, options, draft), Line()))
+    plan = plan_for(checkpoint, options, draft=draft, on_mac=on_mac)
+    return PlannedModel(checkpoint, tokenizer, draft, plan)
 
 
-def _load(
-    checkpoint: Checkpoint,
-    tokenizer: Tokenizer,
-    plan: MemoryPlan,
-    options: LoadOptions,
-    draft: Checkpoint | None,
-) -> Generator[Progress, None, Magistral]:
+def _load(planned: PlannedModel, options: LoadOptions) -> Generator[Progress, None, Magistral]:
     """Read the weights as planned."""
+    checkpoint, tokenizer, draft, plan = planned
     wired = plan.held_bytes if options.wired else None
     limit_memory(plan.budget_bytes, freed=plan.workspace_bytes, wired=wired)
     transformer = yield from load_model(checkpoint)

@@ -150,6 +150,12 @@ def tell(text: str, *, is_dim: bool = False) -> None:
     write(sys.stderr, "\n")
 
 
+def remark(text: str) -> None:
+    """Write a line on stderr, unless --quiet is asked for."""
+    if not is_quiet():
+        tell(text)
+
+
 def report(reply: Reply, *, says_ending: bool = True) -> None:
     """Write the cost of a reply as one line on stderr, and how it ended if not by itself."""
     if not is_quiet():

@@ -12,10 +12,9 @@ from magistral_mlx.engine.magistral import Magistral
 from magistral_mlx.errors import OverwriteError, counted
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply, Usage
-from magistral_mlx.terminal.display import Display, report, tell
+from magistral_mlx.terminal.display import Display, remark, report, tell
 from magistral_mlx.terminal.prompt import interruptible
 from magistral_mlx.terminal.repl.history import show_turns
-from magistral_mlx.terminal.verbosity import is_quiet
 
 
 @dataclass
@@ -177,18 +176,18 @@ class Session:
             return
         if not self.is_unsaved:
             if self._saved != self._state() and file.exists():
-                _say(f"there is nothing new to save; {file} is unchanged")
+                remark(f"there is nothing new to save; {file} is unchanged")
             return
         try:
             self.save(file)
         except OverwriteError:
             self.file = self._save_beside(file)
-            _say(
+            remark(
                 f"{file} holds another conversation by now, or a newer state of this one; "
                 f"this one is saved to {self.file}"
             )
         else:
-            _say(f"saved to {file}: {counted(self.turns, 'turn')}")
+            remark(f"saved to {file}: {counted(self.turns, 'turn')}")
 
     @property
     def turns(self) -> int:
@@ -208,8 +207,3 @@ class Session:
     def _state(self) -> object:
         """Return what a file would have of the conversation beside its cache."""
         return self.chat.keep_reasoning, list(self.chat.messages)
-
-
-def _say(text: str) -> None:
-    if not is_quiet():
-        tell(text)
