@@ -148,6 +148,9 @@ def list_models(*, as_json: bool) -> int:
         print(json.dumps(found, ensure_ascii=False))
         return command_line.DONE
     print(visible(model_table(models)))
+    broken = [model.name for model in models if model.context is None]
+    if broken:
+        remark(f'"-" means that it cannot be loaded; magistral show {broken[0]} tells why')
     default = settings.default_model()
     if any(model.is_default for model in models):
         remark("* is the default: magistral config model NAME changes it")

@@ -109,6 +109,9 @@ def _found() -> Iterator[_Found]:
     demo = demo if demo.is_dir() else DEMO_SOURCE
     yield _Found(DEMO, "demo", demo, folder_bytes(demo))
     folders = known_folders()
+    default = _default_folder()
+    if default is not None and default not in folders:
+        folders.append(default)
     names = [DEMO, *(folder.name for folder in folders)]
     for folder in sorted(folders):
         name = folder.name if names.count(folder.name) == 1 else str(folder)
@@ -125,6 +128,15 @@ def _default() -> str | None:
     return None if default is None else find_model(default)
 
 
+def _default_folder() -> Path | None:
+    """Return the default model if it is a folder, which need not have been loaded yet."""
+    default = _default()
+    if default in (None, DEMO):
+        return None
+    folder = Path(os.path.realpath(os.path.expanduser(default)))
+    return folder if (folder / "config.json").is_file() else None
+
+
 def _is_ours(folder: Path) -> bool:
     """Return whether a folder of the hub's cache can be opened; it may hold any model."""
     try:
@@ -137,7 +149,10 @@ def _is_ours(folder: Path) -> bool:
 def _described(found: _Found, options: LoadOptions, default: str | None) -> LocalModel:
     is_default = default is not None and (
         found.name == default
-        or (found.kind == "folder" and os.path.realpath(default) == str(found.folder))
+        or (
+            found.kind == "folder"
+            and os.path.realpath(os.path.expanduser(default)) == str(found.folder)
+        )
     )
     bits: float | None = None
     context: int | None = None

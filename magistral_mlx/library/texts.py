@@ -9,7 +9,7 @@ from magistral_mlx.library.models import LocalModel
 
 
 def model_table(models: Sequence[LocalModel]) -> str:
-    """Return a table of models; a star marks the default."""
+    """Return a table of models; a star marks the default, "-" what cannot be known."""
     rows = [("", "model", "bits", "on disk", "context here"), *map(_row, models)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
@@ -48,13 +48,11 @@ def in_words(found: dict[str, Any]) -> str:
 def _number(value: float) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:,}"
+    return f"{value:,.0f}" if value == int(value) else f"{value:,}"
 
 
 def _row(model: LocalModel) -> tuple[str, str, str, str, str]:
     bits = "-" if model.bits is None else f"{model.bits:.3g}"
-    context = (
-        f"{model.context:,}" if model.context is not None else f"- ({visible(str(model.problem))})"
-    )
+    context = "-" if model.context is None else f"{model.context:,}"
     mark = "*" if model.is_default else ""
     return mark, visible(model.name), bits, in_units(model.disk_bytes), context

@@ -167,6 +167,12 @@ def test_a_folder_that_cannot_be_opened_is_listed_with_the_reason(
     found = listed(capsys)["mine"]
     assert "tekken.json" in found["problem"]
     assert found["context"] is None
+    assert run(manage.list_models) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1].endswith("  -")
+    assert '"-" means that it cannot be loaded; magistral show mine tells why' in err
+    assert run(manage.show, "mine") == 2
+    assert "tekken.json" in capsys.readouterr().err
 
 
 def test_an_incomplete_download_is_listed_and_can_be_removed(hub: Hub, capsys: Capture) -> None:
@@ -189,6 +195,17 @@ def test_names_cannot_write_to_a_terminal(converted: Path, capsys: Capture) -> N
     assert run(manage.remove, str(folder), "--yes") == 0
     out, err = capsys.readouterr()
     assert "\x1b" not in out + err
+
+
+def test_a_default_that_was_never_loaded_is_listed(
+    converted: Path, capsys: Capture, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    converted.rename(other)
+    assert run(manage.config, "model", str(other)) == 0
+    assert listed(capsys)["other"]["is_default"] is True
+    assert run(manage.list_models) == 0
+    assert "is the default" in capsys.readouterr().err
 
 
 def test_a_default_that_has_gone_is_said(converted: Path, capsys: Capture) -> None:
