@@ -58,10 +58,10 @@ def loading(
     planned = plan_model(model, options)
     checkpoint, plan = planned.checkpoint, planned.plan
     log.debug(
-        "%s: %s of weights; context %d, with a %d-bit KV cache; %s of %s in all",
+        "%s: %s of weights; context %s, with a %d-bit KV cache; %s of %s in all",
         checkpoint.folder,
         in_units(plan.weights_bytes),
-        plan.context,
+        f"{plan.context:,}",
         plan.kv_bits or 16,
         in_units(plan.total_bytes),
         in_units(plan.budget_bytes),

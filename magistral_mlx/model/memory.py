@@ -7,14 +7,7 @@ from functools import partial
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.folder import Checkpoint
 from magistral_mlx.checkpoint.quant_format import QuantFormat
-from magistral_mlx.errors import (
-    ContextError,
-    MemoryLimitError,
-    OptionError,
-    in_units,
-    named,
-    quoted,
-)
+from magistral_mlx.errors import ContextError, MemoryLimitError, in_units, named
 from magistral_mlx.model.device import budget_bytes, on_gpu
 from magistral_mlx.model.footprint import (
     activation_bytes,
@@ -26,6 +19,7 @@ from magistral_mlx.model.footprint import (
 )
 from magistral_mlx.model.kv_format import KVFormat
 from magistral_mlx.model.load_options import DEFAULTS, LoadOptions
+from magistral_mlx.options import refused
 
 # The model card advises no more.
 DEFAULT_CONTEXT = 40_960
@@ -150,10 +144,7 @@ def make_plan(
     """
     context = options.max_kv_size
     if context is not None and not (type(context) is int and 1 <= context <= config.max_positions):
-        raise OptionError(
-            f"the context is {quoted(context)}; this model has from 1 to {config.max_positions} "
-            "positions"
-        )
+        raise refused("max_kv_size", context, f"1 to {config.max_positions:,}, as the model allows")
     kv_bits = KVFormat.of(options.kv_bits, config.head_dim).bits
     budget = budget_bytes(options.memory_gb)
     step = options.prefill_step_size

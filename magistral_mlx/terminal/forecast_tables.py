@@ -71,7 +71,7 @@ def in_words(
         ("may be used", plan.budget_bytes),
     ]
     width = max(len(name) for name, _ in rows)
-    lines = [f"{heading}: it fits, with a context of {plan.context:,} tokens (prompt plus reply)"]
+    lines = [f"{heading}: a context of {plan.context:,} tokens fits"]
     lines += [f"{name:<{width}}  {size / 1e9:8.3f} GB" for name, size in rows]
     if speed is not None:
         lines.append(f"{in_range(speed)} tokens a second, predicted after {SPEED_CONTEXT:,} tokens")
@@ -83,7 +83,7 @@ def in_words(
 def in_range(speed: tuple[float, float]) -> str:
     """Return a range of speeds."""
     low, high = speed
-    return f"{low:.3g} to {high:.3g}"
+    return f"{low:.1f} to {high:.1f}"
 
 
 def _cells(found: Sequence[Forecast], context: int | None) -> list[str]:

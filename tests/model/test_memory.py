@@ -208,7 +208,7 @@ def test_what_is_asked_for_is_kept() -> None:
 
 @pytest.mark.parametrize("context", [0, 40_961])
 def test_a_context_out_of_range(context: int) -> None:
-    with pytest.raises(OptionError, match="1 to 40960"):
+    with pytest.raises(OptionError, match="1 to 40,960"):
         plan(context)
     with pytest.raises(OptionError, match="the model has 40960"):
         kv_bytes(MAGISTRAL_SMALL, 40_961)

@@ -117,7 +117,7 @@ def test_a_named_mac_is_planned_for_before_any_download(capsys: pytest.CaptureFi
     assert re.search(r"4 bit +13\.3 +23,296 +40,960 +40,960 +16\.1 to 17\.3", text)
     assert "tok/s" not in show(capsys, "--memory", "24GB")
     text = show(capsys, "--memory", "24GB", "--bits", "4", "--context", "30000", "--kv-bits", "8")
-    assert "Magistral Small in 4 bit on a Mac with 24 GB: it fits" in text
+    assert "Magistral Small in 4 bit on a Mac with 24 GB: a context of 30,000 tokens fits" in text
     text = show(capsys, "--memory-gb", "17.18", "--bits", "4")
     assert "context 23,296" in text
 
@@ -133,7 +133,7 @@ def test_what_does_not_fit_a_named_mac_is_exit_2_with_what_would(
     assert "does not fit, not even with --bits 3 --kv-bits 4" in error
     assert "what fits: a context of" in error
     assert "no context fits" in show(capsys, "--memory", "8GB", code=2)
-    assert "from 1 to 40960" in show(capsys, "--context", "50000", code=2)
+    assert "use 1 to 40,960" in show(capsys, "--context", "50000", code=2)
 
 
 def test_json_has_every_cell(capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +159,7 @@ def test_a_models_files_are_planned_for_on_a_named_mac(
     # A Mac's chunks, also where the plan is made on a CPU.
     assert found["prefill_chunk"] == 2048
     text = show(capsys, "--model", folder, "--mac", "M4 Pro 24GB")
-    assert "an M4 Pro with 24 GB: it fits" in text
+    assert "an M4 Pro with 24 GB: a context of 4,096 tokens fits" in text
     assert "no speed is predicted" in text
 
 
