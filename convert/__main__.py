@@ -36,35 +36,44 @@ MLX_LM_FLAGS = {
 }
 EPILOG = """\b
 Examples:
-  magistral convert --hf-path mistralai/Magistral-Small-2506 --mlx-path magistral-4bit
-  magistral convert --hf-path ~/Magistral-Small-2506 --mlx-path magistral-head6 --recipe 4bit-head6
-  magistral convert --hf-path ~/Magistral-Small-2506 --mlx-path magistral-8bit --q-bits 8 --dry-run
-  magistral convert --hf-path mistralai/Magistral-Small-2506 --mlx-path magistral-4bit --stream
+  magistral convert --hf-path mistralai/Magistral-Small-2506 \\
+      --mlx-path magistral-4bit --stream
+  magistral convert --hf-path ~/2506 --mlx-path head6 --recipe 4bit-head6
+  magistral convert --hf-path ~/2506 --mlx-path 8bit --q-bits 8 --dry-run
 
 \b
 Methods (the same format, size and speed):
-  importance  scales and biases with the least error, weighted by a forward pass over a small input
-  gptq        the same, and later columns compensate for each error: closer, and much slower
+  importance  scales and biases of least error, weighted by a forward pass
+              over a small input
+  gptq        the same, and later columns make up for each error: closer, and
+              much slower
   round       as mx.quantize, bit for bit; no forward pass
 
 \b
 Calibration (a small input of our own where it is left out):
-  FILE        a UTF-8 text of 256 tokens or more; 4 windows of 512 from all over it, 16 for gptq
-  self        the source, rounded to 4 bit, first answers our questions in the card's languages
-  MODEL       the folder of a checkpoint of the same vocabulary, which answers them
+  FILE        a UTF-8 text of 256 tokens or more; 4 windows of 512 from all
+              over it, 16 for gptq
+  self        SRC, rounded to 4 bit, first answers our questions in the model
+              card's languages
+  MODEL       the folder of a checkpoint of the same vocabulary answers them
 The answers are kept in calibration.jsonl.
 
 \b
 Recipes:
 {recipes}
-  auto        --target-bits on average, spent where they lower the predicted error most
-  FILE        your own, in JSON; the last rule that matches a matrix applies, 16 bits pack nothing:
-              {{"default": {{"bits": 4}}, "rules": [{{"match": "*.v_proj", "bits": 6}}]}}
+  auto        --target-bits on average, spent where they lower the predicted
+              error most
+  FILE        your own, in JSON; the last rule that matches a matrix applies,
+              and 16 bits pack nothing:
+                {{"default": {{"bits": 4}},
+                 "rules": [{{"match": "*.v_proj", "bits": 6}}]}}
               "group_size" and "mode" can stand beside "bits" in both
 
 OUT appears complete or not at all. Until then OUT.partial holds the finished part, and the same
 command resumes it. If OUT is complete, the command does nothing.
-Exit codes: 0 done, 2 something to change, 130 interrupted.""".format(
+
+\b
+Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug.""".format(
     recipes="\n".join(f"  {name:<11} {what}" for name, (_, what) in RECIPES.items())
 )
 
@@ -119,7 +128,7 @@ def command(
     dry_run: bool,
     as_json: bool,
 ) -> int:
-    """Convert a published Magistral checkpoint into a quantized one for every MLX runtime."""
+    """Quantize a published Magistral checkpoint for every MLX runtime."""
     if dequantize:
         options = _unpacked(options)
     if quantize and options.q_bits == UNPACKED_BITS:
@@ -148,7 +157,7 @@ def command(
     if options.recipe == AUTO and not as_json:
         config = checked.origin.source.config
         print("\n".join(by_kind(open_checkpoint(summary.target).formats, config.num_layers)))
-        print(f"  {contexts_in_words(config, summary.bytes_out)}")
+        print(contexts_in_words(config, summary.bytes_out))
     return command_line.DONE
 
 
@@ -177,9 +186,9 @@ def in_words(summary: Summary) -> str:
     if summary.gain is None:
         return made
     return (
-        f"{made}\n  error predicted: {summary.gain.error_ratio:.2f} of rounding's; "
-        f"inputs stand out most at {summary.gain.outliers_at}, "
-        f"{summary.gain.outliers:.0f} times their mean"
+        f"{made}\n  predicted error: {summary.gain.error_ratio:.2f} of rounding's\n"
+        f"  largest outliers: {summary.gain.outliers:.0f} times the mean input, "
+        f"at {summary.gain.outliers_at}"
     )
 
 
@@ -218,16 +227,16 @@ def forecast_in_words(checked: Checked) -> str:
     ]
     if (most := checked.most_tensor_bytes) > plan.tensor_bytes:
         lines.append(f"  then raised where this lowers the error most, to {in_units(most)} at most")
-    return "\n".join([*lines, f"  {contexts_in_words(config, most)}"])
+    return "\n".join([*lines, contexts_in_words(config, most)])
 
 
 def contexts_in_words(config: ModelConfig, weights_bytes: int) -> str:
-    """Write on one line the longest context that fits each Mac."""
-    found = contexts(config, weights_bytes).items()
-    return "fits, by a forecast: " + ", ".join(
-        f"{memory_gb} GB Mac {'not' if context is None else f'{context:,} tokens'}"
-        for memory_gb, context in found
-    )
+    """Write a line for each Mac: the longest context that fits it."""
+    lines = ["  context that fits, by a forecast:"]
+    for memory_gb, context in contexts(config, weights_bytes).items():
+        fits = "-" if context is None else f"{context:,} tokens"
+        lines.append(f"  {f'{memory_gb} GB Mac':<14}{fits}")
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

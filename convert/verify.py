@@ -23,24 +23,28 @@ WORST = 10
 EPILOG = """\b
 Examples:
   magistral verify magistral-4bit
-  magistral verify --hf-path mistralai/Magistral-Small-2506 magistral-4bit
-  magistral verify --json magistral-4bit
+  magistral verify magistral-4bit --hf-path mistralai/Magistral-Small-2506
+  magistral verify magistral-4bit --json
 
 \b
 Checks:
-  files      every file has the size and sha256 in magistral_mlx.json, and there is no other file
+  files      every file has the size and sha256 of magistral_mlx.json, and
+             there is no other file
   tensors    names, shapes and types are those that config.json implies
   config     config.json has everything that mlx-lm and mlx-swift read
   finite     no norm, scale or bias is NaN or infinite
   tokenizer  tokenizer.json encodes as tekken.json does
   template   chat_template.jinja encodes plain chats as mistral-common does
   source     with --hf-path: OUT was made from SRC
-  rounding   with --hf-path: no weight differs from SRC's by more than the method explains
+  rounding   with --hf-path: no weight differs from SRC's by more than the
+             method explains
 
 The table: relative error of the tensor, largest error of a weight, and the largest error divided by
 the method's bound; over 1 the check fails.
 
-Exit codes: 0 all checks pass, 2 one fails, or something else to change, 130 interrupted."""
+\b
+Exit codes: 0 all checks pass, 2 one fails, or something else to change,
+130 interrupted, 1 a bug."""
 
 
 @click.command("verify", cls=command_line.Command, epilog=EPILOG)
@@ -67,15 +71,13 @@ def in_words(report: Report) -> str:
     ]
     if report.tensors:
         worst = report.tensors[:WORST]
-        width = max(len(tensor.name) for tensor in worst)
+        names = [t.name.removeprefix("model.").removesuffix(".weight") for t in worst]
+        width = max(len("worst tensors"), *map(len, names))
+        lines += ["", f"{'worst tensors':<{width}}  {'stored as':<20}  relative  largest  of bound"]
         lines += [
-            "",
-            f"{'worst tensors':<{width}}  {'stored as':<22}relative error   largest  error/bound",
-        ]
-        lines += [
-            f"{t.name:<{width}}  {t.stored_as:<22}{t.relative:>14.5f}{t.largest:>10.3g}"
-            f"{t.of_bound:>13.2f}"
-            for t in worst
+            f"{name:<{width}}  {t.stored_as:<20}  {t.relative:>8.5f}  {t.largest:>7.3g}"
+            f"  {t.of_bound:>8.2f}"
+            for name, t in zip(names, worst, strict=True)
         ]
     return "\n".join(lines)
 

@@ -90,10 +90,7 @@ def check_files(folder: Path, manifest: Manifest) -> Steps:
     faults = sorted(faults) + [
         f"{name} is not recorded in {MANIFEST}: move it away" for name in strays
     ]
-    holds = (
-        f"{len(manifest.files)} files, {in_units(manifest.nbytes)}, "
-        f"have the sha256 that {MANIFEST} records"
-    )
+    holds = f"{len(manifest.files)} files, {in_units(manifest.nbytes)}, have the recorded sha256"
     return verdict("files", faults, holds)
 
 
@@ -110,9 +107,7 @@ def check_config(checkpoint: Checkpoint) -> Check:
         for shard in checkpoint.shards
         if shard.metadata != METADATA
     ]
-    return verdict(
-        "config", faults, "config.json, index and metadata hold all that other MLX runtimes read"
-    )
+    return verdict("config", faults, "config.json, index and metadata hold what MLX runtimes read")
 
 
 def check_finite(checkpoint: Checkpoint) -> Steps:
@@ -125,9 +120,7 @@ def check_finite(checkpoint: Checkpoint) -> Steps:
             yield nbytes, name
     faults = [f"tensor {name!r} holds NaN or infinity" for name in sorted(wrong)]
     return verdict(
-        "finite",
-        faults,
-        f"no NaN and no infinity in {len(kinds)} tensors of norms, scales and biases",
+        "finite", faults, f"{len(kinds)} norms, scales and biases hold no NaN and no infinity"
     )
 
 

@@ -116,9 +116,7 @@ def stream_verification(
     else:
         count = sum(len(shard.header) for shard in checkpoint.shards)
         checks.append(
-            Check(
-                "tensors", True, f"{count} have the name, shape and type that config.json implies"
-            )
+            Check("tensors", True, f"{count} have the names, shapes and types config.json implies")
         )
         checks.append(check_config(checkpoint))
         checks.append((yield from counted(check_finite(checkpoint))))
@@ -167,7 +165,7 @@ def _check_texts(folder: Path, manifest: Manifest | None, vocab_size: int | None
         and manifest.options.get("tokenizer_json") is False
         and not (folder / TOKENIZER_JSON).exists()
     ):
-        left_out = f"{TOKENIZER_JSON} was left out on purpose, so that there is nothing to compare"
+        left_out = f"nothing to compare: {TOKENIZER_JSON} was left out on purpose"
         return [Check(name, None, left_out) for name in ("tokenizer", "template")]
     try:
         tokenizer, backend = Tokenizer.from_folder(folder), read_tokenizer_json(folder)
@@ -176,10 +174,7 @@ def _check_texts(folder: Path, manifest: Manifest | None, vocab_size: int | None
             faults.append(f"{TEKKEN_FILE} has {tokenizer.vocab_size} ids, the model {vocab_size}")
     except (TokenizerError, CheckpointError) as error:
         return [Check(name, False, str(error)) for name in ("tokenizer", "template")]
-    holds = (
-        f"{TOKENIZER_JSON} encodes its vocabulary and {NUM_TEXTS} random texts "
-        f"as {TEKKEN_FILE} does"
-    )
+    holds = f"vocabulary and {NUM_TEXTS:,} random texts encode as in {TEKKEN_FILE}"
     checks = [verdict("tokenizer", faults, holds)]
     try:
         fault = template_fault(folder, tokenizer, backend)
@@ -224,7 +219,5 @@ def _check_rounding(tensors: list[TensorError], method: str) -> Check:
         if not tensor.is_explained
     ]
     worst = max(tensors, key=lambda tensor: tensor.relative)
-    holds = f"no value of {len(tensors)} tensors is further off than {cause} explains"
-    return verdict(
-        "rounding", faults, f"{holds}; the largest relative error is {worst.relative:.4f}"
-    )
+    holds = f"{len(tensors)} tensors are within the bound of {cause}; worst {worst.relative:.4f}"
+    return verdict("rounding", faults, holds)

@@ -171,7 +171,7 @@ def test_the_forecast_names_the_contexts_of_each_mac(
     flags += ["--recipe", "auto", "--target-bits", "4.8"]
     assert main([*flags, "--dry-run"]) == 0
     text = capfd.readouterr().out
-    assert "24 GB Mac 4,096 tokens" in text
+    assert "  24 GB Mac     4,096 tokens\n" in text
     assert "raised where this lowers the error most" in text
     assert main([*flags, "--dry-run", "--json"]) == 0
     forecast = json.loads(capfd.readouterr().out)
@@ -179,7 +179,7 @@ def test_the_forecast_names_the_contexts_of_each_mac(
     assert not list(tmp_path.iterdir())
     assert main(flags) == 0
     text = capfd.readouterr().out
-    assert "24 GB Mac 4,096 tokens" in text
+    assert "  24 GB Mac     4,096 tokens\n" in text
     assert re.search(
         r"\n  [kv]_proj +4 bit in \d of \d layers, \d bit in|\n  [kv]_proj +[568] bit\n", text
     )

@@ -139,7 +139,8 @@ def test_the_command_prints_the_gain(
     flags = ["--hf-path", str(source), "--mlx-path", str(tmp_path / "out"), "--no-tokenizer-json"]
     assert main(flags) == 0
     assert re.search(
-        r"error predicted: 0\.\d\d of rounding's; .* at \S+, \d+ times", capfd.readouterr().out
+        r"predicted error: 0\.\d\d of rounding's\n  largest outliers: \d+ times .* at \S+\n",
+        capfd.readouterr().out,
     )
     assert main([*flags, "--json"]) == 0
     gain = json.loads(capfd.readouterr().out)["gain"]
