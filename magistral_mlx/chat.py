@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 
 EPILOG = """\b
 Examples:
-  magistral chat --model demo
-  magistral chat --model ~/magistral-4bit --keep-reasoning last --prompt-cache-file talk.cache
-  printf 'What is 7 * 8?\\nWhat is 9 * 8?\\n' | magistral chat --model demo --hide-reasoning
+  magistral chat demo
+  magistral chat --keep-reasoning last --prompt-cache-file talk.cache
+  printf 'What is 7 * 8?\\nWhat is 9 * 8?\\n' | magistral chat demo --quiet
 
 Answers go to stdout; traces (dim) and figures go to stderr. At a terminal /help lists the commands,
 and chat-history in the state folder keeps what is typed. From a pipe each line is one message or
@@ -67,7 +67,7 @@ def command(
     hide_reasoning: bool,
     prompt_cache_file: Path | None,
 ) -> int:
-    """Talk to Magistral; a follow-up reuses the KV cache of the turns before it."""
+    """Talk to Magistral; each turn reuses the cache of those before."""
     file = prompt_cache_file
     system_prompt = system.text
     if file is not None and file.exists() and system_prompt is not None:

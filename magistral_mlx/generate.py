@@ -38,12 +38,12 @@ from magistral_mlx.tokenizer.segments import Segment, Text
 
 EPILOG = """\b
 Examples:
-  magistral generate --model demo -p "What is 48 + 76?"
-  magistral generate --model demo -p "What is 48 + 76?" | pbcopy
-  cat report.txt | magistral generate --model ~/magistral-4bit -p "Summarize this." > summary.txt
-  magistral generate --model ~/magistral-4bit -p "Which is faster?" --file a.py --file b.py
-  magistral generate --model demo -p "What is 9 * 37?" --samples 5 --json
-  magistral generate --model ~/magistral-4bit --prompts-file questions.jsonl --output answers.jsonl
+  magistral generate demo -p "What is 48 + 76?"
+  magistral generate demo -p "What is 48 + 76?" | pbcopy
+  cat report.txt | magistral generate -p "Summarize this." > summary.txt
+  magistral generate -p "Which is faster?" --file a.py --file b.py
+  magistral generate demo -p "What is 9 * 37?" --samples 5 --json
+  magistral generate --prompts-file questions.jsonl --output answers.jsonl
 
 The answer goes to stdout, so that a pipe gets nothing else. Progress, the trace (dim)
 and the figures go to stderr.
@@ -56,7 +56,7 @@ if you like. For each one it prints a JSON object, with the "index" of the promp
 the objects are appended to F, and the same command goes on where an earlier run ended.
 
 \b
-Exit codes: 0 done, 2 something to change, 3 a reply ended without an answer (also with --json),
+Exit codes: 0 done, 2 something to change, 3 a reply ended without an answer,
 130 interrupted, 1 a bug."""
 
 
@@ -259,15 +259,19 @@ def show_samples(samples: Samples, model: str, *, as_json: bool, is_complete: bo
 
 run = word_command(
     command,
-    help="Ask the default model a question, or the model that is named first.",
+    help="Ask the default model, or one named first, a question.",
     epilog="""\b
 Examples:
   magistral run "How many r's are in strawberry?"
   magistral run demo "What is 48 + 76?"
-  magistral run --json demo "What is 48 + 76?"
+  magistral run demo "What is 48 + 76?" --json
 
-The other options, what is printed where, and the exit codes are those of magistral generate.
-Exit codes: 0 done, 2 something to change, 3 the reply ended without an answer,
+\b
+magistral generate --help says more: what is printed where, and what
+--json-stream and --prompts-file do.
+
+\b
+Exit codes: 0 done, 2 something to change, 3 a reply ended without an answer,
 130 interrupted, 1 a bug.""",
 )
 

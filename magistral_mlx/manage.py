@@ -34,10 +34,10 @@ from magistral_mlx.tokenizer.agreement import check_before_weights
 CODES = "Exit codes: 0 done, 2 something to change, 130 interrupted, 1 a bug."
 CONFIG_EPILOG = f"""\b
 Examples:
-  magistral config --unset think-budget
+  magistral config
   magistral config model magistral-4bit
   magistral config temp 0.5
-  magistral config
+  magistral config --unset temp
 
 A setting is the default of the flag of the same name, in generate, chat, plan and run; a flag that
 is typed wins. For the model, MAGISTRAL_MODEL wins over the file. The file is
@@ -55,7 +55,7 @@ PULL_EPILOG = f"""\b
 Examples:
   magistral pull
   magistral pull org/name
-  magistral pull --revision main org/name
+  magistral pull org/name --revision main
 
 Without ID it is {READY_MADE},
 Magistral Small in 4 bit. The files go into the hub's own cache, which HF_HUB_CACHE names; a
@@ -65,8 +65,8 @@ download that was interrupted resumes. If no model is the default, this one beco
 {CODES}"""
 LIST_EPILOG = f"""\b
 Examples:
-  magistral list --json
   magistral list
+  magistral list --json
 
 Shown are the demo, the folders that were converted or loaded here, and the models in the hub's
 cache. The context is the tokens of prompt and reply together that fit this machine.
@@ -75,15 +75,15 @@ cache. The context is the tokens of prompt and reply together that fit this mach
 {CODES}"""
 SHOW_EPILOG = f"""\b
 Examples:
-  magistral show --json magistral-4bit
   magistral show demo
+  magistral show magistral-4bit --json
 
 \b
 {CODES}"""
 REMOVE_EPILOG = f"""\b
 Examples:
-  magistral remove --yes magistral-4bit
-  magistral remove lmstudio-community/Magistral-Small-2506-MLX-4bit
+  magistral remove magistral-4bit
+  magistral remove lmstudio-community/Magistral-Small-2506-MLX-4bit --yes
 
 Only a model of the hub's cache is removed, or a folder that magistral convert has made and that
 holds no other files. At a terminal it asks first.

@@ -42,13 +42,15 @@ Examples:
   magistral plan
   magistral plan --mac "M4 Pro 24GB"
   magistral plan --memory 24GB --bits 4 --context 30000 --kv-bits 8
-  magistral plan --model ~/magistral-4bit
-  magistral plan --model ~/magistral-4bit --memory 16GB
+  magistral plan magistral-4bit
+  magistral plan magistral-4bit --memory 16GB
 
-Without --model the plan is for Magistral Small, calculated from shapes before any download.
+A context is prompt plus reply. Without a model the plan is for Magistral Small, calculated from
+shapes before any download.
 
 \b
-Exit codes: 0 it fits, 2 it does not fit, or something else to change."""
+Exit codes: 0 it fits, 2 it does not fit, or something else to change,
+130 interrupted, 1 a bug."""
 
 
 @click.command("plan", cls=shared_flags.Command, epilog=EPILOG)
@@ -78,7 +80,7 @@ def command(
     options: LoadOptions,
     as_json: bool,
 ) -> int:
-    """Show the memory that a model needs and the context that fits, before it is loaded."""
+    """Show the memory that a model needs, and the context that fits."""
     machine, options = _machine(mac, memory, options)
     if model is not None:
         if bits is not None:

@@ -30,7 +30,7 @@ QUIET, VERBOSE = f"{__name__}.quiet", f"{__name__}.verbose"
 
 
 def verbosity_options(taken: frozenset[str] = frozenset()) -> list[click.Option]:
-    """Make the options, without those of their short flags that a command has ``taken``."""
+    """Make the options, without the short flags that a command has ``taken``."""
     return [
         click.Option(
             [flag for flag in ("-q", "--quiet") if flag not in taken],
@@ -40,7 +40,8 @@ def verbosity_options(taken: frozenset[str] = frozenset()) -> list[click.Option]
         click.Option(
             [flag for flag in ("-v", "--verbose") if flag not in taken],
             is_flag=True,
-            help="Show more: each of several replies, and every log message.",
+            help="Show every log message"
+            + (", and each of the --samples." if "--samples" in taken else "."),
         ),
         click.Option(
             ["--log-level"],

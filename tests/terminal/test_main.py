@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 def test_the_group_offers_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out
-    assert all(f"  {name} " in listed for name in ("generate", "chat", "plan", "convert"))
+    assert all(f"  {name} " in listed for name in COMMANDS)
+    # No summary is cut.
+    assert "..." not in listed.partition("Ask:")[2]
 
 
 def test_the_names_of_other_tools_work(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,8 +43,9 @@ def test_every_command_has_help_with_examples(
     assert main([name, "--help"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"Usage: magistral {name} ")
-    assert f"magistral {name} --" in out.partition("Examples:")[2]
+    assert f"\n    magistral {name}" in out.partition("Examples:")[2]
     assert "Exit codes: 0" in out
+    assert [line for line in out.splitlines() if len(line) > 80] == []
     assert err == ""
 
 
