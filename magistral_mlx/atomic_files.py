@@ -11,7 +11,6 @@ from pathlib import Path
 
 from magistral_mlx.files import PARTIAL, create_new, discard, renamed_when_whole
 
-PRIVATE = 0o600  # the mode of files that hold a conversation
 NUMBER_DIGITS = 12
 
 

@@ -12,9 +12,9 @@ import click
 from magistral_mlx.engine.load import plan_model
 from magistral_mlx.engine.turns import KeepReasoning
 from magistral_mlx.errors import MagistralError, OptionError, as_flags, visible
+from magistral_mlx.files import state_dir
 from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.library.known_folders import find_model
-from magistral_mlx.library.places import state_dir
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.terminal import command_line, shared_flags
 from magistral_mlx.terminal.asking.model_name import model_option

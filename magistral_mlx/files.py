@@ -1,4 +1,4 @@
-"""Paths, the cache folder, small files, and what has to reach the drive."""
+"""Paths, the user's folders, small files, and what has to reach the drive."""
 
 import errno
 import fcntl
@@ -15,6 +15,8 @@ from magistral_mlx.errors import OptionError, quoted
 
 WRITE_BYTES = 2**30  # a single write of 2 GiB or more fails on macOS
 HASH_BYTES = 4 * 2**20
+NAME = "magistral-mlx"  # of our folders
+PRIVATE = 0o600  # the mode of files with what a user or a model has said
 PARTIAL = ".partial"  # ends the name of a file that is not whole
 
 
@@ -40,14 +42,44 @@ def cache_dir() -> Path:
 
     ``MAGISTRAL_MLX_CACHE`` if it is set, else ``~/Library/Caches/magistral-mlx`` on macOS, else
     ``magistral-mlx`` under ``XDG_CACHE_HOME`` or ``~/.cache``. The folder may not exist yet.
-    Source: https://specifications.freedesktop.org/basedir-spec (ignore a relative XDG path).
     """
-    if own := os.environ.get("MAGISTRAL_MLX_CACHE"):
-        return expanded(as_path(own, "MAGISTRAL_MLX_CACHE")).absolute()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "magistral-mlx"
-    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "magistral-mlx"
+    return _own_folder("CACHE", "Library/Caches", ".cache")
+
+
+def state_dir() -> Path:
+    """Return the folder for what is remembered: the typed lines of chats, the known models.
+
+    ``MAGISTRAL_MLX_STATE`` if it is set, else ``~/Library/Application Support/magistral-mlx`` on
+    macOS, else ``magistral-mlx`` under ``XDG_STATE_HOME`` or ``~/.local/state``. The folder may not
+    exist yet.
+    """
+    return _own_folder("STATE", "Library/Application Support", ".local/state")
+
+
+def settings_path() -> Path:
+    """Return the path of the user's settings, on every platform.
+
+    ``MAGISTRAL_CONFIG`` if it is set, else ``magistral-mlx/config.toml`` under ``XDG_CONFIG_HOME``
+    or ``~/.config``. The file may not exist yet.
+    """
+    return _named_by("MAGISTRAL_CONFIG") or _xdg("CONFIG", ".config") / "config.toml"
+
+
+def _own_folder(kind: str, on_mac: str, under_home: str) -> Path:
+    if named := _named_by(f"MAGISTRAL_MLX_{kind}"):
+        return named
+    return Path.home() / on_mac / NAME if sys.platform == "darwin" else _xdg(kind, under_home)
+
+
+def _named_by(variable: str) -> Path | None:
+    own = os.environ.get(variable)
+    return expanded(as_path(own, variable)).absolute() if own else None
+
+
+def _xdg(kind: str, under_home: str) -> Path:
+    # A relative path is ignored: https://specifications.freedesktop.org/basedir-spec
+    xdg = Path(os.environ.get(f"XDG_{kind}_HOME", ""))
+    return (xdg if xdg.is_absolute() else Path.home() / under_home) / NAME
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -13,6 +13,7 @@ from magistral_mlx.generation.params import SamplingParams
 from magistral_mlx.generation.reply import Reply, Samples
 from magistral_mlx.model.load_options import LoadOptions
 from magistral_mlx.serving.events import event_of
+from magistral_mlx.streams import Stream
 from magistral_mlx.terminal import command_line, shared_flags
 from magistral_mlx.terminal.asking.batch import Batch, ResultFile, read_entries
 from magistral_mlx.terminal.asking.model_name import model_option, word_command
@@ -134,8 +135,13 @@ def command(
     )
     shown = EventDisplay if json_stream else Display
     display = shown(hides_reasoning=hide_reasoning or prints_json, hides_answer=prints_json)
+    return show_reply(display, stream, model if prints_json else None)
+
+
+def show_reply(display: Display, stream: Stream[Segment, Reply], model: str | None) -> int:
+    """Show a reply while it arrives, with ``model`` as JSON at its end; return the exit code."""
     reply = display.show_all(stream)
-    if prints_json:
+    if model is not None:
         print_json(
             cancelled_object(display.reasoning, display.answer, model)
             if reply is None

@@ -13,12 +13,12 @@ from magistral_mlx.checkpoint.folder import DEMO
 from magistral_mlx.checkpoint.hub_api import Unreachable, is_hub_id
 from magistral_mlx.demo import resolve_model
 from magistral_mlx.errors import MemoryLimitError, OptionError, as_flags, in_units, quoted, visible
+from magistral_mlx.files import settings_path
 from magistral_mlx.library import settings
 from magistral_mlx.library.details import details
 from magistral_mlx.library.hub_models import hide_progress
 from magistral_mlx.library.known_folders import find_model
 from magistral_mlx.library.models import bits_of, find_local, local_models
-from magistral_mlx.library.places import settings_path
 from magistral_mlx.library.preview import preview
 from magistral_mlx.library.removal import find_removable, remove_model
 from magistral_mlx.library.texts import in_words, model_table

@@ -10,7 +10,18 @@ from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from functools import wraps
 from textwrap import TextWrapper
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast, get_type_hints
+from types import UnionType
+from typing import (
+    Any,
+    Concatenate,
+    ParamSpec,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from magistral_mlx.errors import OptionError, named, quoted
 
@@ -98,6 +109,12 @@ def documented(cls: type[Options]) -> type[Options]:
     """Add the texts of a dataclass's fields to its docstring."""
     cls.__doc__ = _with_section(cls.__doc__ or "", "Attributes", describe(cls))
     return cls
+
+
+def alternatives(annotation: Any) -> tuple[Any, ...]:
+    """Return the types that an annotation allows."""
+    is_union = get_origin(annotation) in (UnionType, Union)
+    return get_args(annotation) if is_union else (annotation,)
 
 
 def options_of(cls: type) -> list[Option]:

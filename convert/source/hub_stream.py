@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 INCOMPLETE = ".incomplete"
 # Made from tekken.json, or compared with it where that comes from elsewhere.
 NOT_NEEDED = frozenset({"tokenizer.json"})
-# First request of each weight file; the published headers are far shorter.
-HEAD_BYTES = 2**17
 # tekken.json has 19 MB.
 MAX_DOCUMENT_BYTES = 200_000_000
 CHUNK_BYTES = 2**20
@@ -90,8 +88,7 @@ class HubStream:
             ) from None
         _check_index(repo_id, listing, folder)
         shards = tuple(
-            fetch_header(repo_id, listing.commit, file, folder, head_bytes=HEAD_BYTES)
-            for file in listing.weights.values()
+            fetch_header(repo_id, listing.commit, file, folder) for file in listing.weights.values()
         )
         return cls(repo_id, listing.commit, listing.layout, folder, listing.weights, shards)
 

@@ -15,7 +15,7 @@ from magistral_mlx.errors import HubError
 log = logging.getLogger(__name__)
 
 RETRYABLE_STATUSES = (408, 429, 500, 502, 503, 504)
-# First request of a header; those of Magistral are far shorter.
+# First request of a header. A longer one takes a second; those of Magistral are far shorter.
 HEAD_BYTES = 2**17
 FAILURES_IN_A_ROW = 5
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
@@ -60,9 +60,7 @@ def read(
             _pause(max(error.pause_seconds, FIRST_PAUSE_SECONDS * 2 ** (failures - 1)), cancelled)
 
 
-def fetch_header(
-    repo_id: str, commit: str, file: HubFile, folder: Path, *, head_bytes: int = HEAD_BYTES
-) -> Shard:
+def fetch_header(repo_id: str, commit: str, file: HubFile, folder: Path) -> Shard:
     """Fetch the header of a weight file that will lie in a folder.
 
     Args:
@@ -70,13 +68,12 @@ def fetch_header(
         commit: of the file.
         file: the weight file.
         folder: where the file will lie.
-        head_bytes: of the first request; a longer header takes a second.
 
     Raises:
         HubError: it cannot be fetched.
         CheckpointError: it contradicts itself.
     """
-    head = b"".join(read(repo_id, commit, file, 0, min(head_bytes, file.size)))
+    head = b"".join(read(repo_id, commit, file, 0, min(HEAD_BYTES, file.size)))
     end = 8 + int.from_bytes(head[:8], "little")
     if len(head) < end <= min(file.size, 8 + MAX_JSON_BYTES):
         head += b"".join(read(repo_id, commit, file, len(head), end))

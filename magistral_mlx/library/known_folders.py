@@ -10,9 +10,8 @@ from magistral_mlx.atomic_files import replacing
 from magistral_mlx.checkpoint.documents import read_json
 from magistral_mlx.checkpoint.folder import DEMO
 from magistral_mlx.errors import CheckpointError, MagistralError
-from magistral_mlx.files import exclusive, write_all
+from magistral_mlx.files import exclusive, state_dir, write_all
 from magistral_mlx.library.hub_models import cached_ids
-from magistral_mlx.library.places import state_dir
 
 log = logging.getLogger(__name__)
 

@@ -4,15 +4,14 @@ import os
 import tomllib
 from dataclasses import dataclass
 from difflib import get_close_matches
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from magistral_mlx.errors import OptionError, quoted
+from magistral_mlx.files import settings_path
 from magistral_mlx.generation.params import SamplingParams
-from magistral_mlx.library.places import settings_path
 from magistral_mlx.library.toml_file import in_toml, read_table, remove_keys, write_lines
 from magistral_mlx.model.load_options import LoadOptions
-from magistral_mlx.options import Option, option, options_of
+from magistral_mlx.options import Option, alternatives, option, options_of
 
 MODEL, MODEL_VARIABLE = "model", "MAGISTRAL_MODEL"
 # The options of loading that are settings. The others belong to one model or one run.
@@ -139,7 +138,7 @@ def parse_value(key: Key, text: str) -> Any:
     Raises:
         OptionError: it is not a value of this setting.
     """
-    allowed = _alternatives(key.option.type)
+    allowed = alternatives(key.option.type)
     value: Any = text
     if not text.isprintable():
         raise OptionError(f"{key.name} is {quoted(text)}; use one line of plain text")
@@ -188,18 +187,13 @@ def _names_of(key: Key) -> set[str]:
     return {name for name, other in KEYS.items() if other is key}
 
 
-def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    is_union = get_origin(annotation) in (UnionType, Union)
-    return get_args(annotation) if is_union else (annotation,)
-
-
 def _is_text(annotation: Any) -> bool:
     return get_origin(annotation) is Literal and isinstance(get_args(annotation)[0], str)
 
 
 def _fits(value: object, annotation: Any) -> bool:
     """Return whether a value has the type of an option; None is no value."""
-    for each in _alternatives(annotation):
+    for each in alternatives(annotation):
         if get_origin(each) is Literal:
             fits = value in get_args(each) and type(value) is type(get_args(each)[0])
         elif get_origin(each) is tuple:
@@ -215,7 +209,7 @@ def _fits(value: object, annotation: Any) -> bool:
 
 def _described(annotation: Any) -> str:
     words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    for each in _alternatives(annotation):
+    for each in alternatives(annotation):
         if get_origin(each) is Literal:
             return f"one of {', '.join(map(str, get_args(each)))}"
         if get_origin(each) is tuple:

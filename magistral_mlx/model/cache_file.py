@@ -9,14 +9,14 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from magistral_mlx.atomic_files import PRIVATE, check_writable, replacing
+from magistral_mlx.atomic_files import check_writable, replacing
 from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.documents import open_plain
 from magistral_mlx.checkpoint.safetensors import Shard
 from magistral_mlx.checkpoint.safetensors_header import TYPE_NAMES, header_bytes, place
 from magistral_mlx.disk_space import is_disk_full
 from magistral_mlx.errors import MagistralError, OptionError, in_units
-from magistral_mlx.files import write_all
+from magistral_mlx.files import PRIVATE, write_all
 from magistral_mlx.model.cache_header import (
     FORMAT,
     HASH,

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Collection
 from functools import wraps
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import click
 from click.shell_completion import CompletionItem
 
-from magistral_mlx.options import FILE, FOLDER, Option, options_of
+from magistral_mlx.options import FILE, FOLDER, Option, alternatives, options_of
 
 Function = Callable[..., int]
 Decorator = Callable[[Function], Function]
@@ -59,8 +58,7 @@ def _flag(option: Option) -> Decorator:
     """Make the click option of one declared option, by its type."""
     flag = option.name.replace("_", "-")
     names = [f"--{flag}", *option.aliases, option.name]
-    alternatives = get_args(option.type) if _is_union(option.type) else (option.type,)
-    kind = alternatives[0]
+    kind = alternatives(option.type)[0]
     completer = suggest(*option.completes) if option.completes else None
     if kind is bool and option.default:
         # The flag of an option that is on by default turns it off.
@@ -98,7 +96,3 @@ def _negated(function: Function, name: str) -> Function:
         return function(**values)
 
     return wraps(function)(call)
-
-
-def _is_union(annotation: Any) -> bool:
-    return get_origin(annotation) in (UnionType, Union)

@@ -12,9 +12,9 @@ from types import FrameType
 from typing import Any
 
 from magistral_mlx.errors import OptionError
+from magistral_mlx.files import PRIVATE
 from magistral_mlx.terminal.window import PLAIN_TERMINALS
 
-OWN_MODE = 0o600  # what is typed is its user's own
 LEAVING = "/quit or Ctrl-D ends the conversation"
 
 
@@ -151,11 +151,11 @@ def _is_kept(history: Path) -> bool:
     access = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         history.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(history, access, OWN_MODE)
+        descriptor = os.open(history, access, PRIVATE)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise OSError("it is no plain file")
-            os.fchmod(descriptor, OWN_MODE)
+            os.fchmod(descriptor, PRIVATE)
         finally:
             os.close(descriptor)
     except OSError as error:

@@ -96,7 +96,7 @@ class Command(command_line.Command):
             if not used:
                 raise
             names = ", ".join(name.replace("_", "-") for name in used)
-            where = f"{source_of(ctx, used)} sets {names}"
+            where = f"{source_of(used)} sets {names}"
             raise type(error)(f"{error.template}\n({where})") from None
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from threading import Event, Thread
 import click
 
 from magistral_mlx.errors import visible
-from magistral_mlx.terminal.window import can_draw
+from magistral_mlx.terminal.window import can_draw, width
 
 LOG_LEVELS = {
     "debug": logging.DEBUG,
@@ -104,8 +103,7 @@ class Status:
             return
         if can_draw(sys.stderr):
             # A line that wraps could not be removed.
-            width = shutil.get_terminal_size().columns - 1
-            self._draw(visible(text)[:width])
+            self._draw(visible(text)[: width()])
             self.is_shown = True
         elif (now := self.clock()) >= self._due:
             self._due = now + BETWEEN_LINES

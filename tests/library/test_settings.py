@@ -8,8 +8,8 @@ import pytest
 
 from magistral_mlx import manage
 from magistral_mlx.errors import OptionError
+from magistral_mlx.files import settings_path, state_dir
 from magistral_mlx.library import settings
-from magistral_mlx.library.places import settings_path, state_dir
 from magistral_mlx.terminal import command_line
 
 Capture = pytest.CaptureFixture[str]

@@ -11,9 +11,9 @@ import pytest
 import magistral_mlx as mm
 from magistral_mlx import bridge, plan
 from magistral_mlx.checkpoint.folder import resolve
+from magistral_mlx.checkpoint.hub_transfer import HEAD_BYTES
 from magistral_mlx.convert import __main__ as convert_door
 from magistral_mlx.convert import verify_checkpoint
-from magistral_mlx.convert.source.hub_stream import HEAD_BYTES
 from magistral_mlx.errors import CheckpointError, HubError, MagistralError, TokenizerError
 from magistral_mlx.tokenizer import home
 from magistral_mlx.tokenizer.home import find_tokenizer

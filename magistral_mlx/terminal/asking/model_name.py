@@ -10,8 +10,8 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from magistral_mlx.errors import quoted
+from magistral_mlx.files import settings_path
 from magistral_mlx.library.known_folders import find_model, is_model, model_names
-from magistral_mlx.library.places import settings_path
 from magistral_mlx.library.settings import MODEL, MODEL_VARIABLE, default_model
 from magistral_mlx.options import FOLDER
 from magistral_mlx.terminal.asking.question import is_piped
@@ -41,7 +41,7 @@ def is_setting(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is ParameterSource.DEFAULT_MAP
 
 
-def source_of(ctx: click.Context, names: list[str]) -> str:
+def source_of(names: list[str]) -> str:
     """Return the place that sets these parameters."""
     is_variable = names == [MODEL] and bool(os.environ.get(MODEL_VARIABLE))
     return MODEL_VARIABLE if is_variable else str(settings_path())

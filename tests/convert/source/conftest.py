@@ -7,7 +7,6 @@ import mlx.core as mx
 import pytest
 
 from magistral_mlx.checkpoint import hub_transfer
-from magistral_mlx.convert.source import hub_stream as streaming
 from tests.support.hub_files import BESIDE, HEAD_BYTES
 from tests.support.hub_server import Hub, serving, use
 from tests.support.tiny import make_config, make_weights, write_checkpoint
@@ -28,7 +27,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def hub(published: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     state = Hub({path.name: path.read_bytes() for path in published.iterdir()})
-    monkeypatch.setattr(streaming, "HEAD_BYTES", HEAD_BYTES)
+    monkeypatch.setattr(hub_transfer, "HEAD_BYTES", HEAD_BYTES)
     monkeypatch.setattr(hub_transfer, "FIRST_PAUSE_SECONDS", 0.0)
     with serving(state) as endpoint:
         use(monkeypatch, endpoint, tmp_path)

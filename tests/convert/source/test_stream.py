@@ -10,10 +10,10 @@ import mlx.core as mx
 import pytest
 
 from magistral_mlx.checkpoint import hub_transfer
+from magistral_mlx.checkpoint.hub_transfer import HEAD_BYTES
 from magistral_mlx.convert import ConvertOptions, check_conversion, stream_conversion
 from magistral_mlx.convert.output.journal import JOURNAL
 from magistral_mlx.convert.recipe.layout import in_order
-from magistral_mlx.convert.source.hub_stream import HEAD_BYTES
 from magistral_mlx.errors import ConversionError, HubError, MagistralError, OptionError, in_units
 from tests.support.faults.killing import in_small_pieces
 from tests.support.hub_server import COMMIT, OLDER, REPO, Hub, serving, use
