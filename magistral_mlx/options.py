@@ -5,7 +5,7 @@ the field, and the place that uses it.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from functools import wraps
@@ -155,7 +155,7 @@ def takes_keywords_of(
         @wraps(function)
         def call(*args: Any, **keywords: Any) -> Result:
             first, *rest = _positional(function, args, keywords, leading=1)
-            _check_names(function, options, keywords)
+            _check_call(function, options, rest, keywords)
             return function(first, options(*rest, **keywords))
 
         _show_keywords(call, function, options, leading=1)
@@ -195,7 +195,7 @@ def takes_two_and_keywords_of(
         @wraps(function)
         def call(*args: Any, **keywords: Any) -> Result:
             first, second, *rest = _positional(function, args, keywords, leading=2)
-            _check_names(function, options, keywords)
+            _check_call(function, options, rest, keywords)
             return function(first, second, options(*rest, **keywords))
 
         _show_keywords(call, function, options, leading=2)
@@ -216,16 +216,23 @@ def _positional(
     return given
 
 
-def _check_names(
-    function: Callable[..., Any], options: Any, keywords: Mapping[str, object]
+def _check_call(
+    function: Callable[..., Any],
+    options: Any,
+    args: Sequence[object],
+    keywords: Mapping[str, object],
 ) -> None:
-    """Raise TypeError for a keyword that the options do not have, and name the nearest."""
+    """Raise TypeError, in the function's name, for arguments that the options do not have."""
     declared = {found.name: found.metadata.get("aliases", ()) for found in fields(options)}
     for name in keywords.keys() - declared:
         near = [own for own, flags in declared.items() if f"--{name.replace('_', '-')}" in flags]
         near += get_close_matches(name, declared, n=1)
         hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(declared)}"
         raise TypeError(f"{function.__name__}() has no keyword {name!r}; {hint}")
+    try:
+        inspect.signature(options).bind(*args, **keywords)
+    except TypeError as error:
+        raise TypeError(f"{function.__name__}(): {error}") from None
 
 
 def _show_keywords(

@@ -144,7 +144,7 @@ class PrefixCache:
         if path.exists() and self.open(path)[0]:
             raise OptionError(
                 f"{path} holds a conversation, which a single reply would overwrite; continue it "
-                "with magistral chat or resume(), or name another file"
+                "as a chat, or name another file"
             )
 
     def saved_after(

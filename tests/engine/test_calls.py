@@ -56,6 +56,13 @@ def test_a_wrong_keyword_is_named_with_the_right_one(magistral: mm.Magistral) ->
         mm.load("demo", kv_bit=8)  # type: ignore[call-arg]
 
 
+def test_a_wrong_number_of_arguments_names_the_call(magistral: mm.Magistral) -> None:
+    with pytest.raises(TypeError, match=r"^load\(\): too many positional arguments"):
+        mm.load("demo", "8")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^ask\(\): missing a required argument: 'messages'"):
+        magistral.ask()  # type: ignore[call-arg]
+
+
 def test_what_is_printed(magistral: mm.Magistral) -> None:
     chat = magistral.chat()
     reply = chat.ask(QUESTION, temperature=0, think_budget=8)
