@@ -11,7 +11,8 @@ from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.quant_format import AFFINE_BITS, QuantFormat, Shape
 from magistral_mlx.checkpoint.safetensors_header import Entry, header_bytes, lay_out
 from magistral_mlx.convert.packing import check_divisible
-from magistral_mlx.convert.recipe.options import ConvertOptions, make_formats
+from magistral_mlx.convert.recipe.formats import make_formats
+from magistral_mlx.convert.recipe.options import ConvertOptions
 from magistral_mlx.convert.recipe.recipe_file import format_as_json
 from magistral_mlx.convert.source.source import FLOAT_TYPES, Source
 

@@ -1,11 +1,10 @@
-"""The options of a conversion, and the format that they give each matrix."""
+"""The options of a conversion."""
 
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from magistral_mlx.checkpoint.config import ModelConfig
 from magistral_mlx.checkpoint.hub_api import Layout
 from magistral_mlx.checkpoint.manifest import ReasoningFormat
 from magistral_mlx.checkpoint.quant_format import (
@@ -15,7 +14,7 @@ from magistral_mlx.checkpoint.quant_format import (
     Mode,
     QuantFormat,
 )
-from magistral_mlx.convert.recipe.named import AUTO, RAISED_BITS, RECIPES, is_raised
+from magistral_mlx.convert.recipe.named import AUTO, RECIPES
 from magistral_mlx.convert.recipe.recipe_file import DEFAULT_GROUP_SIZE, UNPACKED_BITS, RecipeFile
 from magistral_mlx.errors import CheckpointError, OptionError, named, quoted
 from magistral_mlx.options import FILE, option, refused
@@ -234,19 +233,3 @@ class ConvertOptions:
             )
             if value is not None
         }
-
-
-def make_formats(config: ModelConfig, options: ConvertOptions) -> dict[str, QuantFormat | None]:
-    """Return each matrix's format by module path; raise OptionError if a rule matches none."""
-    modules = [
-        name.removesuffix(".weight") for name, shape in config.shapes.items() if len(shape) == 2
-    ]
-    if options.file is not None:
-        return options.file.formats(modules)
-    default = options.default
-    if default is None or options.recipe in (None, AUTO):
-        return dict.fromkeys(modules, default)
-    raised = QuantFormat(RAISED_BITS, default.group_size)
-    return {
-        m: raised if is_raised(m, config.num_layers, options.recipe) else default for m in modules
-    }

@@ -12,9 +12,10 @@ from magistral_mlx.checkpoint.quant_format import (
     QuantFormat,
     QuantizationConfig,
 )
+from magistral_mlx.convert.recipe.formats import make_formats
 from magistral_mlx.convert.recipe.layout import quantization_block
 from magistral_mlx.convert.recipe.named import RECIPES
-from magistral_mlx.convert.recipe.options import ConvertOptions, make_formats
+from magistral_mlx.convert.recipe.options import ConvertOptions
 from magistral_mlx.errors import OptionError
 from tests.support.tiny import make_config
 

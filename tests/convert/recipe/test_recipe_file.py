@@ -11,8 +11,9 @@ import pytest
 from magistral_mlx.checkpoint.folder import open_checkpoint
 from magistral_mlx.checkpoint.quant_format import QuantFormat
 from magistral_mlx.convert import convert_checkpoint
+from magistral_mlx.convert.recipe.formats import make_formats
 from magistral_mlx.convert.recipe.layout import make_plan
-from magistral_mlx.convert.recipe.options import ConvertOptions, make_formats
+from magistral_mlx.convert.recipe.options import ConvertOptions
 from magistral_mlx.convert.recipe.recipe_file import RecipeFile
 from magistral_mlx.errors import OptionError
 from tests.support.sources import (
