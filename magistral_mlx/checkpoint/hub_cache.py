@@ -1,4 +1,7 @@
-"""The hub's own cache: fetch the files of a checkpoint, of one commit, and no others."""
+"""The hub's own cache: fetch the files of a checkpoint, of one commit, and no others.
+
+huggingface_hub keeps a file that arrived in part, and the next run resumes it.
+"""
 
 import logging
 import os

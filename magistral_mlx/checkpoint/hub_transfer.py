@@ -1,4 +1,4 @@
-"""Download a byte range of a hub file, with retries."""
+"""Download a byte range of a hub file; resume a transfer that broke."""
 
 import logging
 import time
