@@ -22,6 +22,7 @@ from magistral_mlx.engine.chat import Chat
 from magistral_mlx.engine.load import load
 from magistral_mlx.engine.magistral import Magistral
 from magistral_mlx.errors import (
+    CancelledError,
     CheckpointError,
     ContextError,
     ConversionError,
@@ -44,6 +45,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsyncStream",
+    "CancelledError",
     "Chat",
     "CheckpointError",
     "ContextError",

@@ -113,6 +113,7 @@ class Turn:
                 self._begun.set_result(None)
 
     def leave(self) -> None:
-        """End the turn. Has no effect after its end, or before its beginning."""
+        """End the turn, or the wait for it. Has no effect before its beginning."""
         if self._begun is not None:
             self.line.leave(self)
+            self.grant()

@@ -104,8 +104,9 @@ def test_callers_are_served_in_the_order_in_which_they_came(
     assert order == [0, 1, 2, 3]
 
 
-def test_a_reply_that_waits_in_line_can_be_cancelled(
-    magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", ["cancel", "close"])
+def test_a_reply_that_waits_in_line_can_be_ended(
+    magistral: mm.Magistral, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     joined = arriving(monkeypatch)
     first = magistral.stream(QUESTION, SHORT)
@@ -115,8 +116,10 @@ def test_a_reply_that_waits_in_line_can_be_cancelled(
     with ThreadPoolExecutor(1) as pool:
         reply = pool.submit(waiting.result)
         joined.get()
-        waiting.cancel()
-        assert reply.result().finish_reason == "cancelled"
+        getattr(waiting, how)()
+        error = reply.exception(timeout=60)
+    assert (type(error) is mm.CancelledError) == (how == "close")
+    assert error is not None or reply.result().finish_reason == "cancelled"
     assert first.result().finish_reason == "length"
 
 
