@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, DownloadColumn, ProgressColumn, Task
 from rich.progress import Progress as Bar
+from rich.table import Column
 from rich.text import Text
 
 from magistral_mlx.errors import in_units
@@ -22,6 +23,7 @@ T = TypeVar("T")
 
 # Steps from which the speed is estimated. Steps of one kind follow each other in a conversion.
 RECENT = 16
+BAR_WIDTH = 20
 
 
 @dataclass
@@ -68,8 +70,12 @@ class Pace:
 def run_with_bar(stream: Stream[Progress, T]) -> T:
     """Run a stream, show its progress on stderr, and return its result."""
     pace, status = Pace(), Status()
-    text = TextColumn("{task.description}", markup=False)
-    columns = (BarColumn(), DownloadColumn(), PaceColumn(pace), text)
+    columns = (
+        BarColumn(bar_width=BAR_WIDTH),
+        DownloadColumn(table_column=Column(no_wrap=True)),
+        PaceColumn(pace),
+        NameColumn(),
+    )
     with Bar(
         *columns,
         console=Console(stderr=True, color_system="auto" if has_styles() else None),
@@ -97,8 +103,15 @@ class PaceColumn(ProgressColumn):
     """A column with the speed and the time left."""
 
     def __init__(self, pace: Pace) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True))
         self.pace = pace
 
     def render(self, task: Task) -> Text:
         return Text(self.pace.words())
+
+
+class NameColumn(ProgressColumn):
+    """A column with the name of the step, cut off where the line ends."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.description, no_wrap=True, overflow="ellipsis")

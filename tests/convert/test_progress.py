@@ -1,9 +1,11 @@
 """Progress of the converter: its pace is honest, and a log shows it too."""
 
+import io
 import itertools
 from collections.abc import Generator
 
 import pytest
+from rich.console import Console
 
 from magistral_mlx.convert import progress
 from magistral_mlx.convert.progress import Pace, run_with_bar
@@ -69,3 +71,23 @@ def test_a_log_gets_a_line_every_30_seconds(
     lines = capsys.readouterr().err.splitlines()
     assert [line.rpartition(": ")[2] for line in lines] == ["tensor 3", "tensor 6"]
     assert lines[0].startswith("3 bytes of 6 bytes, ")
+
+
+def test_a_bar_takes_one_line_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(progress, "can_draw", lambda _: True)
+    monkeypatch.setattr(
+        progress, "Console", lambda **_: Console(file=terminal, width=80, force_terminal=True)
+    )
+
+    @streamed
+    def work() -> Generator[Progress, None, None]:
+        yield Progress(46_900_000_000, 47_100_000_000, f"model.layers.39.{'long' * 20}.weight")
+
+    run_with_bar(work())
+    drawn = terminal.getvalue()
+    assert "46.9/47.1 GB" in drawn
+    assert "model.layers.39.long" in drawn
+    assert "…" in drawn
+    assert "weight" not in drawn
+    assert drawn.count("\n") <= 1
