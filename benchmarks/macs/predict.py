@@ -31,7 +31,7 @@ class Range:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.low:.3g} to {self.high:.3g}"
+        return " to ".join(f"{bound:#.3g}".rstrip(".") for bound in (self.low, self.high))
 
     def __truediv__(self, divisor: float) -> "Range":
         return Range(self.low / divisor, self.high / divisor)
