@@ -58,7 +58,7 @@ def loading(
     planned = plan_model(model, options)
     checkpoint, plan = planned.checkpoint, planned.plan
     log.debug(
-        "%s: %s of weights; context %s, with a %d-bit KV cache; %s of %s in all",
+        "%s: %s of weights; context %s, with a %d-bit KV cache; %s in all, %s may be used",
         checkpoint.folder,
         in_units(plan.weights_bytes),
         f"{plan.context:,}",

@@ -24,10 +24,10 @@ NO_MODEL = f"""no model is named, and none is the default. Ways to get one:
       ready-made in 4 bit (13 GB), and makes it the default
   magistral config model NAME
       makes one that you have the default; magistral list shows them
-  magistral convert --hf-path mistralai/Magistral-Small-2506 --mlx-path magistral-4bit
-      your own, from the published weights (fetches 47 GB); then name it: magistral-4bit
+  magistral convert --hf-path mistralai/Magistral-Small-2506 --mlx-path my-4bit
+      makes your own, my-4bit, from the published weights (fetches 47 GB)
   demo, as a name (or --model demo)
-      the small model that comes with this package: arithmetic and letters, to try things out"""
+      is the toy model of this package: it does sums and counts letters"""
 # Where the options keep the model that was named, until all of them are read.
 NAMED = "magistral_mlx.named"
 # Its keys beside MODEL: the word in place of --model; True if none is typed.
