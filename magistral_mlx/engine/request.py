@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from magistral_mlx.errors import OptionError, quoted
 from magistral_mlx.generation.params import SamplingParams
-from magistral_mlx.options import LARGEST_COUNT, documented, explained, refused
+from magistral_mlx.options import check_count, documented, explained, refused
 from magistral_mlx.streams import Cancellation
 
 Messages = str | Sequence[Mapping[str, Any]]
@@ -108,8 +108,9 @@ class SampleRequest(Request):
 
     def __post_init__(self) -> None:
         Request.__post_init__(self)
-        if type(self.n) is not int or not 1 <= self.n <= LARGEST_COUNT:
-            raise refused("n", self.n, f"a whole number from 1 to {LARGEST_COUNT}")
+        if type(self.n) is not int or self.n < 1:
+            raise refused("n", self.n, "a whole number of at least 1")
+        check_count("n", self.n, 1)
 
 
 @dataclass(frozen=True, slots=True)
