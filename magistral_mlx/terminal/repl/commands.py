@@ -105,13 +105,11 @@ def _tell_saved(path: Path) -> None:
 
 def load(session: Session, text: str) -> None:
     path = path_in("/load", text)
-    if session.is_unsaved:
-        if session.file is None:
-            raise OptionError(
-                f"/load: this conversation is not saved; /save F saves it, /load! {path} drops it"
-            )
-        session.save(session.file)
-        tell(f"saved to {session.file}")
+    if session.is_unsaved and session.file is None:
+        raise OptionError(
+            f"/load: this conversation is not saved; /save F saves it, /load! {path} drops it"
+        )
+    session.keep()
     _go_on(session, path)
 
 
@@ -141,8 +139,8 @@ def reset(session: Session, _: str) -> None:
     session.reset()
     if session.file is not None and session.file.exists():
         tell(
-            f"a new conversation begins; {session.file} keeps the old one, as it was last saved, "
-            "until the new one has an answer and ends"
+            f"a new conversation begins; {session.file} keeps the old one until the new one has an "
+            "answer and ends"
         )
     else:
         tell("a new conversation begins")

@@ -104,7 +104,8 @@ class Session:
         self._saved = self._state()
 
     def reset(self) -> None:
-        """Begin a new conversation."""
+        """Begin a new conversation. Errors: ``Chat.save``."""
+        self.keep()
         self.chat.reset()
         self._forget()
 
@@ -119,8 +120,7 @@ class Session:
             MagistralError: the other one cannot be used; this one is loaded, if need be again.
         """
         self.models.check(name)
-        if self.file is not None and self.is_unsaved:
-            self.save(self.file)
+        self.keep()
         former, self.models.name = self.models.name, name
         self._free_model()
         try:
@@ -164,6 +164,12 @@ class Session:
         """Write the conversation to a file. Errors: ``Chat.save``."""
         self.chat.save(path, overwrite=overwrite)
         self._saved = self._state()
+
+    def keep(self) -> None:
+        """Write the conversation to its file, if it has one and a turn would be lost."""
+        if self.file is not None and self.is_unsaved:
+            self.save(self.file)
+            tell(f"saved to {self.file}")
 
     def save_at_end(self) -> None:
         """Write the conversation to its file, or beside it if somebody else has written there.

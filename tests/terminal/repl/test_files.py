@@ -62,10 +62,11 @@ def test_the_file_at_the_end(
     assert not file.exists()
     run(session, QUESTION)
     session.save_at_end()
-    before = file.stat().st_mtime_ns
     session.save_at_end()  # nothing is new
     assert capsys.readouterr().err.count("saved to") == 1
-    run(session, "/reset")
+    run(session, "What is 7 * 8?", "/reset")
+    before = file.stat().st_mtime_ns
+    assert len(session.magistral.resume(file).messages) == 4
     session.save_at_end()
     said = capsys.readouterr().err
     assert f"a new conversation begins; {file} keeps the old one" in said
