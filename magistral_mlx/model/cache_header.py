@@ -48,9 +48,7 @@ def open_cache(path: Path, cache: KVCache, config: ModelConfig, kind: dict[str, 
         CheckpointError: it is no cache file, or damaged.
     """
     if not os.path.lexists(path):
-        raise OptionError(
-            f"{path}: no such prompt cache; check the path, or leave it out to start anew"
-        )
+        raise OptionError(f"{path}: no such prompt cache; check the path")
     if not os.path.isfile(path):
         raise OptionError(f"{path} is no plain file, and so no prompt cache; name another")
     try:
