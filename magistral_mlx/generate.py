@@ -94,7 +94,7 @@ def command(
     as_json: bool,
     json_stream: bool,
 ) -> int:
-    """Ask Magistral one question and watch it reason."""
+    """Ask one question with -p or from a pipe, as mlx_lm.generate."""
     if as_json and json_stream:
         raise click.UsageError("--json-stream ends with the object of --json; keep one of the two")
     prints_json = as_json or json_stream

@@ -62,6 +62,14 @@ def test_an_unknown_command_is_exit_2(
     assert out == ""
 
 
+@pytest.mark.parametrize(("typed", "meant"), [("chatt", "chat"), ("Run", "run")])
+def test_a_misspelled_command_is_told_the_nearest(
+    typed: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([typed]) == 2
+    assert f"No such command '{typed}'. Did you mean {meant}?" in capsys.readouterr().err
+
+
 def test_a_command_is_imported_when_it_is_called() -> None:
     probe = (
         "import sys; from magistral_mlx.__main__ import main; main(['plan']); "
