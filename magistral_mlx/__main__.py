@@ -66,9 +66,10 @@ class Commands(click.Group):
         except click.UsageError as error:
             near = get_close_matches(args[0].lower(), [*COMMANDS, *ALIASES], n=1)
             # An option has its own hint.
-            if near and args[0][:1] != "-":
-                error.message += f" Did you mean {near[0]}?"
-            raise
+            if not near or args[0].startswith("-"):
+                raise
+            hint = f"{error.format_message()} Did you mean {near[0]}?"
+            raise click.UsageError(hint, error.ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands in groups."""
