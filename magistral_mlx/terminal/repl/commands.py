@@ -52,7 +52,8 @@ def help(session: Session, _: str) -> None:
 
 
 def retry(session: Session, _: str) -> None:
-    question = session.unanswered or session.chat.undo()
+    before, dropped = [*session.chat.messages], session.unanswered
+    question = dropped or session.chat.undo()
     if question is None:
         raise OptionError("/retry: there is no question yet")
     seed = None
@@ -61,7 +62,12 @@ def retry(session: Session, _: str) -> None:
         seed = session.usages[-1].seed + 1
     if session.sampling.temperature == 0:
         tell("at temperature 0 the same question has the same reply")
-    session.ask(question, seed=seed)
+    try:
+        session.ask(question, seed=seed)
+    finally:
+        if dropped is None and session.unanswered is not None:
+            session.chat.messages[:], session.unanswered = before, None
+            tell("the former answer stays")
 
 
 def undo(session: Session, _: str) -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,19 @@ def test_a_command_is_told_from_a_path(text: str, expected: tuple[str, str] | No
 )
 def test_two_slashes_are_sent_as_one(text: str, expected: str) -> None:
     assert message_in(text) == expected
+
+
+def test_a_retry_that_is_refused_leaves_the_former_answer(
+    session: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(session, "one", "two")
+    before = list(session.chat.messages)
+    session.sampling = replace(session.sampling, max_tokens=10**9)
+    with pytest.raises(mm.ContextError):
+        answer(session, "/retry")
+    assert session.chat.messages == before
+    assert session.unanswered is None
+    assert "the former answer stays" in capsys.readouterr().err
 
 
 def test_a_message_with_a_slash_reaches_the_model(session: Session) -> None:
