@@ -20,11 +20,13 @@ from benchmarks.runtime.cache import TOKENS, compare_files
 def cache(
     *, layers: int, work: Path | None, repeats: int, quick: bool, json_file: Path | None
 ) -> None:
-    """Time saving and opening a KV cache of 40,960 positions, in bf16 and in 8 bit.
+    """Time saving and opening a KV cache, in bf16 and in 8 bit.
+
+    It holds 40,960 positions.
 
     \b
-    python -m benchmarks cache                 1 GB of cache, two minutes
-    python -m benchmarks cache --layers 40     the whole model's: 6.7 GB on the drive, twice
+    python -m benchmarks cache                1 GB of cache, two minutes
+    python -m benchmarks cache --layers 40    the whole model: 6.7 GB, twice
     """
     facts = circumstances()
     home = Path(tempfile.gettempdir()) if work is None else work.absolute()

@@ -33,10 +33,11 @@ def compare(
     everything: bool,
     json_file: Path | None,
 ) -> None:
-    """Show ratios of B to A with a 95 % interval; exit with 1 if a figure of ours got worse.
+    """Show ratios of B to A; exit with 1 if a figure got worse.
 
-    A measure got worse if the whole interval is below 1 less the margin, and a count if it got
-    worse at all. Take both files on the same machine with nothing else running.
+    Only figures of ours count. Ratios have an interval of 95 %. A measure got worse if the whole
+    interval is below 1 less the margin, and a count if it got worse at all. Take both files on the
+    same machine with nothing else running.
 
     \b
     python -m benchmarks compare before.json after.json

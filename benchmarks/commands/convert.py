@@ -47,11 +47,16 @@ def convert(
     quick: bool,
     json_file: Path | None,
 ) -> None:
-    """Measure time and memory of a conversion, and compare its tensors with mlx-lm's.
+    """Measure a conversion, and compare its tensors with mlx-lm's.
+
+    Its time and memory are measured.
 
     \b
-    python -m benchmarks convert --peer mlx-lm                 4 layers: 7 GB in, 2 GB out
-    python -m benchmarks convert --synthetic 40 --repeats 1    all 40: 47 GB in, 13 GB out
+    python -m benchmarks convert --peer mlx-lm
+    python -m benchmarks convert --synthetic 40 --repeats 1
+
+    The first reads 4 layers, 7 GB, and writes 2 GB. The second reads all 40, 47 GB, and writes
+    13 GB.
     """
     facts = circumstances()
     home = Path(tempfile.gettempdir()) if work is None else work.absolute()

@@ -14,7 +14,7 @@ from magistral_mlx.engine.load import load
 @click.command()
 @json_option
 def drafting(*, json_file: Path | None) -> None:
-    """Count the passes that drafting saves, at the published cost of rows."""
+    """Count the passes that drafting saves, by published costs."""
     magistral = load("demo")
     report("asking the embedded model")
     texts = {"reasoning": list(traces(magistral)), **scripted(magistral.tokenizer)}

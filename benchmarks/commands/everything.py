@@ -56,11 +56,13 @@ def everything(
     only: tuple[str, ...],
     quick: bool,
 ) -> None:
-    """Run the benchmarks of this machine one after the other, and write a result file of each.
+    """Run all benchmarks of this machine; write a file for each.
 
     \b
-    python -m benchmarks all --out results --quick            about 4 minutes on two cores
-    python -m benchmarks all --out results --peer mlx-lm      some hours on two cores
+    python -m benchmarks all --out results --quick           about 4 minutes
+    python -m benchmarks all --out results --peer mlx-lm     some hours
+
+    The times are those of two cores.
     """
     if model is not None and only and not {*only} & {*WITH_MODEL}:
         raise OptionError(

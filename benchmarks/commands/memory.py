@@ -55,15 +55,16 @@ def memory(
     quick: bool,
     json_file: Path | None,
 ) -> None:
-    """Measure a prefill's memory with a float, an 8- and a 4-bit cache, beside its forecast.
+    """Measure a prefill's memory and its forecast by cache format.
 
-    Also the error of the packed caches. Unless a model is named, the layers have the true width
-    of attention and narrow matrices: a prompt of 8,192 through true ones takes an hour on a CPU.
+    The caches are float, 8-bit and 4-bit; their errors are measured, too. Unless a model is named,
+    the layers have the true width of attention and narrow matrices: a prompt of 8,192 through true
+    ones takes an hour on a CPU.
 
     \b
-    python -m benchmarks memory --peer mlx-lm                        half an hour on two cores
+    python -m benchmarks memory --peer mlx-lm      half an hour on two cores
     python -m benchmarks memory --model ~/magistral-4bit --repeats 3
-    python -m benchmarks memory --quick                              half a minute
+    python -m benchmarks memory --quick            half a minute
     """
     if model is not None and synthetic is not None:
         raise OptionError("--model names a checkpoint and --synthetic makes one; use one of them")

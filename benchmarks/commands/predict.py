@@ -21,7 +21,9 @@ FAILED = 1
 )
 @click.pass_context
 def forecast(context: click.Context, *, prompt_tokens: int, folder: Path | None) -> None:
-    """Predict decode and first token of the 24B model in 4 bit on Macs, or check predictions.
+    """Predict the 24B model's speed on Macs, or check predictions.
+
+    Predicted are decode and first token in 4 bit.
 
     Decode is the share of the bandwidth that such chips were seen to reach, over the bytes of
     weights and cache that a token reads. The first token is the prompt's operations over the share
@@ -30,7 +32,9 @@ def forecast(context: click.Context, *, prompt_tokens: int, folder: Path | None)
 
     \b
     python -m benchmarks predict
-    python -m benchmarks predict --check results     of `all --model ~/magistral-4bit` on a Mac
+    python -m benchmarks predict --check results
+
+    The results are those of `all --model ~/magistral-4bit` on a Mac.
     """
     if folder is not None:
         found = list(checks(read_results(folder)))

@@ -59,7 +59,7 @@ def quality(
     quick: bool,
     json_file: Path | None,
 ) -> None:
-    """Measure KL per token, top-1 agreement and perplexity against a reference.
+    """Measure KL, top-1 agreement and perplexity against a reference.
 
     Models run a layer at a time, so they need not fit into memory. The reference runs once; its
     predictions stay in the cache folder: of each token the 2,048 most probable ids, and the mass
@@ -68,9 +68,11 @@ def quality(
     geometric means over texts, and the factor of their error.
 
     \b
-    python -m benchmarks quality                 the demo in 4 bit by each method, and its answers
+    python -m benchmarks quality
     python -m benchmarks quality --q-bits 4 --q-bits 3 --q-bits 2
-    python -m benchmarks quality --reference ~/Magistral-Small-2506 --model ~/magistral-4bit
+    python -m benchmarks quality --reference ~/2506 --model ~/magistral-4bit
+
+    The first measures the demo in 4 bit by each method, and its answers.
     """
     if calibration is not None and methods == ("round",):
         raise OptionError("rounding does not calibrate; leave --calibration out")

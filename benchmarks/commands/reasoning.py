@@ -60,15 +60,16 @@ def reasoning(
     journal_file: Path | None,
     json_file: Path | None,
 ) -> None:
-    """Measure pass@1 on AIME 2024 and 2025 and GPQA Diamond, sampled as on the model card.
+    """Measure pass@1 on AIME 2024 and 2025 and GPQA Diamond.
 
-    Every graded reply is written at once: the same command continues an interrupted run, and
-    more --samples add to it. The trace is never graded.
+    Replies are sampled as on the model card. Every graded reply is written at once: the same
+    command continues an interrupted run, and more --samples add to it. The trace is never graded.
 
     \b
     python -m benchmarks reasoning --task demo-arithmetic --samples 4
-    python -m benchmarks reasoning --task aime24 --model ~/magistral-4bit --samples 16
-    python -m benchmarks reasoning --task gpqa-diamond --model ~/magistral-4bit --data ~/gpqa.csv
+    python -m benchmarks reasoning --task aime24 --model ~/4bit --samples 16
+    python -m benchmarks reasoning --task gpqa-diamond --model ~/4bit \\
+        --data ~/gpqa.csv
     """
     if journal_file and json_file and journal_file.absolute() == json_file.absolute():
         raise OptionError(f"--json and --journal are both {json_file}; name two files")

@@ -18,7 +18,9 @@ from benchmarks.synthetic import NARROW, write_slice
 @quick_option
 @json_option
 def samples(*, quick: bool, json_file: Path | None) -> None:
-    """Count cache bytes and passes of several replies over one prompt, against single replies.
+    """Count cache bytes and passes of several replies to one prompt.
+
+    They are compared with those of single replies.
 
     \b
     python -m benchmarks samples             five minutes on two cores

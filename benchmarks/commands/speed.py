@@ -81,15 +81,18 @@ def speed(
     quick: bool,
     json_file: Path | None,
 ) -> None:
-    """Time prefill and decode at contexts of 512 to 40,960 tokens, beside the bandwidth used.
+    """Time prefill and decode, and tell the bandwidth used.
 
-    Also the first token of a second turn, passes a token, several replies at once, and the
-    sampler. The bandwidth of this machine is measured first, by reading a matrix.
+    Contexts have 512 to 40,960 tokens. Also timed: the first token of a second turn, passes a
+    token, several replies at once, and the sampler. The bandwidth of this machine is measured
+    first, by reading a matrix.
 
     \b
-    python -m benchmarks speed --peer mlx-lm                the demo and two layers of true width
-    python -m benchmarks speed --model ~/magistral-4bit     a checkpoint of your own
-    python -m benchmarks speed --quick                      half a minute
+    python -m benchmarks speed --peer mlx-lm
+    python -m benchmarks speed --model ~/magistral-4bit
+    python -m benchmarks speed --quick
+
+    The first takes the demo and two layers of the true width; --quick takes half a minute.
     """
     chosen = {"prompt_tokens": prompt_tokens, "decode_tokens": tokens, "repeats": repeats}
     given = {name: value for name, value in chosen.items() if value is not None}

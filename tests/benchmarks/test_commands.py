@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from benchmarks.__main__ import main
+from benchmarks.__main__ import benchmarks, main
 from benchmarks.command_line import typed
 from benchmarks.commands.everything import machine_name
 from benchmarks.measure import circumstances
@@ -64,9 +64,18 @@ def test_minutes_that_are_none(minutes: str, capsys: pytest.CaptureFixture[str])
     assert "--minutes" in capsys.readouterr().err
 
 
-def test_help_and_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["speed", "--help"]) == 0
-    assert "--synthetic" in capsys.readouterr().out
+def test_every_help_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    # No summary is cut.
+    assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
+    for name in benchmarks.commands:
+        assert main([name, "--help"]) == 0
+        out = capsys.readouterr().out
+        assert "Usage: python -m benchmarks" in out
+        assert [line for line in out.splitlines() if len(line) > 80] == []
+
+
+def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["speed", "--peer", "none"]) == 2
     assert main(["speed", "--quick", "--synthetic", "1", "--tokens", "0"]) == 2
     assert "decode_tokens=0" in capsys.readouterr().err
