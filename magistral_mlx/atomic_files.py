@@ -59,8 +59,8 @@ def check_writable(path: Path) -> None:
         os.lstat(partial)
     if not os.path.isdir(target.parent):
         raise FileNotFoundError(errno.ENOENT, f"there is no folder {target.parent}")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, f"{target.parent} may not be written to")
+    if not os.access(target.parent, os.R_OK | os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"{target.parent} may not be read and written to")
 
 
 def _begin(path: Path) -> tuple[Path, Path, int | None]:

@@ -274,13 +274,12 @@ class Magistral:
     def _keeping_file(
         self, request: Request, run: ReplyRun | SampleRun, work: Generator[Item, None, Result]
     ) -> Generator[Item, None, Result]:
-        """Open the request's cache file now; return work that saves it at the end."""
+        """Return work that begins with the request's cache file, and saves it at the end."""
         if request.prompt_cache_file is None:
             return work
         file = as_path(request.prompt_cache_file, named("prompt_cache_file"))
         check_cache_file(file)
-        run_on_worker(partial(self.prefix_cache.open_for_reply, file), self._line)
-        return self.prefix_cache.saved_after(work, run, file)
+        return self.prefix_cache.with_file(file, work, run, run.job.cancellation)
 
 
 def _job(request: Request, prompt: list[int], max_tokens: int) -> Job:

@@ -13,6 +13,7 @@ from magistral_mlx.model.cache_file import load_cache, never, save_cache
 from magistral_mlx.model.cache_header import Stamp, kind_of, open_cache
 from magistral_mlx.model.kv_cache import KVCache
 from magistral_mlx.model.kv_format import KVFormat
+from magistral_mlx.streams import Cancellation
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -147,10 +148,16 @@ class PrefixCache:
                 "as a chat, or name another file"
             )
 
-    def saved_after(
-        self, work: Generator[Item, None, Result], holder: object, path: Path
+    def with_file(
+        self,
+        path: Path,
+        work: Generator[Item, None, Result],
+        holder: object,
+        cancellation: Cancellation,
     ) -> Generator[Item, None, Result]:
-        """Do a holder's work, then write the cache to a file if it is still the holder's."""
+        """Do a holder's work with a file's cache; write it back if it is still the holder's."""
+        if not cancellation.is_requested:
+            self.open_for_reply(path)
         result = yield from work
         if self.holder is holder:
             self.save(path)

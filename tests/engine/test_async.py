@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +92,22 @@ def test_an_error_comes_out_of_the_await(
         with pytest.raises(RuntimeError, match="hung"):
             asyncio.run(magistral.aask(QUESTION, SHORT))
     assert asyncio.run(magistral.aask(QUESTION, SHORT)).finish_reason == "length"
+
+
+def test_a_cache_file_lets_the_event_loop_go_on(magistral: mm.Magistral, tmp_path: Path) -> None:
+    file = tmp_path / "cache"
+    magistral.ask(OTHER, SHORT, prompt_cache_file=file)
+
+    async def both() -> mm.Reply:
+        stream = magistral.astream(QUESTION, SHORT)
+        await anext(aiter(stream))
+        waiting = asyncio.create_task(magistral.aask(OTHER, SHORT, prompt_cache_file=file))
+        await asyncio.sleep(0)
+        await stream.result()
+        return await waiting
+
+    reply = asyncio.run(both())
+    assert reply.usage.cached_tokens == reply.usage.prompt_tokens - 1
 
 
 def test_a_conversation_keeps_its_turns(magistral: mm.Magistral) -> None:

@@ -56,7 +56,7 @@ def test_a_single_reply_never_overwrites_a_conversation(
     chat.ask(QUESTION, GREEDY)
     chat.save(tmp_path / "talk")
     before = (tmp_path / "talk").read_bytes()
-    for ask in (magistral.ask, magistral.stream, partial(magistral.sample, n=2)):
+    for ask in (magistral.ask, partial(magistral.sample, n=1), partial(magistral.sample, n=2)):
         with pytest.raises(
             mm.OptionError, match="talk holds a conversation, which a single reply would overwrite"
         ):

@@ -325,7 +325,7 @@ def test_what_may_not_be_written_is_known_before(
         monkeypatch.setattr(
             os, "access", lambda path, mode, refused=refused: Path(path) != refused
         )  # root may
-        with pytest.raises(OptionError, match=r"Permission denied|may not be written to"):
+        with pytest.raises(OptionError, match=r"Permission denied|may not be read and written"):
             check_cache_file(file)
 
 
