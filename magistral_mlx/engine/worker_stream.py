@@ -17,6 +17,15 @@ Result = TypeVar("Result")
 _BEGUN: dict[Turn, Stream[Any, Any]] = {}
 
 
+def _cancel_all() -> None:
+    for steps in list(_BEGUN.values()):
+        steps.cancel()
+
+
+# A step of several replies takes as long as the shortest of them.
+WORKER.at_exit(_cancel_all)
+
+
 def on_worker(
     work: Generator[Item, None, Result],
     line: Line,

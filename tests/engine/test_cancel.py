@@ -13,6 +13,7 @@ import mlx.core as mx
 import pytest
 
 import magistral_mlx as mm
+from magistral_mlx.engine import worker_stream
 
 GREEDY = mm.SamplingParams(temperature=0)
 QUESTIONS = ("What is 48 + 76?", "How many r's are in strawberry?", "What is 7 * 8?")
@@ -287,3 +288,10 @@ def test_ctrl_c_just_after_a_step_ends_the_turn(
         with pytest.raises(KeyboardInterrupt):
             next(stream)
     assert ask_elsewhere(magistral) == "length"
+
+
+def test_the_end_of_the_program_cancels_what_has_begun(magistral: mm.Magistral) -> None:
+    stream = magistral.stream(QUESTIONS[0], GREEDY)
+    next(stream)
+    worker_stream._cancel_all()
+    assert stream.result().finish_reason == "cancelled"
