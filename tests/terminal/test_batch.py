@@ -10,7 +10,6 @@ import pytest
 from magistral_mlx import generate
 from magistral_mlx.errors import ContextError
 from magistral_mlx.generation.reply import Reply
-from magistral_mlx.terminal import shared_flags
 from magistral_mlx.terminal.asking.results import as_object
 from tests.support.terminal.scripted import REPLY, USAGE, Scripted
 
@@ -25,13 +24,6 @@ RESULTS = [
     {"index": 2, "id": None, "prompt": "three"} | as_object(REPLY, "m"),
 ]
 Asked = Callable[..., int]
-
-
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> Scripted:
-    scripted = Scripted()
-    monkeypatch.setattr(shared_flags, "loading", scripted.loading)
-    return scripted
 
 
 @pytest.fixture

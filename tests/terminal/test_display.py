@@ -19,6 +19,7 @@ from magistral_mlx.terminal.verbosity import Status
 from magistral_mlx.terminal.window import TraceWindow
 from magistral_mlx.tokenizer.segments import Segment, Text
 from tests.support.screen import Screen
+from tests.support.terminal.scripted import SEGMENTS
 
 USAGE = Usage(
     prompt_tokens=20,
@@ -32,13 +33,6 @@ USAGE = Usage(
     max_tokens=1,
     seed=7,
 )
-SEGMENTS = [
-    Progress(16, 20),
-    Text("reasoning", "8+6"),
-    Text("reasoning", "=14"),
-    Text("answer", "It is "),
-    Text("answer", "124."),
-]
 
 
 class Terminal(io.StringIO):

@@ -22,13 +22,6 @@ from magistral_mlx.tokenizer.segments import Text
 from tests.support.terminal.scripted import REPLY, USAGE, Scripted, run
 
 
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> Scripted:
-    scripted = Scripted()
-    monkeypatch.setattr(shared_flags, "loading", scripted.loading)
-    return scripted
-
-
 def pipe_in(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
 

@@ -22,13 +22,6 @@ from tests.support.terminal.scripted import REPLY, SEGMENTS, Scripted, run
 
 
 @pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> Scripted:
-    scripted = Scripted()
-    monkeypatch.setattr(shared_flags, "loading", scripted.loading)
-    return scripted
-
-
-@pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Return a function that makes stdin a pipe of the operating system with this text."""
     with ExitStack() as opened:
