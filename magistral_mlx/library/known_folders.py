@@ -87,8 +87,9 @@ def _write(added: list[Path], without: Path | None = None) -> None:
     path = _path()
     # A home that is read-only costs the list, and nothing else.
     with suppress(OSError), exclusive(path.with_suffix(".lock")):
-        kept = [folder for folder in known_folders() if folder not in (*added, without)]
+        # A folder that is not there may be on a drive that is not mounted.
+        kept = [folder for folder in _read() if folder not in (*added, without)]
         names = [str(folder) for folder in (*kept, *added)]
-        with suppress(UnicodeEncodeError), replacing(path) as descriptor:
-            content = json.dumps({FOLDERS: names}, ensure_ascii=False, indent=1).encode()
+        with replacing(path) as descriptor:
+            content = json.dumps({FOLDERS: names}, indent=1).encode()
             write_all(descriptor, memoryview(content))

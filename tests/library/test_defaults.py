@@ -206,3 +206,16 @@ def test_option_errors_stay_option_errors(config: Path) -> None:
     write(config, "temp = 1\nmax-tokens = 'x'")
     with pytest.raises(OptionError):
         generate.command.main(["demo", *ASK], standalone_mode=False)
+
+
+def test_a_folder_that_is_away_for_a_while_stays_in_the_list(tmp_path: Path) -> None:
+    drive, other = tmp_path / "drive", tmp_path / "other"
+    for folder in (drive, other):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+    remember(drive)
+    drive.rename(tmp_path / "away")
+    remember(other)
+    assert drive not in known_folders()
+    (tmp_path / "away").rename(drive)
+    assert {drive, other} <= set(known_folders())
