@@ -1,11 +1,13 @@
 """The list of models, and one model's details, as a terminal shows them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from magistral_mlx.errors import in_units, visible
 from magistral_mlx.library.models import LocalModel
+
+SHA256_DIGITS = 64
 
 
 def model_table(models: Sequence[LocalModel]) -> str:
@@ -36,13 +38,27 @@ def in_words(found: dict[str, Any]) -> str:
         ("matrices" if i == 0 else "", line.strip()) for i, line in enumerate(found["matrices"])
     ]
     for key in ("origin", "options"):
-        for i, (name, value) in enumerate((found[key] or {}).items()):
-            text = f"{len(value)} files" if name == "files" else json.dumps(value)
-            lines.append((key if i == 0 else "", f"{name}: {text}"))
+        for i, (name, value) in enumerate(_flat(found[key] or {})):
+            lines.append((key if i == 0 else "", f"{name}: {value}"))
     if found["origin"] is None:
         lines.append(("origin", "not converted here: it has no magistral_mlx.json"))
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {visible(text)}" for name, text in lines)
+
+
+def _flat(values: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the values of a manifest as texts, those of a nested object under ``parent.name``."""
+    for name, value in values.items():
+        if name == "files":
+            yield f"{parent}{name}", str(len(value))
+        elif isinstance(value, dict):
+            yield from _flat(value, f"{parent}{name}.")
+        elif isinstance(value, str):
+            yield f"{parent}{name}", f"{value[:12]}..." if len(value) == SHA256_DIGITS else value
+        elif value is None or isinstance(value, bool):
+            yield f"{parent}{name}", {None: "none", True: "yes", False: "no"}[value]
+        else:
+            yield f"{parent}{name}", json.dumps(value)
 
 
 def _number(value: float) -> str:

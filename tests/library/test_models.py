@@ -225,7 +225,11 @@ def test_show_tells_the_bits_the_release_and_the_origin(converted: Path, capsys:
     assert found["options"]["q_bits"] == 8
     assert found["config"]["num_layers"] == 4
     assert run(manage.show, str(converted)) == 0
-    assert "q_proj        8 bit" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "q_proj        8 bit" in out
+    assert "q_method: round\n" in out
+    assert "recipe: none\n" in out
+    assert "tokenizer_json: no\n" in out
     assert run(manage.show, "demo") == 0
 
 
