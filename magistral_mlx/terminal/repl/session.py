@@ -163,7 +163,9 @@ class Session:
     def save(self, path: Path, *, overwrite: bool = False) -> None:
         """Write the conversation to a file. Errors: ``Chat.save``."""
         self.chat.save(path, overwrite=overwrite)
-        self._saved = self._state()
+        # The session's own file is to have it as well.
+        if self.file in (None, path):
+            self._saved = self._state()
 
     def keep(self) -> None:
         """Write the conversation to its file, if it has one and a turn would be lost."""

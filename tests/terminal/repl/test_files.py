@@ -74,6 +74,13 @@ def test_the_file_at_the_end(
     assert file.stat().st_mtime_ns == before
 
 
+def test_a_copy_elsewhere_leaves_the_file_to_be_saved(session: Session, tmp_path: Path) -> None:
+    session.file = file = tmp_path / "talk.cache"
+    run(session, QUESTION, f"/save {tmp_path / 'copy'}")
+    session.save_at_end()
+    assert session.magistral.resume(file).messages == session.chat.messages
+
+
 def test_two_chats_on_one_file_are_kept_apart(
     session: Session, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
