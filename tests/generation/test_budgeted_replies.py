@@ -102,7 +102,9 @@ def test_a_line_that_is_enough_is_so_in_fewer_passes_and_side_by_side(
     magistral: mm.Magistral, budget: int, temperature: float
 ) -> None:
     """Give the same ids drafted, among others or alone, and with a quantized cache."""
-    sampling = mm.SamplingParams(temperature, seed=4, think_budget=budget, max_tokens=90)
+    sampling = mm.SamplingParams(
+        temperature=temperature, seed=4, think_budget=budget, max_tokens=90
+    )
     plain = [magistral.ask(QUESTION, replace(sampling, seed=seed)) for seed in (4, 5, 6)]
     hard = budget + len(magistral.tokenizer.closing("\n"))
     assert any(reply.usage.reasoning_tokens < hard for reply in plain)
