@@ -30,7 +30,7 @@ test: $(VENV)/.installed-test
 	OPENBLAS_NUM_THREADS=1 $(PYTEST)
 
 test-slow: $(VENV)/.installed-test
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow --durations 30
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
